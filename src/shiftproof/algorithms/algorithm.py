@@ -1,0 +1,90 @@
+"""The contract of a domain-generalization algorithm: what is minimised.
+
+An algorithm has three levels, each defaulting to the one before. Nearly all define `Algorithm.objective`; those
+that compose gradients define `Algorithm.backward`; those that alternate several optimizers define
+`Algorithm.update`. None of them knows which optimizer steps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from shiftproof.hparams import Hparam
+from shiftproof.models import Network
+from shiftproof.registry import Registry
+
+Batch = tuple[Tensor, Tensor]
+"""Normalised images (n, channels, height, width) and int64 labels (n,) of one source domain."""
+
+Closure = Callable[[], Tensor]
+
+
+class OptimizerFactory(Protocol):
+    """Builds the run's optimizer over some parameters."""
+
+    def __call__(self, params: Iterable[nn.Parameter]) -> Optimizer:
+        """Return a new optimizer over the parameters."""
+
+
+class Algorithm(nn.Module):
+    """A way of training: subclass it and define `objective`.
+
+    Everything a run must remember belongs in parameters, buffers or optimizers made by the factory; a
+    checkpoint holds exactly these.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains; every call gets one batch of each, in their order.
+    """
+
+    hparams: ClassVar[Mapping[str, Hparam]] = {}
+    """Hyperparameters by name; a subclass takes them as keyword arguments."""
+
+    def __init__(self, network: Network, num_domains: int) -> None:
+        super().__init__()
+        self.network = network
+        self.num_domains = num_domains
+        self.optimizers: dict[str, Optimizer] = {}
+
+    def build_optimizers(self, factory: OptimizerFactory) -> None:
+        """Build the optimizers of `update`; by default one over all parameters that train."""
+        self.optimizers = {"all": factory(p for p in self.parameters() if p.requires_grad)}
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits (n, classes) of normalised images (n, channels, height, width)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def objective(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the scalar loss of one batch per source domain."""
+        raise NotImplementedError(f"{type(self).__name__} must define objective, backward or update")
+
+    def backward(self, batches: Sequence[Batch], create_graph: bool = False) -> Tensor:
+        """Leave gradients in the parameters and return the detached loss."""
+        loss = self.objective(batches)
+        loss.backward(create_graph=create_graph)  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def update(self, batches: Sequence[Batch], step: int, make_closure: Callable[[Sequence[Batch]], Closure]) -> Tensor:
+        """Take the whole step number ``step`` (from 1) and return the detached loss.
+
+        Args:
+            batches: one batch per source domain.
+            step: number of the step.
+            make_closure: makes the closure that an optimizer's ``step`` takes, from batches.
+        """
+        # torch types a closure as returning a float; a tensor spares the synchronisation
+        loss: Tensor = self.optimizers["all"].step(make_closure(batches))  # type: ignore[arg-type, assignment]
+        return loss
+
+    def domain_losses(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Return the cross-entropy of every source domain, without penalties."""
+        return [F.cross_entropy(self.predict(images), labels) for images, labels in batches]
+
+
+ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm")

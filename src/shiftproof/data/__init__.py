@@ -1,0 +1,35 @@
+"""Domain data sets: what one is, the built-in and folder sets, splits and batches."""
+
+from shiftproof.data import digits as _digits  # noqa: F401 - registers its data sets
+from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations
+from shiftproof.data.batches import batch_indices
+from shiftproof.data.cache import CacheError, UnreadableImagesError
+from shiftproof.data.dataset import DATASETS, Domain, DomainDataset
+from shiftproof.data.folder import DomainFiles, FolderError, labelled_images, open_folder
+from shiftproof.data.images import ImageError, decode, to_pixels
+from shiftproof.data.splits import SPLIT_RULES, Split, SplitRule, grouped_split, random_split, split_domain
+
+__all__ = [
+    "DATASETS",
+    "SPLIT_RULES",
+    "Augmentations",
+    "CacheError",
+    "Domain",
+    "DomainDataset",
+    "DomainFiles",
+    "FolderError",
+    "ImageError",
+    "Split",
+    "SplitRule",
+    "UnreadableImagesError",
+    "augment",
+    "batch_indices",
+    "decode",
+    "draw_augmentations",
+    "grouped_split",
+    "labelled_images",
+    "open_folder",
+    "random_split",
+    "split_domain",
+    "to_pixels",
+]

@@ -1,0 +1,205 @@
+"""Folder data sets decoded once: a memory-mapped file of resized images per data set and image size."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from shiftproof.data.images import ImageError, decode
+
+_LAYOUT = 1  # part of every cache file's name; raise it when decoding changes
+_BLOCK = 512
+_LISTED = 10
+_REPORT_SECONDS = 5.0
+_ADVICE = "set SHIFTPROOF_CACHE to another folder"
+
+
+class CacheError(OSError):
+    """The cache cannot be written: its folder is not writable, or the disk is full."""
+
+
+class UnreadableImagesError(ValueError):
+    """Images of a data set that cannot be used; the message lists the first ones.
+
+    Attributes:
+        errors: one for every such image.
+    """
+
+    def __init__(self, root: Path, errors: Sequence[ImageError]) -> None:
+        self.errors = tuple(errors)
+        lines = [str(error) for error in errors[:_LISTED]]
+        if len(errors) > _LISTED:
+            lines.append(f"and {len(errors) - _LISTED} more")
+        super().__init__(f"{root}: {len(errors)} image(s) cannot be used:\n  " + "\n  ".join(lines))
+
+
+class FileState(NamedTuple):
+    """What tells whether a file has changed.
+
+    Attributes:
+        name: path relative to the data set's root, with forward slashes.
+        size: in bytes.
+        mtime_ns: time of its last change.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+def file_states(root: Path, paths: Sequence[Path]) -> list[FileState]:
+    """Return the states of files under `root`, in the order given."""
+    states = []
+    for path in paths:
+        status = path.stat()
+        states.append(FileState(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
+    return states
+
+
+def fingerprint(states: Sequence[FileState], image_size: int) -> str:
+    """Return a digest of the files' names and sizes and the image size, equal wherever the folder lies."""
+    return _digest(image_size, [(state.name, state.size) for state in states])
+
+
+def cache_folder() -> Path:
+    """Return where caches are: `SHIFTPROOF_CACHE`, else `shiftproof` in the user's cache folder."""
+    if chosen := os.environ.get("SHIFTPROOF_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "shiftproof"
+
+
+def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> NDArray[np.uint8]:
+    """Return a folder's images, decoded and resized on first use and whenever a file has changed.
+
+    Processes that need the same images at once decode them once. Progress goes to the standard error.
+
+    Args:
+        root: the folder.
+        states: its files, in the order of the result.
+        image_size: side to which images are resized, in pixels.
+
+    Returns:
+        uint8, shape (n, 3, image_size, image_size), read-only and memory-mapped.
+
+    Raises:
+        UnreadableImagesError: some files are no usable images; all are looked at first.
+        CacheError: the cache cannot be written.
+    """
+    root = root.resolve()
+    shape = (len(states), 3, image_size, image_size)
+    folder = cache_folder()
+    prefix = f"{root.name}-{_digest(str(root))[:8]}-{image_size}px"
+    # The name states the content and the file appears at once when complete: whoever finds it can use it.
+    file = folder / f"{prefix}-{_digest(_LAYOUT, list(states))}.npy"
+    if (images := _opened(file, shape)) is not None:
+        return images
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f"{prefix}.lock", root.name):
+            if (images := _opened(file, shape)) is None:
+                for stale in folder.glob(f"{glob.escape(prefix)}-*.npy"):
+                    with suppress(OSError):  # in use, where the system keeps such files
+                        stale.unlink()
+                _build(file, folder / f"{prefix}.partial", root, states, shape)
+                images = _opened(file, shape)
+    except CacheError:
+        raise
+    except OSError as error:
+        raise CacheError(f"cannot write the image cache in {folder}: {error}; {_ADVICE}") from error
+    if images is None:
+        raise CacheError(f"{file} was written but cannot be read back; {_ADVICE}")
+    return images
+
+
+def _digest(*facts: object) -> str:
+    return hashlib.sha256(repr(facts).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _opened(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Map a cache file; None where it is missing, damaged or truncated."""
+    try:
+        images = np.load(file, mmap_mode="r")
+        size = file.stat().st_size
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(images, np.memmap) or images.shape != shape or images.dtype != np.uint8:
+        return None
+    return images if size == images.offset + images.nbytes else None
+
+
+@contextmanager
+def _locked(file: Path, name: str) -> Iterator[None]:
+    """Hold a lock between processes; say so when another one holds it."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{name}: waiting for another process that decodes it", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(file: Path, partial: Path, root: Path, states: Sequence[FileState], shape: tuple[int, ...]) -> None:
+    """Write the partial file, then make it the cache file."""
+    needed, free = math.prod(shape), shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise CacheError(
+            f"the images of {root} take {needed / 1e9:.2f} GB decoded, "
+            f"but {file.parent} has {free / 1e9:.2f} GB left; {_ADVICE}"
+        )
+    errors: list[ImageError] = []
+    try:
+        with partial.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            # Written, not mapped: on a full disk a write raises, where a mapped page would end the process.
+            for image in _decoded(root, states, shape[-1]):
+                if isinstance(image, ImageError):
+                    errors.append(image)
+                elif not errors:
+                    stream.write(image.data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if errors:
+            raise UnreadableImagesError(root, errors)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _decoded(root: Path, states: Sequence[FileState], image_size: int) -> Iterator[NDArray[np.uint8] | ImageError]:
+    """Yield every image, or what is wrong with it, in order."""
+
+    def load(state: FileState) -> NDArray[np.uint8] | ImageError:
+        try:
+            return decode(root / state.name, image_size)
+        except ImageError as error:
+            return error
+
+    # Threads: Pillow decodes and resizes without the interpreter's lock, and they start at once. In blocks, so
+    # that neither waiting tasks nor decoded images pile up.
+    started = reported = time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(states), _BLOCK):
+            yield from pool.map(load, states[start : start + _BLOCK])
+            done, now = min(start + _BLOCK, len(states)), time.monotonic()
+            if now - reported >= _REPORT_SECONDS or (done == len(states) and reported > started):
+                reported = now
+                left = (now - started) * (len(states) - done) / done
+                print(f"{root.name}: {done} of {len(states)} images decoded, {left:.0f} s left", file=sys.stderr)

@@ -1,0 +1,91 @@
+"""What a domain data set is: images and labels, domain by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof.registry import Registry, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The images of one domain.
+
+    Attributes:
+        name: unique within the data set.
+        images: uint8, shape (n, channels, height, width); may be memory-mapped.
+        labels: int64, shape (n,), indices into the data set's classes.
+        groups: int64, shape (n,): images of equal number show the same thing (drawings of one photograph) and
+            stay on one side of a grouped split; None where nothing is known.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class DomainDataset:
+    """A data set made of domains that share their classes.
+
+    Attributes:
+        name: its name in tables.
+        domains: in the benchmark's order, which the splits depend on.
+        classes: class names; a label is an index into them.
+        photographs: whether images are augmented as photographs and hyperparameters drawn from the ranges for
+            them; small images (digits) are not augmented and have ranges of their own.
+        fingerprint: changes whenever the images or labels do.
+    """
+
+    name: str
+    domains: tuple[Domain, ...]
+    classes: tuple[str, ...]
+    photographs: bool
+    fingerprint: str
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Names of the domains, in order."""
+        return tuple(domain.name for domain in self.domains)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image."""
+        channels, height, width = self.domains[0].images.shape[1:]
+        return channels, height, width
+
+    def domain_index(self, name: str) -> int:
+        """Return the position of a domain.
+
+        Raises:
+            UnknownNameError: there is no domain of that name.
+        """
+        if name not in self.domain_names:
+            raise UnknownNameError(f"domain of {self.name}", name, list(self.domain_names))
+        return self.domain_names.index(name)
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A data set that can be opened by name.
+
+    Attributes:
+        open: called with the data folder (None for an embedded set) and the side to which images are resized
+            (None: the set's own).
+        photographs: as in `DomainDataset`.
+    """
+
+    open: Callable[[Path | None, int | None], DomainDataset]
+    photographs: bool
+
+
+DATASETS: Registry[DatasetEntry] = Registry("data set")

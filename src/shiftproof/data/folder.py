@@ -1,0 +1,270 @@
+"""Folder data sets: `<root>/<domain>/<class>/<image>`, and the benchmark sets that come in this form."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof.data.cache import cached_images, file_states, fingerprint
+from shiftproof.data.dataset import DATASETS, DatasetEntry, Domain, DomainDataset
+
+IMAGE_SIZE = 224
+_LAYOUT = "expected <root>/<domain>/<class>/<image>"
+_DRAWING = re.compile(r"(n\d+_\d+)-\d+")  # PACS: the k-th drawing of one photograph
+
+
+class FolderError(ValueError):
+    """A folder that is missing or not laid out as a data set."""
+
+
+class DomainFiles(NamedTuple):
+    """The image files of one domain.
+
+    Attributes:
+        name: the domain's name.
+        paths: the n files, by class, sorted by name within a class.
+        labels: int64, shape (n,): index of each file's class.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+
+
+def open_folder(data_dir: Path | None, image_size: int | None = None) -> DomainDataset:
+    """Open any tree of `<root>/<domain>/<class>/<image>`, in the order of DomainBed (torchvision's ImageFolder).
+
+    Files beside the folders, hidden files and files without the suffix of an image are left out.
+
+    Args:
+        data_dir: the root; its name is the data set's.
+        image_size: side to which images are resized, in pixels; 224 if None.
+
+    Raises:
+        FolderError: the folder is missing or empty, a class is empty, or classes differ between domains.
+        UnreadableImagesError: files are damaged or no images.
+        CacheError: the decoded images cannot be stored.
+    """
+    if data_dir is None:
+        raise FolderError("a folder data set needs a data folder")
+    root = _absolute(data_dir)
+    classes, files = _domain_files(root)
+    return _dataset(root.name, root, classes, files, image_size)
+
+
+def labelled_images(root: Path, classes: Sequence[str]) -> tuple[DomainFiles, ...]:
+    """List the images of a folder for a model that knows `classes`.
+
+    Args:
+        root: `<root>/<class>/<image>` (one domain, named like the folder) or `<root>/<domain>/<class>/<image>`.
+        classes: the model's class names; labels are indices into them. The folder may hold fewer.
+
+    Raises:
+        FolderError: the folder is missing, holds no images, or has classes that the model does not know.
+    """
+    root = _absolute(root)
+    folders = _subfolders(root)
+    if any(_holds_images(root / folder) for folder in folders):
+        domains = {root.name: (root, folders)}
+    else:
+        domains = {folder: (root / folder, _subfolders(root / folder)) for folder in folders}
+    unknown = sorted({name for _, names in domains.values() for name in names} - set(classes))
+    if unknown:
+        raise FolderError(
+            f"{root}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(classes)}"
+        )
+    index = {name: label for label, name in enumerate(classes)}
+    files = tuple(
+        _files(name, folder, {name: index[name] for name in names}) for name, (folder, names) in domains.items()
+    )
+    empty = [domain.name for domain in files if not domain.paths]
+    if empty or not files:
+        raise FolderError(f"{root}: no images in {', '.join(empty) or 'it'}")
+    return files
+
+
+def _absolute(folder: Path) -> Path:
+    """Return an absolute path whose last part is the name that the user knows: links are not followed."""
+    return Path(os.path.abspath(folder.expanduser()))
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
+    if not folder.is_dir():
+        raise FolderError(f"{folder}: no such folder")
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _files(name: str, folder: Path, class_to_label: dict[str, int]) -> DomainFiles:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    samples = make_dataset(folder, class_to_label, IMG_EXTENSIONS, allow_empty=True) if class_to_label else []
+    kept = [(Path(path), label) for path, label in samples if not _hidden(Path(path).relative_to(folder).parts)]
+    return DomainFiles(name, tuple(path for path, _ in kept), np.array([label for _, label in kept], np.int64))
+
+
+def _hidden(parts: Iterable[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
+
+
+def _holds_images(folder: Path) -> bool:
+    from torchvision.datasets.folder import is_image_file
+
+    with os.scandir(folder) as entries:
+        return any(entry.is_file() and is_image_file(entry.name) and not _hidden([entry.name]) for entry in entries)
+
+
+def _domain_files(root: Path) -> tuple[tuple[str, ...], list[DomainFiles]]:
+    """Return the classes and the files of every domain, after checking the layout."""
+    domains = {domain: _subfolders(root / domain) for domain in _subfolders(root)}
+    if not domains:
+        raise FolderError(f"{root}: no domain folders; {_LAYOUT}")
+    for domain, names in domains.items():
+        if not names:
+            raise FolderError(f"{root / domain}: no class folders; {_LAYOUT}")
+    classes = sorted(set().union(*domains.values()))
+    lacking = [
+        f"{domain} lacks {', '.join(missing)}"
+        for domain, names in domains.items()
+        if (missing := [name for name in classes if name not in names])
+    ]
+    if lacking:
+        raise FolderError(f"{root}: classes differ between domains: {'; '.join(lacking)}")
+    labels = {name: label for label, name in enumerate(classes)}
+    files = [_files(domain, root / domain, labels) for domain in domains]
+    empty = [
+        str(root / domain.name / name)
+        for domain in files
+        for name, count in zip(classes, np.bincount(domain.labels, minlength=len(classes)), strict=True)
+        if count == 0
+    ]
+    if empty:
+        raise FolderError(f"classes without images: {', '.join(empty)}")
+    return tuple(classes), files
+
+
+def _dataset(
+    name: str, root: Path, classes: tuple[str, ...], files: Sequence[DomainFiles], image_size: int | None
+) -> DomainDataset:
+    size = IMAGE_SIZE if image_size is None else image_size
+    states = file_states(root, [path for domain in files for path in domain.paths])
+    images = np.split(cached_images(root, states, size), np.cumsum([len(d.paths) for d in files])[:-1])
+    domains = tuple(
+        Domain(domain.name, part, domain.labels, _groups(domain.paths))
+        for domain, part in zip(files, images, strict=True)
+    )
+    return DomainDataset(name, domains, classes, True, fingerprint(states, size))
+
+
+def _groups(paths: Sequence[Path]) -> NDArray[np.int64] | None:
+    """Number the photographs that images are drawings of; None where no two images share one."""
+    numbers: dict[str | Path, int] = {}
+    groups = []
+    for path in paths:
+        drawing = _DRAWING.fullmatch(path.stem)
+        groups.append(numbers.setdefault(drawing[1] if drawing else path, len(numbers)))
+    return np.array(groups, dtype=np.int64) if len(numbers) < len(groups) else None
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    """What is published of a benchmark set.
+
+    Attributes:
+        name: its name in tables.
+        folder: its folder's name in DomainBed.
+        domains: the names of every domain's folder that are in use, in order.
+        classes: number of classes.
+        counts: number of images per domain, or of all.
+    """
+
+    name: str
+    folder: str
+    domains: tuple[tuple[str, ...], ...]
+    classes: int
+    counts: tuple[int, ...] | int
+
+
+_BENCHMARKS = (
+    _Benchmark("PACS", "PACS", (("art_painting",), ("cartoon",), ("photo",), ("sketch",)), 7, (2048, 2344, 1670, 3929)),
+    _Benchmark("VLCS", "VLCS", (("Caltech101",), ("LabelMe",), ("SUN09",), ("VOC2007",)), 5, 10729),
+    _Benchmark("OfficeHome", "office_home", (("Art",), ("Clipart",), ("Product",), ("Real World", "Real")), 65, 15588),
+    _Benchmark(
+        "TerraIncognita",
+        "terra_incognita",
+        (("location_100",), ("location_38",), ("location_43",), ("location_46",)),
+        10,
+        (4879, 9767, 4020, 6122),
+    ),
+    _Benchmark(
+        "DomainNet",
+        "domain_net",
+        (("clipart",), ("infograph",), ("painting",), ("quickdraw",), ("real",), ("sketch",)),
+        345,
+        586575,
+    ),
+)
+
+
+def _open_benchmark(benchmark: _Benchmark, data_dir: Path | None, image_size: int | None = None) -> DomainDataset:
+    """Open a benchmark set in (or at) `data_dir`; differences from what is published are a warning."""
+    root = _benchmark_root(benchmark, data_dir)
+    classes, files = _domain_files(root)
+    if differences := _differences(benchmark, classes, files):
+        warnings.warn(
+            f"{benchmark.name} in {root} is not the published data set: {'; '.join(differences)}", stacklevel=2
+        )
+    return _dataset(benchmark.name, root, classes, files, image_size)
+
+
+def _benchmark_root(benchmark: _Benchmark, data_dir: Path | None) -> Path:
+    if data_dir is None:
+        raise FolderError(f"{benchmark.name} needs a data folder: the one that holds the folder {benchmark.name}")
+    data_dir = _absolute(data_dir)
+    if not data_dir.is_dir():
+        raise FolderError(f"{data_dir}: no such folder")
+    names = sorted({benchmark.name, benchmark.folder})
+    found = [data_dir / name for name in names if (data_dir / name).is_dir()]
+    if not found and data_dir.name in names:
+        found = [data_dir]
+    if len(found) != 1:
+        problem = "holds both" if found else "does not hold"
+        raise FolderError(f"{data_dir} {problem} {' and '.join(names) if found else ' or '.join(names)}")
+    return found[0]
+
+
+def _differences(benchmark: _Benchmark, classes: Sequence[str], files: Sequence[DomainFiles]) -> list[str]:
+    differences = []
+    names = [domain.name for domain in files]
+    same_domains = len(names) == len(benchmark.domains) and all(map(lambda n, k: n in k, names, benchmark.domains))
+    if not same_domains:
+        expected = ", ".join(known[0] for known in benchmark.domains)
+        differences.append(f"domains {', '.join(names)} instead of {expected}")
+    if len(classes) != benchmark.classes:
+        differences.append(f"{len(classes)} classes instead of {benchmark.classes}")
+    counts = [len(domain.paths) for domain in files]
+    if isinstance(benchmark.counts, int):
+        if sum(counts) != benchmark.counts:
+            differences.append(f"{sum(counts)} images instead of {benchmark.counts}")
+    elif same_domains:
+        differences += [
+            f"{count} images in {name} instead of {published}"
+            for name, count, published in zip(names, counts, benchmark.counts, strict=True)
+            if count != published
+        ]
+    return differences
+
+
+DATASETS.register("folder", DatasetEntry(open_folder, photographs=True))
+for _benchmark in _BENCHMARKS:
+    DATASETS.register(_benchmark.name, DatasetEntry(partial(_open_benchmark, _benchmark), photographs=True))

@@ -1,0 +1,92 @@
+"""Reading image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+_MODES: dict[int, str] = {1: "L", 3: "RGB"}
+_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+
+
+class ImageError(ValueError):
+    """An image file that cannot be used.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def decode(path: Path, size: int, channels: Literal[1, 3] = 3) -> NDArray[np.uint8]:
+    """Read an image and resize it to a square, as DomainBed does: without regard to its aspect ratio.
+
+    As there, transparency is dropped (``convert("RGB")``, the loader that published figures were made with) and an
+    EXIF orientation is not applied. 16-bit grey is scaled to 8 bits, where Pillow's own conversion would clip it.
+
+    Args:
+        path: the file.
+        size: side of the result, in pixels.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8, shape (channels, size, size).
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, damaged, no image or of an unsupported mode.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_pixels(image, size, channels)
+    except UnidentifiedImageError:
+        reason = "not an image" if path.stat().st_size else "the file is empty"
+        raise ImageError(path, reason) from None
+    except Exception as error:  # decoders raise errors of many types on damaged files
+        raise ImageError(path, str(error) or type(error).__name__) from error
+
+
+def to_pixels(image: Image.Image, size: int, channels: Literal[1, 3] = 3) -> NDArray[np.uint8]:
+    """Resize a picture to a square, as `decode` does.
+
+    Args:
+        image: the picture.
+        size: side of the result, in pixels.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8, shape (channels, size, size).
+
+    Raises:
+        ValueError: the picture's mode is not supported.
+    """
+    converted = _eight_bits(image).convert(_MODES[channels])
+    pixels = np.asarray(converted.resize((size, size), Image.Resampling.BILINEAR))
+    return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return the image in a mode that converts to RGB and grey without loss of range and without warnings.
+
+    Raises:
+        ValueError: the mode is not supported: its range is unknown (32 bits), or it cannot be converted.
+    """
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode not in _CONVERTIBLE:
+        raise ValueError(f"images of mode {image.mode} are not supported")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    return image

@@ -1,0 +1,90 @@
+"""DomainBed's splits, bit for bit: every domain has a part to train on (in) and a held-out part (out)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof.data.dataset import Domain
+from shiftproof.randomness import seed_hash
+
+SplitRule = Literal["random", "grouped"]
+SPLIT_RULES: tuple[SplitRule, ...] = ("random", "grouped")
+HOLDOUT_FRACTION = 0.2
+
+
+class Split(NamedTuple):
+    """Indices of the images of one domain, int64.
+
+    Attributes:
+        in_: trained on in a source domain; the reported accuracy in a target domain.
+        out: held out: validation in a source domain, the oracle's in a target domain.
+    """
+
+    in_: NDArray[np.int64]
+    out: NDArray[np.int64]
+
+
+def random_split(count: int, trial_seed: int, domain: int) -> Split:
+    """Split a domain as DomainBed does: by trial seed and the domain's position alone.
+
+    Raises:
+        ValueError: a part would be empty.
+    """
+    keys = np.arange(count)
+    np.random.RandomState(seed_hash(trial_seed, domain)).shuffle(keys)
+    held_out = int(count * HOLDOUT_FRACTION)
+    if held_out == 0:
+        raise ValueError(f"a domain of {count} images is too small to split; it needs at least 5")
+    return Split(keys[held_out:], keys[:held_out])
+
+
+def grouped_split(groups: NDArray[np.int64], trial_seed: int, domain: int) -> Split:
+    """Split a domain without parting the images of a group; for the rest like `random_split`.
+
+    Groups are taken in shuffled order, each that still fits, until a fifth of the images is held out. Where that is
+    not met exactly, one more group is held out if this comes closer. Indices are in ascending order.
+
+    Args:
+        groups: int64, shape (n,), as in `Domain`.
+        trial_seed: number of the trial.
+        domain: the domain's position in the data set.
+
+    Raises:
+        ValueError: a part would be empty.
+    """
+    numbers, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.arange(len(numbers))
+    np.random.RandomState(seed_hash(trial_seed, domain)).shuffle(order)
+    held_out = np.zeros(len(numbers), dtype=bool)
+    missing = int(len(groups) * HOLDOUT_FRACTION)
+    for group in order:
+        if sizes[group] <= missing:
+            held_out[group] = True
+            missing -= sizes[group]
+    left = order[~held_out[order]]
+    if missing and len(left) > 1:
+        smallest = left[sizes[left].argmin()]
+        held_out[smallest] = sizes[smallest] < 2 * missing
+    if not 0 < held_out.sum() < len(numbers):
+        raise ValueError(f"a domain of {len(groups)} images in {len(numbers)} groups is too small to split by groups")
+    return Split(np.flatnonzero(~held_out[members]), np.flatnonzero(held_out[members]))
+
+
+def split_domain(domain: Domain, rule: SplitRule, trial_seed: int, position: int) -> Split:
+    """Split a domain: at random as DomainBed does, or by its groups where it has any.
+
+    Args:
+        domain: the domain.
+        rule: "random" or "grouped".
+        trial_seed: number of the trial.
+        position: the domain's position in the data set.
+
+    Raises:
+        ValueError: a part would be empty.
+    """
+    if rule == "grouped" and domain.groups is not None:
+        return grouped_split(domain.groups, trial_seed, position)
+    return random_split(len(domain), trial_seed, position)

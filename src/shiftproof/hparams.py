@@ -1,0 +1,73 @@
+"""Hyperparameters: a default, a search distribution, and DomainBed's way of drawing from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from shiftproof.randomness import seed_hash
+
+Value = bool | int | float | str
+Distribution = Callable[[np.random.RandomState], Value]
+
+
+@dataclass(frozen=True)
+class Hparam:
+    """One hyperparameter.
+
+    Attributes:
+        default: the value of setting 0 of every search.
+        draw: the search distribution; None keeps the default in every setting.
+        seed_name: the name that seeds its draws, if DomainBed calls it otherwise.
+    """
+
+    default: Value
+    draw: Distribution | None = None
+    seed_name: str | None = None
+
+
+def log10_uniform(low: float, high: float) -> Distribution:
+    """10 to a power uniform in [low, high)."""
+    return lambda random: float(10 ** random.uniform(low, high))
+
+
+def uniform(low: float, high: float) -> Distribution:
+    """Uniform in [low, high)."""
+    return lambda random: float(random.uniform(low, high))
+
+
+def log2_int(low: float, high: float) -> Distribution:
+    """The integer part of 2 to a power uniform in [low, high)."""
+    return lambda random: int(2 ** random.uniform(low, high))
+
+
+def choice(*values: Value) -> Distribution:
+    """One of the values, each as likely."""
+    # DomainBed draws with RandomState.choice; drawing the index instead keeps the values' own Python types.
+    return lambda random: values[int(random.choice(len(values)))]
+
+
+def decades(default: float, width: float = 2.0) -> Distribution:
+    """``width`` decades, log-uniform, centred on the default."""
+    centre = math.log10(default)
+    return log10_uniform(centre - width / 2, centre + width / 2)
+
+
+def draw(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
+    """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
+
+    Every name draws from a generator of its own, so another hyperparameter disturbs no draw, and at one
+    ``hparam_seed`` all methods get the same quantile of each name's distribution (DomainBed, commit b93c22a).
+    """
+    if hparam_seed == 0:
+        return {name: hparam.default for name, hparam in hparams.items()}
+    seed = seed_hash(hparam_seed, trial_seed)
+    return {
+        name: hparam.default
+        if hparam.draw is None
+        else hparam.draw(np.random.RandomState(seed_hash(seed, hparam.seed_name or name)))
+        for name, hparam in hparams.items()
+    }

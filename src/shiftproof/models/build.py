@@ -1,0 +1,135 @@
+"""The models by name."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from pathlib import Path
+
+import torch
+
+from shiftproof.models.model import Featurizer, Model
+from shiftproof.models.network import Network, Normalisation
+from shiftproof.models.small import small_conv
+from shiftproof.models.timm_models import near_timm_names, timm_model
+from shiftproof.models.torchvision_models import TORCHVISION_MODELS
+from shiftproof.models.weights import load_weights
+from shiftproof.registry import Registry, UnknownNameError
+
+MODELS: Registry[Model] = Registry("model")
+"""Our own models and those of torchvision; all others are timm's."""
+
+
+def _small_conv(image_shape: tuple[int, int, int]) -> Featurizer:
+    half = (0.5,) * image_shape[0]
+    return Featurizer(small_conv(image_shape[0]), Normalisation(half, half))
+
+
+MODELS.register("small_conv", Model(_small_conv, 28))
+for _name, _model in TORCHVISION_MODELS.items():
+    MODELS.register(_name, _model)
+
+# What modules raise when images are too small or of another size than they are built for.
+_MISFITS = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
+
+
+def build_network(
+    model: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    dropout: float,
+    seed: int,
+    weights: Path | None = None,
+) -> Network:
+    """Build a network on the CPU; its random start is a function of ``seed`` alone.
+
+    ``model`` is ``small_conv``, one of torchvision's ``squeezenet1_1``, ``resnet18`` and ``resnet50``, or any
+    name of timm's. torchvision's win over timm's two of the same names; timm's are reached with a tag, as in
+    ``resnet50.a1_in1k``.
+
+    With ``weights``, batch norms keep the statistics of the file in training. Without, theirs are mean 0 and
+    variance 1, which are not worth keeping, and they follow the batches.
+
+    Args:
+        model: name of the model.
+        image_shape: (channels, height, width) of its input, in pixels.
+        num_classes: number of logits.
+        dropout: probability of dropping a feature before the classifier.
+        seed: of the random start, the classifier's included, which is the same with weights and without.
+        weights: file of the featurizer's weights (see `load_weights`); None leaves the random start.
+
+    Raises:
+        ValueError: unknown model, images of a shape that it cannot take, ``dropout`` out of [0, 1), or a
+            weights file that cannot be read or does not fit.
+        FileNotFoundError: there is no such weights file.
+    """
+    entry = _find(model)
+    if entry.channels not in (None, image_shape[0]):
+        raise ValueError(f"model '{model}' takes images of {entry.channels} channels, not {image_shape[0]}")
+    # The CPU's generator alone is seeded, and put back: torch.manual_seed would seed the accelerators' too.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        try:
+            featurizer, feature_size = _build(entry, image_shape)
+        except _MISFITS as error:
+            raise ValueError(_misfit(model, image_shape, error)) from error
+        network = Network(
+            featurizer.module,
+            feature_size,
+            num_classes,
+            featurizer.normalisation,
+            dropout,
+            weights is not None,
+        )
+    if weights is not None:
+        load_weights(network.featurizer, weights, classifier=featurizer.classifier)
+    return network
+
+
+def default_image_size(model: str) -> int:
+    """Return the side in pixels of the images that a model is made for (224 for most).
+
+    Raises:
+        ValueError: unknown model.
+    """
+    return _find(model).image_size
+
+
+def _find(model: str) -> Model:
+    entry = MODELS[model] if model in MODELS else timm_model(model)
+    if entry is None:
+        names = dict.fromkeys([*MODELS, *near_timm_names(model)])
+        raise UnknownNameError("model", model, [*names, "any other of timm's models"])
+    return entry
+
+
+def _build(entry: Model, image_shape: tuple[int, int, int]) -> tuple[Featurizer, int]:
+    """Return a model's featurizer and the number of its features, which is what one image gives."""
+    featurizer = entry.build(image_shape)
+    featurizer.module.eval()
+    with torch.no_grad():
+        features = featurizer.module(torch.zeros(1, *image_shape))
+    if features.ndim != 2 or features.numel() == 0:
+        raise ValueError(f"its features have shape {tuple(features.shape)}")
+    return featurizer, features.shape[1]
+
+
+def _misfit(model: str, image_shape: tuple[int, int, int], error: Exception) -> str:
+    """Say that a model does not take images of a shape, and which it takes."""
+    channels, height, width = image_shape
+    entry = _find(model)
+
+    def fits(side: int) -> bool:
+        try:
+            with torch.device("meta"):  # shapes only: quick for large models too
+                _build(entry, (channels, side, side))
+        except _MISFITS:
+            return False
+        return True
+
+    # The least size, except for models that take only multiples of something: one that fits all the same.
+    least = 1 + bisect_left(range(1, entry.image_size), True, key=fits)
+    return (
+        f"model '{model}' cannot take images of {height} x {width} pixels: it takes {least} x {least} "
+        f"and is made for {entry.image_size} x {entry.image_size} ({type(error).__name__}: {error})"
+    )

@@ -1,0 +1,72 @@
+"""A network: a featurizer, dropout and a linear classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What turns pixels in [0, 1] into a network's input: ``(pixel - mean) / std``, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Normalise float images (n, channels, height, width) in [0, 1]."""
+        shape = (1, -1, 1, 1)
+        mean, std = (torch.tensor(v, device=pixels.device).view(shape) for v in (self.mean, self.std))
+        return (pixels - mean) / std
+
+
+class Network(nn.Module):
+    """A classifier of normalised images.
+
+    Args:
+        featurizer: maps images (n, channels, height, width) to features (n, feature_size).
+        feature_size: number of features.
+        num_classes: number of logits.
+        normalisation: of the images it expects.
+        dropout: probability of dropping a feature, in [0, 1).
+        freeze_batch_norm: keep the featurizer's batch norms at their stored statistics in training too, as for
+            DomainBed's published results; their scales and shifts still train.
+    """
+
+    def __init__(
+        self,
+        featurizer: nn.Module,
+        feature_size: int,
+        num_classes: int,
+        normalisation: Normalisation,
+        dropout: float = 0.0,
+        freeze_batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"Invalid dropout value: {dropout}; it must be in [0, 1)")
+        self.featurizer = featurizer
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(feature_size, num_classes)
+        self.feature_size = feature_size
+        self.normalisation = normalisation
+        self.freeze_batch_norm = freeze_batch_norm
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; frozen batch norms stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.featurizer.modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = False  # not eval(): timm's batch norms hold dropout and activation
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, num_classes) of normalised images (n, channels, height, width)."""
+        logits: Tensor = self.classifier(self.dropout(self.featurizer(images)))
+        return logits

@@ -1,0 +1,41 @@
+"""Featurizers of timm's models, by timm's names."""
+
+from __future__ import annotations
+
+import difflib
+
+from shiftproof.models.model import Featurizer, Model, default_normalisation
+from shiftproof.models.network import Normalisation
+
+
+def timm_model(name: str) -> Model | None:
+    """Look up a model of timm's, with a tag or without ("resnet26.bt_in1k", "resnet26"); None if it has none."""
+    import timm
+
+    if not timm.is_model(name):
+        return None
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None  # noqa: S101  # every model of timm's registry has one
+
+    def build(image_shape: tuple[int, int, int]) -> Featurizer:
+        channels, height, width = image_shape
+        # Models of a fixed size take the size at which they are built.
+        size = {"img_size": height if height == width else (height, width)} if config.fixed_input_size else {}
+        module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **size)
+        normalisation = (
+            Normalisation(tuple(config.mean), tuple(config.std))
+            if len(config.mean) == channels
+            else default_normalisation(channels)
+        )
+        # The configuration names the last layer alone ("head.fc"); what else the classifier has lies beside it.
+        layers = (config.classifier,) if isinstance(config.classifier, str) else config.classifier or ()
+        return Featurizer(module, normalisation, tuple(layer.partition(".")[0] for layer in layers))
+
+    return Model(build, config.input_size[-1])
+
+
+def near_timm_names(name: str) -> list[str]:
+    """Return up to three of timm's names close to ``name``, nearest first."""
+    import timm
+
+    return difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)

@@ -1,0 +1,121 @@
+"""The optimizers by name: how each is built, its defaults and what a search draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from shiftproof.hparams import Distribution, Hparam, decades, log10_uniform, uniform
+from shiftproof.optim.genie import GENIE
+from shiftproof.optim.sam import SAM
+from shiftproof.registry import Registry
+
+Search = Literal["protocol", "short"]
+SEARCHES: tuple[Search, ...] = ("protocol", "short")
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """A learning rate's default and distribution, for one kind of images.
+
+    Attributes:
+        protocol: default and distribution at the protocol's length (5,001 steps).
+        short: default for a few hundred steps; two decades around it are searched. Fixed beforehand by
+            source-domain validation only (docs/short_search.md).
+    """
+
+    protocol: tuple[float, Distribution]
+    short: float
+
+    def hparam(self, search: Search) -> Hparam:
+        """Return the hyperparameter of a search."""
+        if search == "short":
+            return Hparam(self.short, decades(self.short))
+        return Hparam(*self.protocol)
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """One optimizer of the comparison.
+
+    Attributes:
+        build: called with parameters and the hyperparameters as keywords.
+        lr_small: learning rates for small images, networks trained from scratch.
+        lr_photographs: learning rates for photographs, pretrained networks.
+        hparams: hyperparameters other than lr and weight decay.
+        passes: how often `step` calls its closure.
+        needs_graph: whether the closure must keep the graph of its backward pass.
+        seeded: whether `build` takes a ``seed``.
+    """
+
+    build: Callable[..., Optimizer]
+    lr_small: LearningRates
+    lr_photographs: LearningRates
+    hparams: Mapping[str, Hparam] = field(default_factory=dict)
+    passes: int = 1
+    needs_graph: bool = False
+    seeded: bool = False
+
+    def search_space(self, photographs: bool, search: Search) -> dict[str, Hparam]:
+        """Return all hyperparameters with the distributions of one kind of images and one search."""
+        lr = self.lr_photographs if photographs else self.lr_small
+        decay = Hparam(0.0, log10_uniform(-6, -2) if photographs else None)
+        return {"lr": lr.hparam(search), "weight_decay": decay, **self.hparams}
+
+    def __call__(self, params: Any, *, seed: int = 0, **hparams: Any) -> Optimizer:
+        """Build the optimizer.
+
+        Args:
+            params: parameters or groups.
+            seed: key of the optimizer's own random numbers, where it has any.
+            **hparams: hyperparameters by name.
+
+        Raises:
+            ValueError: a hyperparameter is out of range.
+        """
+        return self.build(params, **hparams, **({"seed": seed} if self.seeded else {}))
+
+
+OPTIMIZERS: Registry[OptimizerEntry] = Registry("optimizer")
+
+_SMALL = (1e-3, log10_uniform(-4.5, -2.5))
+_PHOTOGRAPHS = (5e-5, log10_uniform(-5, -3.5))
+_GENIE_HPARAMS = {"beta": Hparam(0.95, uniform(0.9, 0.999)), "dropout": Hparam(0.4, uniform(0.1, 0.8))}
+
+
+def _register(
+    name: str,
+    build: Callable[..., Optimizer],
+    short: tuple[float, float],
+    protocol: tuple[float, Distribution] | None = None,
+    **entry: Any,
+) -> None:
+    """Register an optimizer; ``short`` and ``protocol`` are for small images and photographs alike where one."""
+    OPTIMIZERS.register(
+        name,
+        OptimizerEntry(
+            build,
+            LearningRates(protocol or _SMALL, short[0]),
+            LearningRates(protocol or _PHOTOGRAPHS, short[1]),
+            **entry,
+        ),
+    )
+
+
+_register("sgd", partial(SGD, momentum=0.9), (0.1, 0.01), (10**-2.75, log10_uniform(-4, -1.5)))
+_register("adam", Adam, (0.01, 3e-4))
+_register("adamw", AdamW, (0.01, 3e-4))
+_register("sam", SAM, (0.01, 3e-4), passes=2, hparams={"rho": Hparam(0.05)})
+_register("genie", GENIE, (10.0, 1.0), (0.1, log10_uniform(-2, 0)), hparams=_GENIE_HPARAMS, seeded=True)
+_register(
+    "genie_released",
+    partial(GENIE, form="released"),
+    (1.0, 0.1),
+    (0.015, log10_uniform(-3, -1)),
+    hparams=_GENIE_HPARAMS,
+    seeded=True,
+)

@@ -1,0 +1,62 @@
+"""Randomness as a function: keyed generators, DomainBed's seeds and the Philox stream of the optimizers.
+
+Nothing here keeps state. A draw is determined by its key alone (seed, step, domain, ...), so a run can stop
+anywhere and continue, and evaluating it cannot disturb its training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+
+
+def seed_hash(*key: object) -> int:
+    """Return DomainBed's seed of a key: the md5 of ``str(key)``, modulo 2**31."""
+    digest = hashlib.md5(str(key).encode(), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % 2**31
+
+
+def generator(*key: int | str) -> np.random.Generator:
+    """Return a NumPy generator that depends on nothing but ``key``."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def torch_seed(*key: int | str) -> int:
+    """Return a seed for torch's generators, in [0, 2**63), that depends on nothing but ``key``."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+
+    Args:
+        seed: the 64-bit key.
+        counter: the four 32-bit counter words, lowest first: three int64 tensors of one shape, values in
+            [0, 2**32), and the last as an integer that all elements share.
+
+    Returns:
+        Four int64 tensors of that shape with values in [0, 2**32), equal on every device.
+    """
+    c0, c1, c2 = counter[:3]
+    c3 = torch.full_like(c0, counter[3] & _WORD)
+    key0, key1 = seed & _WORD, (seed >> 32) & _WORD
+    for _ in range(10):
+        # int64 products wrap; their low 64 bits are the unsigned product's, which the shift and mask read.
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & _WORD) ^ c1 ^ key0,
+            product1 & _WORD,
+            ((product0 >> 32) & _WORD) ^ c3 ^ key1,
+            product0 & _WORD,
+        )
+        key0, key1 = (key0 + _KEY_INCREMENTS[0]) & _WORD, (key1 + _KEY_INCREMENTS[1]) & _WORD
+    return c0, c1, c2, c3

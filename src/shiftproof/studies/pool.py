@@ -1,0 +1,125 @@
+"""A pool of worker processes that outlives the death of a worker and ends with its parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, NamedTuple, TypeVar
+
+Task = TypeVar("Task")
+
+
+class Outcome(NamedTuple):
+    """How a task ended: its number and its value, or the error that it raised or that ended its worker."""
+
+    task: int
+    value: Any
+    error: str | None
+
+
+class _Worker(Generic[Task]):
+    """A process that does one task at a time."""
+
+    def __init__(self, work: Callable[[Task], Any]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-way
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.index: int | None = None
+
+    def start(self, index: int, task: Task) -> None:
+        self.index = index
+        self.connection.send(task)
+
+    def outcome(self) -> Outcome | None:
+        """Return the outcome of the task in work, None while there is none.
+
+        Raises:
+            EOFError: the process ended without an outcome.
+        """
+        if self.index is None or not (self.connection.poll() or not self.process.is_alive()):
+            return None
+        if not self.connection.poll():
+            raise EOFError
+        value, error = self.connection.recv()
+        index, self.index = self.index, None
+        return Outcome(index, value, error)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        task = connection.recv()
+        try:
+            message: tuple[Any, str | None] = (work(task), None)
+        except Exception as error:  # whatever a task raises is its outcome; the others go on
+            message = (None, f"{type(error).__name__}: {error}")
+        connection.send(message)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def run_tasks(work: Callable[[Task], Any], tasks: Sequence[Task], jobs: int, attempts: int = 3) -> Iterator[Outcome]:
+    """Do the tasks in parallel processes and yield their outcomes as they come.
+
+    Workers stay alive between tasks. A task whose worker dies is done again by a new one.
+
+    Args:
+        work: a function at the top level of a module; what it raises becomes its task's error.
+        tasks: picklable values.
+        jobs: number of processes.
+        attempts: how many workers a task may take down before that is its error.
+    """
+    waiting = deque(range(len(tasks)))
+    deaths: Counter[int] = Counter()
+    workers: list[_Worker[Task]] = [_Worker(work) for _ in range(min(jobs, len(tasks)))]
+    try:
+        remaining = len(tasks)
+        while remaining:
+            for worker in workers:
+                if worker.index is None and waiting:
+                    index = waiting.popleft()
+                    worker.start(index, tasks[index])
+            busy = [worker for worker in workers if worker.index is not None]
+            wait([source for worker in busy for source in (worker.connection, worker.process.sentinel)])
+            for worker in busy:
+                try:
+                    outcome = worker.outcome()
+                except (EOFError, OSError):
+                    outcome = _bury(worker, deaths, waiting, attempts)
+                    workers[workers.index(worker)] = _Worker(work)
+                if outcome is not None:
+                    remaining -= 1
+                    yield outcome
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _bury(worker: _Worker[Any], deaths: Counter[int], waiting: deque[int], attempts: int) -> Outcome | None:
+    """Put the task of a dead worker back, or return its failure if it has taken too many down."""
+    index = worker.index
+    assert index is not None  # noqa: S101  (only busy workers are looked at)
+    worker.stop()
+    deaths[index] += 1
+    if deaths[index] < attempts:
+        waiting.appendleft(index)
+        return None
+    return Outcome(index, None, f"the worker died {attempts} times, last with exit code {worker.process.exitcode}")

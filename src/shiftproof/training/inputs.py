@@ -1,0 +1,88 @@
+"""The images of a run: its splits, the batches of a step and the passes of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shiftproof.algorithms import Batch
+from shiftproof.data import DomainDataset, SplitRule, augment, batch_indices, draw_augmentations, split_domain
+from shiftproof.models import Normalisation
+
+Part = Literal["in", "out"]
+EVALUATION_BATCH = 64
+
+
+class Inputs:
+    """The source and target domains of a run as normalised tensors on its device.
+
+    Args:
+        dataset: the data set.
+        targets: names of the domains left out.
+        trial_seed: determines the splits.
+        seed: the run's seed; determines the batches.
+        batch_size: images of every source domain a step.
+        split: how the held-out images are chosen.
+        normalisation: of the network's input.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        dataset: DomainDataset,
+        targets: tuple[str, ...],
+        *,
+        trial_seed: int,
+        seed: int,
+        batch_size: int,
+        split: SplitRule,
+        normalisation: Normalisation,
+        device: torch.device,
+    ) -> None:
+        self._dataset = dataset
+        self._seed = seed
+        self._batch_size = batch_size
+        self._normalisation = normalisation
+        self._device = device
+        self.targets = [dataset.domain_index(name) for name in targets]
+        self.sources = [i for i in range(len(dataset.domains)) if i not in self.targets]
+        self._splits = [split_domain(domain, split, trial_seed, i) for i, domain in enumerate(dataset.domains)]
+
+    def batches(self, step: int) -> list[Batch]:
+        """Return the batch of every source domain at step number ``step`` (from 1)."""
+        candidates = [self._splits[domain].in_ for domain in self.sources]
+        indices = batch_indices(candidates, self._batch_size, self._seed, step)
+        return [
+            (self._prepared(self._augmented(domain, chosen, step)), self._labels(domain, chosen))
+            for domain, chosen in zip(self.sources, indices, strict=True)
+        ]
+
+    def _augmented(self, domain: int, indices: NDArray[np.int64], step: int) -> Tensor:
+        """Return images as floats in [0, 1], photographs augmented."""
+        images = self._pixels(domain, indices)
+        if not self._dataset.photographs:
+            return images.float() / 255
+        return augment(images, draw_augmentations(len(indices), images.shape[-1], self._seed, step, domain))
+
+    def evaluation_batches(self, domain: int, part: Part) -> Iterator[Batch]:
+        """Yield all images of one part of a domain, plain and in order."""
+        indices = self._splits[domain].out if part == "out" else self._splits[domain].in_
+        for start in range(0, len(indices), EVALUATION_BATCH):
+            chosen = indices[start : start + EVALUATION_BATCH]
+            yield self._prepared(self._pixels(domain, chosen).float() / 255), self._labels(domain, chosen)
+
+    def _prepared(self, pixels: Tensor) -> Tensor:
+        # convolutions are up to 2.5 times as fast with the channels last
+        return self._normalisation(pixels).contiguous(memory_format=torch.channels_last)
+
+    def _pixels(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
+        # fancy indexing copies the chosen images, also out of a memory-mapped array
+        return torch.from_numpy(self._dataset.domains[domain].images[indices]).to(self._device)
+
+    def _labels(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self._dataset.domains[domain].labels[indices]).to(self._device)

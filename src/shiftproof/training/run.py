@@ -1,0 +1,236 @@
+"""One run: train on the source domains, evaluate, keep the selected model; killed, it continues where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from shiftproof.algorithms import ALGORITHMS, Algorithm
+from shiftproof.annealing import ANNEALERS
+from shiftproof.data import DomainDataset
+from shiftproof.files import DamagedFileError, read_json, write_json, write_json_lines
+from shiftproof.models import build_network
+from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.randomness import torch_seed
+from shiftproof.training.checkpoint import load_checkpoint, save_checkpoint
+from shiftproof.training.evaluation import evaluate, training_domain_validation
+from shiftproof.training.inputs import Inputs, Part
+from shiftproof.training.saved_model import save_model
+from shiftproof.training.spec import RunSpec
+from shiftproof.training.step import StepBuilder
+
+CHECKPOINT_FILE = "checkpoint.pt"
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+SPEC_FILE = "spec.json"
+CHECKPOINT_SECONDS = 60.0
+
+OnProgress = Callable[[int, float], None]
+"""Called after every step with its number and loss."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training diverged; the message says at which step."""
+
+
+def train(
+    spec: RunSpec,
+    dataset: DomainDataset,
+    folder: Path,
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    on_progress: OnProgress = lambda step, loss: None,
+) -> dict[str, Any]:
+    """Train one run in its folder, from its checkpoint if there is one, and return its result.
+
+    A diverged run returns a result too: it is recorded as failed, because training it again would end alike.
+    Any other error is raised.
+
+    Args:
+        spec: what determines the result.
+        dataset: the data set that the spec names.
+        folder: the run's own; created if need be.
+        device: where to train.
+        weights: file of the weights to start from.
+        on_progress: told of every step.
+
+    Raises:
+        DamagedFileError: the folder holds a damaged checkpoint.
+        ValueError: a part of the spec is not valid.
+    """
+    torch.set_num_threads(1)  # so that the number of workers changes no result
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SPEC_FILE, asdict(spec))
+    run = _Run(spec, dataset, folder, device, weights)
+    try:
+        run.train(on_progress)
+        status, error = "finished", None
+    except NonFiniteLossError as diverged:
+        status, error = "failed", str(diverged)
+    result = run.result(status, error)
+    write_json(folder / RESULT_FILE, result)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return result
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result of the run in a folder, or None if it has not ended.
+
+    Raises:
+        DamagedFileError: the result cannot be read.
+    """
+    path = folder / RESULT_FILE
+    if not path.exists():
+        return None
+    remedy = "delete it to train this run again"
+    result = read_json(path, remedy)
+    if not isinstance(result, dict) or not {"spec", "status", "metrics"} <= result.keys():
+        raise DamagedFileError(path, "entries are missing", remedy)
+    return result
+
+
+class _Run:
+    def __init__(
+        self,
+        spec: RunSpec,
+        dataset: DomainDataset,
+        folder: Path,
+        device: torch.device,
+        weights: Path | None,
+    ) -> None:
+        self.spec, self.dataset, self.folder = spec, dataset, folder
+        network = build_network(
+            spec.model,
+            dataset.image_shape,
+            len(dataset.classes),
+            dropout=spec.axis("model")["dropout"],
+            weights=weights,
+            seed=torch_seed(spec.seed, "start"),
+        )
+        self.inputs = Inputs(
+            dataset,
+            spec.targets,
+            trial_seed=spec.trial_seed,
+            seed=spec.seed,
+            batch_size=spec.axis("data")["batch_size"],
+            split=spec.split,
+            normalisation=network.normalisation,
+            device=device,
+        )
+        self.algorithm: Algorithm = ALGORITHMS[spec.algorithm](
+            network, len(self.inputs.sources), **spec.axis("algorithm")
+        ).to(device, memory_format=torch.channels_last)
+        optimizer = OPTIMIZERS[spec.optimizer]
+        self.algorithm.build_optimizers(lambda params: optimizer(params, seed=spec.seed, **spec.axis("optimizer")))
+        self.steps = StepBuilder(
+            self.algorithm,
+            ANNEALERS[spec.annealer](**spec.axis("annealer")),
+            spec.seed,
+            create_graph=optimizer.needs_graph,
+            accumulate=spec.accumulate,
+            clip_norm=spec.clip_norm,
+            precision=spec.precision,
+        )
+        self.metrics: list[dict[str, Any]] = []
+        self.losses: list[float] = []
+        self.step = 0
+        self.seconds = 0.0
+        self._resume()
+
+    def _resume(self) -> None:
+        if (self.folder / CHECKPOINT_FILE).exists():
+            progress = load_checkpoint(self.folder / CHECKPOINT_FILE, self.algorithm)
+            self.step, self.seconds = progress["step"], progress["seconds"]
+            self.metrics, self.losses = progress["metrics"], progress["losses"]
+            self.steps.passes = progress["passes"]
+        write_json_lines(self.folder / METRICS_FILE, self.metrics)
+
+    def train(self, on_progress: OnProgress) -> None:
+        before, begin = self.seconds, time.perf_counter()
+        saved = begin
+        self.algorithm.train()
+        while self.step < self.spec.steps:
+            step = self.step + 1
+            loss = float(self.steps.take(self.inputs.batches(step), step))
+            if not math.isfinite(loss):
+                self.seconds = before + time.perf_counter() - begin
+                raise NonFiniteLossError(f"the loss was {loss} at step {step}")
+            self.step = step
+            self.losses.append(loss)
+            on_progress(step, loss)
+            due = step % self.spec.checkpoint_freq == 0 or step == self.spec.steps
+            if due:
+                self._evaluate()
+            now = time.perf_counter()
+            self.seconds = before + now - begin
+            if due or now - saved > CHECKPOINT_SECONDS:
+                self._save()
+                saved = now
+
+    def _evaluate(self) -> None:
+        """Score only what the selection rules read: validation parts, and the target's two."""
+        if not all(bool(p.isfinite().all()) for p in self.algorithm.parameters()):
+            raise NonFiniteLossError(f"the weights were not finite after step {self.step}")
+        last = self.step == self.spec.steps
+        scores: dict[str, dict[str, Any]] = {}
+        for domain, name in enumerate(self.dataset.domain_names):
+            parts: tuple[Part, ...] = ("out",)
+            if domain in self.inputs.targets:
+                parts = ("in", "out") if last else ("in",)
+            scores[name] = {part: self._score(domain, part) for part in parts}
+        mean_loss = math.fsum(self.losses) / len(self.losses)
+        self.metrics.append({"step": self.step, "loss": mean_loss, "domains": scores})
+        self.losses = []
+        validation = [training_domain_validation(record, self.spec.targets) for record in self.metrics]
+        if max(validation) > max(validation[:-1], default=-1):
+            save_model(
+                self.folder,
+                self.algorithm.network,
+                self.spec.model,
+                self.dataset.classes,
+                self.dataset.image_shape,
+            )
+        write_json_lines(self.folder / METRICS_FILE, self.metrics)
+
+    def _score(self, domain: int, part: Part) -> dict[str, Any]:
+        batches = self.inputs.evaluation_batches(domain, part)
+        self.algorithm.eval()
+        score = evaluate(self.algorithm.predict, batches, len(self.dataset.classes), self.spec.precision)
+        self.algorithm.train()
+        return score
+
+    def _save(self) -> None:
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "passes": self.steps.passes,
+            "metrics": self.metrics,
+            "losses": self.losses,
+        }
+        save_checkpoint(self.folder / CHECKPOINT_FILE, self.algorithm, progress)
+
+    def result(self, status: str, error: str | None) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for tensor in self.algorithm.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return {
+            "spec": asdict(self.spec),
+            "status": status,
+            "error": error,
+            "seconds": self.seconds,
+            "passes": self.steps.passes,
+            "weights_sha256": digest.hexdigest(),
+            "versions": {"torch": torch.__version__, "numpy": numpy.__version__},
+            "metrics": self.metrics,
+        }

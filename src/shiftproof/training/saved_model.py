@@ -1,0 +1,128 @@
+"""The model that a run keeps: weights, class names, input size and normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from shiftproof.algorithms import Batch
+from shiftproof.data import decode, labelled_images, to_pixels
+from shiftproof.files import DamagedFileError, read_json, write_bytes, write_json
+from shiftproof.models import Network, Normalisation, build_network
+from shiftproof.training.evaluation import evaluate
+from shiftproof.training.inputs import EVALUATION_BATCH
+
+WEIGHTS_FILE = "model.safetensors"
+DESCRIPTION_FILE = "model.json"
+
+
+class SavedModel(nn.Module):
+    """A trained network with what is needed to use it.
+
+    Attributes:
+        network: maps normalised images (n, channels, height, width) to logits (n, classes).
+        classes: the class names.
+        image_shape: (channels, height, width) of its input.
+    """
+
+    def __init__(self, network: Network, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = classes
+        self.image_shape = image_shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, classes) of normalised images (n, channels, height, width)."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """Turn a picture into a normalised tensor (channels, height, width), as images were validated."""
+        channels, size, _ = self.image_shape
+        return self.normalise(torch.from_numpy(to_pixels(image, size, 1 if channels == 1 else 3)[None]))[0]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 images (n, channels, height, width) into the network's input."""
+        return self.network.normalisation(images.float() / 255)
+
+
+def save_model(
+    folder: Path, network: Network, model: str, classes: tuple[str, ...], image_shape: tuple[int, int, int]
+) -> None:
+    """Keep a network in a run's folder, atomically file by file."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    write_bytes(folder / WEIGHTS_FILE, save(tensors))
+    write_json(
+        folder / DESCRIPTION_FILE,
+        {
+            "model": model,
+            "classes": classes,
+            "image_shape": image_shape,
+            "mean": network.normalisation.mean,
+            "std": network.normalisation.std,
+        },
+    )
+
+
+def load(run: str | Path) -> SavedModel:
+    """Return the model that a run selected, in evaluation mode.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        DamagedFileError: a file of the model is damaged.
+    """
+    folder = Path(run)
+    if not (folder / DESCRIPTION_FILE).exists():
+        raise FileNotFoundError(f"{folder} holds no model: there is no {DESCRIPTION_FILE} in it")
+    remedy = "train the run again"
+    description: dict[str, Any] = read_json(folder / DESCRIPTION_FILE, remedy)
+    classes, image_shape = tuple(description["classes"]), tuple(description["image_shape"])
+    network = build_network(description["model"], image_shape, len(classes), dropout=0.0, seed=0)
+    network.normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DamagedFileError(folder / WEIGHTS_FILE, str(error).splitlines()[0], remedy) from error
+    return SavedModel(network, classes, image_shape).eval()
+
+
+def evaluate_folder(run: str | Path, data_dir: Path, device: str = "cpu") -> dict[str, dict[str, Any]]:
+    """Score the model that a run selected on folders of images.
+
+    Args:
+        run: the run's folder.
+        data_dir: ``<class>/<image>`` or ``<domain>/<class>/<image>``.
+        device: where to evaluate.
+
+    Returns:
+        By domain, ``count``, ``accuracy`` and ``per_class``, as `evaluate` gives them.
+
+    Raises:
+        FileNotFoundError: the run holds no model.
+        ValueError: a file of the run or an image is damaged, or the folder does not fit the model.
+    """
+    model = load(run).to(device)
+    channels, size, _ = model.image_shape
+
+    def batches(paths: Sequence[Path], labels: NDArray[np.int64]) -> Iterator[Batch]:
+        for start in range(0, len(paths), EVALUATION_BATCH):
+            part = slice(start, start + EVALUATION_BATCH)
+            pixels = np.stack([decode(path, size, 1 if channels == 1 else 3) for path in paths[part]])
+            yield model.normalise(torch.from_numpy(pixels).to(device)), torch.from_numpy(labels[part]).to(device)
+
+    return {
+        domain.name: evaluate(model, batches(domain.paths, domain.labels), len(model.classes), "float32")
+        for domain in labelled_images(data_dir, model.classes)
+    }

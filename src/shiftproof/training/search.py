@@ -1,0 +1,72 @@
+"""The hyperparameters of a method: those of all axes together, and the settings that a search draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shiftproof.algorithms import ALGORITHMS
+from shiftproof.annealing import ANNEALERS
+from shiftproof.hparams import Hparam, Value, choice, draw, log2_int
+from shiftproof.optim.registry import OPTIMIZERS, Search
+from shiftproof.registry import UnknownNameError
+
+SearchSpace = dict[str, dict[str, Hparam]]
+"""Hyperparameters by axis and name."""
+
+
+def search_space(
+    dataset: str, photographs: bool, algorithm: str, optimizer: str, annealer: str, search: Search
+) -> SearchSpace:
+    """Return the hyperparameters of a method.
+
+    Args:
+        dataset: name of the data set.
+        photographs: whether its images are photographs or small images, which have ranges of their own.
+        algorithm: name of the algorithm.
+        optimizer: name of the optimizer.
+        annealer: name of the annealer.
+        search: "protocol" has the ranges of DomainBed at commit b93c22a; "short" searches two decades of lr
+            around a default for short runs and keeps the batch size, everything else is as in "protocol".
+    """
+    if search == "short":
+        batch_size, dropout = Hparam(32 if photographs else 16), Hparam(0.0)
+    elif photographs:
+        batch_size = Hparam(32, log2_int(3, 5 if dataset == "DomainNet" else 5.5))
+        dropout = Hparam(0.0, choice(0.0, 0.1, 0.5), seed_name="resnet_dropout")
+    else:
+        batch_size, dropout = Hparam(64, log2_int(3, 9)), Hparam(0.0)
+    return {
+        "data": {"batch_size": batch_size},
+        "model": {"dropout": dropout},
+        "algorithm": dict(ALGORITHMS[algorithm].hparams),
+        "optimizer": OPTIMIZERS[optimizer].search_space(photographs, search),
+        "annealer": dict(ANNEALERS[annealer].hparams),
+    }
+
+
+def setting(space: SearchSpace, fixed: Mapping[str, Value], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
+    """Return one setting by "axis.name"; what is fixed leaves the search.
+
+    Args:
+        space: the hyperparameters.
+        fixed: values given by hand, by "axis.name"; those that the method does not have are passed over.
+        hparam_seed: number of the setting; 0 is the defaults.
+        trial_seed: number of the trial.
+    """
+    return {
+        f"{axis}.{name}": fixed.get(f"{axis}.{name}", value)
+        for axis, hparams in space.items()
+        for name, value in draw(hparams, hparam_seed, trial_seed).items()
+    }
+
+
+def check_fixed(fixed: Mapping[str, Value], spaces: list[SearchSpace]) -> None:
+    """Raise unless every fixed hyperparameter belongs to some method of the comparison.
+
+    Raises:
+        UnknownNameError: no method has it.
+    """
+    valid = list(dict.fromkeys(f"{axis}.{name}" for space in spaces for axis in space for name in space[axis]))
+    for name in fixed:
+        if name not in valid:
+            raise UnknownNameError("hyperparameter", name, valid)

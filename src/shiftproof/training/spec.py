@@ -1,0 +1,82 @@
+"""What determines the result of a run, and the hash that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from shiftproof.data import SplitRule
+from shiftproof.hparams import Value
+from shiftproof.randomness import seed_hash
+
+Precision = Literal["float32", "bf16"]
+PROTOCOL = "shiftproof"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that determines a run's result, and nothing else (no path, no number of workers).
+
+    Attributes:
+        dataset: name of the data set.
+        data_fingerprint: identifies its content.
+        algorithm: what is minimised.
+        optimizer: how a step is taken.
+        annealer: what happens around a step.
+        targets: the domains left out; all others are sources.
+        trial_seed: number of the trial; it determines the splits, the start and the batches, so that methods
+            are compared in pairs.
+        hparam_seed: number of the hyperparameter setting; 0 is the defaults.
+        hparams: their values, by "axis.name".
+        steps: updates.
+        checkpoint_freq: steps between evaluations; the last step is always evaluated.
+        model: name of the model.
+        image_size: side of the images in pixels; None for the data set's own.
+        split: how the held-out images are chosen ("random", "grouped").
+        weights: fingerprint of the weights that training starts from; None for a random start.
+        accumulate: parts that a batch is split into for its gradient.
+        clip_norm: largest norm of the gradient; None for no clipping.
+        precision: of the forward passes.
+        device: type of the device ("cpu", "cuda").
+        protocol: dialect of the DomainBed protocol.
+    """
+
+    dataset: str
+    data_fingerprint: str
+    algorithm: str
+    optimizer: str
+    annealer: str
+    targets: tuple[str, ...]
+    trial_seed: int
+    hparam_seed: int
+    hparams: dict[str, Value]
+    steps: int
+    checkpoint_freq: int
+    model: str
+    image_size: int | None = None
+    split: SplitRule = "random"
+    weights: str | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+    precision: Precision = "float32"
+    device: str = "cpu"
+    protocol: str = PROTOCOL
+
+    @cached_property
+    def name(self) -> str:
+        """The hash that names the run's folder."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def seed(self) -> int:
+        """The seed of all its random numbers; equal for all methods of one trial and target."""
+        return seed_hash(self.dataset, self.targets, self.trial_seed)
+
+    def axis(self, axis: str) -> dict[str, Any]:
+        """Return the hyperparameters of one axis ("optimizer", "algorithm", ...) by their bare names."""
+        prefix = f"{axis}."
+        return {name.removeprefix(prefix): value for name, value in self.hparams.items() if name.startswith(prefix)}

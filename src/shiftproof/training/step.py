@@ -1,0 +1,94 @@
+"""The one place that builds a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from shiftproof.algorithms import Algorithm, Batch, Closure
+from shiftproof.annealing import Annealer
+from shiftproof.randomness import torch_seed
+from shiftproof.training.spec import Precision
+
+
+@dataclass
+class StepBuilder:
+    """Takes the steps of a run, whatever its algorithm, optimizer and annealer.
+
+    A closure seeds torch's generators from (seed, step), zeroes the gradients, lets the algorithm leave its own,
+    the annealer edit them, clips, and returns the detached loss. Two calls at the same parameters give the same
+    loss and gradients bit for bit, so a multi-pass optimizer sees one objective.
+
+    Attributes:
+        algorithm: leaves gradients.
+        annealer: acts around a step.
+        seed: the run's seed.
+        create_graph: whether the optimizer needs the graph of the backward pass.
+        accumulate: parts that each domain's batch is split into; gradients and losses are averaged over them.
+        clip_norm: largest norm of the gradient; None for no clipping.
+        precision: "float32", or "bf16" for autocast.
+        passes: closures evaluated so far.
+    """
+
+    algorithm: Algorithm
+    annealer: Annealer
+    seed: int
+    create_graph: bool = False
+    accumulate: int = 1
+    clip_norm: float | None = None
+    precision: Precision = "float32"
+    passes: int = field(default=0)
+
+    def take(self, batches: Sequence[Batch], step: int) -> Tensor:
+        """Take step number ``step`` (from 1) on one batch per source domain and return the detached loss."""
+        parameters = [p for p in self.algorithm.parameters() if p.requires_grad]
+
+        def make_closure(batches: Sequence[Batch]) -> Closure:
+            return self._closure(batches, step, parameters)
+
+        self.annealer.before_step(parameters, step, lambda: self.algorithm.domain_losses(batches))
+        return self.algorithm.update(batches, step, make_closure)
+
+    def _closure(self, batches: Sequence[Batch], step: int, parameters: Sequence[Tensor]) -> Closure:
+        parts = split_batches(batches, self.accumulate)
+
+        def closure() -> Tensor:
+            self.passes += 1
+            _seed_generators(torch_seed(self.seed, "step", step), parameters[0].device)
+            for p in parameters:
+                p.grad = None
+            with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                losses = [self.algorithm.backward(part, self.create_graph) for part in parts]
+            if len(parts) > 1:
+                for p in parameters:
+                    if p.grad is not None:
+                        p.grad /= len(parts)
+            self.annealer.edit_gradients(parameters, step, lambda: self.algorithm.domain_losses(batches))
+            if self.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            return torch.stack(losses).mean()
+
+        return closure
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    # torch.manual_seed would format a stack trace per call where CUDA is built in but not initialised
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def split_batches(batches: Sequence[Batch], parts: int) -> list[list[Batch]]:
+    """Split every domain's batch into equal parts, each with all domains.
+
+    Raises:
+        ValueError: a batch cannot be divided into so many equal parts.
+    """
+    for images, _ in batches:
+        if len(images) % parts:
+            raise ValueError(f"a batch of {len(images)} images cannot be split into {parts} equal parts")
+    split = [zip(images.chunk(parts), labels.chunk(parts), strict=True) for images, labels in batches]
+    return [list(part) for part in zip(*split, strict=True)]

@@ -1,0 +1,77 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from shiftproof.studies.pool import run_tasks
+
+
+def double(value):
+    if value == 13:
+        raise ValueError("unlucky")
+    return 2 * value, os.getpid()
+
+
+def die_once(path):
+    """Kill the own process at the first call."""
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def die(code):
+    os._exit(code)
+
+
+def test_values_and_errors_come_with_their_task_and_workers_stay():
+    outcomes = sorted(run_tasks(double, [1, 13, 3, 4, 5], jobs=2))
+    assert [outcome.task for outcome in outcomes] == [0, 1, 2, 3, 4]
+    assert [outcome.error for outcome in outcomes] == [None, "ValueError: unlucky", None, None, None]
+    assert [outcome.value[0] for outcome in outcomes if outcome.value] == [2, 6, 8, 10]
+    assert len({outcome.value[1] for outcome in outcomes if outcome.value}) <= 2
+
+
+def test_a_task_whose_worker_dies_is_done_again(tmp_path):
+    outcomes = list(run_tasks(die_once, [tmp_path / "a", tmp_path / "b"], jobs=2))
+    assert [(outcome.value, outcome.error) for outcome in outcomes] == [("done", None)] * 2
+
+
+def test_a_task_that_keeps_killing_workers_fails_with_its_reason():
+    outcomes = list(run_tasks(die, [7], jobs=1, attempts=2))
+    assert [outcome.error for outcome in outcomes] == ["the worker died 2 times, last with exit code 7"]
+
+
+def test_no_tasks_need_no_workers():
+    assert list(run_tasks(double, [], jobs=2)) == []
+
+
+def test_workers_end_with_their_parent():
+    code = """
+import time
+from shiftproof.studies.pool import run_tasks
+if __name__ == "__main__":
+    list(run_tasks(time.sleep, [600, 600], jobs=2))
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        children = []
+        deadline = time.monotonic() + 60
+        while len(children) < 3 and time.monotonic() < deadline:  # two workers and multiprocessing's tracker
+            with open(f"/proc/{parent.pid}/task/{parent.pid}/children") as file:
+                children = file.read().split()
+            time.sleep(0.05)
+        time.sleep(1)
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while any(_running(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_running(child) for child in children)
+
+
+def _running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,159 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import shiftproof
+from shiftproof.data import DATASETS, Domain, DomainDataset
+from shiftproof.files import DamagedFileError
+from shiftproof.optim import OPTIMIZERS
+from shiftproof.studies import Method, Study
+from shiftproof.training import read_result, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def study():
+    return Study(steps=12, checkpoint_freq=4, fixed={"data.batch_size": 4, "model.dropout": 0.2})
+
+
+def _spec(study, optimizer="genie", targets=("30",)):
+    return study.spec(Method("erm", optimizer), targets, 0, 0)
+
+
+class _Killed(Exception):
+    pass
+
+
+def _train_killed_at(step, spec, data, folder):
+    def kill(now, loss):
+        if now == step:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        train(spec, data, folder, device=CPU, on_progress=kill)
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_a_killed_run_ends_bit_identical(study, optimizer, tmp_path):
+    spec = _spec(study, optimizer)
+    undisturbed = train(spec, study.data, tmp_path / "a", device=CPU)
+    for step in (2, 7, 11):
+        _train_killed_at(step, spec, study.data, tmp_path / "b")
+        assert read_result(tmp_path / "b") is None
+    resumed = train(spec, study.data, tmp_path / "b", device=CPU)
+    assert {**resumed, "seconds": None} == {**undisturbed, "seconds": None}
+    for name in ("metrics.jsonl", "model.safetensors", "model.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_evaluating_oftener_changes_no_training(study, tmp_path):
+    rare = train(_spec(study), study.data, tmp_path / "a", device=CPU)
+    often = train(dataclasses.replace(_spec(study), checkpoint_freq=1), study.data, tmp_path / "b", device=CPU)
+    assert rare["weights_sha256"] == often["weights_sha256"]
+    assert [m["step"] for m in rare["metrics"]] == [4, 8, 12]
+    assert [m["step"] for m in often["metrics"]] == list(range(1, 13))
+    assert rare["metrics"][-1]["domains"] == often["metrics"][-1]["domains"]
+
+
+def test_a_run_records_what_the_selection_rules_read_and_no_more(study, tmp_path):
+    result = train(_spec(study, targets=("0", "75")), study.data, tmp_path, device=CPU)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == result["metrics"]
+    for record in lines:
+        last = record["step"] == 12
+        for name, parts in record["domains"].items():
+            expected = ({"in", "out"} if last else {"in"}) if name in ("0", "75") else {"out"}
+            assert parts.keys() == expected
+            assert all(len(score["per_class"]) == 10 for score in parts.values())
+    assert result["passes"] == 12
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_one_source_domain_is_enough(study, tmp_path):
+    result = train(_spec(study, targets=("15", "30", "45", "60", "75")), study.data, tmp_path, device=CPU)
+    assert result["status"] == "finished"
+
+
+def test_methods_are_paired(study, tmp_path):
+    """At lr 0 the accuracies are the random start's: equal for all optimizers of a trial."""
+    study = dataclasses.replace(study, fixed={**study.fixed, "optimizer.lr": 0.0})
+    results = [train(_spec(study, name), study.data, tmp_path / name, device=CPU) for name in ("sgd", "sam", "genie")]
+    assert results[0]["metrics"] == results[1]["metrics"] == results[2]["metrics"]
+    other_trial = train(study.spec(Method("erm", "sgd"), ("30",), 1, 0), study.data, tmp_path / "t", device=CPU)
+    assert other_trial["weights_sha256"] != results[0]["weights_sha256"]
+
+
+def test_the_selected_model_is_kept_with_what_it_needs(study, tmp_path):
+    result = train(_spec(study, "adam"), study.data, tmp_path, device=CPU)
+    model = shiftproof.load(tmp_path)
+    assert model.classes == tuple("0123456789")
+    assert model.image_shape == (1, 16, 16)
+    assert not model.training
+    validation = {
+        m["step"]: sum(p["out"]["accuracy"] for d, p in m["domains"].items() if d != "30") for m in result["metrics"]
+    }
+    selected = max(validation, key=validation.get)
+    expected = next(m for m in result["metrics"] if m["step"] == selected)["domains"]["15"]["out"]["accuracy"]
+    from shiftproof.data import random_split
+
+    domain = study.data.domains[1]
+    out = random_split(len(domain), 0, 1).out
+    predicted = model(model.normalise(torch.from_numpy(domain.images[out]))).argmax(dim=1)
+    assert (predicted.numpy() == domain.labels[out]).mean() == pytest.approx(expected)
+
+
+def test_a_diverging_run_stops_says_where_and_keeps_no_checkpoint_after_it(study, tmp_path):
+    study = dataclasses.replace(study, fixed={**study.fixed, "optimizer.lr": 1e30})
+    result = train(_spec(study, "sgd"), study.data, tmp_path, device=CPU)
+    assert result["status"] == "failed"
+    assert result["error"] in ("the loss was nan at step 2", "the loss was inf at step 2")
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert read_result(tmp_path) == result
+
+
+def test_weights_that_are_not_finite_are_not_evaluated(tmp_path):
+    study = Study(steps=1, fixed={"data.batch_size": 4, "optimizer.lr": 1e39})
+    result = train(_spec(study, "sgd"), study.data, tmp_path, device=CPU)
+    assert result["error"] == "the weights were not finite after step 1"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
+def test_a_damaged_checkpoint_is_named_and_left_alone(study, damage, tmp_path):
+    _train_killed_at(6, _spec(study), study.data, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 0xFF
+    damaged = {"cut": content[: len(content) // 2], "flipped": content, "empty": b"", "other": b"text"}[damage]
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedFileError, match=r"checkpoint\.pt is damaged .*; delete it to train"):
+        train(_spec(study), study.data, tmp_path, device=CPU)
+    assert path.read_bytes() == bytes(damaged)
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"status": "finished"}', "[]"])
+def test_a_damaged_result_is_named(damage, tmp_path):
+    (tmp_path / "result.json").write_text(damage)
+    with pytest.raises(DamagedFileError, match=r"result\.json is damaged .*; delete it to train"):
+        read_result(tmp_path)
+
+
+def test_a_damaged_model_is_named(study, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        shiftproof.load(tmp_path)
+    train(_spec(study), study.data, tmp_path, device=CPU)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(DamagedFileError, match=r"model\.safetensors is damaged"):
+        shiftproof.load(tmp_path)
+
+
+def test_a_domain_too_small_to_split_is_refused(study, tmp_path):
+    digits = DATASETS["rotated_digits"].open(None, None)
+    tiny = Domain("30", digits.domains[2].images[:4], digits.domains[2].labels[:4])
+    data = DomainDataset("tiny", (digits.domains[0], digits.domains[1], tiny), digits.classes, False, "x")
+    with pytest.raises(ValueError, match="4 images is too small to split"):
+        train(_spec(study), data, tmp_path, device=CPU)
