@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     compare.add_argument("--jobs", type=int, default=_cores(), metavar="N", help="runs at a time (default: cores)")
     compare.add_argument("--output", type=Path, default=Path("runs/compare"), metavar="DIR")
+    compare.add_argument("--profile", action="store_true", help="print how the runs spent their time")
     compare.set_defaults(command=_compare)
 
     train = commands.add_parser("train", help="one run", description="Train one run, leaving domains out.")
@@ -159,7 +160,7 @@ def _study(options: argparse.Namespace, **entries: Any) -> Study:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from shiftproof.studies import run_study
+    from shiftproof.studies import Store, run_study, time_shares
 
     if options.jobs < 1:
         raise ValueError(f"jobs must be a whole number above 0, not {options.jobs}")
@@ -174,6 +175,9 @@ def _compare(options: argparse.Namespace) -> int:
     table = run_study(study, options.output, options.jobs)
     print(table.text())
     print(f"\nwritten: {options.output / 'table.csv'}")
+    if options.profile:
+        shares = time_shares(Store(options.output), study.runs)
+        print("time: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in shares.items()))
     return 0
 
 

@@ -73,7 +73,7 @@ def to_pixels(image: Image.Image, size: int, channels: Literal[1, 3] = 3) -> NDA
     """
     converted = _eight_bits(image).convert(_MODES[channels])
     pixels = np.asarray(converted.resize((size, size), Image.Resampling.BILINEAR))
-    return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
+    return pixels.reshape(size, size, channels).transpose(2, 0, 1).copy()
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -22,10 +22,10 @@ _MISSING_CLOSURE = """SAM evaluates the loss twice a step, so it needs a closure
 class SAM(Optimizer):
     r"""Sharpness-aware minimization around any base optimizer.
 
-    The base optimizer steps with the gradient at :math:`\theta + \rho\, g / \lVert g \rVert` (Foret et al., "Sharpness-Aware
-    Minimization for Efficiently Improving Generalization", ICLR 2021, algorithm 1; the norm is over all
-    parameters). Weights are restored from a copy, so nothing drifts, and batch-norm statistics are updated by the
-    first pass only.
+    The base optimizer steps with the gradient at :math:`\theta + \rho\, g / \lVert g \rVert` (Foret et al.,
+    "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021, algorithm 1; the norm is over
+    all parameters). Weights are restored from a copy, so nothing drifts, and batch-norm statistics are updated by
+    the first pass only.
 
     Args:
         params: parameters or groups.

@@ -1,6 +1,6 @@
 """Studies: sets of runs, their store, selection rules, statistics and tables."""
 
-from shiftproof.studies.runner import run_study, train_one
+from shiftproof.studies.runner import run_study, time_shares, train_one
 from shiftproof.studies.store import Store, StoreBusyError
 from shiftproof.studies.study import Method, Study
 from shiftproof.studies.tables import Table, build_table
@@ -13,5 +13,6 @@ __all__ = [
     "Table",
     "build_table",
     "run_study",
+    "time_shares",
     "train_one",
 ]

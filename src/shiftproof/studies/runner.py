@@ -49,6 +49,15 @@ def execute(task: RunTask) -> dict[str, Any]:
         raise
 
 
+def time_shares(store: Store, specs: list[RunSpec]) -> dict[str, float]:
+    """Return the share of each part (data, step, evaluation, checkpoints) in the time of a study's runs."""
+    parts: dict[str, float] = {}
+    for spec in specs:
+        for part, seconds in (store.result(spec) or {"seconds": {}})["seconds"].items():
+            parts[part] = parts.get(part, 0.0) + seconds
+    return {part: seconds / sum(parts.values()) for part, seconds in parts.items()}
+
+
 def run_study(study: Study, output: Path, jobs: int) -> Table:
     """Train what is missing of a study and return its table, which is also written to ``table.csv``.
 

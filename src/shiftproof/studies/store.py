@@ -71,8 +71,8 @@ class Store:
             "status": "failed",
             "error": error,
             "retry": True,
-            "seconds": None,
-            "passes": None,
+            "seconds": {},
+            "passes": 0,
             "metrics": [],
         }
         self.folder(spec).mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def run_row(spec: RunSpec, result: dict[str, Any]) -> dict[str, Any]:
         "hparams": spec.hparams,
         "status": result["status"],
         "error": result["error"],
-        "seconds": result["seconds"],
+        "seconds": sum(result["seconds"].values()),
         "passes": result["passes"],
         "steps": spec.steps,
         "protocol": spec.protocol,

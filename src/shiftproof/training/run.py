@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ class _Run:
         )
         self.algorithm: Algorithm = ALGORITHMS[spec.algorithm](
             network, len(self.inputs.sources), **spec.axis("algorithm")
-        ).to(device, memory_format=torch.channels_last)
+        )
+        self.algorithm.to(device).to(memory_format=torch.channels_last)
         optimizer = OPTIMIZERS[spec.optimizer]
         self.algorithm.build_optimizers(lambda params: optimizer(params, seed=spec.seed, **spec.axis("optimizer")))
         self.steps = StepBuilder(
@@ -145,7 +147,7 @@ class _Run:
         self.metrics: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = dict.fromkeys(("data", "step", "evaluation", "checkpoints"), 0.0)
         self._resume()
 
     def _resume(self) -> None:
@@ -157,26 +159,35 @@ class _Run:
         write_json_lines(self.folder / METRICS_FILE, self.metrics)
 
     def train(self, on_progress: OnProgress) -> None:
-        before, begin = self.seconds, time.perf_counter()
-        saved = begin
+        saved = time.perf_counter()
         self.algorithm.train()
         while self.step < self.spec.steps:
             step = self.step + 1
-            loss = float(self.steps.take(self.inputs.batches(step), step))
+            with self._timed("data"):
+                batches = self.inputs.batches(step)
+            with self._timed("step"):
+                loss = float(self.steps.take(batches, step))
             if not math.isfinite(loss):
-                self.seconds = before + time.perf_counter() - begin
                 raise NonFiniteLossError(f"the loss was {loss} at step {step}")
             self.step = step
             self.losses.append(loss)
             on_progress(step, loss)
             due = step % self.spec.checkpoint_freq == 0 or step == self.spec.steps
             if due:
-                self._evaluate()
-            now = time.perf_counter()
-            self.seconds = before + now - begin
-            if due or now - saved > CHECKPOINT_SECONDS:
-                self._save()
-                saved = now
+                with self._timed("evaluation"):
+                    self._evaluate()
+            if due or time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                with self._timed("checkpoints"):
+                    self._save()
+                saved = time.perf_counter()
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - begin
 
     def _evaluate(self) -> None:
         """Score only what the selection rules read: validation parts, and the target's two."""

@@ -1,0 +1,70 @@
+"""Accuracy per unseen domain and class, at the selected checkpoints, averaged over trials."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shiftproof.report.outcomes import Outcomes
+from shiftproof.studies import Method, Study
+
+
+@dataclass(frozen=True)
+class DomainAccuracy:
+    """A method's accuracy on one domain that was left out.
+
+    Attributes:
+        method: what was trained.
+        target: the table's column; names several domains if they were left out together.
+        domain: the domain that was scored.
+        accuracy: over all images, the mean over trials; None if no run finished.
+        per_class: the same by class; None for a class without images in any trial.
+        trials: trials that finished.
+    """
+
+    method: Method
+    target: str
+    domain: str
+    accuracy: float | None
+    per_class: list[float | None]
+    trials: int
+
+
+def domain_accuracies(study: Study, outcomes: Outcomes, method: Method) -> list[DomainAccuracy]:
+    """Return a method's accuracies on every domain that is left out."""
+    result = []
+    for targets in study.target_sets:
+        finished = [(one.metrics, one.selected["step"]) for one in outcomes.of(method, targets) if one.selected]
+        records = [record for metrics, step in finished for record in metrics if record["step"] == step]
+        for domain in targets:
+            scores: list[dict[str, Any]] = [record["domains"][domain]["in"] for record in records]
+            result.append(
+                DomainAccuracy(
+                    method,
+                    "+".join(targets),
+                    domain,
+                    _mean([score["accuracy"] for score in scores]),
+                    [_mean([score["per_class"][i] for score in scores]) for i in range(len(study.data.classes))],
+                    len(finished),
+                )
+            )
+    return result
+
+
+def class_accuracy_csv(classes: Sequence[str], accuracies: Sequence[DomainAccuracy]) -> str:
+    """Return accuracies as CSV, one line per method, domain and class, in [0, 1]."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*Method._fields, "target", "domain", "class", "accuracy", "trials"])
+    for one in accuracies:
+        for name, accuracy in zip(classes, one.per_class, strict=True):
+            writer.writerow([*one.method, one.target, one.domain, name, accuracy, one.trials])
+    return file.getvalue()
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,100 @@
+"""Training curves: what a run recorded over its steps, trial by trial and averaged."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from shiftproof.report.outcomes import Outcome, Outcomes
+from shiftproof.studies import Method, Study
+from shiftproof.studies.selection import Record
+from shiftproof.training.evaluation import training_domain_validation
+
+
+class Point(NamedTuple):
+    """A value at a step."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that every evaluation of a run records.
+
+    Attributes:
+        name: of its files.
+        title: of its figure.
+        label: of its axis.
+        percent: whether it is an accuracy in [0, 1], drawn in per cent.
+        read: its value, from an evaluation and the domains left out.
+    """
+
+    name: str
+    title: str
+    label: str
+    percent: bool
+    read: Callable[[Record, Sequence[str]], float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity over the steps of a method on a target.
+
+    Attributes:
+        method: what was trained.
+        target: the table's column.
+        trials: the points of every trial that finished, by trial seed.
+    """
+
+    method: Method
+    target: str
+    trials: dict[int, list[Point]]
+
+    @property
+    def mean(self) -> list[Point]:
+        """The mean over the trials that finished; all are evaluated at the same steps."""
+        return [
+            Point(points[0].step, sum(point.value for point in points) / len(points))
+            for points in zip(*self.trials.values(), strict=True)
+        ]
+
+
+def _unseen_accuracy(record: Record, targets: Sequence[str]) -> float:
+    """Return what the selection rules report: the accuracy on the target, unweighted over several."""
+    accuracies: list[float] = [record["domains"][target]["in"]["accuracy"] for target in targets]
+    return sum(accuracies) / len(accuracies)
+
+
+QUANTITIES = (
+    Quantity("unseen", "Accuracy on the unseen domain", "accuracy, %", True, _unseen_accuracy),
+    Quantity("validation", "Validation accuracy", "accuracy, %", True, training_domain_validation),
+    Quantity("loss", "Training loss", "loss", False, lambda record, targets: float(record["loss"])),
+)
+
+
+def curves(study: Study, outcomes: Outcomes, quantity: Quantity) -> list[Curve]:
+    """Return the curves of a quantity, one per target and method, those without a finished run empty."""
+
+    def points(outcome: Outcome) -> list[Point]:
+        return [Point(record["step"], quantity.read(record, outcome.targets)) for record in outcome.metrics]
+
+    return [
+        Curve(method, "+".join(targets), {one.trial: points(one) for one in outcomes.of(method, targets) if one.row})
+        for targets in study.target_sets
+        for method in study.methods
+    ]
+
+
+def curves_csv(drawn: Sequence[Curve]) -> str:
+    """Return curves as CSV, one line per point of a trial or of the mean, accuracies in [0, 1]."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*Method._fields, "target", "trial", "step", "value"])
+    for curve in drawn:
+        for trial, points in [*curve.trials.items(), ("mean", curve.mean)]:
+            writer.writerows([*curve.method, curve.target, trial, *point] for point in points)
+    return file.getvalue()

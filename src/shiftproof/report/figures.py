@@ -1,0 +1,118 @@
+"""Draws curves: a panel per target for the page, and a sheet of all panels as a file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from shiftproof.report.curves import Curve, Point, Quantity
+from shiftproof.report.palette import line_style
+
+STYLE = {
+    "font.size": 8,
+    "text.parse_math": False,  # names of methods and domains are not formulas
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": "#555555",
+    "axes.titlesize": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#999999",
+    "ytick.color": "#999999",
+    "xtick.labelcolor": "#555555",
+    "ytick.labelcolor": "#555555",
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: small, and in the reader's font
+    "svg.hashsalt": "shiftproof",  # equal numbers, equal files
+}
+SHEET_COLUMNS = 3
+DPI = 200
+
+
+def panel_svg(quantity: Quantity, drawn: Sequence[Curve], limits: tuple[float, float]) -> bytes:
+    """Draw the curves of one target, without title and legend.
+
+    Args:
+        quantity: what is drawn.
+        drawn: one curve per method, in the order of the study.
+        limits: of the vertical axis, equal in all panels of a quantity.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.4, 2.3))
+        # fixed margins, so that the axes of all panels are of one size
+        axes = figure.add_axes((0.135, 0.165, 0.845, 0.81))
+        _draw(axes, quantity, drawn, limits)
+        return _saved(figure, "svg")
+
+
+def sheet(quantity: Quantity, drawn: Sequence[Curve], limits: tuple[float, float]) -> dict[str, bytes]:
+    """Draw the curves of all targets with their names and a legend, and return the SVG and the PNG by suffix."""
+    targets = list(dict.fromkeys(curve.target for curve in drawn))
+    columns = min(SHEET_COLUMNS, len(targets))
+    rows = -(-len(targets) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(0.4 + 3.1 * columns, 0.7 + 2.3 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        for axes, target in zip(grid, targets, strict=False):
+            axes.set_title(target)
+            _draw(axes, quantity, [curve for curve in drawn if curve.target == target], limits)
+            axes.label_outer()
+        for axes in list(grid)[len(targets) :]:
+            axes.remove()
+        figure.suptitle(quantity.title)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
+        return {suffix: _saved(figure, suffix) for suffix in ("svg", "png")}
+
+
+def vertical_limits(quantity: Quantity, drawn: Sequence[Curve]) -> tuple[float, float]:
+    """Return the range of the vertical axis that holds all curves."""
+    values = [point.value for curve in drawn for points in curve.trials.values() for point in points]
+    scale = 100 if quantity.percent else 1
+    low, high = scale * min(values, default=0.0), scale * max(values, default=1.0)
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _draw(axes: Axes, quantity: Quantity, drawn: Sequence[Curve], limits: tuple[float, float]) -> None:
+    scale = 100 if quantity.percent else 1
+    for index, curve in enumerate(drawn):
+        color, dashes = line_style(index)
+        for points in curve.trials.values():
+            axes.plot(*_coordinates(points, scale), color=color, linewidth=0.7, alpha=0.3)
+        axes.plot(
+            *_coordinates(curve.mean, scale),
+            color=color,
+            linestyle=(0, dashes) if dashes else "-",
+            linewidth=1.6,
+            marker="o",  # a run that is evaluated once is a point
+            markersize=2.5,
+            label=str(curve.method),
+        )
+    if not any(curve.trials for curve in drawn):
+        axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", va="center", color="#767676")
+        axes.set_xticks([])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_ylim(limits)
+    axes.set_xlabel("step")
+    axes.set_ylabel(quantity.label)
+
+
+def _coordinates(points: Sequence[Point], scale: float) -> tuple[list[int], list[float]]:
+    return [point.step for point in points], [scale * point.value for point in points]
+
+
+def _saved(figure: Figure, suffix: str) -> bytes:
+    file = io.BytesIO()
+    metadata = {"Date": None} if suffix == "svg" else None
+    figure.savefig(file, format=suffix, dpi=DPI, metadata=metadata)
+    return file.getvalue()

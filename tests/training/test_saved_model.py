@@ -1,0 +1,86 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import shiftproof
+from shiftproof.cli import main
+from shiftproof.data import DATASETS
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    options = ["--target", "75", "--steps", "60", "--optimizer", "adam", "--checkpoint-freq", "60"]
+    assert main(["train", *options, "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """The first images of the target domain as files, three a class, in `<class>/<image>`."""
+    root = tmp_path_factory.mktemp("pictures")
+    domain = DATASETS["rotated_digits"].open(None, None).domains[5]
+    for label in range(10):
+        (root / str(label)).mkdir()
+        for i in np.flatnonzero(domain.labels == label)[:3]:
+            Image.fromarray(domain.images[i, 0]).save(root / str(label) / f"{i}.png")
+    return root
+
+
+def test_the_transform_is_that_of_validation(run, pictures):
+    model = shiftproof.load(run)
+    domain = DATASETS["rotated_digits"].open(None, None).domains[5]
+    path = next((pictures / "3").iterdir())
+    with Image.open(path) as image:
+        transformed = model.transform(image)
+    expected = model.normalise(torch.from_numpy(domain.images[[int(path.stem)]]))[0]
+    assert torch.equal(transformed, expected)
+    assert transformed.shape == (1, 16, 16)
+    with Image.open(path) as image:
+        assert model.transform(image.convert("RGB").resize((40, 50))).shape == (1, 16, 16)
+
+
+def test_evaluate_scores_a_folder(run, pictures, capsys):
+    model = shiftproof.load(run)
+    right = 0
+    for path in pictures.glob("*/*.png"):
+        with Image.open(path) as image:
+            right += model.classes[model(model.transform(image)[None]).argmax()] == path.parent.name
+    assert main(["evaluate", str(run), "--data-dir", str(pictures)]) == 0
+    assert capsys.readouterr().out == f"{pictures.name}: {100 * right / 30:.1f} % of 30 images\n"
+
+
+def test_evaluate_scores_every_domain_of_a_tree(run, pictures, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(pictures)
+    assert main(["evaluate", str(run), "--data-dir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["a", "b"]
+    assert all(line.endswith("% of 30 images") for line in lines)
+
+
+def test_evaluate_refuses_bad_input(run, pictures, tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path), "--data-dir", str(pictures)]) == 1
+    assert "holds no model" in capsys.readouterr().err
+    (tmp_path / "cat").mkdir()
+    Image.new("L", (16, 16)).save(tmp_path / "cat" / "1.png")
+    assert main(["evaluate", str(run), "--data-dir", str(tmp_path)]) == 1
+    assert "does not know the classes cat" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--data-dir", str(tmp_path / "none")]) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--data-dir", str(pictures), "--device", "cuda:77"]) == 1
+    assert "device cuda:77 is not available" in capsys.readouterr().err
+
+
+def test_the_description_says_what_the_model_takes(run):
+    description = json.loads((run / "model.json").read_text())
+    assert description == {
+        "model": "small_conv",
+        "classes": [str(digit) for digit in range(10)],
+        "image_shape": [1, 16, 16],
+        "mean": [0.5],
+        "std": [0.5],
+    }
