@@ -1,12 +1,36 @@
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from shared_data import PACS
+
+Tree = Mapping[str, Mapping[str, list[str]]]
 
 
 @pytest.fixture(scope="session")
 def pacs_folder() -> Path:
     """The real PACS, beside the checkout where there is one."""
-    folder = Path(__file__).parents[2] / "shared" / "data" / "PACS"
-    if not folder.is_dir():
+    if not PACS.is_dir():
         pytest.skip("PACS is not here")
-    return folder
+    return PACS
+
+
+@pytest.fixture
+def image_tree(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes `{domain: {class: [file, ...]}}` as small images of different noise."""
+
+    def write(tree: Tree, name: str = "shapes") -> Path:
+        random = np.random.default_rng(0)
+        for domain, classes in tree.items():
+            for class_name, files in classes.items():
+                folder = tmp_path / name / domain / class_name
+                folder.mkdir(parents=True)
+                for file in files:
+                    pixels = random.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / file)
+        return tmp_path / name
+
+    return write

@@ -85,6 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
     evaluate.set_defaults(command=_evaluate)
+
+    bench = commands.add_parser("bench", help="measure what runs cost").add_subparsers(required=True, metavar="what")
+    data = bench.add_parser("data", help="time the data path against the usual one")
+    data.add_argument("--dataset", default="folder", metavar="NAME", help="of image files (default: folder)")
+    data.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    data.add_argument("--target", nargs="+", required=True, metavar="DOMAIN", help="the domains left out")
+    data.add_argument("--model", default="resnet18", metavar="NAME", help="(default: resnet18)")
+    data.add_argument("--weights", type=Path, metavar="FILE", help="weights to start from: safetensors or torch")
+    data.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images (default: the model's)")
+    data.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per source domain (default: 32)")
+    data.add_argument("--steps", type=int, default=20, metavar="N", help="steps timed per round (default: 20)")
+    data.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
+    data.set_defaults(command=_bench_data)
     return parser
 
 
@@ -160,6 +173,7 @@ def _study(options: argparse.Namespace, **entries: Any) -> Study:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from shiftproof.report import write_report
     from shiftproof.studies import Store, run_study, time_shares
 
     if options.jobs < 1:
@@ -172,9 +186,14 @@ def _compare(options: argparse.Namespace) -> int:
         trials=options.trials,
         hparam_trials=options.hparam_trials,
     )
-    table = run_study(study, options.output, options.jobs)
+    try:
+        table = run_study(study, options.output, options.jobs)
+    except KeyboardInterrupt:
+        if (options.output / "table.csv").exists():
+            print(f"written: {write_report(study, options.output)}")  # of what there is
+        raise
     print(table.text())
-    print(f"\nwritten: {options.output / 'table.csv'}")
+    print(f"\nwritten: {options.output / 'table.csv'} and {write_report(study, options.output)}")
     if options.profile:
         shares = time_shares(Store(options.output), study.runs)
         print("time: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in shares.items()))
@@ -205,4 +224,27 @@ def _evaluate(options: argparse.Namespace) -> int:
     check_device(options.device)
     for domain, score in evaluate_folder(options.run, options.data_dir, options.device).items():
         print(f"{domain}: {100 * score['accuracy']:.1f} % of {score['count']} images")
+    return 0
+
+
+def _bench_data(options: argparse.Namespace) -> int:
+    from shiftproof.bench import bench_data, data_table
+    from shiftproof.files import write_json
+    from shiftproof.studies import Study
+
+    study = Study(
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        optimizers=("adam",),
+        targets=("+".join(options.target),),
+        trials=1,
+        model=options.model,
+        image_size=options.image_size,
+        weights=options.weights,
+        fixed={"data.batch_size": options.batch_size},
+    )
+    result = bench_data(study, workers=_cores(), steps=options.steps)
+    print(data_table(result))
+    if options.output is not None:
+        write_json(options.output, result)
     return 0

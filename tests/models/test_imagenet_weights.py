@@ -1,7 +1,5 @@
 """The real SqueezeNet 1.1 weights, on photographs of PACS."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,24 +8,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from shared_data import PACS, SQUEEZENET
 from shiftproof.models import build_network, weights_fingerprint
 
-SHARED = Path(__file__).parents[3] / "shared"
-WEIGHTS = SHARED / "weights" / "squeezenet1_1_imagenet.safetensors"
-DOGS = SHARED / "data" / "PACS" / "photo" / "dog"
+DOGS = PACS / "photo" / "dog"
 
-pytestmark = pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs the weights in the shared folder")
+pytestmark = pytest.mark.skipif(not SQUEEZENET.is_file(), reason="needs the weights in the shared folder")
 
 
 @pytest.fixture(scope="module")
 def whole() -> torch.nn.Module:
     model = torchvision.models.squeezenet1_1()
-    model.load_state_dict(load_file(WEIGHTS))
+    model.load_state_dict(load_file(SQUEEZENET))
     return model.eval()
 
 
 def network():
-    return build_network("squeezenet1_1", (3, 128, 128), 7, dropout=0.0, seed=0, weights=WEIGHTS).eval()
+    return build_network("squeezenet1_1", (3, 128, 128), 7, dropout=0.0, seed=0, weights=SQUEEZENET).eval()
 
 
 def dogs(count: int) -> Tensor:
@@ -39,7 +36,7 @@ def dogs(count: int) -> Tensor:
 
 
 def test_fingerprint_is_the_published_one() -> None:
-    assert weights_fingerprint(WEIGHTS) == "98216fadbba4c731"
+    assert weights_fingerprint(SQUEEZENET) == "98216fadbba4c731"
 
 
 def test_features_are_the_mean_of_torchvisions_last_map(whole: torch.nn.Module) -> None:

@@ -109,7 +109,7 @@ def test_a_failed_run_stands_as_failed_and_the_others_go_on(tmp_path, capsys):
     assert main(["compare", *options]) == 0
     printed = capsys.readouterr().out
     assert "failed" in printed.splitlines()[2]
-    assert "erm + sgd → 30, trial 0, setting 0: the loss was" in printed
+    assert "erm + sgd on 30, trial 0, setting 0: the loss was" in printed
     row = _rows(tmp_path)[0]
     assert (row["status"], row["selection"]) == ("failed", {"training_domain": None, "oracle": None, "last": None})
 
@@ -190,7 +190,7 @@ def test_a_table_with_gaps_shows_them():
     assert sgd.cells["mean"].accuracy == (pytest.approx(0.6), None)  # the other trial lacks a target
     assert adam.cells["mean"].difference == (pytest.approx(0.25), None, None)
     assert adam.passes_per_step == 2.0
-    assert table.failures == ["erm + adam → 0, trial 1, setting 0: it broke"]
+    assert table.failures == ["erm + adam on 0, trial 1, setting 0: it broke"]
     assert table.terms["runs finished"] == "5 of 8"
     text = table.text()
     assert "80.0 ± - (1/2)" in text

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from shiftproof.data.images import ImageError, decode
 
-_LAYOUT = 1  # part of every cache file's name; raise it when decoding changes
+_LAYOUT = 2  # part of every cache file's name; raise it when decoding changes
 _BLOCK = 512
+_FINGERPRINT_BYTES = 8
 _LISTED = 10
 _REPORT_SECONDS = 5.0
 _ADVICE = "set SHIFTPROOF_CACHE to another folder"
@@ -70,9 +71,16 @@ def file_states(root: Path, paths: Sequence[Path]) -> list[FileState]:
     return states
 
 
-def fingerprint(states: Sequence[FileState], image_size: int) -> str:
-    """Return a digest of the files' names and sizes and the image size, equal wherever the folder lies."""
-    return _digest(image_size, [(state.name, state.size) for state in states])
+class CachedImages(NamedTuple):
+    """The images of a folder.
+
+    Attributes:
+        images: uint8, shape (n, 3, size, size), read-only and memory-mapped.
+        fingerprint: of the files' names and the pixels, equal wherever the folder lies.
+    """
+
+    images: NDArray[np.uint8]
+    fingerprint: str
 
 
 def cache_folder() -> Path:
@@ -82,7 +90,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "shiftproof"
 
 
-def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> NDArray[np.uint8]:
+def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> CachedImages:
     """Return a folder's images, decoded and resized on first use and whenever a file has changed.
 
     Processes that need the same images at once decode them once. Progress goes to the standard error.
@@ -91,9 +99,6 @@ def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> N
         root: the folder.
         states: its files, in the order of the result.
         image_size: side to which images are resized, in pixels.
-
-    Returns:
-        uint8, shape (n, 3, image_size, image_size), read-only and memory-mapped.
 
     Raises:
         UnreadableImagesError: some files are no usable images; all are looked at first.
@@ -105,40 +110,43 @@ def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> N
     prefix = f"{root.name}-{_digest(str(root))[:8]}-{image_size}px"
     # The name states the content and the file appears at once when complete: whoever finds it can use it.
     file = folder / f"{prefix}-{_digest(_LAYOUT, list(states))}.npy"
-    if (images := _opened(file, shape)) is not None:
-        return images
+    if (cached := _opened(file, shape)) is not None:
+        return cached
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f"{prefix}.lock", root.name):
-            if (images := _opened(file, shape)) is None:
+            if (cached := _opened(file, shape)) is None:
                 for stale in folder.glob(f"{glob.escape(prefix)}-*.npy"):
                     with suppress(OSError):  # in use, where the system keeps such files
                         stale.unlink()
                 _build(file, folder / f"{prefix}.partial", root, states, shape)
-                images = _opened(file, shape)
+                cached = _opened(file, shape)
     except CacheError:
         raise
     except OSError as error:
         raise CacheError(f"cannot write the image cache in {folder}: {error}; {_ADVICE}") from error
-    if images is None:
+    if cached is None:
         raise CacheError(f"{file} was written but cannot be read back; {_ADVICE}")
-    return images
+    return cached
 
 
 def _digest(*facts: object) -> str:
     return hashlib.sha256(repr(facts).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _opened(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Map a cache file; None where it is missing, damaged or truncated."""
+def _opened(file: Path, shape: tuple[int, ...]) -> CachedImages | None:
+    """Map a cache file, an array with the fingerprint behind it; None where it is missing, damaged or truncated."""
     try:
         images = np.load(file, mmap_mode="r")
-        size = file.stat().st_size
+        with file.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _FINGERPRINT_BYTES))
+            fingerprint = stream.read().hex()
     except (OSError, ValueError, EOFError):
         return None
     if not isinstance(images, np.memmap) or images.shape != shape or images.dtype != np.uint8:
         return None
-    return images if size == images.offset + images.nbytes else None
+    return CachedImages(images, fingerprint) if size == images.offset + images.nbytes + _FINGERPRINT_BYTES else None
 
 
 @contextmanager
@@ -165,6 +173,7 @@ def _build(file: Path, partial: Path, root: Path, states: Sequence[FileState], s
             f"but {file.parent} has {free / 1e9:.2f} GB left; {_ADVICE}"
         )
     errors: list[ImageError] = []
+    digest = hashlib.sha256(repr([state.name for state in states]).encode())
     try:
         with partial.open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -174,6 +183,8 @@ def _build(file: Path, partial: Path, root: Path, states: Sequence[FileState], s
                     errors.append(image)
                 elif not errors:
                     stream.write(image.data)
+                    digest.update(image.data)
+            stream.write(digest.digest()[:_FINGERPRINT_BYTES])
             stream.flush()
             os.fsync(stream.fileno())
         if errors:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.data.cache import cached_images, file_states, fingerprint
+from shiftproof.data.cache import cached_images, file_states
 from shiftproof.data.dataset import DATASETS, DatasetEntry, Domain, DomainDataset
 
 IMAGE_SIZE = 224
@@ -158,12 +158,13 @@ def _dataset(
 ) -> DomainDataset:
     size = IMAGE_SIZE if image_size is None else image_size
     states = file_states(root, [path for domain in files for path in domain.paths])
-    images = np.split(cached_images(root, states, size), np.cumsum([len(d.paths) for d in files])[:-1])
+    images, fingerprint = cached_images(root, states, size)
+    parts = np.split(images, np.cumsum([len(d.paths) for d in files])[:-1])
     domains = tuple(
         Domain(domain.name, part, domain.labels, _groups(domain.paths))
-        for domain, part in zip(files, images, strict=True)
+        for domain, part in zip(files, parts, strict=True)
     )
-    return DomainDataset(name, domains, classes, True, fingerprint(states, size))
+    return DomainDataset(name, domains, classes, True, fingerprint)
 
 
 def _groups(paths: Sequence[Path]) -> NDArray[np.int64] | None:

@@ -84,7 +84,12 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry("optimizer")
 
 _SMALL = (1e-3, log10_uniform(-4.5, -2.5))
 _PHOTOGRAPHS = (5e-5, log10_uniform(-5, -3.5))
-_GENIE_HPARAMS = {"beta": Hparam(0.95, uniform(0.9, 0.999)), "dropout": Hparam(0.4, uniform(0.1, 0.8))}
+_GENIE_HPARAMS = {
+    "beta": Hparam(0.95, uniform(0.9, 0.999)),
+    "dropout": Hparam(0.4, uniform(0.1, 0.8)),
+    "noise": Hparam(1.0),
+    "precondition": Hparam(True),
+}
 
 
 def _register(
@@ -106,15 +111,15 @@ def _register(
     )
 
 
-_register("sgd", partial(SGD, momentum=0.9), (0.1, 0.01), (10**-2.75, log10_uniform(-4, -1.5)))
-_register("adam", Adam, (0.01, 3e-4))
-_register("adamw", AdamW, (0.01, 3e-4))
-_register("sam", SAM, (0.01, 3e-4), passes=2, hparams={"rho": Hparam(0.05)})
-_register("genie", GENIE, (10.0, 1.0), (0.1, log10_uniform(-2, 0)), hparams=_GENIE_HPARAMS, seeded=True)
+_register("sgd", SGD, (0.1, 3e-4), (10**-2.75, log10_uniform(-4, -1.5)), hparams={"momentum": Hparam(0.9)})
+_register("adam", Adam, (0.01, 1e-4))
+_register("adamw", AdamW, (0.01, 1e-4))
+_register("sam", SAM, (0.01, 1e-4), passes=2, hparams={"rho": Hparam(0.05)})
+_register("genie", GENIE, (10.0, 0.1), (0.1, log10_uniform(-2, 0)), hparams=_GENIE_HPARAMS, seeded=True)
 _register(
     "genie_released",
     partial(GENIE, form="released"),
-    (1.0, 0.1),
+    (1.0, 0.003),
     (0.015, log10_uniform(-3, -1)),
     hparams=_GENIE_HPARAMS,
     seeded=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from shiftproof.report.curves import Curve, Point, Quantity
 from shiftproof.report.palette import line_style
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "text.parse_math": False,  # names of methods and domains are not formulas
     "axes.spines.top": False,
@@ -58,18 +59,31 @@ def sheet(quantity: Quantity, drawn: Sequence[Curve], limits: tuple[float, float
     targets = list(dict.fromkeys(curve.target for curve in drawn))
     columns = min(SHEET_COLUMNS, len(targets))
     rows = -(-len(targets) // columns)
+    methods = len(drawn) // len(targets)
+    legend_columns = min(methods, 2 * columns)
+    width, height = 0.3 + 3.2 * columns, 0.5 + 2.4 * rows
+    below = 0.6 + 0.2 * -(-methods // legend_columns)
     with rc_context(STYLE):
-        figure = Figure(figsize=(0.4 + 3.1 * columns, 0.7 + 2.3 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        figure = Figure(figsize=(width, height + below))
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        # margins in inches: quicker than matplotlib's own layout, and enough for panels that are all alike
+        figure.subplots_adjust(
+            left=0.5 / width,
+            right=1 - 0.15 / width,
+            bottom=below / (height + below),
+            top=1 - 0.6 / (height + below),
+            hspace=0.22,
+            wspace=0.08,
+        )
         for axes, target in zip(grid, targets, strict=False):
-            axes.set_title(target)
+            axes.set_title(f"unseen: {target}")
             _draw(axes, quantity, [curve for curve in drawn if curve.target == target], limits)
             axes.label_outer()
-        for axes in list(grid)[len(targets) :]:
+        for axes in figure.axes[len(targets) :]:
             axes.remove()
-        figure.suptitle(quantity.title)
+        figure.suptitle(quantity.title, y=1 - 0.15 / (height + below), va="top")
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
+        figure.legend(handles, labels, loc="lower center", ncols=legend_columns)
         return {suffix: _saved(figure, suffix) for suffix in ("svg", "png")}
 
 

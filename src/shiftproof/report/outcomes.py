@@ -68,11 +68,12 @@ def read_outcomes(study: Study, store: Store) -> Outcomes:
         DamagedFileError: a result cannot be read.
     """
     results = {spec.name: result for spec in study.runs if (result := store.result(spec)) is not None}
-    rows = {spec.name: run_row(spec, results[spec.name]) for spec in study.runs if spec.name in results}
+    rows = [run_row(spec, results[spec.name]) for spec in study.runs if spec.name in results]
+    by_run = {row["run"]: row for row in rows}
 
     def outcome(method: Method, targets: tuple[str, ...], trial: int) -> Outcome:
         names = [study.spec(method, targets, trial, setting).name for setting in range(study.hparam_trials)]
-        found = [rows[name] for name in names if name in rows]
+        found = [by_run[name] for name in names if name in by_run]
         row = choose_setting(found, RULE)
         if row is None:
             return Outcome(method, targets, trial, "failed" if found else "missing", None, None, [])
@@ -89,4 +90,4 @@ def read_outcomes(study: Study, store: Store) -> Outcomes:
         for result in results.values()
         if "versions" in result  # a run that broke has none
     }
-    return Outcomes(list(rows.values()), chosen, sorted(versions))
+    return Outcomes(rows, chosen, sorted(versions))

@@ -66,7 +66,7 @@ def write_report(study: Study, output: Path) -> Path:
         study=study,
         table=table,
         mean=MEAN,
-        columns=[column for column in table.rows[0].cells if column != MEAN],
+        targets=["+".join(targets) for targets in study.target_sets],
         highest=_highest(table),
         styles={method: line_style(i) for i, method in enumerate(study.methods)},
         figures=[_write_figure(study, outcomes, quantity, folder) for quantity in QUANTITIES],

@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -35,7 +36,8 @@ class _Worker(Generic[Task]):
 
     def start(self, index: int, task: Task) -> None:
         self.index = index
-        self.connection.send(task)
+        with suppress(OSError):  # a worker that has just died is found dead when its outcome is asked for
+            self.connection.send(task)
 
     def outcome(self) -> Outcome | None:
         """Return the outcome of the task in work, None while there is none.
@@ -76,7 +78,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def run_tasks(work: Callable[[Task], Any], tasks: Sequence[Task], jobs: int, attempts: int = 3) -> Iterator[Outcome]:
+def run_tasks(
+    work: Callable[[Task], Any], tasks: Sequence[Task], jobs: int, attempts: int = 3
+) -> Generator[Outcome, None, None]:
     """Do the tasks in parallel processes and yield their outcomes as they come.
 
     Workers stay alive between tasks. A task whose worker dies is done again by a new one.
@@ -93,8 +97,11 @@ def run_tasks(work: Callable[[Task], Any], tasks: Sequence[Task], jobs: int, att
     try:
         remaining = len(tasks)
         while remaining:
-            for worker in workers:
+            for i, worker in enumerate(workers):
                 if worker.index is None and waiting:
+                    if not worker.process.is_alive():  # it died between tasks: nobody's fault
+                        worker.stop()
+                        workers[i] = worker = _Worker(work)
                     index = waiting.popleft()
                     worker.start(index, tasks[index])
             busy = [worker for worker in workers if worker.index is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from shiftproof.files import read_json, write_json
+from shiftproof.files import read_json
 from shiftproof.studies.pool import run_tasks
 from shiftproof.studies.store import Store, claim, run_row
 from shiftproof.studies.study import Study, open_dataset
 from shiftproof.studies.tables import Table, build_table
 from shiftproof.training import RunSpec, read_result, train
-from shiftproof.training.run import SPEC_FILE
-
-TRACEBACK_FILE = "error.txt"
+from shiftproof.training.run import ERROR_FILE, SPEC_FILE
 
 
 class RunTask(NamedTuple):
@@ -45,7 +44,7 @@ def execute(task: RunTask) -> dict[str, Any]:
         )
     except Exception:
         task.folder.mkdir(parents=True, exist_ok=True)
-        (task.folder / TRACEBACK_FILE).write_text(traceback.format_exc())
+        (task.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         raise
 
 
@@ -74,7 +73,6 @@ def run_study(study: Study, output: Path, jobs: int) -> Table:
     specs = study.runs
     store = Store(output)
     with claim(output):
-        write_json(output / "study.json", {**asdict(study), "data_dir": None, "weights": None})
         missing = store.missing(specs)
         try:
             _train_all(study, store, missing, len(specs), jobs)
@@ -89,12 +87,15 @@ def _train_all(study: Study, store: Store, specs: list[RunSpec], total: int, job
     tasks = [
         RunTask(spec, store.folder(spec), study.dataset, study.data_dir, study.weights, study.device) for spec in specs
     ]
-    with tqdm(total=total, initial=total - len(tasks), unit="run", desc="runs") as bar:
-        for outcome in run_tasks(execute, tasks, jobs):
+    with (
+        closing(run_tasks(execute, tasks, jobs)) as outcomes,  # ends the workers before the output is released
+        tqdm(total=total, initial=total - len(tasks), unit="run", desc="runs") as bar,
+    ):
+        for outcome in outcomes:
             spec = specs[outcome.task]
             result = outcome.value or store.record_failure(spec, outcome.error or "no reason was given")
             row = run_row(spec, result)
-            name = f"{spec.optimizer} → {row['target']}, trial {spec.trial_seed}, setting {spec.hparam_seed}"
+            name = f"{spec.optimizer} on {row['target']}, trial {spec.trial_seed}, setting {spec.hparam_seed}"
             if row["status"] == "failed":
                 bar.write(f"failed: {spec.algorithm} {name}: {row['error']}")
             else:
@@ -131,6 +132,8 @@ def train_one(study: Study, folder: Path, trial_seed: int, hparam_seed: int) -> 
             with tqdm(total=spec.steps, unit="step", desc=str(study.methods[0])) as bar:
 
                 def show(step: int, loss: float) -> None:
+                    if bar.n == 0:
+                        bar.initial = bar.n = step - 1  # resumed: the speed is that of the steps taken now
                     bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                     bar.update(step - bar.n)
 

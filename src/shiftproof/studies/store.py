@@ -85,13 +85,20 @@ class Store:
         Raises:
             DamagedFileError: a result cannot be read.
         """
-        results = ((spec, self.result(spec)) for spec in specs)
+        distinct = {spec.name: spec for spec in specs}.values()
+        results = [(spec, self.result(spec)) for spec in distinct]
         return [spec for spec, result in results if result is None or result.get("retry")]
 
     def write_runs(self, specs: list[RunSpec]) -> list[dict[str, Any]]:
-        """Rebuild `runs.jsonl` from the results there are, one line per run, and return its rows."""
+        """Rebuild `runs.jsonl` from all results there are, one line per run, and return the rows of ``specs``."""
         rows = [run_row(spec, result) for spec in specs if (result := self.result(spec)) is not None]
-        write_json_lines(self.root / "runs.jsonl", rows)
+        mine = {spec.name for spec in specs}
+        others = []
+        for folder in sorted((self.root / "runs").iterdir()):
+            if folder.name not in mine and (result := read_result(folder)) is not None:
+                spec = RunSpec(**{**result["spec"], "targets": tuple(result["spec"]["targets"])})
+                others.append(run_row(spec, result))
+        write_json_lines(self.root / "runs.jsonl", rows + others)
         return rows
 
     def write_text(self, name: str, text: str) -> None:

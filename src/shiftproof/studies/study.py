@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -20,7 +21,7 @@ from shiftproof.optim.registry import OPTIMIZERS, SEARCHES, Search
 from shiftproof.registry import UnknownNameError
 from shiftproof.training import RunSpec, check_device
 from shiftproof.training.search import SearchSpace, check_fixed, search_space, setting
-from shiftproof.training.spec import PROTOCOL, Precision
+from shiftproof.training.spec import PRECISIONS, PROTOCOL, Precision
 
 
 class Method(NamedTuple):
@@ -104,6 +105,8 @@ class Study:
         if self.search not in SEARCHES:
             raise UnknownNameError("search", self.search, list(SEARCHES))
         check_device(self.device)
+        if self.precision not in PRECISIONS:
+            raise UnknownNameError("precision", self.precision, list(PRECISIONS))
         if self.split not in SPLIT_RULES:
             raise UnknownNameError("split", self.split, list(SPLIT_RULES))
         photographs = DATASETS[self.dataset].photographs
@@ -147,15 +150,15 @@ class Study:
             raise ValueError(
                 f"{self.data.name} has one domain only, {names[0]}: leaving it out leaves nothing to train on"
             )
-        columns = names if self.targets is None else self.targets
-        _check_distinct("target", columns)
         sets = []
-        for column in columns:
+        for column in names if self.targets is None else self.targets:
+            together = [column] if column in names else column.split("+")
             # in the data set's order, so that one set of targets has one name
-            chosen = {self.data.domain_index(name) for name in column.split("+")}
+            chosen = {self.data.domain_index(name) for name in together}
             if len(chosen) == len(names):
                 raise ValueError(f"target {column} leaves no source domain to train on")
             sets.append(tuple(name for i, name in enumerate(names) if i in chosen))
+        _check_distinct("target", ["+".join(targets) for targets in sets])
         return sets
 
     @property
@@ -239,11 +242,15 @@ class Study:
     def check_buildable(self, specs: list[RunSpec]) -> None:
         """Build each distinct setting once, without training, so that what is out of range fails now."""
         networks: dict[Any, Network] = {}
-        for spec in {json.dumps([spec.algorithm, spec.optimizer, spec.hparams]): spec for spec in specs}.values():
+        for spec in {
+            json.dumps([spec.algorithm, spec.optimizer, spec.annealer, len(spec.targets), spec.hparams]): spec
+            for spec in specs
+        }.values():
             batch_size = spec.hparams["data.batch_size"]
             _check_positive("data.batch_size", batch_size)
             if int(batch_size) % self.accumulate:
                 raise ValueError(f"a batch of {batch_size} cannot be split into {self.accumulate} equal parts")
+            sources = len(self.data.domains) - len(spec.targets)
             dropout = spec.axis("model")["dropout"]
             if dropout not in networks:
                 networks[dropout] = build_network(
@@ -255,7 +262,7 @@ class Study:
                     weights=self.weights,
                 )
             try:
-                ALGORITHMS[spec.algorithm](networks[dropout], 1, **spec.axis("algorithm"))
+                ALGORITHMS[spec.algorithm](networks[dropout], sources, **spec.axis("algorithm"))
                 ANNEALERS[spec.annealer](**spec.axis("annealer"))
                 OPTIMIZERS[spec.optimizer](networks[dropout].classifier.parameters(), **spec.axis("optimizer"))
             except TypeError as error:  # torch's optimizers compare before they look at the type
@@ -264,7 +271,7 @@ class Study:
 
 def _check_positive(name: str, value: Any) -> None:
     whole = name != "clip_norm"
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be {'a whole number' if whole else 'a number'} above 0, not {value!r}")
 
 

@@ -185,7 +185,7 @@ def build_table(study: Study, rows: Sequence[Row], rule: str = "training_domain"
         )
 
     failures = [
-        f"{_key(row)[0]} → {row['target']}, trial {row['trial_seed']}, setting {row['hparam_seed']}: {row['error']}"
+        f"{_key(row)[0]} on {row['target']}, trial {row['trial_seed']}, setting {row['hparam_seed']}: {row['error']}"
         for row in rows
         if row["status"] == "failed"
     ]
@@ -198,7 +198,7 @@ def build_table(study: Study, rows: Sequence[Row], rule: str = "training_domain"
 def choose_setting(rows: Sequence[Row], rule: str) -> Row | None:
     """Return the run with the highest validation among the settings of one trial, the lowest setting on a tie.
 
-    A rule that validates nothing takes setting 0. None if no run finished.
+    A rule that validates nothing takes the lowest setting that finished. None if no run finished.
     """
     finished = sorted((row for row in rows if row["status"] == "finished"), key=lambda row: int(row["hparam_seed"]))
     if not finished:

@@ -61,5 +61,5 @@ def load_checkpoint(path: Path, algorithm: Algorithm) -> dict[str, Any]:
     ) as error:
         if isinstance(error, DamagedFileError):
             raise
-        raise DamagedFileError(path, str(error).splitlines()[0], remedy) from error
+        raise DamagedFileError(path, str(error).partition("\n")[0], remedy) from error
     return progress

@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 
 from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
 from shiftproof.data import DomainDataset
 from shiftproof.files import DamagedFileError, read_json, write_json, write_json_lines
-from shiftproof.models import build_network
+from shiftproof.models import build_network, weights_fingerprint
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.randomness import torch_seed
 from shiftproof.training.checkpoint import load_checkpoint, save_checkpoint
@@ -32,7 +32,10 @@ CHECKPOINT_FILE = "checkpoint.pt"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 SPEC_FILE = "spec.json"
+ERROR_FILE = "error.txt"
 CHECKPOINT_SECONDS = 60.0
+VERSIONED = ("shiftproof", "torch", "torchvision", "timm", "numpy", "pillow")
+_RESULT_ENTRIES = {"spec", "status", "error", "seconds", "passes", "metrics"}
 
 OnProgress = Callable[[int, float], None]
 """Called after every step with its number and loss."""
@@ -66,8 +69,11 @@ def train(
 
     Raises:
         DamagedFileError: the folder holds a damaged checkpoint.
-        ValueError: a part of the spec is not valid.
+        ValueError: a part of the spec is not valid, or data set or weights are not the spec's.
     """
+    found = None if weights is None else weights_fingerprint(weights)
+    if (dataset.fingerprint, found) != (spec.data_fingerprint, spec.weights):
+        raise ValueError("the data set or the weights file are not those that the run was planned with")
     torch.set_num_threads(1)  # so that the number of workers changes no result
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -80,6 +86,7 @@ def train(
     except NonFiniteLossError as diverged:
         status, error = "failed", str(diverged)
     result = run.result(status, error)
+    (folder / ERROR_FILE).unlink(missing_ok=True)
     write_json(folder / RESULT_FILE, result)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return result
@@ -96,8 +103,10 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
     remedy = "delete it to train this run again"
     result = read_json(path, remedy)
-    if not isinstance(result, dict) or not {"spec", "status", "metrics"} <= result.keys():
+    if not isinstance(result, dict) or not result.keys() >= _RESULT_ENTRIES:
         raise DamagedFileError(path, "entries are missing", remedy)
+    if result["status"] == "finished" and not result["metrics"]:
+        raise DamagedFileError(path, "it has no metrics", remedy)
     return result
 
 
@@ -129,12 +138,14 @@ class _Run:
             normalisation=network.normalisation,
             device=device,
         )
-        self.algorithm: Algorithm = ALGORITHMS[spec.algorithm](
-            network, len(self.inputs.sources), **spec.axis("algorithm")
-        )
-        self.algorithm.to(device).to(memory_format=torch.channels_last)
         optimizer = OPTIMIZERS[spec.optimizer]
-        self.algorithm.build_optimizers(lambda params: optimizer(params, seed=spec.seed, **spec.axis("optimizer")))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))
+            self.algorithm: Algorithm = ALGORITHMS[spec.algorithm](
+                network, len(self.inputs.sources), **spec.axis("algorithm")
+            )
+            self.algorithm.to(device).to(memory_format=torch.channels_last)
+            self.algorithm.build_optimizers(lambda params: optimizer(params, seed=spec.seed, **spec.axis("optimizer")))
         self.steps = StepBuilder(
             self.algorithm,
             ANNEALERS[spec.annealer](**spec.axis("annealer")),
@@ -242,6 +253,6 @@ class _Run:
             "seconds": self.seconds,
             "passes": self.steps.passes,
             "weights_sha256": digest.hexdigest(),
-            "versions": {"torch": torch.__version__, "numpy": numpy.__version__},
+            "versions": {name: version(name) for name in VERSIONED},
             "metrics": self.metrics,
         }

@@ -88,13 +88,16 @@ def load(run: str | Path) -> SavedModel:
         raise FileNotFoundError(f"{folder} holds no model: there is no {DESCRIPTION_FILE} in it")
     remedy = "train the run again"
     description: dict[str, Any] = read_json(folder / DESCRIPTION_FILE, remedy)
-    classes, image_shape = tuple(description["classes"]), tuple(description["image_shape"])
-    network = build_network(description["model"], image_shape, len(classes), dropout=0.0, seed=0)
-    network.normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
+    try:
+        classes, image_shape = tuple(description["classes"]), tuple(description["image_shape"])
+        network = build_network(description["model"], image_shape, len(classes), dropout=0.0, seed=0)
+        network.normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(folder / DESCRIPTION_FILE, f"no valid {error}", remedy) from error
     try:
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise DamagedFileError(folder / WEIGHTS_FILE, str(error).splitlines()[0], remedy) from error
+        raise DamagedFileError(folder / WEIGHTS_FILE, str(error).partition("\n")[0], remedy) from error
     return SavedModel(network, classes, image_shape).eval()
 
 

@@ -26,7 +26,7 @@ def search_space(
         optimizer: name of the optimizer.
         annealer: name of the annealer.
         search: "protocol" has the ranges of DomainBed at commit b93c22a; "short" searches two decades of lr
-            around a default for short runs and keeps the batch size, everything else is as in "protocol".
+            around a default for short runs and keeps batch size and dropout; the rest is as in "protocol".
     """
     if search == "short":
         batch_size, dropout = Hparam(32 if photographs else 16), Hparam(0.0)
@@ -54,10 +54,15 @@ def setting(space: SearchSpace, fixed: Mapping[str, Value], hparam_seed: int, tr
         trial_seed: number of the trial.
     """
     return {
-        f"{axis}.{name}": fixed.get(f"{axis}.{name}", value)
+        f"{axis}.{name}": _like(value, fixed.get(f"{axis}.{name}", value))
         for axis, hparams in space.items()
         for name, value in draw(hparams, hparam_seed, trial_seed).items()
     }
+
+
+def _like(default: Value, value: Value) -> Value:
+    """Return a whole number as a float where a float is meant: 1 and 1.0 are one setting."""
+    return float(value) if isinstance(default, float) and type(value) is int else value
 
 
 def check_fixed(fixed: Mapping[str, Value], spaces: list[SearchSpace]) -> None:

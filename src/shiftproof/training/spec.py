@@ -13,6 +13,7 @@ from shiftproof.hparams import Value
 from shiftproof.randomness import seed_hash
 
 Precision = Literal["float32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 PROTOCOL = "shiftproof"
 
 
@@ -29,7 +30,8 @@ class RunSpec:
         targets: the domains left out; all others are sources.
         trial_seed: number of the trial; it determines the splits, the start and the batches, so that methods
             are compared in pairs.
-        hparam_seed: number of the hyperparameter setting; 0 is the defaults.
+        hparam_seed: number of the hyperparameter setting; 0 is the defaults. A label: settings of equal values are
+            one run.
         hparams: their values, by "axis.name".
         steps: updates.
         checkpoint_freq: steps between evaluations; the last step is always evaluated.
@@ -68,7 +70,8 @@ class RunSpec:
     @cached_property
     def name(self) -> str:
         """The hash that names the run's folder."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        facts = {name: value for name, value in asdict(self).items() if name != "hparam_seed"}
+        text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

@@ -46,11 +46,19 @@ class StepBuilder:
         """Take step number ``step`` (from 1) on one batch per source domain and return the detached loss."""
         parameters = [p for p in self.algorithm.parameters() if p.requires_grad]
 
-        def make_closure(batches: Sequence[Batch]) -> Closure:
+        def make_closure(batches: Sequence[Batch]) -> Closure:  # an algorithm may make several, of other batches
             return self._closure(batches, step, parameters)
 
-        self.annealer.before_step(parameters, step, lambda: self.algorithm.domain_losses(batches))
+        _seed_generators(torch_seed(self.seed, "annealer", step), parameters[0].device)
+        self.annealer.before_step(parameters, step, lambda: self._domain_losses(batches))
         return self.algorithm.update(batches, step, make_closure)
+
+    def _domain_losses(self, batches: Sequence[Batch]) -> list[Tensor]:
+        with self._autocast(batches):
+            return self.algorithm.domain_losses(batches)
+
+    def _autocast(self, batches: Sequence[Batch]) -> torch.autocast:
+        return torch.autocast(batches[0][0].device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _closure(self, batches: Sequence[Batch], step: int, parameters: Sequence[Tensor]) -> Closure:
         parts = split_batches(batches, self.accumulate)
@@ -60,13 +68,13 @@ class StepBuilder:
             _seed_generators(torch_seed(self.seed, "step", step), parameters[0].device)
             for p in parameters:
                 p.grad = None
-            with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with self._autocast(batches):
                 losses = [self.algorithm.backward(part, self.create_graph) for part in parts]
             if len(parts) > 1:
                 for p in parameters:
                     if p.grad is not None:
                         p.grad /= len(parts)
-            self.annealer.edit_gradients(parameters, step, lambda: self.algorithm.domain_losses(batches))
+            self.annealer.edit_gradients(parameters, step, lambda: self._domain_losses(batches))
             if self.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             return torch.stack(losses).mean()

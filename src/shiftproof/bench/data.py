@@ -1,0 +1,390 @@
+"""The data path against the usual one: images per second, and what a run spends on data and evaluation.
+
+The usual way is DomainBed's: the workers of one loader per domain decode and augment image by image, and every split
+of every domain is evaluated. Network, training step, scoring and memory format are the same for both.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields
+from itertools import count, islice
+from pathlib import Path
+from statistics import fmean
+from textwrap import fill
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, Subset
+from torchvision import transforms
+from torchvision.datasets.folder import default_loader
+
+from shiftproof.algorithms import ALGORITHMS, Batch
+from shiftproof.annealing import ANNEALERS
+from shiftproof.data import DomainDataset, DomainFiles, Split, labelled_images, split_domain
+from shiftproof.models import Network, build_network
+from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.studies import Study
+from shiftproof.training import RunSpec, StepBuilder
+from shiftproof.training.evaluation import evaluate
+from shiftproof.training.inputs import EVALUATION_BATCH, Inputs
+
+RUNS = ((200, 40), (5001, 300))
+"""Steps, and steps between evaluations, of the runs whose time is worked out."""
+WARM_UP = 3  # batches before the clock starts: workers start, and their queues fill
+EVALUATION_BATCHES = 16
+_ENDLESS = 2**40
+_NOTES = (
+    "Means over rounds in which the two ways take turns; in brackets the least and the most.",
+    "Training has one thread. shiftproof prepares batches on it and leaves the other cores to other runs;",
+    "the usual way has its loader workers on them, and on all cores where data is measured alone.",
+    "Data is what training waits for. Decoding the files into the cache, once per data set, is not counted.",
+    "shiftproof evaluates what the selection rules read, the usual way every split of every domain, equally often;",
+    f"{EVALUATION_BATCHES} batches of up to {EVALUATION_BATCH} images are timed and scaled to all.",
+)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the time of a run is made of.
+
+    Attributes:
+        data: seconds per 100 steps that training waits for its batches.
+        training: seconds per 100 steps of forward pass, backward pass and optimizer.
+        evaluation: seconds of one evaluation.
+        last_evaluation: seconds of the one after the last step.
+    """
+
+    data: float
+    training: float
+    evaluation: float
+    last_evaluation: float
+
+
+def run_time(costs: Costs, steps: int, checkpoint_freq: int) -> dict[str, float]:
+    """Return the ``seconds`` of a run and the shares of ``data``, ``training`` and ``evaluation``, which sum to 1.
+
+    Args:
+        costs: what it is made of.
+        steps: its updates.
+        checkpoint_freq: steps between evaluations; the last step is always evaluated.
+    """
+    parts = {
+        "data": costs.data * steps / 100,
+        "training": costs.training * steps / 100,
+        "evaluation": costs.evaluation * ((steps - 1) // checkpoint_freq) + costs.last_evaluation,
+    }
+    seconds = sum(parts.values())
+    return {"seconds": seconds, **{part: value / seconds for part, value in parts.items()}}
+
+
+def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) -> dict[str, Any]:
+    """Time the first run of a study with the batches of shiftproof and of the usual way, in turn.
+
+    Sets torch to one thread, as every run does.
+
+    Args:
+        study: on a folder data set and the CPU.
+        workers: processes that decode for the usual way; training loaders share them, with at least one each.
+        steps: steps timed per round.
+        rounds: turns of each way.
+
+    Returns:
+        What JSON can hold: ``setting``, ``notes`` and ``ways``. Of a way: ``images_per_second`` of data alone,
+        ``evaluated`` images (in one evaluation, in the last), ``costs`` (see `Costs`), ``runs`` (see `run_time`; with
+        ``steps``), and all ``rounds``, with the numbers of ``images`` that were timed.
+
+    Raises:
+        ValueError: the data set is no folder of images, the device not the CPU, or a number below 1.
+    """
+    for name, number in (("workers", workers), ("steps", steps), ("rounds", rounds)):
+        if number < 1:
+            raise ValueError(f"{name} must be a whole number above 0, not {number}")
+    if study.data_dir is None or study.device != "cpu":
+        raise ValueError("the data path is measured on a folder of images and on the CPU")
+    torch.set_num_threads(1)
+    spec = study.runs[0]
+    trainer = _Trainer(study, spec)
+    loaders = _Loaders(study.data, spec, trainer.network, study.data_dir, workers)
+    ways: dict[str, _Way] = {"shiftproof": _Cache(study.data, spec, trainer.network), "usual way": loaders}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            measured[name].append(_round(way, trainer, steps))
+    return {
+        "setting": {
+            "dataset": spec.dataset,
+            "target": "+".join(spec.targets),
+            "model": spec.model,
+            "image size": study.data.image_shape[-1],
+            "images per domain and step": spec.axis("data")["batch_size"],
+            "rounds": rounds,
+            "steps per round": steps,
+            "workers per training loader": loaders.training_workers,
+            "workers of evaluation": workers,
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        },
+        "notes": list(_NOTES),
+        "ways": {name: _summary(way, measured[name]) for name, way in ways.items()},
+    }
+
+
+def data_table(result: dict[str, Any]) -> str:
+    """Return what `bench_data` measured as text."""
+    ways = result["ways"].values()
+
+    def row(label: str, cells: Iterable[str]) -> str:
+        return f"{label:38}" + "".join(f"{cell:>26}" for cell in cells)
+
+    def spread(values: Sequence[float]) -> str:
+        return f"{fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+    def over_rounds(*entries: str) -> list[str]:
+        return [spread([sum(r[entry] for entry in entries) for r in way["rounds"]]) for way in ways]
+
+    lines = [
+        fill(", ".join(f"{name} {value}" for name, value in result["setting"].items()), 120),
+        "",
+        row("", result["ways"]),
+        row("data alone, images per second", over_rounds("images_per_second")),
+        row("100 steps without evaluation, s", over_rounds("data", "training")),
+        row("  of these, waiting for data", over_rounds("data")),
+        row("one evaluation, s", over_rounds("evaluation")),
+        row("  images", [str(way["evaluated"][0]) for way in ways]),
+    ]
+    for position, (steps, checkpoint_freq) in enumerate(RUNS):
+        runs = [way["runs"][position] for way in ways]
+        lines.append(row(f"{steps} steps, evaluated every {checkpoint_freq}, s", [f"{r['seconds']:.0f}" for r in runs]))
+        lines += [row(f"  {part}", [f"{100 * r[part]:.1f} %" for r in runs]) for part in ("data", "evaluation")]
+    return "\n".join([*lines, "", *result["notes"]])
+
+
+def _summary(way: _Way, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    def mean(entry: str) -> float:
+        return fmean(r[entry] for r in rounds)
+
+    costs = Costs(*(mean(field.name) for field in fields(Costs)))
+    return {
+        "images_per_second": mean("images_per_second"),
+        "evaluated": way.evaluated,
+        "costs": asdict(costs),
+        "runs": [{"steps": steps, **run_time(costs, steps, checkpoint_freq)} for steps, checkpoint_freq in RUNS],
+        "rounds": rounds,
+    }
+
+
+def _round(way: _Way, trainer: _Trainer, steps: int) -> dict[str, Any]:
+    """Time data alone, training and evaluation once. Streams are closed so that no worker disturbs the other way."""
+    with closing(way.training()) as stream:
+        list(islice(stream, WARM_UP))
+        begin = time.perf_counter()
+        data_images = sum(_images(batches) for batches in islice(stream, steps))
+        data_alone = time.perf_counter() - begin
+
+    waited = trained = 0.0
+    trained_images = 0
+    with closing(way.training()) as stream:
+        for step in range(1 - WARM_UP, steps + 1):
+            begin = time.perf_counter()
+            batches = next(stream)
+            ready = time.perf_counter()
+            trainer.step(batches)
+            if step > 0:
+                waited += ready - begin
+                trained += time.perf_counter() - ready
+                trained_images += _images(batches)
+
+    with closing(way.evaluation()) as stream:
+        trainer.evaluate(islice(stream, WARM_UP))
+        begin = time.perf_counter()
+        evaluated_images = trainer.evaluate(islice(stream, EVALUATION_BATCHES))
+        per_image = (time.perf_counter() - begin) / evaluated_images
+
+    return {
+        "images_per_second": data_images / data_alone,
+        "data": 100 * waited / steps,
+        "training": 100 * trained / steps,
+        "evaluation": per_image * way.evaluated[0],
+        "last_evaluation": per_image * way.evaluated[1],
+        "images": {"data": data_images, "training": trained_images, "evaluation": evaluated_images},
+    }
+
+
+def _images(batches: Sequence[Batch]) -> int:
+    return sum(len(labels) for _, labels in batches)
+
+
+class _Trainer:
+    """The network and its training step, as in a run."""
+
+    def __init__(self, study: Study, spec: RunSpec) -> None:
+        self._classes, self._precision = len(study.data.classes), spec.precision
+        self.network = build_network(
+            spec.model,
+            study.data.image_shape,
+            self._classes,
+            dropout=spec.axis("model")["dropout"],
+            seed=0,
+            weights=study.weights,
+        )
+        sources = len(study.data.domains) - len(spec.targets)
+        self._algorithm = ALGORITHMS[spec.algorithm](self.network, sources, **spec.axis("algorithm"))
+        self._algorithm.to(memory_format=torch.channels_last)
+        optimizer = OPTIMIZERS[spec.optimizer]
+        self._algorithm.build_optimizers(lambda params: optimizer(params, **spec.axis("optimizer")))
+        self._steps = StepBuilder(
+            self._algorithm,
+            ANNEALERS[spec.annealer](**spec.axis("annealer")),
+            spec.seed,
+            create_graph=optimizer.needs_graph,
+            accumulate=spec.accumulate,
+            clip_norm=spec.clip_norm,
+            precision=spec.precision,
+        )
+        self._taken = 0
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        self._taken += 1
+        float(self._steps.take(batches, self._taken))
+
+    def evaluate(self, batches: Iterable[Batch]) -> int:
+        """Score batches and return the number of images."""
+        self._algorithm.eval()
+        score = evaluate(self._algorithm.predict, batches, self._classes, self._precision)
+        self._algorithm.train()
+        return int(score["count"])
+
+
+class _Way(ABC):
+    """A way of feeding a run.
+
+    Attributes:
+        evaluated: numbers of images in one evaluation and in the last.
+    """
+
+    evaluated: list[int]
+
+    @abstractmethod
+    def training(self) -> Generator[list[Batch], None, None]:
+        """Yield the batches of a step, without end."""
+
+    @abstractmethod
+    def evaluation(self) -> Generator[Batch, None, None]:
+        """Yield batches of the images that are evaluated, without end."""
+
+
+class _Cache(_Way):
+    """Ours: images decoded once, batches augmented in the training process, evaluation of what is read."""
+
+    def __init__(self, dataset: DomainDataset, spec: RunSpec, network: Network) -> None:
+        self._inputs = Inputs(
+            dataset,
+            spec.targets,
+            trial_seed=spec.trial_seed,
+            seed=spec.seed,
+            batch_size=spec.axis("data")["batch_size"],
+            split=spec.split,
+            normalisation=network.normalisation,
+            device=torch.device("cpu"),
+        )
+        splits = _splits(dataset, spec)
+        read = sum(len(splits[i].out) for i in self._inputs.sources)
+        read += sum(len(splits[i].in_) for i in self._inputs.targets)
+        self.evaluated = [read, read + sum(len(splits[i].out) for i in self._inputs.targets)]
+
+    def training(self) -> Generator[list[Batch], None, None]:
+        for step in count(1):
+            yield self._inputs.batches(step)
+
+    def evaluation(self) -> Generator[Batch, None, None]:
+        while True:
+            for i in self._inputs.sources:
+                yield from self._inputs.evaluation_batches(i, "out")
+            for i in self._inputs.targets:
+                yield from self._inputs.evaluation_batches(i, "in")
+
+
+class _Loaders(_Way):
+    """The usual way: loaders whose workers decode and augment image by image, evaluation of everything.
+
+    Attributes:
+        training_workers: processes of each training loader; as many as `workers` in all where that is possible.
+    """
+
+    def __init__(self, dataset: DomainDataset, spec: RunSpec, network: Network, data_dir: Path, workers: int) -> None:
+        size = dataset.image_shape[-1]
+        tensor = [
+            transforms.ToTensor(),
+            transforms.Normalize(network.normalisation.mean, network.normalisation.std),
+        ]
+        augmented = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, scale=(0.7, 1.0)),
+                transforms.RandomHorizontalFlip(),
+                transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
+                transforms.RandomGrayscale(),
+                *tensor,
+            ]
+        )
+        plain = transforms.Compose([transforms.Resize((size, size)), *tensor])
+        files = labelled_images(_root(dataset, data_dir), dataset.classes)
+        sources = [i for i, name in enumerate(dataset.domain_names) if name not in spec.targets]
+        splits = _splits(dataset, spec)
+        self.training_workers = max(1, workers // len(sources))
+        batch_size = spec.axis("data")["batch_size"]
+        self._training = [
+            _loader(Subset(_Files(files[i], augmented), splits[i].in_.tolist()), batch_size, self.training_workers)
+            for i in sources
+        ]
+        # One loader evaluates at a time, so one with all workers, drawing from all splits, stands for theirs.
+        everything: ConcatDataset[tuple[Tensor, int]] = ConcatDataset([_Files(domain, plain) for domain in files])
+        self._evaluation = _loader(everything, EVALUATION_BATCH, workers)
+        self.evaluated = [len(everything)] * 2
+
+    def training(self) -> Generator[list[Batch], None, None]:
+        for batches in zip(*self._training, strict=True):
+            yield [_channels_last(batch) for batch in batches]
+
+    def evaluation(self) -> Generator[Batch, None, None]:
+        return (_channels_last(batch) for batch in self._evaluation)
+
+
+class _Files(Dataset[tuple[Tensor, int]]):
+    """The image files of a domain, decoded whenever they are asked for."""
+
+    def __init__(self, files: DomainFiles, transform: Callable[[Image], Tensor]) -> None:
+        self._files, self._transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self._files.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._transform(default_loader(self._files.paths[index])), int(self._files.labels[index])
+
+
+def _loader(images: Dataset[tuple[Tensor, int]], batch_size: int, workers: int) -> DataLoader[Any]:
+    endless = RandomSampler(images, replacement=True, num_samples=_ENDLESS)  # type: ignore[arg-type]
+    return DataLoader(images, batch_size, sampler=endless, num_workers=workers)
+
+
+def _channels_last(batch: Batch) -> Batch:
+    images, labels = batch
+    return images.contiguous(memory_format=torch.channels_last), labels
+
+
+def _splits(dataset: DomainDataset, spec: RunSpec) -> list[Split]:
+    return [split_domain(domain, spec.split, spec.trial_seed, i) for i, domain in enumerate(dataset.domains)]
+
+
+def _root(dataset: DomainDataset, data_dir: Path) -> Path:
+    """Return the folder of the domains, which is in `data_dir` or is it."""
+    data_dir = data_dir.expanduser()
+    candidates = [data_dir, *sorted(data_dir.iterdir())]
+    return next(root for root in candidates if all((root / name).is_dir() for name in dataset.domain_names))
