@@ -1,6 +1,8 @@
 """The README's Python blocks run, in order, as a reader would run them."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.setattr(ALGORITHMS, "_entries", dict(ALGORITHMS._entries))
     train = ["train", "--target", "75", "--steps", "2", "--batch-size", "2", "--output"]
     assert main([*train, "runs/one"]) == 0
-    loop, use, algorithm = _blocks()
+    loop, use, algorithm, study = _blocks()
     assert len([line for line in loop.splitlines() if line.strip()]) <= 10  # "the library in ten lines"
     names = {"picture": Image.fromarray(np.zeros((30, 20), dtype=np.uint8))}
     exec(loop, names)  # noqa: S102
@@ -33,6 +35,11 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     body = algorithm[algorithm.index("class ") : algorithm.index("ALGORITHMS.register")]
     assert len([line for line in body.splitlines() if line.strip()]) <= 10  # "a new algorithm in ten lines"
     assert main([*train, "runs/two", "--algorithm", "worst_domain", "--set", "algorithm.mean_weight=0.5"]) == 0
+    small = study.replace("steps=300, trials=3", 'steps=2, trials=1, targets=("0",)')
+    assert small != study
+    (tmp_path / "script.py").write_text(algorithm + small, encoding="utf-8")
+    printed = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True).stdout
+    assert "worst_domain + genie" in printed
 
 
 def test_commands_of_the_readme_exist():

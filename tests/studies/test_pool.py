@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from shiftproof.studies.pool import run_tasks
@@ -41,6 +42,30 @@ def test_a_task_whose_worker_dies_is_done_again(tmp_path):
 def test_a_task_that_keeps_killing_workers_fails_with_its_reason():
     outcomes = list(run_tasks(die, [7], jobs=1, attempts=2))
     assert [outcome.error for outcome in outcomes] == ["the worker died 2 times, last with exit code 7"]
+
+
+def test_workers_that_cannot_start_end_it_with_the_reason(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import time\nfrom shiftproof.studies.pool import run_tasks\nlist(run_tasks(time.sleep, [0], 1))\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert ended.returncode != 0
+    assert 'a script that runs a study must do so under `if __name__ == "__main__":`' in ended.stderr
+
+
+def kill_itself_after(seconds):
+    """End with a value, and die a moment later, between tasks."""
+    threading.Timer(seconds, os._exit, [9]).start()
+    return seconds
+
+
+def test_a_worker_that_dies_between_tasks_is_replaced():
+    outcomes = []
+    for outcome in run_tasks(kill_itself_after, [0.05, 0.05, 0.05], jobs=1):
+        outcomes.append(outcome)
+        time.sleep(0.3)
+    assert [(outcome.value, outcome.error) for outcome in outcomes] == [(0.05, None)] * 3
 
 
 def test_no_tasks_need_no_workers():

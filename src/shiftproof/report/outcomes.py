@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from shiftproof.studies import Method, Store, Study
 from shiftproof.studies.selection import Record
 from shiftproof.studies.store import run_row
 from shiftproof.studies.tables import Row, choose_setting
+from shiftproof.training import RunSpec
 
 RULE = "training_domain"
 """The selection rule of the report: the table's own."""
@@ -68,12 +70,12 @@ def read_outcomes(study: Study, store: Store) -> Outcomes:
         DamagedFileError: a result cannot be read.
     """
     results = {spec.name: result for spec in study.runs if (result := store.result(spec)) is not None}
-    rows = [run_row(spec, results[spec.name]) for spec in study.runs if spec.name in results]
-    by_run = {row["run"]: row for row in rows}
+
+    def rows(specs: Sequence[RunSpec]) -> list[Row]:
+        return [run_row(spec, results[spec.name]) for spec in specs if spec.name in results]
 
     def outcome(method: Method, targets: tuple[str, ...], trial: int) -> Outcome:
-        names = [study.spec(method, targets, trial, setting).name for setting in range(study.hparam_trials)]
-        found = [by_run[name] for name in names if name in by_run]
+        found = rows([study.spec(method, targets, trial, setting) for setting in range(study.hparam_trials)])
         row = choose_setting(found, RULE)
         if row is None:
             return Outcome(method, targets, trial, "failed" if found else "missing", None, None, [])
@@ -90,4 +92,4 @@ def read_outcomes(study: Study, store: Store) -> Outcomes:
         for result in results.values()
         if "versions" in result  # a run that broke has none
     }
-    return Outcomes(rows, chosen, sorted(versions))
+    return Outcomes(rows(study.runs), chosen, sorted(versions))

@@ -23,6 +23,16 @@ class Outcome(NamedTuple):
     error: str | None
 
 
+class WorkerStartError(ChildProcessError):
+    """Worker processes end before they can work."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(
+            f"worker processes end while they start (exit code {exit_code}); a script that runs a study must do so "
+            'under `if __name__ == "__main__":`, because workers import it too'
+        )
+
+
 class _Worker(Generic[Task]):
     """A process that does one task at a time."""
 
@@ -33,6 +43,7 @@ class _Worker(Generic[Task]):
         self.process.start()
         theirs.close()
         self.index: int | None = None
+        self.ready = False
 
     def start(self, index: int, task: Task) -> None:
         self.index = index
@@ -45,12 +56,18 @@ class _Worker(Generic[Task]):
         Raises:
             EOFError: the process ended without an outcome.
         """
-        if self.index is None or not (self.connection.poll() or not self.process.is_alive()):
-            return None
+        alive = self.process.is_alive()  # asked first: what a process sent before its end is still received
         if not self.connection.poll():
+            if alive:
+                return None
             raise EOFError
-        value, error = self.connection.recv()
+        message = self.connection.recv()
+        if message is None:
+            self.ready = True
+            return None
+        value, error = message
         index, self.index = self.index, None
+        assert index is not None  # noqa: S101  (an outcome answers a task)
         return Outcome(index, value, error)
 
     def stop(self) -> None:
@@ -62,6 +79,7 @@ class _Worker(Generic[Task]):
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    connection.send(None)  # ready
     while True:
         task = connection.recv()
         try:
@@ -90,9 +108,13 @@ def run_tasks(
         tasks: picklable values.
         jobs: number of processes.
         attempts: how many workers a task may take down before that is its error.
+
+    Raises:
+        WorkerStartError: so many workers in a row ended while they started.
     """
     waiting = deque(range(len(tasks)))
     deaths: Counter[int] = Counter()
+    failed_starts = 0
     workers: list[_Worker[Task]] = [_Worker(work) for _ in range(min(jobs, len(tasks)))]
     try:
         remaining = len(tasks)
@@ -110,6 +132,10 @@ def run_tasks(
                 try:
                     outcome = worker.outcome()
                 except (EOFError, OSError):
+                    worker.stop()
+                    failed_starts = 0 if worker.ready else failed_starts + 1
+                    if failed_starts == attempts:
+                        raise WorkerStartError(worker.process.exitcode) from None
                     outcome = _bury(worker, deaths, waiting, attempts)
                     workers[workers.index(worker)] = _Worker(work)
                 if outcome is not None:
@@ -124,8 +150,7 @@ def _bury(worker: _Worker[Any], deaths: Counter[int], waiting: deque[int], attem
     """Put the task of a dead worker back, or return its failure if it has taken too many down."""
     index = worker.index
     assert index is not None  # noqa: S101  (only busy workers are looked at)
-    worker.stop()
-    deaths[index] += 1
+    deaths[index] += worker.ready  # one that dies while it starts has not seen its task
     if deaths[index] < attempts:
         waiting.appendleft(index)
         return None
