@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--hparam-trials", type=int, default=1, metavar="N",
         help="settings that every method chooses from by validation on the sources; setting 0 is its default",
     )  # fmt: skip
-    compare.add_argument("--jobs", type=int, default=_cores(), metavar="N", help="runs at a time (default: cores)")
+    compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: cores; 1 on a GPU)")
     compare.add_argument("--output", type=Path, default=Path("runs/compare"), metavar="DIR")
     compare.add_argument("--profile", action="store_true", help="print how the runs spent their time")
     compare.set_defaults(command=_compare)
@@ -176,8 +176,11 @@ def _compare(options: argparse.Namespace) -> int:
     from shiftproof.report import write_report
     from shiftproof.studies import Store, run_study, time_shares
 
-    if options.jobs < 1:
-        raise ValueError(f"jobs must be a whole number above 0, not {options.jobs}")
+    jobs = options.jobs
+    if jobs is None:
+        jobs = _cores() if options.device == "cpu" else 1
+    if jobs < 1:
+        raise ValueError(f"jobs must be a whole number above 0, not {jobs}")
     study = _study(
         options,
         algorithms=tuple(options.algorithms),
@@ -187,7 +190,7 @@ def _compare(options: argparse.Namespace) -> int:
         hparam_trials=options.hparam_trials,
     )
     try:
-        table = run_study(study, options.output, options.jobs)
+        table = run_study(study, options.output, jobs)
     except KeyboardInterrupt:
         if (options.output / "table.csv").exists():
             print(f"written: {write_report(study, options.output)}")  # of what there is
@@ -197,7 +200,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.profile:
         shares = time_shares(Store(options.output), study.runs)
         print("time: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in shares.items()))
-    return 0
+    return 0 if any(row.seconds is not None for row in table.rows) else 1
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -106,6 +106,7 @@ def test_a_second_process_on_the_output_is_refused(compared, capsys):
 
 def test_a_failed_run_stands_as_failed_and_the_others_go_on(tmp_path, capsys):
     options = [*SMALL, "--set", "optimizer.lr=1e30", "--trials", "1", "--output", str(tmp_path)]
+    assert main(["compare", *options, "--optimizers", "sgd", "--targets", "30"]) == 1  # nothing finished
     assert main(["compare", *options]) == 0
     printed = capsys.readouterr().out
     assert "failed" in printed.splitlines()[2]

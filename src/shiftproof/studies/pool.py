@@ -7,8 +7,8 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -40,7 +40,8 @@ class _Worker(Generic[Task]):
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-way
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        self.process.start()
+        with _interrupts_ignored():  # the process inherits it: an interrupt is the parent's to handle
+            self.process.start()
         theirs.close()
         self.index: int | None = None
         self.ready = False
@@ -76,8 +77,19 @@ class _Worker(Generic[Task]):
         self.connection.close()
 
 
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # other threads get none and may set nothing
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connection.send(None)  # ready
     while True:

@@ -14,7 +14,7 @@ import torch
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
-from shiftproof.data import DATASETS, SPLIT_RULES, DomainDataset, SplitRule
+from shiftproof.data import DATASETS, SPLIT_RULES, DomainDataset, SplitRule, split_domain
 from shiftproof.hparams import Value
 from shiftproof.models import Network, build_network, default_image_size, weights_fingerprint
 from shiftproof.optim.registry import OPTIMIZERS, SEARCHES, Search
@@ -240,7 +240,13 @@ class Study:
         )
 
     def check_buildable(self, specs: list[RunSpec]) -> None:
-        """Build each distinct setting once, without training, so that what is out of range fails now."""
+        """Split every domain and build each distinct setting once, so that what cannot work fails before training.
+
+        Raises:
+            ValueError: a hyperparameter is out of its range, or model and data do not fit.
+        """
+        for i, domain in enumerate(self.data.domains):
+            split_domain(domain, self.split, 0, i)
         networks: dict[Any, Network] = {}
         for spec in {
             json.dumps([spec.algorithm, spec.optimizer, spec.annealer, len(spec.targets), spec.hparams]): spec
