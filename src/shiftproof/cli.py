@@ -6,6 +6,7 @@ import argparse
 import ast
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for bad input or a failure, 130 if interrupted."""
     options = _parser().parse_args(arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"shiftproof: warning: {message}\n"  # no line of our code
     try:
         status: int = options.command(options)
     except KeyboardInterrupt:
@@ -115,7 +117,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per source domain and step")
     parser.add_argument("--model", default="small_conv", metavar="NAME", help="(default: small_conv)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights to start from: safetensors or torch")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images (folders: 224)")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="side of the images (photographs: the model's)"
+    )
     parser.add_argument(
         "--split", default="random", metavar="NAME",
         help="random (default, DomainBed's) or grouped: drawings of one photograph stay on one side",

@@ -71,7 +71,7 @@ def test_both_ways_are_measured_on_equal_terms(root):
 def test_the_usual_way_evaluates_the_same_pixels(root):
     study = _study(root)
     network = build_network("small_conv", (3, 16, 16), 2, dropout=0.0, seed=0)
-    stream = _Loaders(study.data, study.runs[0], network, root.parent, 1).evaluation()
+    stream = _Loaders(study.data, study.runs[0], network, root, 1).evaluation()
     images, labels = next(stream)
     stream.close()
     known = torch.cat([torch.from_numpy(domain.images.copy()) for domain in study.data.domains])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import ImageFile
 
 from shiftproof.data import CacheError, UnreadableImagesError, cache, decode, open_folder
 
@@ -193,3 +194,13 @@ def test_two_processes_decode_once(image_tree, tmp_path):
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0][0] == outputs[1][0]
     assert sorted(int(output[1]) for output in outputs) == [0, 5]
+
+
+def test_half_an_image_is_refused_whatever_pillow_is_told(image_tree, monkeypatch):
+    root = image_tree({"art": {"cat": ["a.jpg", "b.jpg"]}})
+    path = root / "art" / "cat" / "b.jpg"
+    path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UnreadableImagesError, match=r"b\.jpg"):
+        open_folder(root, 8)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

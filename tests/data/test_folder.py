@@ -94,6 +94,14 @@ def test_fingerprint_depends_on_names_pixels_and_image_size(image_tree):
     assert len(set(prints)) == 4
 
 
+def test_labelled_images_is_not_misled_by_stray_images(image_tree):
+    root = image_tree(TREE)
+    classes = open_folder(root, 8).classes
+    (root / "art" / "stray.png").write_bytes(b"")
+    assert [domain.name for domain in labelled_images(root, classes)] == list(open_folder(root, 8).domain_names)
+    assert [domain.name for domain in labelled_images(root / "art", classes)] == ["art"]
+
+
 def test_folder_refuses_no_folder():
     with pytest.raises(FolderError, match="needs a data folder"):
         open_folder(None)

@@ -98,8 +98,8 @@ def test_the_page_shows_the_numbers_of_the_table(compared):
 
 
 def test_every_term_has_a_meaning(hostile_study):
-    digits = Study(accumulate=2, clip_norm=1.0, split="grouped", fixed={"data.batch_size": 4}, targets=("0",), trials=1)
-    assert {*digits.terms, *hostile_study.terms, "weights"} <= MEANINGS.keys()
+    digits = Study(accumulate=2, clip_norm=1.0, fixed={"data.batch_size": 4}, targets=("0",), trials=1)
+    assert {*digits.terms, *hostile_study.terms, "weights", "split"} <= MEANINGS.keys()
 
 
 def test_the_page_needs_nothing_from_elsewhere(compared):

@@ -33,7 +33,7 @@ from shiftproof.studies import Study
         ("--set optimizer.lr=-1", "Invalid learning rate: -1"),
         ("--set optimizer.lr=x", "'optimizer.lr': 'x'"),
         ("--set optimizer.dropout=1.5", "Invalid dropout value: 1.5; it must be in [0, 1)"),
-        ("--set model.dropout=1", "Invalid dropout value: 1; it must be in [0, 1)"),
+        ("--set model.dropout=1", "Invalid dropout value: 1.0; it must be in [0, 1)"),
         ("--set optimizer.lrr=1", "unknown hyperparameter 'optimizer.lrr'. Did you mean optimizer.lr"),
         ("--device cuda:77", "device cuda:77 is not available here"),
         ("--device cup", "device cup is not available here"),

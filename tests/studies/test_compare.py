@@ -105,11 +105,13 @@ def test_a_second_process_on_the_output_is_refused(compared, capsys):
 
 
 def test_a_failed_run_stands_as_failed_and_the_others_go_on(tmp_path, capsys):
-    options = [*SMALL, "--set", "optimizer.lr=1e30", "--trials", "1", "--output", str(tmp_path)]
+    options = [*SMALL, "--set", "optimizer.momentum=1e30", "--trials", "1", "--output", str(tmp_path)]
     assert main(["compare", *options, "--optimizers", "sgd", "--targets", "30"]) == 1  # nothing finished
+    assert "failed" in capsys.readouterr().out.splitlines()[2]
     assert main(["compare", *options]) == 0
     printed = capsys.readouterr().out
     assert "failed" in printed.splitlines()[2]
+    assert "failed" not in printed.splitlines()[3]
     assert "erm + sgd on 30, trial 0, setting 0: the loss was" in printed
     row = _rows(tmp_path)[0]
     assert (row["status"], row["selection"]) == ("failed", {"training_domain": None, "oracle": None, "last": None})

@@ -156,4 +156,16 @@ def test_a_domain_too_small_to_split_is_refused(study, tmp_path):
     tiny = Domain("30", digits.domains[2].images[:4], digits.domains[2].labels[:4])
     data = DomainDataset("tiny", (digits.domains[0], digits.domains[1], tiny), digits.classes, False, "x")
     with pytest.raises(ValueError, match="4 images is too small to split"):
-        train(_spec(study), data, tmp_path, device=CPU)
+        train(dataclasses.replace(_spec(study), data_fingerprint="x"), data, tmp_path, device=CPU)
+
+
+def test_other_data_or_weights_than_planned_are_refused(study, tmp_path):
+    for change in ({"data_fingerprint": "x"}, {"weights": "x"}):
+        with pytest.raises(ValueError, match="not those that the run was planned with"):
+            train(dataclasses.replace(_spec(study), **change), study.data, tmp_path, device=CPU)
+
+
+def test_the_process_keeps_its_settings(study, tmp_path):
+    torch.set_num_threads(2)
+    train(_spec(study), study.data, tmp_path, device=CPU)
+    assert torch.get_num_threads() == 2

@@ -83,4 +83,5 @@ def test_the_description_says_what_the_model_takes(run):
         "image_shape": [1, 16, 16],
         "mean": [0.5],
         "std": [0.5],
+        "freeze_batch_norm": False,
     }

@@ -106,12 +106,13 @@ def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) 
     for name, number in (("workers", workers), ("steps", steps), ("rounds", rounds)):
         if number < 1:
             raise ValueError(f"{name} must be a whole number above 0, not {number}")
-    if study.data_dir is None or study.device != "cpu":
+    root = study.data.root
+    if root is None or study.device != "cpu":
         raise ValueError("the data path is measured on a folder of images and on the CPU")
     torch.set_num_threads(1)
     spec = study.runs[0]
     trainer = _Trainer(study, spec)
-    loaders = _Loaders(study.data, spec, trainer.network, study.data_dir, workers)
+    loaders = _Loaders(study.data, spec, trainer.network, root, workers)
     ways: dict[str, _Way] = {"shiftproof": _Cache(study.data, spec, trainer.network), "usual way": loaders}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -318,7 +319,7 @@ class _Loaders(_Way):
         training_workers: processes of each training loader; as many as `workers` in all where that is possible.
     """
 
-    def __init__(self, dataset: DomainDataset, spec: RunSpec, network: Network, data_dir: Path, workers: int) -> None:
+    def __init__(self, dataset: DomainDataset, spec: RunSpec, network: Network, root: Path, workers: int) -> None:
         size = dataset.image_shape[-1]
         tensor = [
             transforms.ToTensor(),
@@ -334,7 +335,7 @@ class _Loaders(_Way):
             ]
         )
         plain = transforms.Compose([transforms.Resize((size, size)), *tensor])
-        files = labelled_images(_root(dataset, data_dir), dataset.classes)
+        files = labelled_images(root, dataset.classes)
         sources = [i for i, name in enumerate(dataset.domain_names) if name not in spec.targets]
         splits = _splits(dataset, spec)
         self.training_workers = max(1, workers // len(sources))
@@ -381,10 +382,3 @@ def _channels_last(batch: Batch) -> Batch:
 
 def _splits(dataset: DomainDataset, spec: RunSpec) -> list[Split]:
     return [split_domain(domain, spec.split, spec.trial_seed, i) for i, domain in enumerate(dataset.domains)]
-
-
-def _root(dataset: DomainDataset, data_dir: Path) -> Path:
-    """Return the folder of the domains, which is in `data_dir` or is it."""
-    data_dir = data_dir.expanduser()
-    candidates = [data_dir, *sorted(data_dir.iterdir())]
-    return next(root for root in candidates if all((root / name).is_dir() for name in dataset.domain_names))

@@ -5,6 +5,8 @@ here for batches because data must not hold up a step: 24 images of 112 x 112 on
 quarter of the time that torchvision's functional transforms need image by image (kornia's hue alone takes as long
 as torchvision's), most of it won in the crop and in the hue.
 
+DomainBed crops the original file; here the crop is taken of the image that the cache holds, at the training size.
+
 Source: Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021.
 """
 

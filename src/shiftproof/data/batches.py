@@ -16,7 +16,7 @@ def batch_indices(
     """Draw the images of one step: ``batch_size`` of every source domain, with replacement.
 
     Args:
-        candidates: for every source domain, the indices to draw from.
+        candidates: for every source domain, the indices to draw from; a domain's key is its position among them.
         batch_size: images per domain.
         seed: the run's seed.
         step: number of the step, from 1.

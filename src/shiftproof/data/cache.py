@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from PIL import ImageFile
 
 from shiftproof.data.images import ImageError, decode
 
@@ -173,6 +174,8 @@ def _build(file: Path, partial: Path, root: Path, states: Sequence[FileState], s
             f"but {file.parent} has {free / 1e9:.2f} GB left; {_ADVICE}"
         )
     errors: list[ImageError] = []
+    # Many scripts set this flag, under which half an image passes for one; the process's other threads may want it.
+    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     digest = hashlib.sha256(repr([state.name for state in states]).encode())
     try:
         with partial.open("wb") as stream:
@@ -191,6 +194,7 @@ def _build(file: Path, partial: Path, root: Path, states: Sequence[FileState], s
             raise UnreadableImagesError(root, errors)
         partial.replace(file)
     finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
         partial.unlink(missing_ok=True)
 
 

@@ -44,6 +44,7 @@ class DomainDataset:
         photographs: whether images are augmented as photographs and hyperparameters drawn from the ranges for
             them; small images (digits) are not augmented and have ranges of their own.
         fingerprint: changes whenever the images or labels do.
+        root: the folder of its domains, None for an embedded set.
     """
 
     name: str
@@ -51,6 +52,7 @@ class DomainDataset:
     classes: tuple[str, ...]
     photographs: bool
     fingerprint: str
+    root: Path | None = None
 
     @property
     def domain_names(self) -> tuple[str, ...]:

@@ -73,7 +73,11 @@ def labelled_images(root: Path, classes: Sequence[str]) -> tuple[DomainFiles, ..
     """
     root = _absolute(root)
     folders = _subfolders(root)
-    if any(_holds_images(root / folder) for folder in folders):
+    known, below = set(classes), {folder: set(_subfolders(root / folder)) for folder in folders}
+    flat = (folders and known.issuperset(folders)) or (
+        not any(known & names for names in below.values()) and any(_holds_images(root / folder) for folder in folders)
+    )
+    if flat:
         domains = {root.name: (root, folders)}
     else:
         domains = {folder: (root / folder, _subfolders(root / folder)) for folder in folders}
@@ -164,7 +168,7 @@ def _dataset(
         Domain(domain.name, part, domain.labels, _groups(domain.paths))
         for domain, part in zip(files, parts, strict=True)
     )
-    return DomainDataset(name, domains, classes, True, fingerprint)
+    return DomainDataset(name, domains, classes, True, fingerprint, root)
 
 
 def _groups(paths: Sequence[Path]) -> NDArray[np.int64] | None:

@@ -85,6 +85,9 @@ def split_domain(domain: Domain, rule: SplitRule, trial_seed: int, position: int
     Raises:
         ValueError: a part would be empty.
     """
-    if rule == "grouped" and domain.groups is not None:
-        return grouped_split(domain.groups, trial_seed, position)
-    return random_split(len(domain), trial_seed, position)
+    try:
+        if rule == "grouped" and domain.groups is not None:
+            return grouped_split(domain.groups, trial_seed, position)
+        return random_split(len(domain), trial_seed, position)
+    except ValueError as error:
+        raise ValueError(f"domain {domain.name}: {error}") from error

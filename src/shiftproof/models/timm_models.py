@@ -14,7 +14,10 @@ def timm_model(name: str) -> Model | None:
 
     if not timm.is_model(name):
         return None
-    config = timm.get_pretrained_cfg(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # the architecture is timm's, the tag is not
+        return None
     assert config is not None  # noqa: S101  # every model of timm's registry has one
 
     def build(image_shape: tuple[int, int, int]) -> Featurizer:

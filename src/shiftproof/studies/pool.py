@@ -144,6 +144,7 @@ def run_tasks(
                 try:
                     outcome = worker.outcome()
                 except (EOFError, OSError):
+                    worker.process.join(1)  # its end of the pipe closes a moment before it has ended
                     worker.stop()
                     failed_starts = 0 if worker.ready else failed_starts + 1
                     if failed_starts == attempts:

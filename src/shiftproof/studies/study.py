@@ -105,6 +105,8 @@ class Study:
         if self.search not in SEARCHES:
             raise UnknownNameError("search", self.search, list(SEARCHES))
         check_device(self.device)
+        if self.image_size == 1:
+            raise ValueError("image_size must be at least 2 pixels, not 1")
         if self.precision not in PRECISIONS:
             raise UnknownNameError("precision", self.precision, list(PRECISIONS))
         if self.split not in SPLIT_RULES:
@@ -125,7 +127,8 @@ class Study:
     @cached_property
     def data(self) -> DomainDataset:
         """The data set, opened."""
-        return open_dataset(self.dataset, self.data_dir, self._image_size)
+        data_dir = self.data_dir and self.data_dir.expanduser().absolute()
+        return open_dataset(self.dataset, data_dir, self._image_size)
 
     @property
     def _image_size(self) -> int | None:
@@ -167,6 +170,7 @@ class Study:
         optional = {
             "image size": self._image_size,
             "weights": self.weights and self.weights.name,
+            "batch norm": ("frozen" if self.weights else "free") if self.data.photographs else None,
             "split": self.split if self.split != "random" else None,
             "accumulate": self.accumulate if self.accumulate > 1 else None,
             "clip norm": self.clip_norm,
@@ -245,6 +249,8 @@ class Study:
         Raises:
             ValueError: a hyperparameter is out of its range, or model and data do not fit.
         """
+        if self.split == "grouped" and all(domain.groups is None for domain in self.data.domains):
+            raise ValueError(f"{self.data.name} has no groups to split by: no two of its files show one photograph")
         for i, domain in enumerate(self.data.domains):
             split_domain(domain, self.split, 0, i)
         networks: dict[Any, Network] = {}

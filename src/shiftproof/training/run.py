@@ -74,22 +74,32 @@ def train(
     found = None if weights is None else weights_fingerprint(weights)
     if (dataset.fingerprint, found) != (spec.data_fingerprint, spec.weights):
         raise ValueError("the data set or the weights file are not those that the run was planned with")
-    torch.set_num_threads(1)  # so that the number of workers changes no result
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SPEC_FILE, asdict(spec))
-    run = _Run(spec, dataset, folder, device, weights)
-    try:
-        run.train(on_progress)
-        status, error = "finished", None
-    except NonFiniteLossError as diverged:
-        status, error = "failed", str(diverged)
-    result = run.result(status, error)
+    with _reproducible():
+        run = _Run(spec, dataset, folder, device, weights)
+        try:
+            run.train(on_progress)
+            status, error = "finished", None
+        except NonFiniteLossError as diverged:
+            status, error = "failed", str(diverged)
+        result = run.result(status, error)
     (folder / ERROR_FILE).unlink(missing_ok=True)
     write_json(folder / RESULT_FILE, result)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return result
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Compute with one thread, so that the number of workers changes no result, and with fixed convolutions."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -69,6 +69,7 @@ def save_model(
             "image_shape": image_shape,
             "mean": network.normalisation.mean,
             "std": network.normalisation.std,
+            "freeze_batch_norm": network.freeze_batch_norm,
         },
     )
 
@@ -92,6 +93,7 @@ def load(run: str | Path) -> SavedModel:
         classes, image_shape = tuple(description["classes"]), tuple(description["image_shape"])
         network = build_network(description["model"], image_shape, len(classes), dropout=0.0, seed=0)
         network.normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
+        network.freeze_batch_norm = description["freeze_batch_norm"]
     except (KeyError, TypeError) as error:
         raise DamagedFileError(folder / DESCRIPTION_FILE, f"no valid {error}", remedy) from error
     try:

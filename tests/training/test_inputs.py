@@ -1,0 +1,67 @@
+"""What a run trains and is evaluated on, against the operations it is made of."""
+
+import numpy as np
+import pytest
+import torch
+
+from shiftproof.data import Domain, DomainDataset, augment, batch_indices, draw_augmentations, split_domain
+from shiftproof.models import Normalisation
+from shiftproof.training.inputs import EVALUATION_BATCH, Inputs
+
+NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+
+
+def _dataset(photographs):
+    random = np.random.default_rng(0)
+    domains = tuple(
+        Domain(name, random.integers(0, 256, (count, 3, 12, 12), dtype=np.uint8), random.integers(0, 4, count))
+        for name, count in (("a", 40), ("b", 30), ("c", 600))
+    )
+    return DomainDataset("noise", domains, tuple("wxyz"), photographs, "x")
+
+
+def _inputs(dataset):
+    return Inputs(
+        dataset,
+        ("b",),
+        trial_seed=1,
+        seed=7,
+        batch_size=5,
+        split="random",
+        normalisation=NORMALISATION,
+        device=torch.device("cpu"),
+    )
+
+
+def _normalised(pixels):
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (NORMALISATION.mean, NORMALISATION.std))
+    return (pixels - mean) / std
+
+
+@pytest.mark.parametrize("photographs", [True, False])
+def test_batches_are_the_drawn_images_augmented_if_photographs(photographs):
+    dataset = _dataset(photographs)
+    splits = [split_domain(domain, "random", 1, i) for i, domain in enumerate(dataset.domains)]
+    drawn = batch_indices([splits[0].in_, splits[2].in_], 5, 7, 3)
+    batches = _inputs(dataset).batches(3)
+    assert len(batches) == 2
+    for (images, labels), domain, chosen in zip(batches, (0, 2), drawn, strict=True):
+        pixels = torch.from_numpy(dataset.domains[domain].images[chosen])
+        plain = pixels.float() / 255
+        expected = augment(pixels, draw_augmentations(5, 12, 7, 3, domain)) if photographs else plain
+        torch.testing.assert_close(images, _normalised(expected))
+        assert torch.equal(images, _normalised(plain)) != photographs
+        assert labels.tolist() == dataset.domains[domain].labels[chosen].tolist()
+
+
+@pytest.mark.parametrize("part", ["in", "out"])
+@pytest.mark.parametrize("domain", [1, 2])
+def test_evaluation_is_plain_whole_and_in_order(domain, part):
+    dataset = _dataset(photographs=True)
+    split = split_domain(dataset.domains[domain], "random", 1, domain)
+    indices = split.out if part == "out" else split.in_
+    batches = list(_inputs(dataset).evaluation_batches(domain, part))
+    assert all(len(labels) <= EVALUATION_BATCH for _, labels in batches)
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    torch.testing.assert_close(images, _normalised(torch.from_numpy(dataset.domains[domain].images[indices]) / 255))
+    assert labels.tolist() == dataset.domains[domain].labels[indices].tolist()
