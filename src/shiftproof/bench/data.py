@@ -25,15 +25,14 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, 
 from torchvision import transforms
 from torchvision.datasets.folder import default_loader
 
-from shiftproof.algorithms import ALGORITHMS, Batch
-from shiftproof.annealing import ANNEALERS
+from shiftproof.algorithms import Batch
 from shiftproof.data import DomainDataset, DomainFiles, Split, labelled_images, split_domain
-from shiftproof.models import Network, build_network
-from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.models import Network
 from shiftproof.studies import Study
-from shiftproof.training import RunSpec, StepBuilder
+from shiftproof.training import RunSpec
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import EVALUATION_BATCH, Inputs
+from shiftproof.training.run import build_steps
 
 RUNS = ((200, 40), (5001, 300))
 """Steps, and steps between evaluations, of the runs whose time is worked out."""
@@ -227,28 +226,9 @@ class _Trainer:
 
     def __init__(self, study: Study, spec: RunSpec) -> None:
         self._classes, self._precision = len(study.data.classes), spec.precision
-        self.network = build_network(
-            spec.model,
-            study.data.image_shape,
-            self._classes,
-            dropout=spec.axis("model")["dropout"],
-            seed=0,
-            weights=study.weights,
-        )
-        sources = len(study.data.domains) - len(spec.targets)
-        self._algorithm = ALGORITHMS[spec.algorithm](self.network, sources, **spec.axis("algorithm"))
-        self._algorithm.to(memory_format=torch.channels_last)
-        optimizer = OPTIMIZERS[spec.optimizer]
-        self._algorithm.build_optimizers(lambda params: optimizer(params, **spec.axis("optimizer")))
-        self._steps = StepBuilder(
-            self._algorithm,
-            ANNEALERS[spec.annealer](**spec.axis("annealer")),
-            spec.seed,
-            create_graph=optimizer.needs_graph,
-            accumulate=spec.accumulate,
-            clip_norm=spec.clip_norm,
-            precision=spec.precision,
-        )
+        self._steps = build_steps(spec, study.data, torch.device("cpu"), study.weights)
+        self._algorithm = self._steps.algorithm
+        self.network = self._algorithm.network
         self._taken = 0
 
     def step(self, batches: Sequence[Batch]) -> None:

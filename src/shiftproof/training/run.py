@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from shiftproof.algorithms import ALGORITHMS, Algorithm
+from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.data import DomainDataset
 from shiftproof.files import DamagedFileError, read_json, write_json, write_json_lines
@@ -120,6 +120,44 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
+def build_steps(spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None) -> StepBuilder:
+    """Build what takes a run's steps: network, algorithm, optimizers and annealer, as functions of the spec alone.
+
+    Args:
+        spec: what determines the run.
+        dataset: the data set that the spec names.
+        device: where to train.
+        weights: file of the weights to start from.
+
+    Raises:
+        ValueError: a part of the spec is not valid, or the weights do not fit.
+    """
+    network = build_network(
+        spec.model,
+        dataset.image_shape,
+        len(dataset.classes),
+        dropout=spec.axis("model")["dropout"],
+        weights=weights,
+        seed=torch_seed(spec.seed, "start"),
+    )
+    optimizer = OPTIMIZERS[spec.optimizer]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))
+        sources = len(dataset.domains) - len(spec.targets)
+        algorithm = ALGORITHMS[spec.algorithm](network, sources, **spec.axis("algorithm"))
+        algorithm.to(device).to(memory_format=torch.channels_last)
+        algorithm.build_optimizers(lambda params: optimizer(params, seed=spec.seed, **spec.axis("optimizer")))
+    return StepBuilder(
+        algorithm,
+        ANNEALERS[spec.annealer](**spec.axis("annealer")),
+        spec.seed,
+        create_graph=optimizer.needs_graph,
+        accumulate=spec.accumulate,
+        clip_norm=spec.clip_norm,
+        precision=spec.precision,
+    )
+
+
 class _Run:
     def __init__(
         self,
@@ -130,14 +168,8 @@ class _Run:
         weights: Path | None,
     ) -> None:
         self.spec, self.dataset, self.folder = spec, dataset, folder
-        network = build_network(
-            spec.model,
-            dataset.image_shape,
-            len(dataset.classes),
-            dropout=spec.axis("model")["dropout"],
-            weights=weights,
-            seed=torch_seed(spec.seed, "start"),
-        )
+        self.steps = build_steps(spec, dataset, device, weights)
+        self.algorithm = self.steps.algorithm
         self.inputs = Inputs(
             dataset,
             spec.targets,
@@ -145,25 +177,8 @@ class _Run:
             seed=spec.seed,
             batch_size=spec.axis("data")["batch_size"],
             split=spec.split,
-            normalisation=network.normalisation,
+            normalisation=self.algorithm.network.normalisation,
             device=device,
-        )
-        optimizer = OPTIMIZERS[spec.optimizer]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))
-            self.algorithm: Algorithm = ALGORITHMS[spec.algorithm](
-                network, len(self.inputs.sources), **spec.axis("algorithm")
-            )
-            self.algorithm.to(device).to(memory_format=torch.channels_last)
-            self.algorithm.build_optimizers(lambda params: optimizer(params, seed=spec.seed, **spec.axis("optimizer")))
-        self.steps = StepBuilder(
-            self.algorithm,
-            ANNEALERS[spec.annealer](**spec.axis("annealer")),
-            spec.seed,
-            create_graph=optimizer.needs_graph,
-            accumulate=spec.accumulate,
-            clip_norm=spec.clip_norm,
-            precision=spec.precision,
         )
         self.metrics: list[dict[str, Any]] = []
         self.losses: list[float] = []
