@@ -6,6 +6,7 @@ import torch
 
 from shiftproof.data import Domain, DomainDataset, augment, batch_indices, draw_augmentations, split_domain
 from shiftproof.models import Normalisation
+from shiftproof.training import RunSpec
 from shiftproof.training.inputs import EVALUATION_BATCH, Inputs
 
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -20,17 +21,24 @@ def _dataset(photographs):
     return DomainDataset("noise", domains, tuple("wxyz"), photographs, "x")
 
 
+SPEC = RunSpec(
+    dataset="noise",
+    data_fingerprint="x",
+    algorithm="erm",
+    optimizer="sgd",
+    annealer="none",
+    targets=("b",),
+    trial_seed=1,
+    hparam_seed=0,
+    hparams={"data.batch_size": 5},
+    steps=1,
+    checkpoint_freq=1,
+    model="small_conv",
+)
+
+
 def _inputs(dataset):
-    return Inputs(
-        dataset,
-        ("b",),
-        trial_seed=1,
-        seed=7,
-        batch_size=5,
-        split="random",
-        normalisation=NORMALISATION,
-        device=torch.device("cpu"),
-    )
+    return Inputs(dataset, SPEC, NORMALISATION, torch.device("cpu"))
 
 
 def _normalised(pixels):
@@ -42,13 +50,13 @@ def _normalised(pixels):
 def test_batches_are_the_drawn_images_augmented_if_photographs(photographs):
     dataset = _dataset(photographs)
     splits = [split_domain(domain, "random", 1, i) for i, domain in enumerate(dataset.domains)]
-    drawn = batch_indices([splits[0].in_, splits[2].in_], 5, 7, 3)
+    drawn = batch_indices([splits[0].in_, splits[2].in_], 5, SPEC.seed, 3)
     batches = _inputs(dataset).batches(3)
     assert len(batches) == 2
     for (images, labels), domain, chosen in zip(batches, (0, 2), drawn, strict=True):
         pixels = torch.from_numpy(dataset.domains[domain].images[chosen])
         plain = pixels.float() / 255
-        expected = augment(pixels, draw_augmentations(5, 12, 7, 3, domain)) if photographs else plain
+        expected = augment(pixels, draw_augmentations(5, 12, SPEC.seed, 3, domain)) if photographs else plain
         torch.testing.assert_close(images, _normalised(expected))
         assert torch.equal(images, _normalised(plain)) != photographs
         assert labels.tolist() == dataset.domains[domain].labels[chosen].tolist()

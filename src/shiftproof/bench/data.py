@@ -265,16 +265,7 @@ class _Cache(_Way):
     """Ours: images decoded once, batches augmented in the training process, evaluation of what is read."""
 
     def __init__(self, dataset: DomainDataset, spec: RunSpec, network: Network) -> None:
-        self._inputs = Inputs(
-            dataset,
-            spec.targets,
-            trial_seed=spec.trial_seed,
-            seed=spec.seed,
-            batch_size=spec.axis("data")["batch_size"],
-            split=spec.split,
-            normalisation=network.normalisation,
-            device=torch.device("cpu"),
-        )
+        self._inputs = Inputs(dataset, spec, network.normalisation, torch.device("cpu"))
         splits = _splits(dataset, spec)
         read = sum(len(splits[i].out) for i in self._inputs.sources)
         read += sum(len(splits[i].in_) for i in self._inputs.targets)

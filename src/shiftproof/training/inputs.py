@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof.algorithms import Batch
-from shiftproof.data import DomainDataset, SplitRule, augment, batch_indices, draw_augmentations, split_domain
+from shiftproof.data import DomainDataset, augment, batch_indices, draw_augmentations, split_domain
 from shiftproof.models import Normalisation
+from shiftproof.training.spec import RunSpec
 
 Part = Literal["in", "out"]
 EVALUATION_BATCH = 64
@@ -23,35 +24,24 @@ class Inputs:
 
     Args:
         dataset: the data set.
-        targets: names of the domains left out.
-        trial_seed: determines the splits.
-        seed: the run's seed; determines the batches.
-        batch_size: images of every source domain a step.
-        split: how the held-out images are chosen.
+        spec: names the targets and determines splits and batches.
         normalisation: of the network's input.
         device: where batches go.
     """
 
     def __init__(
-        self,
-        dataset: DomainDataset,
-        targets: tuple[str, ...],
-        *,
-        trial_seed: int,
-        seed: int,
-        batch_size: int,
-        split: SplitRule,
-        normalisation: Normalisation,
-        device: torch.device,
+        self, dataset: DomainDataset, spec: RunSpec, normalisation: Normalisation, device: torch.device
     ) -> None:
         self._dataset = dataset
-        self._seed = seed
-        self._batch_size = batch_size
+        self._seed = spec.seed
+        self._batch_size: int = spec.axis("data")["batch_size"]
         self._normalisation = normalisation
         self._device = device
-        self.targets = [dataset.domain_index(name) for name in targets]
+        self.targets = [dataset.domain_index(name) for name in spec.targets]
         self.sources = [i for i in range(len(dataset.domains)) if i not in self.targets]
-        self._splits = [split_domain(domain, split, trial_seed, i) for i, domain in enumerate(dataset.domains)]
+        self._splits = [
+            split_domain(domain, spec.split, spec.trial_seed, i) for i, domain in enumerate(dataset.domains)
+        ]
 
     def batches(self, step: int) -> list[Batch]:
         """Return the batch of every source domain at step number ``step`` (from 1)."""

@@ -170,16 +170,7 @@ class _Run:
         self.spec, self.dataset, self.folder = spec, dataset, folder
         self.steps = build_steps(spec, dataset, device, weights)
         self.algorithm = self.steps.algorithm
-        self.inputs = Inputs(
-            dataset,
-            spec.targets,
-            trial_seed=spec.trial_seed,
-            seed=spec.seed,
-            batch_size=spec.axis("data")["batch_size"],
-            split=spec.split,
-            normalisation=self.algorithm.network.normalisation,
-            device=device,
-        )
+        self.inputs = Inputs(dataset, spec, self.algorithm.network.normalisation, device)
         self.metrics: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.step = 0
