@@ -56,7 +56,7 @@ def test_the_curves_are_what_the_runs_recorded(compared):
                 record["domains"][name]["out"]["accuracy"] for name in study.data.domain_names if name != target
             ]
             assert points["loss"][key] == record["loss"]
-            assert points["unseen"][key] == record["domains"][target]["in"]["accuracy"]
+            assert points["unseen"][key] == record["domains"][target]["out"]["accuracy"]
             assert points["validation"][key] == pytest.approx(sum(held_out) / 5)
     for name in FIGURES:
         for optimizer, target, trial, step in points[name]:

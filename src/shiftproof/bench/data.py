@@ -267,9 +267,9 @@ class _Cache(_Way):
     def __init__(self, dataset: DomainDataset, spec: RunSpec, network: Network) -> None:
         self._inputs = Inputs(dataset, spec, network.normalisation, torch.device("cpu"))
         splits = _splits(dataset, spec)
-        read = sum(len(splits[i].out) for i in self._inputs.sources)
-        read += sum(len(splits[i].in_) for i in self._inputs.targets)
-        self.evaluated = [read, read + sum(len(splits[i].out) for i in self._inputs.targets)]
+        read = sum(len(split.out) for split in splits)
+        # after the last step the rest of the target is scored, at that step and at the selected one
+        self.evaluated = [read, read + 2 * sum(len(splits[i].in_) for i in self._inputs.targets)]
 
     def training(self) -> Generator[list[Batch], None, None]:
         for step in count(1):
@@ -277,10 +277,8 @@ class _Cache(_Way):
 
     def evaluation(self) -> Generator[Batch, None, None]:
         while True:
-            for i in self._inputs.sources:
+            for i in [*self._inputs.sources, *self._inputs.targets]:
                 yield from self._inputs.evaluation_batches(i, "out")
-            for i in self._inputs.targets:
-                yield from self._inputs.evaluation_batches(i, "in")
 
 
 class _Loaders(_Way):

@@ -50,12 +50,15 @@ def build_network(
     With ``weights``, batch norms keep the statistics of the file in training. Without, theirs are mean 0 and
     variance 1, which are not worth keeping, and they follow the batches.
 
+    With ``weights`` the classifier starts at zero: features of a trained network can be large, and on them a random
+    classifier's first gradients are large and random too (docs/results.md has the measurement).
+
     Args:
         model: name of the model.
         image_shape: (channels, height, width) of its input, in pixels.
         num_classes: number of logits.
         dropout: probability of dropping a feature before the classifier.
-        seed: of the random start, the classifier's included, which is the same with weights and without.
+        seed: of the random start.
         weights: file of the featurizer's weights (see `load_weights`); None leaves the random start.
 
     Raises:
@@ -83,6 +86,8 @@ def build_network(
         )
     if weights is not None:
         load_weights(network.featurizer, weights, classifier=featurizer.classifier)
+        for parameter in network.classifier.parameters():
+            torch.nn.init.zeros_(parameter)
     return network
 
 

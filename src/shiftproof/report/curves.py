@@ -64,8 +64,8 @@ class Curve:
 
 
 def _unseen_accuracy(record: Record, targets: Sequence[str]) -> float:
-    """Return what the selection rules report: the accuracy on the target, unweighted over several."""
-    accuracies: list[float] = [record["domains"][target]["in"]["accuracy"] for target in targets]
+    """Return the accuracy on the target's held-out part, the one scored at every step, unweighted over several."""
+    accuracies: list[float] = [record["domains"][target]["out"]["accuracy"] for target in targets]
     return sum(accuracies) / len(accuracies)
 
 

@@ -20,7 +20,7 @@ def save_checkpoint(path: Path, algorithm: Algorithm, progress: dict[str, Any]) 
     Args:
         path: the file.
         algorithm: saved with its optimizers.
-        progress: what else the run must remember, of plain Python values.
+        progress: what else the run must remember, of tensors and plain Python values.
     """
     content = io.BytesIO()
     torch.save(

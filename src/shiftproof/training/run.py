@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
@@ -173,6 +174,7 @@ class _Run:
         self.inputs = Inputs(dataset, spec, self.algorithm.network.normalisation, device)
         self.metrics: list[dict[str, Any]] = []
         self.losses: list[float] = []
+        self.selected: dict[str, Tensor] = {}  # the algorithm's state at the step with the highest validation
         self.step = 0
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "checkpoints"), 0.0)
         self._resume()
@@ -182,6 +184,7 @@ class _Run:
             progress = load_checkpoint(self.folder / CHECKPOINT_FILE, self.algorithm)
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.metrics, self.losses = progress["metrics"], progress["losses"]
+            self.selected = progress["selected"]
             self.steps.passes = progress["passes"]
         write_json_lines(self.folder / METRICS_FILE, self.metrics)
 
@@ -207,6 +210,8 @@ class _Run:
                 with self._timed("checkpoints"):
                     self._save()
                 saved = time.perf_counter()
+        with self._timed("evaluation"):
+            self._score_selected()
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -217,21 +222,19 @@ class _Run:
             self.seconds[part] += time.perf_counter() - begin
 
     def _evaluate(self) -> None:
-        """Score only what the selection rules read: validation parts, and the target's two."""
+        """Score only what the selection rules read: all held-out parts and, at the last step, the target's other one."""
         if not all(bool(p.isfinite().all()) for p in self.algorithm.parameters()):
             raise NonFiniteLossError(f"the weights were not finite after step {self.step}")
         last = self.step == self.spec.steps
         scores: dict[str, dict[str, Any]] = {}
         for domain, name in enumerate(self.dataset.domain_names):
-            parts: tuple[Part, ...] = ("out",)
-            if domain in self.inputs.targets:
-                parts = ("in", "out") if last else ("in",)
+            parts: tuple[Part, ...] = ("in", "out") if last and domain in self.inputs.targets else ("out",)
             scores[name] = {part: self._score(domain, part) for part in parts}
         mean_loss = math.fsum(self.losses) / len(self.losses)
         self.metrics.append({"step": self.step, "loss": mean_loss, "domains": scores})
         self.losses = []
-        validation = [training_domain_validation(record, self.spec.targets) for record in self.metrics]
-        if max(validation) > max(validation[:-1], default=-1):
+        if self._selected_record() is self.metrics[-1]:
+            self.selected = {name: tensor.clone() for name, tensor in self.algorithm.state_dict().items()}
             save_model(
                 self.folder,
                 self.algorithm.network,
@@ -239,6 +242,22 @@ class _Run:
                 self.dataset.classes,
                 self.dataset.image_shape,
             )
+        write_json_lines(self.folder / METRICS_FILE, self.metrics)
+
+    def _selected_record(self) -> dict[str, Any]:
+        """Return the evaluation with the highest training-domain validation, the earliest on a tie."""
+        return max(self.metrics, key=lambda record: training_domain_validation(record, self.spec.targets))
+
+    def _score_selected(self) -> None:
+        """Score at the selected step what is reported of it: once, at the end, is cheaper than at every step so far."""
+        record = self._selected_record()
+        reached = {name: tensor.clone() for name, tensor in self.algorithm.state_dict().items()}
+        self.algorithm.load_state_dict(self.selected)
+        for domain in self.inputs.targets:
+            scores = record["domains"][self.dataset.domain_names[domain]]
+            if "in" not in scores:  # the last step has it
+                scores["in"] = self._score(domain, "in")
+        self.algorithm.load_state_dict(reached)
         write_json_lines(self.folder / METRICS_FILE, self.metrics)
 
     def _score(self, domain: int, part: Part) -> dict[str, Any]:
@@ -255,6 +274,7 @@ class _Run:
             "passes": self.steps.passes,
             "metrics": self.metrics,
             "losses": self.losses,
+            "selected": self.selected,
         }
         save_checkpoint(self.folder / CHECKPOINT_FILE, self.algorithm, progress)
 

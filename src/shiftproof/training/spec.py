@@ -15,6 +15,8 @@ from shiftproof.randomness import seed_hash
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 PROTOCOL = "shiftproof"
+RESULTS_VERSION = 2
+"""Raised whenever the same spec gives other numbers than before, so that no table mixes the two."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class RunSpec:
     def name(self) -> str:
         """The hash that names the run's folder."""
         facts = {name: value for name, value in asdict(self).items() if name != "hparam_seed"}
+        facts["results_version"] = RESULTS_VERSION
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
