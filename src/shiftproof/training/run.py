@@ -222,7 +222,7 @@ class _Run:
             self.seconds[part] += time.perf_counter() - begin
 
     def _evaluate(self) -> None:
-        """Score only what the selection rules read: all held-out parts and, at the last step, the target's other one."""
+        """Score only what the selection rules read: all held-out parts, at the end the rest of the target."""
         if not all(bool(p.isfinite().all()) for p in self.algorithm.parameters()):
             raise NonFiniteLossError(f"the weights were not finite after step {self.step}")
         last = self.step == self.spec.steps
