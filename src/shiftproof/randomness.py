@@ -35,19 +35,20 @@ def torch_seed(*key: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, int | Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
     Args:
         seed: the 64-bit key.
         counter: the four 32-bit counter words, lowest first: three int64 tensors of one shape, values in
-            [0, 2**32), and the last as an integer that all elements share.
+            [0, 2**32), and the last as an integer or scalar tensor that all elements share.
 
     Returns:
         Four int64 tensors of that shape with values in [0, 2**32), equal on every device.
     """
     c0, c1, c2 = counter[:3]
-    c3 = torch.full_like(c0, counter[3] & _WORD)
+    last = counter[3]
+    c3 = (last.to(c0.dtype) & _WORD).expand_as(c0) if isinstance(last, Tensor) else torch.full_like(c0, last & _WORD)
     key0, key1 = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(10):
         # int64 products wrap; their low 64 bits are the unsigned product's, which the shift and mask read.

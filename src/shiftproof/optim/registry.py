@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from shiftproof.hparams import Distribution, Hparam, decades, log10_uniform, uniform
+from shiftproof.hparams import Distribution, Hparam, choice, decades, log10_uniform, uniform
 from shiftproof.optim.genie import GENIE
 from shiftproof.optim.sam import SAM
 from shiftproof.registry import Registry
@@ -114,7 +114,7 @@ def _register(
 _register("sgd", SGD, (0.1, 3e-4), (10**-2.75, log10_uniform(-4, -1.5)), hparams={"momentum": Hparam(0.9)})
 _register("adam", Adam, (0.01, 1e-4))
 _register("adamw", AdamW, (0.01, 1e-4))
-_register("sam", SAM, (0.01, 1e-4), passes=2, hparams={"rho": Hparam(0.05)})
+_register("sam", SAM, (0.01, 1e-4), passes=2, hparams={"rho": Hparam(0.05, choice(0.01, 0.02, 0.05, 0.1))})
 _register("genie", GENIE, (10.0, 0.1), (0.1, log10_uniform(-2, 0)), hparams=_GENIE_HPARAMS, seeded=True)
 _register(
     "genie_released",

@@ -1,26 +1,43 @@
 """GENIE's random numbers: what an element draws depends on (seed, step, position, element) and nothing else.
 
 Philox4x32-10 with key = (seed low word, seed high word) and counter = (block low 32 bits, block bits 32 to 59 |
-stream << 28, position, step). Replicas, shards and implementations therefore draw the same numbers, and torch's
-generators are neither read nor moved.
+stream << 28, position, step). Elements are counted in the logical order of the whole tensor, so replicas, shards,
+memory formats and implementations draw the same numbers, and torch's generators are neither read nor moved.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from shiftproof.optim.sharding import Shard, element_indices
 from shiftproof.randomness import philox
 
 MASK_STREAM = 0
 NOISE_STREAM = 1
+ROUNDING_STREAM = 2
 MASK_LEVELS = 65536
 _MASK_PER_BLOCK = 8
 _NOISE_PER_BLOCK = 4
 _CACHED_BLOCKS = 2**14  # blocks per pass on a CPU, so that the rounds' temporaries stay in its cache
+
+
+class Place(NamedTuple):
+    """What selects a tensor's draws.
+
+    Attributes:
+        shape: of the local tensor.
+        position: of the parameter, counted over all groups.
+        shard: where the local tensor lies in the whole; None if it is the whole.
+    """
+
+    shape: Sequence[int]
+    position: int
+    shard: Shard | None = None
 
 
 def mask_threshold(dropout: float) -> int:
@@ -28,69 +45,81 @@ def mask_threshold(dropout: float) -> int:
     return round(dropout * MASK_LEVELS)
 
 
-def _words(
+def draw_masks(
+    places: Sequence[Place], seed: int, step: int | Tensor, threshold: int, device: torch.device
+) -> list[Tensor]:
+    """Draw which elements are kept: boolean tensors, each True with probability 1 - threshold / 65536."""
+
+    def halfwords(words: Sequence[Tensor]) -> Tensor:
+        return torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=1)
+
+    drawn = _draw(MASK_STREAM, _MASK_PER_BLOCK, halfwords, places, seed, step, device)
+    return [halfword >= threshold for halfword in drawn]
+
+
+def draw_normals(
+    places: Sequence[Place], seed: int, step: int | Tensor, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Draw standard normal numbers by Box and Muller's transformation, computed in ``dtype``."""
+
+    def box_muller(words: Sequence[Tensor]) -> Tensor:
+        uniform = [((word >> 9).to(dtype) + 0.5) * 2.0**-23 for word in words]
+        normals = []
+        for first, second in ((uniform[0], uniform[1]), (uniform[2], uniform[3])):
+            radius, angle = torch.sqrt(-2 * torch.log(first)), 2 * math.pi * second
+            normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
+        return torch.stack(normals, dim=1)
+
+    return _draw(NOISE_STREAM, _NOISE_PER_BLOCK, box_muller, places, seed, step, device)
+
+
+def draw_rounding_words(places: Sequence[Place], seed: int, step: int | Tensor, device: torch.device) -> list[Tensor]:
+    """Draw 32 random bits per element, as int64: the low 16 round the first moment, the high 16 the second."""
+
+    def stacked(words: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(words), dim=1)
+
+    return _draw(ROUNDING_STREAM, _NOISE_PER_BLOCK, stacked, places, seed, step, device)
+
+
+def _draw(
     stream: int,
     per_block: int,
-    sizes: Sequence[int],
-    positions: Sequence[int],
+    values_of: Callable[[Sequence[Tensor]], Tensor],
+    places: Sequence[Place],
     seed: int,
-    step: int,
+    step: int | Tensor,
     device: torch.device,
-) -> tuple[list[Tensor], list[int]]:
-    """Draw all blocks of several tensors at once; also return the number of blocks of each."""
-    counts = [-(-size // per_block) for size in sizes]
-    block = torch.cat([torch.arange(count, device=device) for count in counts])
-    position = torch.cat(
-        [torch.full((count,), position, device=device) for count, position in zip(counts, positions, strict=True)]
-    )
+) -> list[Tensor]:
+    """Draw one value per element of each place; ``values_of`` makes (blocks, per_block) values of their four words."""
+    indices = [None if place.shard is None else element_indices(place.shape, place.shard, device) for place in places]
+    sizes = [math.prod(place.shape) for place in places]
+    blocks = [
+        torch.arange(-(-size // per_block), device=device) if index is None else index // per_block
+        for size, index in zip(sizes, indices, strict=True)
+    ]
+    counts = [len(block) for block in blocks]
+    positions = [
+        torch.full((count,), place.position, device=device) for count, place in zip(counts, places, strict=True)
+    ]
+    values = values_of(_words(stream, torch.cat(blocks), torch.cat(positions), seed, step))
+    drawn = []
+    for part, index, size, place in zip(torch.split(values, counts), indices, sizes, places, strict=True):
+        if index is None:
+            own = part.flatten()[:size]
+        else:
+            own = part.gather(1, (index % per_block)[:, None])
+        drawn.append(own.view(tuple(place.shape)))
+    return drawn
+
+
+def _words(stream: int, block: Tensor, position: Tensor, seed: int, step: int | Tensor) -> list[Tensor]:
+    """Draw the four words of blocks."""
     high = ((block >> 32) & 0x0FFFFFFF) | (stream << 28)
     low = block & 0xFFFFFFFF
-    chunk = _CACHED_BLOCKS if device.type == "cpu" else len(block)
+    chunk = _CACHED_BLOCKS if block.device.type == "cpu" else max(len(block), 1)
     chunks = [
         philox(seed, (*counter, step))
         for counter in zip(*(torch.split(word, chunk) for word in (low, high, position)), strict=True)
     ]
-    words = [torch.cat(word) for word in zip(*chunks, strict=True)]
-    return words, counts
-
-
-def _unpack(values: Tensor, per_block: int, counts: Sequence[int], shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Cut (blocks, per_block) values into one tensor per shape."""
-    return [
-        part.flatten()[: shape.numel()].view(shape)
-        for part, shape in zip(torch.split(values.view(-1, per_block), list(counts)), shapes, strict=True)
-    ]
-
-
-def draw_masks(
-    shapes: Sequence[torch.Size],
-    positions: Sequence[int],
-    seed: int,
-    step: int,
-    threshold: int,
-    device: torch.device,
-) -> list[Tensor]:
-    """Draw which elements are kept: boolean tensors, each True with probability 1 - threshold / 65536."""
-    sizes = [shape.numel() for shape in shapes]
-    words, counts = _words(MASK_STREAM, _MASK_PER_BLOCK, sizes, positions, seed, step, device)
-    halfwords = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=1)
-    return _unpack(halfwords >= threshold, _MASK_PER_BLOCK, counts, shapes)
-
-
-def draw_normals(
-    shapes: Sequence[torch.Size],
-    positions: Sequence[int],
-    seed: int,
-    step: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[Tensor]:
-    """Draw standard normal numbers by Box and Muller's transformation, computed in ``dtype``."""
-    sizes = [shape.numel() for shape in shapes]
-    words, counts = _words(NOISE_STREAM, _NOISE_PER_BLOCK, sizes, positions, seed, step, device)
-    uniform = [((word >> 9).to(dtype) + 0.5) * 2.0**-23 for word in words]
-    normals = []
-    for first, second in ((uniform[0], uniform[1]), (uniform[2], uniform[3])):
-        radius, angle = torch.sqrt(-2 * torch.log(first)), 2 * math.pi * second
-        normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return _unpack(torch.stack(normals, dim=1), _NOISE_PER_BLOCK, counts, shapes)
+    return [torch.cat(word) for word in zip(*chunks, strict=True)]

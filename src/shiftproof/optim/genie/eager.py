@@ -1,0 +1,227 @@
+"""GENIE's step in torch's own operations: the for-loop, which is the readable ground truth, and foreach."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from shiftproof.optim.genie.rule import (
+    LARGEST_INVERSE_VARIANCE,
+    VARIANCE_FLOOR,
+    Begun,
+    Options,
+    Row,
+    Terms,
+    bias_correction,
+    mean_variance_ratio,
+    row_terms,
+    spread_sums,
+)
+from shiftproof.optim.stream import MASK_LEVELS, draw_masks, draw_normals, draw_rounding_words
+
+
+def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
+    """Return the precision that a step is computed in, for moments of a type."""
+    return torch.float32 if moment in (torch.float16, torch.bfloat16) else moment
+
+
+def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
+    """Begin the step of some rows, one tensor at a time; where a row's step is a tensor, no value is read."""
+    moments = [_update_moments(row, options) for row in rows]
+    terms = [row_terms(row, options, m, v, _unit(row, m.dtype)) for row, (m, v) in zip(rows, moments, strict=True)]
+
+    def finish(spreads: Tensor | None) -> None:
+        for i, (row, term) in enumerate(zip(rows, terms, strict=True)):
+            update = term.mean * term.factor if options.precondition else term.mean
+            uncertainty = 1 - term.certainty
+            # Certain everywhere is the usual case: then nothing is drawn.
+            if options.noise and (isinstance(row.step, Tensor) or uncertainty.any()):
+                [normal] = draw_normals([row.place], options.seed, row.step, update.dtype, update.device)
+                update = update + normal * _spread(term, spreads, i) * uncertainty * options.noise
+            if options.threshold:
+                [kept] = draw_masks([row.place], options.seed, row.step, options.threshold, update.device)
+                update = update * kept
+                if options.form != "paper":
+                    update = update / (1 - options.threshold / MASK_LEVELS)
+            row.param.sub_(update * options.lr)
+
+    return Begun(_sums(terms, [v for _, v in moments], options), finish)
+
+
+def _update_moments(row: Row, options: Options) -> tuple[Tensor, Tensor]:
+    """Update a row's moving averages; return them in the precision of the arithmetic."""
+    m, v = row.exp_avg, row.exp_avg_sq
+    dtype = arithmetic_dtype(m.dtype)
+    g = row.grad.to(dtype)
+    if options.maximize:
+        g = -g
+    if options.weight_decay:
+        g = g + options.weight_decay * row.param.to(dtype)
+    if m.dtype == dtype:
+        m.mul_(options.beta).add_(g, alpha=1 - options.beta)
+        v.mul_(options.beta).addcmul_(g, g, value=1 - options.beta)
+        return m, v
+    exact_m = m.to(dtype).mul_(options.beta).add_(g, alpha=1 - options.beta)
+    exact_v = v.to(dtype).mul_(options.beta).addcmul_(g, g, value=1 - options.beta)
+    [rounded] = _round_moments([row], [exact_m], [exact_v], options.seed)
+    return rounded
+
+
+def _round_moments(
+    rows: Sequence[Row], ms: Sequence[Tensor], vs: Sequence[Tensor], seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Store moving averages in bfloat16, rounded up or down at random so that their mean is exact; return the rounded.
+
+    The step goes on with these, so that what it does can be told from the state.
+    """
+    words = draw_rounding_words([row.place for row in rows], seed, rows[0].step, ms[0].device)
+    rounded = []
+    for row, m, v, word in zip(rows, ms, vs, words, strict=True):
+        rounded.append((_round_stochastically(m, word & 0xFFFF), _round_stochastically(v, word >> 16)))
+        row.exp_avg.copy_(rounded[-1][0])
+        row.exp_avg_sq.copy_(rounded[-1][1])
+    return rounded
+
+
+def _round_stochastically(values: Tensor, random: Tensor) -> Tensor:
+    """Add 16 random bits below bfloat16's last bit and cut; what is not finite stays as it is."""
+    bits = values.contiguous().view(torch.int32).to(torch.int64) + random
+    cut = (bits & ~0xFFFF).to(torch.int32).view(torch.float32)
+    return torch.where(values.isfinite(), cut, values)
+
+
+def _unit(row: Row, dtype: torch.dtype) -> Tensor | None:
+    return None if row.scale is None else row.scale[1].to(dtype)
+
+
+def _sums(terms: Sequence[Terms], vs: Sequence[Tensor], options: Options) -> Tensor | None:
+    if options.form == "paper":
+        return None
+    return torch.stack([spread_sums(term, v) for term, v in zip(terms, vs, strict=True)])
+
+
+def _spread(term: Terms, spreads: Tensor | None, index: int) -> Tensor:
+    """Return the spread of the noise: by element, or the tensor's."""
+    if term.spread is not None:
+        return term.spread
+    return cast(Tensor, spreads)[index].to(term.mean.dtype)
+
+
+def begin_foreach(rows: Sequence[Row], options: Options) -> Begun:
+    """Begin the step of some rows together; their steps are numbers. Equals `begin_forloop` bit for bit."""
+    batches: dict[object, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        batches[row.param.device, row.param.dtype, row.exp_avg.dtype, row.step].append(i)
+    begun = [(indices, _begin_batch([rows[i] for i in indices], options)) for indices in batches.values()]
+
+    def finish(spreads: Tensor | None) -> None:
+        for indices, batch in begun:
+            batch.finish(None if spreads is None else spreads[indices])
+
+    if options.form == "paper":
+        return Begun(None, finish)
+    sums = torch.empty(len(rows), 3, dtype=torch.float64, device=rows[0].param.device)
+    for indices, batch in begun:
+        sums[indices] = cast(Tensor, batch.sums).to(sums.device)
+    return Begun(sums, finish)
+
+
+def _begin_batch(rows: list[Row], options: Options) -> Begun:
+    """Begin the step of rows of one device, one type of parameter and moment, and one step."""
+    step = cast(int, rows[0].step)
+    ms, vs = _foreach_moments(rows, options)
+    if options.form == "paper":
+        terms = _foreach_paper_terms(ms, vs, bias_correction(options.beta, step, ms[0].dtype))
+    else:
+        units = [_unit(row, m.dtype) for row, m in zip(rows, ms, strict=True)]
+        terms = _foreach_scaled_terms(ms, vs, units, step, options.beta)
+    device, dtype = ms[0].device, ms[0].dtype
+
+    def finish(spreads: Tensor | None) -> None:
+        means = [term.mean for term in terms]
+        updates = torch._foreach_mul(means, [term.factor for term in terms]) if options.precondition else means
+        if options.noise:
+            uncertainties = torch._foreach_neg([term.certainty for term in terms])
+            torch._foreach_add_(uncertainties, 1)
+            largest = torch.stack(torch._foreach_max(uncertainties)).tolist()
+            noisy = [i for i, value in enumerate(largest) if value != 0]
+            if noisy:
+                normals = draw_normals([rows[i].place for i in noisy], options.seed, step, dtype, device)
+                for i, normal in zip(noisy, normals, strict=True):
+                    updates[i].add_(normal * _spread(terms[i], spreads, i) * uncertainties[i] * options.noise)
+        if options.threshold:
+            masks = draw_masks([row.place for row in rows], options.seed, step, options.threshold, device)
+            torch._foreach_mul_(updates, [mask.to(dtype) for mask in masks])
+            if options.form != "paper":
+                torch._foreach_div_(updates, 1 - options.threshold / MASK_LEVELS)
+        torch._foreach_mul_(updates, options.lr)
+        torch._foreach_sub_([row.param for row in rows], updates)
+
+    return Begun(_sums(terms, vs, options), finish)
+
+
+def _foreach_moments(rows: list[Row], options: Options) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    dtype = arithmetic_dtype(rows[0].exp_avg.dtype)
+    gs: Sequence[Tensor] = [row.grad.to(dtype) for row in rows]
+    if options.maximize:
+        gs = torch._foreach_neg(gs)
+    if options.weight_decay:
+        gs = torch._foreach_add(gs, torch._foreach_mul([row.param.to(dtype) for row in rows], options.weight_decay))
+    ms, vs = [row.exp_avg.to(dtype) for row in rows], [row.exp_avg_sq.to(dtype) for row in rows]  # mostly no copies
+    torch._foreach_mul_(ms, options.beta)
+    torch._foreach_add_(ms, gs, alpha=1 - options.beta)
+    torch._foreach_mul_(vs, options.beta)
+    torch._foreach_addcmul_(vs, gs, gs, 1 - options.beta)
+    if rows[0].exp_avg.dtype == dtype:
+        return ms, vs
+    rounded = _round_moments(rows, ms, vs, options.seed)
+    return [m for m, _ in rounded], [v for _, v in rounded]
+
+
+def _foreach_paper_terms(ms: Sequence[Tensor], vs: Sequence[Tensor], correction: float | Tensor) -> list[Terms]:
+    squares = torch._foreach_mul(ms, ms)
+    variances = torch._foreach_sub(vs, squares)
+    torch._foreach_clamp_min_(variances, 0)
+    certainties = torch._foreach_reciprocal(variances)
+    torch._foreach_tanh_(certainties)
+    factors = torch._foreach_div(torch._foreach_mul(certainties, squares), vs)
+    factors = tuple(torch.where(v > 0, factor, 0) for v, factor in zip(vs, factors, strict=True))
+    spreads = torch._foreach_sqrt(variances)
+    means = torch._foreach_div(ms, correction)
+    return [Terms(*term) for term in zip(means, factors, certainties, spreads, strict=True)]
+
+
+def _foreach_scaled_terms(
+    ms: Sequence[Tensor], vs: Sequence[Tensor], units: Sequence[Tensor | None], step: int, beta: float
+) -> list[Terms]:
+    correction = 1 - beta**step
+    rho = mean_variance_ratio(beta, correction)
+    floors = [VARIANCE_FLOOR if unit is None else VARIANCE_FLOOR * unit for unit in units]
+    known = [step > 1 if unit is None else (unit > 0) & (step > 1) for unit in units]
+    means = torch._foreach_div(ms, correction)
+    squares = torch._foreach_mul(means, means)
+    variances = torch._foreach_div(vs, correction)
+    torch._foreach_sub_(variances, squares)
+    torch._foreach_div_(variances, 1 - rho if step > 1 else 1.0)
+    variances = tuple(torch.where((t > 0) & k, t, floor) for t, k, floor in zip(variances, known, floors, strict=True))
+    averages = torch._foreach_mul(variances, rho)
+    averages = tuple(torch.where(t > 0, t, floor) for t, floor in zip(averages, floors, strict=True))
+    if units[0] is None:
+        certainties = torch._foreach_reciprocal(variances)
+        torch._foreach_clamp_max_(certainties, LARGEST_INVERSE_VARIANCE)
+        torch._foreach_tanh_(certainties)
+        torch._foreach_add_(squares, VARIANCE_FLOOR)
+    else:
+        ratios = [unit / t for unit, t in zip(units, variances, strict=True)]
+        torch._foreach_clamp_max_(ratios, LARGEST_INVERSE_VARIANCE)
+        torch._foreach_tanh_(ratios)
+        certainties = tuple(torch.where(t > 0, ratio, 1) for t, ratio in zip(variances, ratios, strict=True))
+        torch._foreach_add_(squares, floors)
+    factors = torch._foreach_mul(certainties, squares)
+    totals = torch._foreach_add(squares, averages)
+    torch._foreach_div_(factors, [torch.where(total > 0, total, 1) for total in totals])
+    return [Terms(*term, None) for term in zip(means, factors, certainties, strict=True)]

@@ -1,0 +1,215 @@
+"""GENIE's functional core: one step on lists of tensors, by the implementation that fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shiftproof.optim.genie import fused_cpu, fused_triton
+from shiftproof.optim.genie.eager import begin_foreach, begin_forloop
+from shiftproof.optim.genie.rule import Begun, Form, Options, Row, bias_correction
+from shiftproof.optim.sharding import Shard, local_part, shard_of, sum_over_shards
+from shiftproof.optim.stream import mask_threshold
+
+_Begin = Callable[[Sequence[Row], Options], Begun]
+
+
+class Variant(NamedTuple):
+    """Which implementation takes a step; see `GENIE` for what each means."""
+
+    foreach: bool | None = None
+    fused: bool | None = None
+    capturable: bool = False
+    differentiable: bool = False
+
+
+def genie(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    positions: Sequence[int],
+    *,
+    lr: float | Tensor,
+    beta: float,
+    dropout: float,
+    noise: float,
+    precondition: bool,
+    weight_decay: float,
+    form: Form,
+    seed: int,
+    maximize: bool = False,
+    foreach: bool | None = None,
+    fused: bool | None = None,
+    capturable: bool = False,
+    differentiable: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """Take one GENIE step on lists of tensors, in place (parameters, moving averages and step counts).
+
+    DTensors are stepped part by part, as one process would step the whole.
+
+    Args:
+        params: parameters.
+        grads: their gradients.
+        exp_avgs: moving averages of the gradients.
+        exp_avg_sqs: moving averages of the squared gradients.
+        scales: for form "invariant" the mean squared gradients that are the units of the last step and of the next,
+            each of shape (2,); empty for the other forms.
+        steps: steps taken so far, scalar tensors; increased by one.
+        positions: each parameter's position in the random stream.
+        lr: see `GENIE`, as for all that follow but the last two.
+        beta: decay of the moving averages.
+        dropout: probability of dropping an element's update.
+        noise: factor of the noise.
+        precondition: whether the mean gradient is preconditioned.
+        weight_decay: L2 penalty.
+        form: the update rule.
+        seed: key of the random stream.
+        maximize: whether to ascend.
+        foreach: whether to use the foreach implementation.
+        fused: whether to use the fused implementation.
+        capturable: whether steps are counted on the device and no value is read by the host.
+        differentiable: whether autograd records the step.
+        grad_scale: what the gradients are multiplied by, as `torch.amp.GradScaler` gives it; it is divided out.
+        found_inf: not 0 where a gradient is not finite: the step is then not taken.
+
+    Raises:
+        RuntimeError: ``fused`` is True and a tensor is not for the fused implementation, or a parameter is a DTensor
+            of partial sums.
+    """
+    options = Options(
+        lr,
+        beta,
+        mask_threshold(dropout),
+        noise,
+        precondition,
+        weight_decay,
+        form,
+        seed,
+        maximize,
+        grad_scale,
+        found_inf,
+    )
+    count_step(steps, found_inf)
+    rows = make_rows(params, grads, exp_avgs, exp_avg_sqs, scales, steps, positions, capturable)
+    take_step([(rows, options, Variant(foreach, fused, capturable, differentiable))])
+
+
+def count_step(steps: Sequence[Tensor], found_inf: Tensor | None) -> None:
+    """Increase step counts by one, unless a gradient is not finite."""
+    for step in steps:
+        step += 1 if found_inf is None else (found_inf == 0).to(step)
+
+
+def make_rows(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    positions: Sequence[int],
+    capturable: bool,
+) -> list[Row]:
+    """Return what a step works on, one row per parameter that has elements; see `genie`."""
+    rows = []
+    for i, (p, grad, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
+        shard = shard_of(p)
+        if p.is_complex() and shard is not None:
+            shard = Shard((*shard.shape, 2), (*shard.offset, 0), shard.groups)
+        row = Row(
+            *(_real(local_part(t)) for t in (p, local_part(grad, like=p), m, v)),
+            local_part(scales[i]) if scales else None,
+            steps[i] if capturable else int(steps[i].item()),
+            positions[i],
+            shard,
+        )
+        if row.whole_numel:
+            rows.append(row)
+    return rows
+
+
+def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
+    """Take the step of the rows of some groups; what their shards must sum goes into one all-reduce."""
+    begun: list[tuple[list[Row], Options, Begun]] = []
+    for rows, options, variant in groups:
+        by_implementation: dict[_Begin, list[Row]] = {}
+        for row in rows:
+            by_implementation.setdefault(_implementation(row, variant), []).append(row)
+        begun += [(part, options, begin(part, options)) for begin, part in by_implementation.items()]
+    sums = _summed([(rows, one.sums) for rows, _, one in begun])
+    for (rows, options, one), total in zip(begun, sums, strict=True):
+        if total is not None:
+            _renew_scales(rows, options, total)
+        one.finish(None if total is None else total[:, 0] / total[:, 1])
+
+
+def _implementation(row: Row, variant: Variant) -> _Begin:
+    """Return what takes a row's step.
+
+    Raises:
+        RuntimeError: the fused implementation is asked for and does not take the row.
+    """
+    if variant.fused or (variant.fused is None and variant.foreach is None and not variant.differentiable):
+        for fused in (fused_cpu, fused_triton):
+            if fused.obstacle(row) is None:
+                return fused.begin
+        if variant.fused:
+            module = fused_cpu if row.param.device.type == "cpu" else fused_triton
+            raise RuntimeError(f"fused=True, but {module.obstacle(row)}")
+    plain = type(row.param) in (Tensor, torch.nn.Parameter)
+    if variant.differentiable or variant.capturable or not (plain if variant.foreach is None else variant.foreach):
+        return begin_forloop
+    return begin_foreach
+
+
+def describe_implementation(params: Sequence[Tensor], variant: Variant) -> str:
+    """Return in words what takes a group's step, and why nothing faster does."""
+    names = dict.fromkeys(_description(local_part(p), variant) for p in params)
+    return " and ".join(names) or "none"
+
+
+def _description(param: Tensor, variant: Variant) -> str:
+    param = _real(param)
+    row = Row(param, param, param, param, None, 1, 0, None)
+    try:
+        begin = _implementation(row, variant)
+    except RuntimeError as error:
+        return str(error)
+    module = fused_cpu if param.device.type == "cpu" else fused_triton
+    if begin is module.begin:
+        return module.description()
+    name = "foreach" if begin is begin_foreach else "for-loop"
+    unwanted = variant.differentiable or variant.foreach is not None or variant.fused is False
+    return name if unwanted else f"{name} ({module.obstacle(row)})"
+
+
+def _summed(parts: Sequence[tuple[list[Row], Tensor | None]]) -> list[Tensor | None]:
+    """Sum what belongs to sharded tensors over all their shards."""
+    shards = [row.shard for rows, sums in parts if sums is not None for row in rows]
+    if not any(shards):
+        return [sums for _, sums in parts]
+    present = [sums for _, sums in parts if sums is not None]
+    device = present[0].device
+    total = sum_over_shards(torch.cat([sums.to(device) for sums in present]), shards)
+    whole = iter(torch.split(total, [len(sums) for sums in present]))
+    return [None if sums is None else next(whole).to(sums.device) for _, sums in parts]
+
+
+def _renew_scales(rows: Sequence[Row], options: Options, sums: Tensor) -> None:
+    for row, (_, _, square) in zip(rows, sums, strict=True):
+        if row.scale is not None:
+            mean = square / row.whole_numel / bias_correction(options.beta, row.step, torch.float64)
+            new = torch.stack([row.scale[1], mean.to(row.scale)])
+            row.scale.copy_(new if options.found_inf is None else torch.where(options.found_inf == 0, new, row.scale))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

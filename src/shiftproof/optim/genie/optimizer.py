@@ -1,0 +1,353 @@
+"""GENIE: the optimizer that equalises how much each parameter's update contributes to generalization.
+
+Source: Cho, Kim and Kim, "One-Step Generalization Ratio Guided Optimization for Domain Generalization", ICML 2025
+(Algorithm 1), and the code its authors released with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from shiftproof.optim.genie import fused_triton
+from shiftproof.optim.genie.functional import Variant, count_step, describe_implementation, make_rows, take_step
+from shiftproof.optim.genie.rule import DEFAULT_LR, Form, Options, Row
+from shiftproof.optim.genie.statistics import GroupStatistics, group_statistics
+from shiftproof.optim.stream import MASK_LEVELS, mask_threshold
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class GENIE(Optimizer):
+    r"""Generalization-ratio guided optimizer (ICML 2025): the paper's form, the released code's, or a scale-free one.
+
+    With the moving averages :math:`m` and :math:`v` of the gradient and its square, ``form="paper"`` is
+    Algorithm 1 as published:
+
+    .. math::
+        \sigma^2 = \max(v - m^2, 0),\quad
+        u = \frac{m}{1-\beta^t}\,\tanh(1/\sigma^2)\,\frac{m^2}{v},\quad
+        z = \xi\,(1 - \tanh(1/\sigma^2)),\ \xi \sim N(0, \sigma^2),\quad
+        \theta \leftarrow \theta - \eta\,(u + z)\,M
+
+    where an element of :math:`M` is 0 with probability ``dropout``, else 1, and :math:`u = 0` where :math:`v = 0`.
+    ``form="released"`` is what produced the published tables: the variance is corrected for the moving average
+    (Balles and Hennig, ICML 2018), the preconditioner is :math:`\tanh(\min(1/\sigma^2, 10)) / (1 + \rho\sigma^2 /
+    (\bar g^2 + 10^{-8}))`, the noise has one scale per tensor, and what the mask keeps is divided by one minus
+    ``dropout``. Its first step is defined to have no noise: there its variance is 0/0, decided by rounding.
+
+    Both compare the variance with absolute numbers (1, 10, :math:`10^{-8}`), so that a loss multiplied by a constant
+    makes another optimizer of them, and gradients of the usual size never have noise. ``form="invariant"`` is the
+    released form with the gradient measured in units of its own scale: :math:`\sigma^2` and :math:`\bar g^2` are
+    divided by :math:`s^2`, the mean over the parameter tensor of the bias-corrected :math:`v` after the step before
+    (:math:`1/\sigma^2` becomes :math:`s^2/\sigma^2`), and the update is in the gradient's own units again. The scale is
+    the tensor's because layers differ in theirs by orders of magnitude while the elements within one are what certainty
+    is to tell apart: an element whose gradient varies as much as the tensor's root mean square has a certainty of 0.76,
+    one of twice that standard deviation 0.24. It is that of the step before because it is then known when the step
+    begins, and the weights are passed over once. Multiplying the loss by c and dividing ``lr`` by c leaves the
+    trajectory unchanged to rounding (without weight decay). Where there is no scale yet, there is no noise.
+
+    Mask and noise are functions of (seed, step, position of the parameter, element): replicas that share ``seed``
+    stay identical, shards draw what the whole would, and torch's generators are not touched. Masks are equal bit for
+    bit in all implementations, noise to about 1e-6 of its size. ``dropout`` is rounded to a multiple of 1/65536.
+
+    Args:
+        params: parameters, named parameters or groups, as every torch optimizer takes them.
+        lr: step size; None is the form's default (0.1 for "paper", 0.015 for the others).
+        beta: decay of both moving averages, in [0, 1).
+        dropout: probability of dropping an element's update, in [0, 1); 0 draws no mask.
+        noise: factor of the noise term; 0 draws none.
+        precondition: False leaves the bias-corrected mean gradient as the update (the noise keeps its scale).
+        weight_decay: L2 penalty, added to the gradient.
+        form: "paper", "released" or "invariant".
+        seed: key of the random stream, in [0, 2**64); equal on all replicas.
+        maximize: ascend instead of descending.
+        foreach: whether to use the foreach implementation; None leaves the choice to this class.
+        fused: whether to use the fused implementation: a compiled kernel on the CPU, Triton on a GPU. None uses it
+            where it can be had (its reasons not to are in ``repr``), else foreach, else, for tensor subclasses, the
+            for-loop. The CPU kernel is compiled once per machine, at the first step, unless it came with the package.
+        capturable: count steps on the device and read no value on the host, as capture in a CUDA graph needs.
+        differentiable: let autograd record the step; for-loop only.
+        moment_dtype: type of both moving averages; None is float32, or the parameter's own type if that is wider.
+            ``torch.bfloat16`` halves the state and rounds at random, so that no average loses small changes.
+
+    Raises:
+        ValueError: an argument is out of its range, or two contradict each other.
+
+    Example:
+        >>> optimizer = GENIE(model.parameters(), lr=0.1)
+        >>> loss_fn(model(images), labels).backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor | None = None,
+        beta: float = 0.95,
+        *,
+        dropout: float = 0.4,
+        noise: float = 1.0,
+        precondition: bool = True,
+        weight_decay: float = 0.0,
+        form: Form = "paper",
+        seed: int = 0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        moment_dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_form(form)
+        defaults = {
+            "lr": DEFAULT_LR[form] if lr is None else lr,
+            "beta": beta,
+            "dropout": dropout,
+            "noise": noise,
+            "precondition": precondition,
+            "weight_decay": weight_decay,
+            "form": form,
+            "seed": seed,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "moment_dtype": moment_dtype,
+        }
+        _check_options(defaults)
+        super().__init__(params, defaults)
+        # A GradScaler leaves gradients to an optimizer that says so; else it divides them itself, and synchronises.
+        self._step_supports_amp_scaling = all(
+            group["capturable"] and fused_triton.takes(p) for group in self.param_groups for p in group["params"]
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, whose options may differ from the optimizer's.
+
+        Raises:
+            ValueError: an option is out of its range, or the group has another form and no lr of its own.
+        """
+        options = {**self.defaults, **param_group}
+        _check_form(options["form"])
+        if options["form"] != self.defaults["form"] and "lr" not in param_group:
+            raise ValueError(
+                f"a group with form '{options['form']}' in a '{self.defaults['form']}' GENIE needs its own lr"
+            )
+        _check_options(options)
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():  # options that the state's version did not have
+                group.setdefault(name, value)
+
+    def __repr__(self) -> str:
+        lines = super().__repr__().splitlines()
+        names = [
+            f"    implementation of group {i}: {describe_implementation(group['params'], _variant(group))}"
+            for i, group in enumerate(self.param_groups)
+        ]
+        return "\n".join([*lines[:-1], *names, lines[-1]])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; moments keep their type, whatever the precision of the parameters."""
+        loaded: dict[str, Any] = {}
+
+        def keep(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+            loaded.update(state_dict)
+
+        def restore(optimizer: Optimizer) -> None:
+            saved = [index for group in loaded["param_groups"] for index in group["params"]]
+            members = [(p, group) for group in self.param_groups for p in group["params"]]
+            for index, (p, group) in zip(saved, members, strict=True):
+                entries = loaded["state"].get(index, {})
+                for name in (*_MOMENTS, "scale"):
+                    if name in entries and entries[name].dtype != self.state[p][name].dtype:
+                        self.state[p][name] = entries[name].to(p.device, copy=True)
+                if isinstance(self.state[p].get("step"), Tensor) and not group["capturable"]:
+                    self.state[p]["step"] = self.state[p]["step"].cpu()
+
+        # torch casts all state to the parameter's type. As the last hook before and the first after it, these
+        # see what the user's hooks before made of the state, and leave theirs after the last word.
+        handles = [
+            self.register_load_state_dict_pre_hook(keep),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], Any]) -> Any: ...
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: re-evaluates the model, leaves gradients and returns the loss; called once if given.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse; ``fused`` is True and a parameter is not for the fused implementation;
+                or a CUDA graph is captured without ``capturable``.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            groups = []
+            for group, members in self._groups():
+                _check_capture(group)
+                members = [(p, position) for p, position in members if p.grad is not None]
+                for p, _ in members:
+                    if p.grad.is_sparse:
+                        raise RuntimeError("GENIE does not support sparse gradients")
+                    self._init_state(p, group)
+                options = self._options(group)
+                count_step([self.state[p]["step"] for p, _ in members], options.found_inf)
+                groups.append((self._rows(members, group), options, _variant(group)))
+            take_step(groups)
+        return loss
+
+    def init_state(self) -> None:
+        """Create the state of all parameters that train, as `step` does when it first sees their gradients.
+
+        For what reads the state before the first step, such as torch's distributed checkpoints.
+        """
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    self._init_state(p, group)
+
+    @torch.no_grad()
+    def statistics(self) -> list[GroupStatistics | None]:
+        """Tell what the last step did, one entry per group; None for a group that took none.
+
+        Nothing is recorded for it: everything is computed again from the moving averages, at the cost of about a step
+        in torch's operations. Of sharded parameters, this process's parts count.
+        """
+        result = []
+        for group, members in self._groups():
+            stepped = [(p, position) for p, position in members if self.state.get(p, {}).get("step", 0) > 0]
+            result.append(group_statistics(self._rows(stepped, group), self._options(group)) if stepped else None)
+        return result
+
+    def _groups(self) -> Iterator[tuple[dict[str, Any], list[tuple[Tensor, int]]]]:
+        """Yield the groups with their parameters and these parameters' positions in the random stream."""
+        position = 0
+        for group in self.param_groups:
+            yield group, [(p, position + i) for i, p in enumerate(group["params"])]
+            position += len(group["params"])
+
+    def _init_state(self, p: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            device = p.device if group["capturable"] else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            for name in _MOMENTS:
+                state[name] = torch.zeros_like(p, dtype=_moment_dtype(p, group), memory_format=torch.preserve_format)
+            if group["form"] == "invariant":
+                state["scale"] = torch.zeros(2, dtype=_scale_dtype(p), device=p.device)
+        if not isinstance(state["step"], Tensor):
+            state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
+
+    def _rows(self, members: list[tuple[Tensor, int]], group: dict[str, Any]) -> list[Row]:
+        states = [self.state[p] for p, _ in members]
+        return make_rows(
+            [p for p, _ in members],
+            [p if p.grad is None else p.grad for p, _ in members],  # without one where only statistics are asked for
+            *([state[name] for state in states] for name in _MOMENTS),
+            [state["scale"] for state in states] if group["form"] == "invariant" else [],
+            [state["step"] for state in states],
+            [position for _, position in members],
+            group["capturable"],
+        )
+
+    def _options(self, group: dict[str, Any]) -> Options:
+        lr = group["lr"]
+        return Options(
+            lr.reshape(()) if isinstance(lr, Tensor) else lr,  # a (1,) tensor would broadcast a scalar's update
+            group["beta"],
+            mask_threshold(group["dropout"]),
+            group["noise"],
+            group["precondition"],
+            group["weight_decay"],
+            group["form"],
+            group["seed"],
+            group["maximize"],
+            getattr(self, "grad_scale", None),
+            getattr(self, "found_inf", None),
+        )
+
+
+def _variant(group: dict[str, Any]) -> Variant:
+    return Variant(group["foreach"], group["fused"], group["capturable"], group["differentiable"])
+
+
+def _moment_dtype(p: Tensor, group: dict[str, Any]) -> torch.dtype:
+    if group["moment_dtype"] is not None and not p.is_complex():
+        dtype: torch.dtype = group["moment_dtype"]
+        return dtype
+    return torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
+
+
+def _scale_dtype(p: Tensor) -> torch.dtype:
+    return torch.float64 if p.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def _check_capture(group: dict[str, Any]) -> None:
+    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    if capturing and not group["capturable"]:
+        raise RuntimeError("a CUDA graph is being captured, which needs GENIE(..., capturable=True)")
+
+
+def _check_form(form: object) -> None:
+    if form not in DEFAULT_LR:
+        raise ValueError(f"Invalid form: {form!r}; valid forms: {', '.join(DEFAULT_LR)}")
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise ValueError, naming the option, unless all are in range."""
+    lr = options["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    seed = options["seed"]
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    dropout = options["dropout"]
+    for name, valid, expected in (
+        ("lr", 0 <= float(lr) < math.inf, "at least 0"),
+        ("beta", 0 <= options["beta"] < 1, "in [0, 1)"),
+        ("dropout", 0 <= dropout < 1 and mask_threshold(dropout) < MASK_LEVELS, "in [0, 1)"),
+        ("noise", 0 <= options["noise"] < math.inf, "at least 0"),
+        ("weight_decay", 0 <= options["weight_decay"] < math.inf, "at least 0"),
+        ("seed", whole and 0 <= seed < 2**64, "an integer in [0, 2**64)"),
+        (
+            "moment_dtype",
+            options["moment_dtype"] in (None, torch.float32, torch.bfloat16),
+            "torch.float32, torch.bfloat16 or None",
+        ),
+    ):
+        if not valid:
+            raise ValueError(f"Invalid {name} value: {options[name]}; it must be {expected}")
+    chosen = [name for name in ("foreach", "fused", "differentiable") if options[name]]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} are different implementations; choose one")
+    if options["capturable"] and options["foreach"]:
+        raise ValueError("foreach reads step counts on the host, capturable does not; choose one")

@@ -1,0 +1,190 @@
+"""What GENIE's three forms compute from a parameter's moving averages, element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shiftproof.optim.sharding import Shard
+from shiftproof.optim.stream import Place
+
+Form = Literal["paper", "released", "invariant"]
+DEFAULT_LR: dict[Form, float] = {"paper": 0.1, "released": 0.015, "invariant": 0.015}
+
+# The released code's constants, in units of the squared gradient.
+VARIANCE_FLOOR = 1e-8
+LARGEST_INVERSE_VARIANCE = 10.0
+
+
+class Options(NamedTuple):
+    """The options of a step; see `GENIE`.
+
+    Attributes:
+        threshold: the dropout in units of 1 / 65536.
+        grad_scale: what the gradients are multiplied by; None for 1. Only the Triton implementation is given one.
+        found_inf: not 0 where a gradient is not finite and nothing is to be updated; likewise.
+    """
+
+    lr: float | Tensor
+    beta: float
+    threshold: int
+    noise: float
+    precondition: bool
+    weight_decay: float
+    form: Form
+    seed: int
+    maximize: bool
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+
+class Row(NamedTuple):
+    """One parameter of a step, as local tensors.
+
+    Attributes:
+        param: updated in place.
+        grad: its gradient, real and not sparse.
+        exp_avg: moving average of the gradient, updated in place.
+        exp_avg_sq: moving average of its square, updated in place.
+        scale: of the gradient, for the invariant form: mean squares (unit of the last step, unit of the next).
+        step: steps taken, this one included: a number, or a tensor that the host does not read.
+        position: in the random stream.
+        shard: where the local tensors lie in the whole; None if they are the whole.
+    """
+
+    param: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    scale: Tensor | None
+    step: int | Tensor
+    position: int
+    shard: Shard | None
+
+    @property
+    def place(self) -> Place:
+        """What selects the row's random numbers."""
+        return Place(tuple(self.param.shape), self.position, self.shard)
+
+    @property
+    def whole_numel(self) -> int:
+        """The number of elements of the whole parameter."""
+        return self.param.numel() if self.shard is None else torch.Size(self.shard.shape).numel()
+
+
+class Begun(NamedTuple):
+    """The first half of a step: moving averages are updated; what the whole tensor decides is still to be summed.
+
+    Attributes:
+        sums: the rows' `spread_sums`, of the local parts, float64, shape (rows, 3); None for form "paper", which
+            needs none.
+        finish: updates the parameters, given the rows' spreads, float64, shape (rows,), None for form "paper".
+    """
+
+    sums: Tensor | None
+    finish: Callable[[Tensor | None], None]
+
+
+class Terms(NamedTuple):
+    """What the update of a tensor is made of.
+
+    Attributes:
+        mean: the bias-corrected mean gradient.
+        factor: the preconditioner, in [0, 1]; the update is mean times factor.
+        certainty: one minus the weight of the noise, in [0, 1].
+        spread: standard deviation of the noise, by element; None where it is one scalar for the tensor, the ratio of
+            the sums of `spread_sums`.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    certainty: Tensor
+    spread: Tensor | None
+
+
+def mean_variance_ratio(beta: float, correction: float | Tensor) -> float | Tensor:
+    """Return the variance of the moving average over that of one gradient (Balles and Hennig, eq. 10)."""
+    return (1 - beta) * (2 - correction) / ((1 + beta) * correction)
+
+
+def paper_terms(m: Tensor, v: Tensor, correction: float | Tensor) -> Terms:
+    """Return the terms of form "paper" (Algorithm 1 of the paper)."""
+    square = m * m
+    variance = v - square
+    noisy = variance > 0  # not so by rounding, under constant gradients; then there is no noise
+    # What is not chosen by `where` is kept finite, for the gradients of a differentiable step.
+    certainty = torch.where(noisy, torch.tanh(1 / torch.where(noisy, variance, 1)), 1)
+    factor = torch.where(v > 0, certainty * square / torch.where(v > 0, v, 1), 0)
+    spread = torch.where(noisy, torch.where(noisy, variance, 1).sqrt(), 0)
+    return Terms(m / correction, factor, certainty, spread)
+
+
+def scaled_terms(
+    m: Tensor, v: Tensor, correction: float | Tensor, step: int | Tensor, beta: float, unit: Tensor | None
+) -> Terms:
+    """Return the terms of form "released" and, with a ``unit``, of form "invariant".
+
+    Args:
+        m: moving average of the gradient.
+        v: moving average of its square.
+        correction: 1 - beta ** step.
+        step: steps taken, this one included.
+        beta: decay of the averages.
+        unit: the squared gradient in whose units thresholds are; None for the absolute ones of the released code.
+    """
+    mean = m / correction
+    square = mean * mean
+    rho = mean_variance_ratio(beta, correction)
+    # At step 1 rho is 1 and the variance x / 0, which rounding would decide: it is defined as the floor.
+    rest: float | Tensor
+    known: bool | Tensor
+    if isinstance(step, Tensor):
+        known, rest = step > 1, torch.where(step > 1, 1 - rho, 1)
+    else:
+        known, rest = step > 1, 1 - rho if step > 1 else 1.0
+    if unit is None:
+        floor: float | Tensor = VARIANCE_FLOOR
+    else:
+        known, floor = known & (unit > 0), VARIANCE_FLOOR * unit
+    variance = (v / correction - square) / rest
+    variance = torch.where((variance > 0) & known, variance, floor)
+    averaged = variance * rho
+    averaged = torch.where(averaged > 0, averaged, floor)
+    if unit is None:
+        certainty = torch.tanh((1 / variance).clamp(max=LARGEST_INVERSE_VARIANCE))
+    else:
+        ratio = (unit / torch.where(variance > 0, variance, 1)).clamp(max=LARGEST_INVERSE_VARIANCE)
+        certainty = torch.where(variance > 0, torch.tanh(ratio), 1)
+    signal = square + floor
+    total = signal + averaged
+    factor = certainty * signal / torch.where(total > 0, total, 1)
+    return Terms(mean, factor, certainty, None)
+
+
+def row_terms(row: Row, options: Options, m: Tensor, v: Tensor, unit: Tensor | None) -> Terms:
+    """Return the terms of a row from its moving averages after the step, in the precision of the arithmetic."""
+    correction = bias_correction(options.beta, row.step, m.dtype)
+    if options.form == "paper":
+        return paper_terms(m, v, correction)
+    return scaled_terms(m, v, correction, row.step, options.beta, unit)
+
+
+def bias_correction(beta: float, step: int | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """Return 1 - beta ** step, computed in float64."""
+    if isinstance(step, Tensor):
+        correction: Tensor = 1 - beta ** step.to(torch.float64)
+        return correction.to(dtype)
+    return float(1 - beta**step)
+
+
+def spread_sums(terms: Terms, v: Tensor) -> Tensor:
+    """Return the sums over a tensor that its scalars are made of, in float64, shape (3,).
+
+    They are factor times abs(mean) and certainty, whose ratio is the spread of the noise, and the averaged squared
+    gradient, for the invariant form's unit.
+    """
+    parts = (terms.factor * terms.mean.abs(), terms.certainty, v)
+    return torch.stack([part.detach().sum(dtype=torch.float64) for part in parts])

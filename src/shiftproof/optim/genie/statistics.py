@@ -1,0 +1,96 @@
+"""What a GENIE step did: how strongly it preconditioned, where noise acted and what the mask kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shiftproof.optim.genie.eager import arithmetic_dtype
+from shiftproof.optim.genie.rule import Options, Row, Terms, row_terms, spread_sums
+from shiftproof.optim.sharding import sum_over_shards
+from shiftproof.optim.stream import MASK_LEVELS, draw_masks
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_BINS = 2048
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """A group's last step.
+
+    Attributes:
+        factor_mean: mean of the preconditioner's factor, which is in [0, 1]: near 0 little of the mean gradient is
+            used, near 1 the step is momentum alone.
+        factor_quantiles: its quantiles, to 1 / 2048, by probability.
+        noisy_fraction: share of the elements on which noise acts; 0 means that it is inert.
+        noise_to_update: r.m.s. noise over r.m.s. update on these; None where there are none.
+        kept_fraction: share of the elements that the mask kept.
+        update_magnitude: mean absolute change of a parameter, in its own units, without that of the noise.
+    """
+
+    factor_mean: float
+    factor_quantiles: dict[float, float]
+    noisy_fraction: float
+    noise_to_update: float | None
+    kept_fraction: float
+    update_magnitude: float
+
+
+def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics:
+    """Compute a step again from the moving averages that it left, tensor by tensor; see `GroupStatistics`.
+
+    Args:
+        rows: parameters that took a step; their gradients are not read.
+        options: of the step.
+    """
+    histogram = torch.zeros(_BINS, dtype=torch.float64)
+    elements = factors = noisy = kept = noise_square = update_square = moved = 0.0
+    for row in rows:
+        dtype = arithmetic_dtype(row.exp_avg.dtype)
+        m, v = row.exp_avg.to(dtype), row.exp_avg_sq.to(dtype)
+        terms = row_terms(row, options, m, v, None if row.scale is None else row.scale[0].to(dtype))
+        update = terms.mean * terms.factor if options.precondition else terms.mean
+        deviation = options.noise * _spread(row, v, terms) * (1 - terms.certainty)
+        acted = (terms.certainty < 1) & bool(options.noise)
+        mask = torch.ones_like(m, dtype=torch.bool)
+        if options.threshold:
+            [mask] = draw_masks([row.place], options.seed, row.step, options.threshold, m.device)
+        rescale = 1.0 if options.form == "paper" else 1 / (1 - options.threshold / MASK_LEVELS)
+        elements += m.numel()
+        factors += _sum(terms.factor)
+        histogram += torch.histc(terms.factor.float(), _BINS, 0, 1).double().cpu()
+        noisy += _sum(acted)
+        kept += _sum(mask)
+        noise_square += _sum(deviation[acted].square())
+        update_square += _sum(update[acted].square())
+        moved += _sum((update * mask).abs()) * rescale * float(options.lr)
+    return GroupStatistics(
+        factors / elements,
+        _quantiles(histogram),
+        noisy / elements,
+        math.sqrt(noise_square / update_square) if update_square else None,
+        kept / elements,
+        moved / elements,
+    )
+
+
+def _spread(row: Row, v: Tensor, terms: Terms) -> Tensor:
+    """Return the standard deviation of the noise before certainty weakens it, by element or of the tensor."""
+    if terms.spread is not None:
+        return terms.spread
+    [(num, den, _)] = sum_over_shards(spread_sums(terms, v)[None], [row.shard])
+    return (num / den).to(terms.mean.dtype)
+
+
+def _sum(values: Tensor) -> float:
+    return float(values.sum(dtype=torch.float64))
+
+
+def _quantiles(histogram: Tensor) -> dict[float, float]:
+    """Return the quantiles of values in [0, 1], taken at the middle of their bin."""
+    cumulative = histogram.cumsum(0) / histogram.sum()
+    return {q: (int((cumulative < q).sum()) + 0.5) / _BINS for q in QUANTILES}

@@ -1,0 +1,103 @@
+"""Where the local part of a sharded tensor lies in the whole, and sums over the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Shard(NamedTuple):
+    """The place of a local tensor in the whole, of which it is a box.
+
+    Attributes:
+        shape: of the whole.
+        offset: of the box's first element, by dimension.
+        groups: the process groups, one per mesh dimension that shards, whose members hold the other boxes.
+    """
+
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    groups: tuple[ProcessGroup, ...]
+
+
+def local_part(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return what this process holds of a tensor: itself, unless it is a DTensor.
+
+    Args:
+        tensor: any tensor.
+        like: a DTensor whose placements ``tensor`` is brought to first, as a gradient to its parameter's.
+    """
+    if not _is_dtensor(tensor):
+        return tensor
+    dtensor = cast(Any, tensor)
+    if like is not None and dtensor.placements != cast(Any, like).placements:
+        dtensor = dtensor.redistribute(placements=cast(Any, like).placements)
+    return cast(Tensor, dtensor.to_local())
+
+
+def shard_of(tensor: Tensor) -> Shard | None:
+    """Return the place of a tensor's local part, None where this process holds all of it.
+
+    Raises:
+        RuntimeError: the tensor is a DTensor of partial sums.
+    """
+    if not _is_dtensor(tensor):
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    dtensor = cast(Any, tensor)
+    mesh, placements = dtensor.device_mesh, dtensor.placements
+    if any(placement.is_partial() for placement in placements):
+        raise RuntimeError(f"a parameter must be sharded or replicated, not {placements}")
+    sharding = [i for i, placement in enumerate(placements) if not placement.is_replicate()]
+    if not sharding:
+        return None
+    _, offset = compute_local_shape_and_global_offset(dtensor.shape, mesh, placements)
+    return Shard(tuple(dtensor.shape), tuple(offset), tuple(mesh.get_group(i) for i in sharding))
+
+
+def element_indices(shape: Sequence[int], shard: Shard | None, device: torch.device) -> Tensor:
+    """Return each local element's index in the whole, int64, flat, both counted in logical order."""
+    index = torch.zeros(1, dtype=torch.int64, device=device)
+    whole, offset = (shape, (0,) * len(shape)) if shard is None else (shard.shape, shard.offset)
+    for size, total, first in zip(shape, whole, offset, strict=True):
+        index = (index[:, None] * total + torch.arange(first, first + size, device=device)).flatten()
+    return index
+
+
+def sum_over_shards(sums: Tensor, shards: Sequence[Shard | None]) -> Tensor:
+    """Add up the rows of sums that belong to sharded tensors over all processes that hold a part.
+
+    One all-reduce, unless tensors are sharded over different groups. Every process must have the same tensors.
+
+    Args:
+        sums: shape (tensors, n); left as it is.
+        shards: one per tensor.
+    """
+    rows_by_groups: dict[tuple[ProcessGroup, ...], list[int]] = {}
+    for row, shard in enumerate(shards):
+        if shard is not None:
+            rows_by_groups.setdefault(shard.groups, []).append(row)
+    if not rows_by_groups:
+        return sums
+    sums = sums.clone()
+    for groups, rows in rows_by_groups.items():
+        packed = sums[rows]
+        for group in groups:
+            torch.distributed.all_reduce(packed, group=group)
+        sums[rows] = packed
+    return sums
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    if type(tensor) in (Tensor, torch.nn.Parameter):  # spares a program without DTensors their import
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
