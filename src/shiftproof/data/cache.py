@@ -11,16 +11,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import ImageFile
 
 from shiftproof.data.images import ImageError, decode
+from shiftproof.files import cache_folder, locked
 
 _LAYOUT = 2  # part of every cache file's name; raise it when decoding changes
 _BLOCK = 512
@@ -84,13 +84,6 @@ class CachedImages(NamedTuple):
     fingerprint: str
 
 
-def cache_folder() -> Path:
-    """Return where caches are: `SHIFTPROOF_CACHE`, else `shiftproof` in the user's cache folder."""
-    if chosen := os.environ.get("SHIFTPROOF_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "shiftproof"
-
-
 def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> CachedImages:
     """Return a folder's images, decoded and resized on first use and whenever a file has changed.
 
@@ -115,7 +108,7 @@ def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> C
         return cached
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{prefix}.lock", root.name):
+        with locked(folder / f"{prefix}.lock", f"{root.name}: waiting for another process that decodes it"):
             if (cached := _opened(file, shape)) is None:
                 for stale in folder.glob(f"{glob.escape(prefix)}-*.npy"):
                     with suppress(OSError):  # in use, where the system keeps such files
@@ -148,21 +141,6 @@ def _opened(file: Path, shape: tuple[int, ...]) -> CachedImages | None:
     if not isinstance(images, np.memmap) or images.shape != shape or images.dtype != np.uint8:
         return None
     return CachedImages(images, fingerprint) if size == images.offset + images.nbytes + _FINGERPRINT_BYTES else None
-
-
-@contextmanager
-def _locked(file: Path, name: str) -> Iterator[None]:
-    """Hold a lock between processes; say so when another one holds it."""
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{name}: waiting for another process that decodes it", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build(file: Path, partial: Path, root: Path, states: Sequence[FileState], shape: tuple[int, ...]) -> None:

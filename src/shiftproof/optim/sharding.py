@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The types of tensors that are no subclass's."""
+
+
 class Shard(NamedTuple):
     """The place of a local tensor in the whole, of which it is a box.
 
@@ -96,7 +100,7 @@ def sum_over_shards(sums: Tensor, shards: Sequence[Shard | None]) -> Tensor:
 
 
 def _is_dtensor(tensor: Tensor) -> bool:
-    if type(tensor) in (Tensor, torch.nn.Parameter):  # spares a program without DTensors their import
+    if type(tensor) in PLAIN:  # spares a program without DTensors their import
         return False
     from torch.distributed.tensor import DTensor
 

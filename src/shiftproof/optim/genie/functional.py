@@ -11,7 +11,7 @@ from torch import Tensor
 from shiftproof.optim.genie import fused_cpu, fused_triton
 from shiftproof.optim.genie.eager import begin_foreach, begin_forloop
 from shiftproof.optim.genie.rule import Begun, Form, Options, Row, bias_correction
-from shiftproof.optim.sharding import Shard, local_part, shard_of, sum_over_shards
+from shiftproof.optim.sharding import PLAIN, Shard, local_part, shard_of, sum_over_shards
 from shiftproof.optim.stream import mask_threshold
 
 _Begin = Callable[[Sequence[Row], Options], Begun]
@@ -104,8 +104,11 @@ def genie(
 
 def count_step(steps: Sequence[Tensor], found_inf: Tensor | None) -> None:
     """Increase step counts by one, unless a gradient is not finite."""
-    for step in steps:
-        step += 1 if found_inf is None else (found_inf == 0).to(step)
+    if steps and found_inf is None:
+        torch._foreach_add_(list(steps), 1)
+    elif found_inf is not None:
+        for step in steps:
+            step += (found_inf == 0).to(step)
 
 
 def make_rows(
@@ -121,16 +124,16 @@ def make_rows(
     """Return what a step works on, one row per parameter that has elements; see `genie`."""
     rows = []
     for i, (p, grad, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
-        shard = shard_of(p)
-        if p.is_complex() and shard is not None:
-            shard = Shard((*shard.shape, 2), (*shard.offset, 0), shard.groups)
-        row = Row(
-            *(_real(local_part(t)) for t in (p, local_part(grad, like=p), m, v)),
-            local_part(scales[i]) if scales else None,
-            steps[i] if capturable else int(steps[i].item()),
-            positions[i],
-            shard,
-        )
+        step = steps[i] if capturable else int(steps[i].item())
+        scale = local_part(scales[i]) if scales else None
+        if type(p) in PLAIN and not p.is_complex():  # the usual case, without detours
+            row = Row(p, grad, m, v, scale, step, positions[i], None)
+        else:
+            shard = shard_of(p)
+            if p.is_complex() and shard is not None:
+                shard = Shard((*shard.shape, 2), (*shard.offset, 0), shard.groups)
+            tensors = (_real(t) for t in (local_part(p), local_part(grad, like=p), local_part(m), local_part(v)))
+            row = Row(*tensors, scale, step, positions[i], shard)
         if row.whole_numel:
             rows.append(row)
     return rows
@@ -146,25 +149,26 @@ def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
         begun += [(part, options, begin(part, options)) for begin, part in by_implementation.items()]
     sums = _summed([(rows, one.sums) for rows, _, one in begun])
     for (rows, options, one), total in zip(begun, sums, strict=True):
-        if total is not None:
+        if total is not None and options.form == "invariant":
             _renew_scales(rows, options, total)
         one.finish(None if total is None else total[:, 0] / total[:, 1])
 
 
-def _implementation(row: Row, variant: Variant) -> _Begin:
-    """Return what takes a row's step.
+def _implementation(row: Row, variant: Variant, *, may_build: bool = True) -> _Begin:
+    """Return what takes a row's step; see `fused_cpu.obstacle` for ``may_build``.
 
     Raises:
         RuntimeError: the fused implementation is asked for and does not take the row.
     """
     if variant.fused or (variant.fused is None and variant.foreach is None and not variant.differentiable):
-        for fused in (fused_cpu, fused_triton):
-            if fused.obstacle(row) is None:
-                return fused.begin
+        if (reason := fused_triton.obstacle(row)) is None:
+            return fused_triton.begin
+        if row.param.device.type == "cpu":
+            if (reason := fused_cpu.obstacle(row, may_build=may_build)) is None:
+                return fused_cpu.begin
         if variant.fused:
-            module = fused_cpu if row.param.device.type == "cpu" else fused_triton
-            raise RuntimeError(f"fused=True, but {module.obstacle(row)}")
-    plain = type(row.param) in (Tensor, torch.nn.Parameter)
+            raise RuntimeError(f"fused=True, but {reason}")
+    plain = type(row.param) in PLAIN
     if variant.differentiable or variant.capturable or not (plain if variant.foreach is None else variant.foreach):
         return begin_forloop
     return begin_foreach
@@ -180,15 +184,17 @@ def _description(param: Tensor, variant: Variant) -> str:
     param = _real(param)
     row = Row(param, param, param, param, None, 1, 0, None)
     try:
-        begin = _implementation(row, variant)
+        begin = _implementation(row, variant, may_build=False)
     except RuntimeError as error:
         return str(error)
-    module = fused_cpu if param.device.type == "cpu" else fused_triton
-    if begin is module.begin:
-        return module.description()
+    for fused in (fused_cpu, fused_triton):
+        if begin is fused.begin:
+            return fused.description()
     name = "foreach" if begin is begin_foreach else "for-loop"
-    unwanted = variant.differentiable or variant.foreach is not None or variant.fused is False
-    return name if unwanted else f"{name} ({module.obstacle(row)})"
+    if variant.differentiable or variant.foreach is not None or variant.fused is False:
+        return name
+    on_cpu = param.device.type == "cpu"
+    return f"{name}: {fused_cpu.obstacle(row, may_build=False) if on_cpu else fused_triton.obstacle(row)}"
 
 
 def _summed(parts: Sequence[tuple[list[Row], Tensor | None]]) -> list[Tensor | None]:

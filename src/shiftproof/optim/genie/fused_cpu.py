@@ -1,15 +1,178 @@
+"""GENIE's step on the CPU as a compiled kernel: one pass over memory, a second only where noise acts."""
+
 from __future__ import annotations
+
+from collections import defaultdict
 from collections.abc import Sequence
-from shiftproof.optim.genie.rule import Begun, Options, Row
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from shiftproof.optim.genie.build import KernelError, is_built, load_kernel
+from shiftproof.optim.genie.rule import Begun, Options, Row, bias_correction, mean_variance_ratio
+from shiftproof.optim.stream import MASK_LEVELS
+
+INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
+_FORMS = ("paper", "released", "invariant")
+_PARAM_TYPES = (torch.float32, torch.bfloat16)
+_GROUP = 64  # elements that share a flag
+_CHUNK = 16384  # elements of a thread's task
 
 
-def obstacle(row: Row) -> str | None:
-    return "no"
+def obstacle(row: Row, *, may_build: bool = True) -> str | None:
+    """Return why the kernel cannot take a row, None if it can.
 
-
-def begin(rows: Sequence[Row], options: Options) -> Begun:
-    raise NotImplementedError
+    Args:
+        row: the row.
+        may_build: compile the kernel where need be; otherwise it counts as there if it might be.
+    """
+    if row.param.device.type != "cpu":
+        return f"the parameter is on {row.param.device}"
+    if row.param.dtype not in _PARAM_TYPES or row.grad.dtype != row.param.dtype:
+        return f"the parameter is {row.param.dtype} and its gradient {row.grad.dtype}, neither float32 nor bfloat16"
+    if row.exp_avg.dtype not in _PARAM_TYPES:
+        return f"the moving averages are {row.exp_avg.dtype}"
+    if isinstance(row.step, Tensor):
+        return "capturable is for GPUs"
+    if _layout(row) is None:
+        return "the parameter's memory is neither in logical order nor channels last"
+    try:
+        if may_build or is_built():
+            load_kernel()
+    except KernelError as error:
+        return str(error)
+    return None
 
 
 def description() -> str:
-    return ""
+    """Return in words what runs."""
+    if not is_built():
+        return "fused, compiled at the first step"
+    load_kernel()
+    return f"fused ({INSTRUCTION_SETS[instruction_set()]})"
+
+
+def instruction_set() -> int:
+    """Return the index in `INSTRUCTION_SETS` of the best that this processor has."""
+    return cast(int, torch.ops.shiftproof.genie_best_instruction_set())
+
+
+class _Layout(NamedTuple):
+    """How a row's elements in memory lie in the whole; see `Tensor` in kernel/genie.h."""
+
+    run: int
+    stride: int
+    start: int
+    channels: int = 0
+    area: int = 0
+
+
+def _layout(row: Row) -> _Layout | None:
+    shape, shard = row.param.shape, row.shard
+    if shard is None and row.param.is_contiguous() and row.exp_avg.is_contiguous() and row.exp_avg_sq.is_contiguous():
+        return _Layout(max(row.param.numel(), 1), 0, 0)
+    whole, offset = (shape, (0,) * len(shape)) if shard is None else (shard.shape, shard.offset)
+    tensors = (row.param, row.exp_avg, row.exp_avg_sq)
+    sharded = [i for i, (size, total) in enumerate(zip(shape, whole, strict=True)) if size != total]
+    strides = [torch.Size(whole[i + 1 :]).numel() for i in range(len(whole))]
+    start = sum(first * stride for first, stride in zip(offset, strides, strict=True))
+    if all(t.is_contiguous() for t in tensors):
+        last = sharded[-1] if sharded else 0
+        if any(size > 1 for size in shape[:last]) and len(sharded) > 1:
+            return None  # runs of runs: several dimensions are cut
+        run = shape[last] * strides[last]
+        return _Layout(max(run, 1), whole[last] * strides[last], start)
+    if row.param.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors):
+        if any(i > 0 for i in sharded):
+            return None
+        return _Layout(1, 0, start, shape[1], shape[2] * shape[3])
+    return None
+
+
+def begin(rows: Sequence[Row], options: Options) -> Begun:
+    """Begin the step of some rows; see `Begun`."""
+    batches: dict[object, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        batches[row.param.dtype, row.exp_avg.dtype].append(i)
+    begun = [(indices, _begin_batch([rows[i] for i in indices], options)) for indices in batches.values()]
+    if len(begun) == 1:
+        return begun[0][1]
+    sums = torch.zeros(len(rows), 3, dtype=torch.float64)
+
+    def finish(spreads: Tensor | None) -> None:
+        for indices, batch in begun:
+            batch.finish(None if spreads is None else spreads[indices])
+
+    for indices, batch in begun:
+        if batch.sums is not None:
+            sums[indices] = batch.sums
+    return Begun(None if options.form == "paper" else sums, finish)
+
+
+def _begin_batch(rows: list[Row], options: Options) -> Begun:
+    """Begin the step of rows of one type of parameter and moment."""
+    layouts = [cast(_Layout, _layout(row)) for row in rows]
+    numbers = torch.tensor(
+        [[*layout, row.position, row.step] for row, layout in zip(rows, layouts, strict=True)], dtype=torch.int64
+    )
+    by_step = {step: _step_scalars(step, options.beta) for step in {cast(int, row.step) for row in rows}}
+    scalars = torch.tensor([[*by_step[cast(int, row.step)], 1.0] for row in rows], dtype=torch.float64)
+    if options.form == "invariant":
+        scalars[:, 3] = torch.stack([cast(Tensor, row.scale)[1] for row in rows])
+        scalars[:, 2] *= scalars[:, 3] > 0  # without a unit yet, no variance is known
+    params, ms, vs = [row.param for row in rows], [row.exp_avg for row in rows], [row.exp_avg_sq for row in rows]
+    flags = torch.empty(sum(map(_most_groups, rows, layouts)), dtype=torch.int16)
+    sums = torch.zeros(len(rows), 3, dtype=torch.float64)
+    lr = float(options.lr)
+    if options.form != "paper":
+        lr /= 1 - options.threshold / MASK_LEVELS
+    settings = (
+        rows[0].param.dtype == torch.bfloat16,
+        rows[0].exp_avg.dtype == torch.bfloat16,
+        _FORMS.index(options.form),
+        lr,
+        options.beta,
+        options.weight_decay,
+        options.maximize,
+        options.noise,
+        options.threshold,
+        options.precondition,
+        options.seed - 2**64 if options.seed >= 2**63 else options.seed,
+        instruction_set(),
+    )
+    noisy = torch.ops.shiftproof.genie_first_pass(
+        params, [_aligned(row) for row in rows], ms, vs, numbers, scalars, sums, flags, *settings
+    )
+
+    def finish(spreads: Tensor | None) -> None:
+        if noisy:
+            values = sums if spreads is None else spreads.contiguous()
+            torch.ops.shiftproof.genie_second_pass(params, ms, vs, numbers, scalars, values, flags, *settings)
+
+    return Begun(None if options.form == "paper" else sums, finish)
+
+
+def _step_scalars(step: int, beta: float) -> tuple[float, float, float]:
+    """Return the scalars that follow from a step count; see `Tensor` in kernel/genie.h."""
+    correction = cast(float, bias_correction(beta, step, torch.float64))
+    rho = cast(float, mean_variance_ratio(beta, correction))
+    return 1 / correction, rho, 1 / (1 - rho) if step > 1 else 0.0
+
+
+def _most_groups(row: Row, layout: _Layout) -> int:
+    """Return a bound of the groups that a row touches."""
+    size = row.param.numel()
+    if layout.channels:
+        width = layout.channels * layout.area
+        return size // max(width, 1) * (width // _GROUP + 1)
+    runs = size // layout.run + size // _CHUNK + 1  # a chunk may end within a run
+    return size // _GROUP + 2 * runs
+
+
+def _aligned(row: Row) -> Tensor:
+    """Return the gradient in the parameter's memory order."""
+    if row.grad.stride() == row.param.stride():
+        return row.grad
+    return torch.empty_like(row.param).copy_(row.grad)

@@ -1,0 +1,130 @@
+"""The compiled CPU kernel: found in the package, in the cache, or compiled into it, once per machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from shiftproof.files import cache_folder, locked, write_bytes
+
+SOURCES = Path(__file__).parent / "kernel"
+PREBUILT = SOURCES / "genie_kernel.so"
+_STABLE_ABI = "0x020a000000000000"  # of torch 2.10; the binary runs with it and all later ones
+_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-w")
+# No -ffast-math: it changes results, and a library so linked flushes denormal numbers in the whole process.
+_KERNEL_FLAGS = ("-fno-math-errno", "-fno-trapping-math")
+_INSTRUCTION_SETS = {
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
+    "avx2": ("-mavx2", "-mfma"),
+    "baseline": (),
+}
+_X86 = ("x86_64", "AMD64")
+
+
+class KernelError(RuntimeError):
+    """There is no compiled kernel; the message says why."""
+
+
+def is_built() -> bool:
+    """Tell whether loading the kernel needs no compilation."""
+    return PREBUILT.exists() or _cached().exists()
+
+
+@cache
+def load_kernel() -> None:
+    """Load the kernel's operators into torch; compile them first where need be, which takes some 20 seconds.
+
+    Processes that need the kernel at once compile it once. A compilation that failed is not tried again.
+
+    Raises:
+        KernelError: it cannot be compiled or loaded.
+    """
+    path = PREBUILT
+    if not path.exists():
+        path = _cached()
+        if not path.exists():
+            _compile_once(path)
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        raise KernelError(f"the CPU kernel {path} cannot be loaded: {error}") from error
+
+
+def _cached() -> Path:
+    digest = hashlib.sha256(f"{torch.__version__} {platform.machine()} {_FLAGS} {_KERNEL_FLAGS}".encode())
+    for source in sorted(SOURCES.glob("*.[ch]*")):
+        digest.update(source.read_bytes())
+    return cache_folder() / f"genie-{digest.hexdigest()[:16]}.so"
+
+
+def _compile_once(target: Path) -> None:
+    failed = target.with_suffix(".failed")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.with_suffix(".lock"), "shiftproof: waiting for another process that compiles GENIE's kernel"):
+            if target.exists():
+                return
+            if failed.exists():
+                reason = failed.read_text(encoding="utf-8").partition("\n")[0]
+                raise KernelError(f"the CPU kernel was not compiled: {reason} (delete {failed} to try again)")
+            try:
+                print("shiftproof: compiling GENIE's CPU kernel, once for this machine", file=sys.stderr)
+                compile_kernel(target)
+            except KernelError as error:
+                write_bytes(failed, str(error).encode())
+                raise
+    except OSError as error:
+        raise KernelError(f"the CPU kernel cannot be kept in {target.parent}: {error}; set SHIFTPROOF_CACHE") from error
+
+
+def compile_kernel(target: Path) -> None:
+    """Compile the kernel to a file, which appears when it is complete.
+
+    Raises:
+        KernelError: there is no compiler, or it failed.
+    """
+    compiler = next((found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if (found := _which(name))), None)
+    if compiler is None:
+        raise KernelError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
+    if sys.platform == "win32":
+        raise KernelError("it is written for GCC and Clang")
+    include = Path(torch.__file__).parent / "include"
+    names = _INSTRUCTION_SETS if platform.machine() in _X86 else {"baseline": ()}
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        objects = [Path(folder) / f"{name}.o" for name in ("operators", *names)]
+        commands = [
+            [*_FLAGS, f"-DTORCH_TARGET_VERSION={_STABLE_ABI}", f"-I{include}", "-c", str(SOURCES / "operators.cpp")],
+            *(
+                [*_FLAGS, *_KERNEL_FLAGS, *flags, f"-DKERNEL={name}_kernel", "-c", str(SOURCES / "genie.cpp")]
+                for name, flags in names.items()
+            ),
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda job: _run([compiler, *job[0], "-o", str(job[1])]), zip(commands, objects, strict=True)))
+        linked = Path(folder) / target.name
+        libraries = Path(torch.__file__).parent / "lib"
+        _run([compiler, "-shared", *map(str, objects), f"-L{libraries}", "-ltorch_cpu", "-o", str(linked)])
+        linked.replace(target)
+
+
+def _which(name: str | None) -> str | None:
+    return name and shutil.which(name)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    except OSError as error:
+        raise KernelError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode:
+        raise KernelError(f"{command[0]} failed:\n{done.stderr[-4000:]}")

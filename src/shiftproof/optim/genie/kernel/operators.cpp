@@ -1,0 +1,163 @@
+// GENIE's operators for the CPU, through the stable ABI of LibTorch: one binary for every Python and every torch from
+// 2.10 on.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "genie.h"
+
+namespace {
+
+using shiftproof::Chunk;
+using shiftproof::Kernel;
+using shiftproof::Step;
+using StableTensor = torch::stable::Tensor;
+
+// The instruction sets that this processor has and that the operating system saves, best last.
+int64_t best_instruction_set() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+Kernel kernel_of(int64_t instruction_set) {
+#if defined(__x86_64__)
+  if (instruction_set == 2) return shiftproof::avx512_kernel();
+  if (instruction_set == 1) return shiftproof::avx2_kernel();
+#endif
+  return shiftproof::baseline_kernel();
+}
+
+// Columns of the tables of tensors: in order, the fields of shiftproof::Tensor behind numel.
+constexpr int64_t kNumbers = 7;
+constexpr int64_t kScalars = 4;
+
+// Both passes: `first` fills sums (tensors, 3) and flags, the second reads spreads (tensors,) and flags.
+int64_t run(bool second, const Step& step, const std::vector<StableTensor>& params,
+            const std::vector<StableTensor>& grads, const std::vector<StableTensor>& exp_avgs,
+            const std::vector<StableTensor>& exp_avg_sqs, const StableTensor& numbers, const StableTensor& scalars,
+            const StableTensor& values, const StableTensor& flags_tensor, int64_t instruction_set) {
+  const auto* number = static_cast<const int64_t*>(numbers.const_data_ptr());
+  const auto* scalar = static_cast<const double*>(scalars.const_data_ptr());
+  auto* value = static_cast<double*>(values.mutable_data_ptr());
+  auto* flags = static_cast<shiftproof::Flag*>(flags_tensor.mutable_data_ptr());
+  std::vector<shiftproof::Tensor> tensors;
+  std::vector<Chunk> chunks;
+  int64_t used = 0;
+  for (size_t i = 0; i < params.size(); ++i, number += kNumbers, scalar += kScalars) {
+    const shiftproof::Tensor t{params[i].mutable_data_ptr(),
+                               second ? nullptr : grads[i].const_data_ptr(),
+                               exp_avgs[i].mutable_data_ptr(),
+                               exp_avg_sqs[i].mutable_data_ptr(),
+                               params[i].numel(),
+                               number[0],
+                               number[1],
+                               number[2],
+                               number[3],
+                               number[4],
+                               (uint32_t)number[5],
+                               (uint32_t)number[6],
+                               (float)scalar[0],
+                               (float)scalar[1],
+                               (float)scalar[2],
+                               (float)scalar[3]};
+    tensors.push_back(t);
+    int64_t size = shiftproof::kChunk;
+    if (t.channels) {
+      const int64_t whole = t.channels * t.area;
+      size = (size + whole - 1) / whole * whole;
+    }
+    for (int64_t begin = 0; begin < t.numel; begin += size) {
+      const int64_t end = begin + size < t.numel ? begin + size : t.numel;
+      chunks.push_back({(int64_t)i, begin, end, used, {0, 0, 0}, false});
+      used += shiftproof::count_groups(t, begin, end);
+    }
+  }
+  if (used > flags_tensor.numel()) throw std::runtime_error("the flags of the groups do not fit their tensor");
+  const Kernel kernel = kernel_of(instruction_set);
+  const auto pass = second ? kernel.second : kernel.first;
+  torch::stable::parallel_for(0, (int64_t)chunks.size(), 2, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Chunk& chunk = chunks[i];
+      pass(step, tensors[chunk.tensor], chunk, flags, second ? (float)value[chunk.tensor] : 0.0f);
+    }
+  });
+  if (second) return 0;
+  int64_t noisy = 0;
+  for (const Chunk& chunk : chunks) {  // in order, so that the number of threads changes nothing
+    for (int j = 0; j < 3; ++j) value[3 * chunk.tensor + j] += chunk.sums[j];
+    noisy += chunk.noisy;
+  }
+  return noisy;
+}
+
+Step make_step(bool low_params, bool low_moments, int64_t form, double lr, double beta, double weight_decay, bool maximize,
+               double noise, int64_t threshold, bool precondition, int64_t seed) {
+  return {(shiftproof::Form)form,
+          low_params ? shiftproof::kBFloat16 : shiftproof::kFloat32,
+          low_moments ? shiftproof::kBFloat16 : shiftproof::kFloat32,
+          (float)lr,
+          (float)beta,
+          (float)(1 - beta),
+          (float)weight_decay,
+          maximize ? -1.0f : 1.0f,
+          (float)noise,
+          (uint32_t)threshold,
+          precondition,
+          (uint64_t)seed};
+}
+
+int64_t first(const std::vector<StableTensor> params, const std::vector<StableTensor> grads,
+              const std::vector<StableTensor> exp_avgs, const std::vector<StableTensor> exp_avg_sqs,
+              const StableTensor numbers, const StableTensor scalars, const StableTensor sums, const StableTensor flags,
+              bool low_params, bool low_moments, int64_t form, double lr, double beta, double weight_decay, bool maximize,
+              double noise, int64_t threshold, bool precondition, int64_t seed, int64_t instruction_set) {
+  const Step step = make_step(low_params, low_moments, form, lr, beta, weight_decay, maximize, noise, threshold,
+                              precondition, seed);
+  return run(false, step, params, grads, exp_avgs, exp_avg_sqs, numbers, scalars, sums, flags, instruction_set);
+}
+
+void second(const std::vector<StableTensor> params, const std::vector<StableTensor> exp_avgs,
+            const std::vector<StableTensor> exp_avg_sqs, const StableTensor numbers, const StableTensor scalars,
+            const StableTensor spreads, const StableTensor flags, bool low_params, bool low_moments, int64_t form,
+            double lr, double beta, double weight_decay, bool maximize, double noise, int64_t threshold,
+            bool precondition, int64_t seed, int64_t instruction_set) {
+  const Step step = make_step(low_params, low_moments, form, lr, beta, weight_decay, maximize, noise, threshold,
+                              precondition, seed);
+  run(true, step, params, {}, exp_avgs, exp_avg_sqs, numbers, scalars, spreads, flags, instruction_set);
+}
+
+}  // namespace
+
+#define OPTIONS                                                                                             \
+  "bool low_params, bool low_moments, int form, float lr, float beta, float weight_decay, bool maximize, "  \
+  "float noise, int threshold, bool precondition, int seed, int instruction_set"
+
+STABLE_TORCH_LIBRARY(shiftproof, m) {
+  m.def(
+      "genie_first_pass(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor numbers, Tensor scalars, Tensor(d!) sums, Tensor(e!) flags, " OPTIONS ") -> int");
+  m.def(
+      "genie_second_pass(Tensor(a!)[] params, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, Tensor numbers, "
+      "Tensor scalars, Tensor spreads, Tensor flags, " OPTIONS ") -> ()");
+  m.def("genie_best_instruction_set() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(shiftproof, CPU, m) {
+  m.impl("genie_first_pass", TORCH_BOX(&first));
+  m.impl("genie_second_pass", TORCH_BOX(&second));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(shiftproof, CompositeExplicitAutograd, m) {
+  m.impl("genie_best_instruction_set", TORCH_BOX(&best_instruction_set));
+}
