@@ -100,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--steps", type=int, default=20, metavar="N", help="steps timed per round (default: 20)")
     data.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
     data.set_defaults(command=_bench_data)
+    optimizer = bench.add_parser("optimizer", help="time the step of every optimizer beside fused AdamW")
+    optimizer.add_argument("--model", default="resnet18", metavar="NAME", help="whose parameters (default: resnet18)")
+    optimizer.add_argument("--elements", type=int, metavar="N", help="one tensor of so many elements instead")
+    optimizer.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
+    optimizer.add_argument("--rounds", type=int, default=15, metavar="N", help="turns of each (default: 15)")
+    optimizer.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
+    optimizer.set_defaults(command=_bench_optimizer)
     return parser
 
 
@@ -252,6 +259,17 @@ def _bench_data(options: argparse.Namespace) -> int:
     )
     result = bench_data(study, workers=_cores(), steps=options.steps)
     print(data_table(result))
+    if options.output is not None:
+        write_json(options.output, result)
+    return 0
+
+
+def _bench_optimizer(options: argparse.Namespace) -> int:
+    from shiftproof.bench import bench_optimizer, optimizer_table
+    from shiftproof.files import write_json
+
+    result = bench_optimizer(options.model, elements=options.elements, device=options.device, rounds=options.rounds)
+    print(optimizer_table(result))
     if options.output is not None:
         write_json(options.output, result)
     return 0

@@ -14,6 +14,7 @@ MEANINGS = {
     "image size": "side of the images, in pixels",
     "weights": "the file of weights that training started from",
     "batch norm": "whether batch norms keep the statistics of the weights file",
+    "classifier start": "its weights before training, where the others come from a file",
     "split": "how the held-out images of a domain are chosen",
     "accumulate": "parts that a batch is split into for its gradient",
     "clip norm": "largest norm of the gradient",

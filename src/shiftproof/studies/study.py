@@ -171,6 +171,7 @@ class Study:
             "image size": self._image_size,
             "weights": self.weights and self.weights.name,
             "batch norm": ("frozen" if self.weights else "free") if self.data.photographs else None,
+            "classifier start": "zero" if self.weights else None,
             "split": self.split if self.split != "random" else None,
             "accumulate": self.accumulate if self.accumulate > 1 else None,
             "clip norm": self.clip_norm,

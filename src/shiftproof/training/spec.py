@@ -15,7 +15,7 @@ from shiftproof.randomness import seed_hash
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 PROTOCOL = "shiftproof"
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Raised whenever the same spec gives other numbers than before, so that no table mixes the two."""
 
 

@@ -2,5 +2,7 @@
 
 from shiftproof.optim.genie.functional import genie
 from shiftproof.optim.genie.optimizer import GENIE
+from shiftproof.optim.genie.rule import FORMS
+from shiftproof.optim.genie.statistics import GroupStatistics
 
-__all__ = ["GENIE", "genie"]
+__all__ = ["FORMS", "GENIE", "GroupStatistics", "genie"]

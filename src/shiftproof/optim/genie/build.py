@@ -71,7 +71,9 @@ def _compile_once(target: Path) -> None:
     failed = target.with_suffix(".failed")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_suffix(".lock"), "shiftproof: waiting for another process that compiles GENIE's kernel"):
+        with locked(
+            target.with_suffix(".lock"), "shiftproof: waiting for another process that compiles GENIE's kernel"
+        ):
             if target.exists():
                 return
             if failed.exists():
@@ -93,7 +95,9 @@ def compile_kernel(target: Path) -> None:
     Raises:
         KernelError: there is no compiler, or it failed.
     """
-    compiler = next((found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if (found := _which(name))), None)
+    compiler = next(
+        (found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if (found := _which(name))), None
+    )
     if compiler is None:
         raise KernelError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
     if sys.platform == "win32":
@@ -110,7 +114,9 @@ def compile_kernel(target: Path) -> None:
             ),
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda job: _run([compiler, *job[0], "-o", str(job[1])]), zip(commands, objects, strict=True)))
+            list(
+                pool.map(lambda job: _run([compiler, *job[0], "-o", str(job[1])]), zip(commands, objects, strict=True))
+            )
         linked = Path(folder) / target.name
         libraries = Path(torch.__file__).parent / "lib"
         _run([compiler, "-shared", *map(str, objects), f"-L{libraries}", "-ltorch_cpu", "-o", str(linked)])

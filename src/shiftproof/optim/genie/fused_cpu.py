@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from shiftproof.optim.genie.build import KernelError, is_built, load_kernel
-from shiftproof.optim.genie.rule import Begun, Options, Row, bias_correction, mean_variance_ratio
+from shiftproof.optim.genie.rule import FORMS, Begun, Options, Row, bias_correction, mean_variance_ratio
 from shiftproof.optim.stream import MASK_LEVELS
 
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
-_FORMS = ("paper", "released", "invariant")
 _PARAM_TYPES = (torch.float32, torch.bfloat16)
 _GROUP = 64  # elements that share a flag
 _CHUNK = 16384  # elements of a thread's task
@@ -131,7 +130,7 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
     settings = (
         rows[0].param.dtype == torch.bfloat16,
         rows[0].exp_avg.dtype == torch.bfloat16,
-        _FORMS.index(options.form),
+        FORMS.index(options.form),
         lr,
         options.beta,
         options.weight_decay,

@@ -12,6 +12,7 @@ from shiftproof.optim.sharding import Shard
 from shiftproof.optim.stream import Place
 
 Form = Literal["paper", "released", "invariant"]
+FORMS: tuple[Form, ...] = ("paper", "released", "invariant")
 DEFAULT_LR: dict[Form, float] = {"paper": 0.1, "released": 0.015, "invariant": 0.015}
 
 # The released code's constants, in units of the squared gradient.

@@ -1,0 +1,261 @@
+"""What a step of each optimizer costs, forward and backward passes apart, beside torch's fused AdamW.
+
+All optimizers step the same parameters in turn, round by round, so that what else happens on the machine meets them
+alike. Gradients change from step to step: constant ones would have no variance.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from shiftproof.models import MODELS, build_network, default_image_size
+from shiftproof.optim import GENIE, SAM
+from shiftproof.optim.genie import FORMS
+from shiftproof.training import check_device
+
+SMALL_STD, LARGE_STD = 1e-3, 3.0
+_GRADIENT_SETS = 3
+_SLOW, _SLOW_TURNS = 0.15, 3  # seconds a step, from which on so many turns are enough
+_BASELINE = "AdamW, fused"
+_NOTES = (
+    f"Medians over rounds in which all take turns ({_SLOW_TURNS} of steps above {_SLOW} s); the ratio is to torch's",
+    "fused AdamW.",
+    "Bandwidth: bytes of parameters, gradients and state that one pass reads and writes, over the time, as a share of",
+    "what copying a tensor of all parameters reached in the same run.",
+    f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise), where GENIE's",
+    "noise acts on most elements.",
+)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    build: Callable[[list[Tensor]], Optimizer]
+    gradient_std: float = SMALL_STD
+
+
+class _PublishedGENIE(Optimizer):
+    """The update that GENIE's authors published with the paper, tensor by tensor, for its time alone.
+
+    As there, each parameter keeps a copy of itself from which the update is subtracted, and mask and noise come from
+    torch's generators.
+    """
+
+    def __init__(self, params: list[Tensor], rate: float = 0.015, beta: float = 0.95, dropout: float = 0.4) -> None:
+        super().__init__(params, {"rate": rate, "beta": beta, "dropout": dropout})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            rate, beta, dropout = group["rate"], group["beta"], group["dropout"]
+            for p in group["params"]:
+                state = self.state[p]
+                grad = p.grad.clone()
+                if not state:
+                    state["weight"] = 0.0
+                    state["prev"] = p.clone()
+                    state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["weight"] = beta * state["weight"] + (1 - beta)
+                state["mean"].mul_(beta).add_((1 - beta) * grad)
+                state["square"].mul_(beta).add_((1 - beta) * grad**2)
+                correction = state["weight"]
+                rho = (1 - beta) * (2 - correction) / ((1 + beta) * correction)
+                mean, square = state["mean"] / correction, state["square"] / correction
+                variance = (square - mean**2) / (1 - rho)
+                variance = torch.where(variance > 0, variance, torch.full_like(variance, 1e-8))
+                averaged = rho * variance
+                averaged = torch.where(averaged > 0, averaged, torch.full_like(averaged, 1e-8))
+                certainty = torch.tanh(torch.clamp(1 / variance, max=10))
+                factor = certainty / (1 + averaged / (mean**2 + 1e-8))
+                spread = torch.sum(factor * mean.abs()) / torch.sum(certainty)
+                noise = torch.randn_like(p) * spread * (1 - certainty)
+                mask = torch.bernoulli(torch.full_like(p, 1 - dropout)) / (1 - dropout)
+                p.copy_(state["prev"] - rate * (mean * factor + noise) * mask)
+                state["prev"].copy_(p)
+
+
+class _SAMUpdate(Optimizer):
+    """SAM around Adam, with a closure that leaves the gradients as they are: what its step costs beside its passes."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self._sam = SAM(params, lr=1e-3)
+        super().__init__(params, {})
+        self.state = self._sam.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self._sam.step(lambda: None)
+
+
+def _candidates() -> list[_Candidate]:
+    lr = 1e-4
+    usual = [
+        _Candidate(f"{cls.__name__}, {name}", partial(_built, cls, lr=lr, **momentum, **{name: True}))
+        for cls, momentum in ((AdamW, {}), (Adam, {}), (SGD, {"momentum": 0.9}))
+        for name in ("fused", "foreach")
+    ]
+    implementations = ("fused", "foreach", "for-loop")
+    choices = {"fused": {"fused": True}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
+    genies = [
+        _Candidate(f"GENIE {form}, {name}", partial(_built, GENIE, lr=lr, form=form, **choices[name]))
+        for form in FORMS
+        for name in implementations
+    ]
+    noisy = [
+        _Candidate(f"GENIE {form}, fused (noise)", partial(_built, GENIE, lr=lr, form=form, fused=True), LARGE_STD)
+        for form in FORMS
+    ]
+    low = _Candidate(
+        "GENIE paper, fused, bfloat16 moments",
+        partial(_built, GENIE, lr=lr, fused=True, moment_dtype=torch.bfloat16),
+    )
+    others = [_Candidate("SAM around Adam, update", _SAMUpdate), _Candidate("GENIE as published", _PublishedGENIE)]
+    return [*usual, *genies, *noisy, low, *others]
+
+
+def _built(cls: Callable[..., Optimizer], params: list[Tensor], **options: Any) -> Optimizer:
+    return cls(params, **options)
+
+
+def bench_optimizer(
+    model: str | None = "resnet18", *, elements: int | None = None, device: str = "cpu", rounds: int = 15
+) -> dict[str, Any]:
+    """Time a step of every optimizer on the parameters of a model or on one tensor, in float32.
+
+    Args:
+        model: name of the model; not read if ``elements`` is given.
+        elements: size of the one tensor.
+        device: where to step.
+        rounds: turns of each optimizer; the first are not counted.
+
+    Returns:
+        What JSON can hold: ``setting``, ``notes`` and ``rows``, each with ``name``, ``milliseconds`` (median),
+        ``least`` and ``most``, ``ratio``, ``bandwidth`` (a share) and ``state_bytes`` per parameter; or with
+        ``error``, for what cannot run here.
+
+    Raises:
+        ValueError: the model is unknown, the device is not there, or a number is below 1.
+    """
+    for name, number in (("rounds", rounds), ("elements", elements)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be a whole number above 0, not {number}")
+    check_device(device)
+    where = torch.device(device)
+    shapes = [torch.Size([elements])] if elements else _shapes(str(model))
+    size = sum(shape.numel() for shape in shapes)
+    rows = []
+    running: list[tuple[dict[str, Any], Optimizer, list[list[Tensor]], list[float]]] = []
+    gradients = {std: _gradient_sets(shapes, std, where) for std in (SMALL_STD, LARGE_STD)}
+    for candidate in _candidates():
+        row: dict[str, Any] = {"name": candidate.name}
+        rows.append(row)
+        params = [torch.zeros(shape, device=where) for shape in shapes]
+        try:
+            optimizer = candidate.build(params)
+            _timed_step(optimizer, params, gradients[candidate.gradient_std][0], where)
+        except (RuntimeError, ValueError) as error:
+            row["error"] = str(error).partition("\n")[0]
+            continue
+        running.append((row, optimizer, gradients[candidate.gradient_std], []))
+    copies = []
+    source, target = torch.zeros(size, device=where), torch.zeros(size, device=where)
+    for turn in range(rounds + 1):
+        copies.append(_timed(lambda: target.copy_(source), where))
+        for _, optimizer, sets, seconds in running:
+            if len(seconds) > _SLOW_TURNS and min(seconds) > _SLOW:
+                continue
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            seconds.append(_timed_step(optimizer, params, sets[turn % _GRADIENT_SETS], where))
+    bandwidth = 2 * 4 * size / median(copies[1:])
+    for row, optimizer, _, seconds in running:
+        state = sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values() if _counts(t))
+        taken = median(seconds[1:])
+        row.update(
+            milliseconds=1e3 * taken,
+            least=1e3 * min(seconds[1:]),
+            most=1e3 * max(seconds[1:]),
+            state_bytes=state / size,
+            bandwidth=(3 * 4 * size + 2 * state) / taken / bandwidth,
+        )
+    baseline = next(row["milliseconds"] for row in rows if row["name"] == _BASELINE)
+    for row in rows:
+        if "milliseconds" in row:
+            row["ratio"] = row["milliseconds"] / baseline
+    return {
+        "setting": {
+            "tensors": len(shapes),
+            "parameters": size,
+            "model": None if elements else model,
+            "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "GENIE's fused step": _fused_name(where),
+            "copy, GB per second": round(bandwidth / 1e9, 1),
+            "rounds": rounds,
+            "torch": torch.__version__,
+        },
+        "notes": list(_NOTES),
+        "rows": rows,
+    }
+
+
+def optimizer_table(result: dict[str, Any]) -> str:
+    """Return what `bench_optimizer` measured as text."""
+    lines = [", ".join(f"{name} {value}" for name, value in result["setting"].items() if value is not None), ""]
+    lines.append(f"{'':38}{'ms':>9}{'least':>9}{'most':>9}{'ratio':>8}{'bandwidth':>11}{'state bytes':>13}")
+    for row in result["rows"]:
+        if "error" in row:
+            lines.append(f"{row['name']:38} not run: {row['error']}")
+        else:
+            times = "".join(f"{row[name]:9.2f}" for name in ("milliseconds", "least", "most"))
+            share = f"{100 * row['bandwidth']:.0f} %"
+            lines.append(f"{row['name']:38}{times}{row['ratio']:8.2f}{share:>11}{row['state_bytes']:13.1f}")
+    return "\n".join([*lines, "", *result["notes"]])
+
+
+def _shapes(model: str) -> list[torch.Size]:
+    """Return the shapes of a model's parameters, its classifier of 1000 classes included."""
+    side = default_image_size(model)
+    channels = (MODELS[model].channels if model in MODELS else None) or 3
+    network = build_network(model, (channels, side, side), 1000, dropout=0.0, seed=0)
+    return [p.shape for p in network.parameters()]
+
+
+def _gradient_sets(shapes: Sequence[torch.Size], std: float, device: torch.device) -> list[list[Tensor]]:
+    generator = torch.Generator(device).manual_seed(0)
+    return [
+        [std * torch.randn(shape, generator=generator, device=device) for shape in shapes]
+        for _ in range(_GRADIENT_SETS)
+    ]
+
+
+def _timed_step(optimizer: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor], device: torch.device) -> float:
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+    return _timed(optimizer.step, device)
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 2  # step counts and scales are per tensor
+
+
+def _fused_name(device: torch.device) -> str:
+    text = repr(GENIE([torch.zeros(1, device=device)]))
+    return text.rpartition("implementation of group 0: ")[2].partition("\n")[0]
