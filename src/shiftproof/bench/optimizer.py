@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -31,15 +30,16 @@ _NOTES = (
     "fused AdamW.",
     "Bandwidth: bytes of parameters, gradients and state that one pass reads and writes, over the time, as a share of",
     "what copying a tensor of all parameters reached in the same run.",
-    f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise), where GENIE's",
-    "noise acts on most elements.",
+    f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise), where",
+    "GENIE's noise acts on most elements.",
 )
 
 
 @dataclass(frozen=True)
 class _Candidate:
     name: str
-    build: Callable[[list[Tensor]], Optimizer]
+    build: Callable[..., Optimizer]
+    options: dict[str, Any] = field(default_factory=dict)
     gradient_std: float = SMALL_STD
 
 
@@ -97,32 +97,33 @@ class _SAMUpdate(Optimizer):
 
 def _candidates() -> list[_Candidate]:
     lr = 1e-4
+    choices: dict[str, dict[str, Any]] = {
+        "fused": {"fused": True},
+        "foreach": {"foreach": True},
+        "for-loop": {"foreach": False},
+    }
     usual = [
-        _Candidate(f"{cls.__name__}, {name}", partial(_built, cls, lr=lr, **momentum, **{name: True}))
-        for cls, momentum in ((AdamW, {}), (Adam, {}), (SGD, {"momentum": 0.9}))
+        _Candidate(f"{cls.__name__}, {name}", cls, {"lr": lr, **own, **choices[name]})
+        for cls, own in ((AdamW, {}), (Adam, {}), (SGD, {"momentum": 0.9}))
         for name in ("fused", "foreach")
     ]
-    implementations = ("fused", "foreach", "for-loop")
-    choices = {"fused": {"fused": True}, "foreach": {"foreach": True}, "for-loop": {"foreach": False}}
     genies = [
-        _Candidate(f"GENIE {form}, {name}", partial(_built, GENIE, lr=lr, form=form, **choices[name]))
+        _Candidate(f"GENIE {form}, {name}", GENIE, {"lr": lr, "form": form, **choice})
         for form in FORMS
-        for name in implementations
+        for name, choice in choices.items()
     ]
     noisy = [
-        _Candidate(f"GENIE {form}, fused (noise)", partial(_built, GENIE, lr=lr, form=form, fused=True), LARGE_STD)
+        _Candidate(f"GENIE {form}, fused (noise)", GENIE, {"lr": lr, "form": form, "fused": True}, LARGE_STD)
         for form in FORMS
     ]
-    low = _Candidate(
-        "GENIE paper, fused, bfloat16 moments",
-        partial(_built, GENIE, lr=lr, fused=True, moment_dtype=torch.bfloat16),
-    )
-    others = [_Candidate("SAM around Adam, update", _SAMUpdate), _Candidate("GENIE as published", _PublishedGENIE)]
-    return [*usual, *genies, *noisy, low, *others]
-
-
-def _built(cls: Callable[..., Optimizer], params: list[Tensor], **options: Any) -> Optimizer:
-    return cls(params, **options)
+    return [
+        *usual,
+        *genies,
+        *noisy,
+        _Candidate("GENIE paper, fused, bfloat16 moments", GENIE, {"fused": True, "moment_dtype": torch.bfloat16}),
+        _Candidate("SAM around Adam, update", _SAMUpdate),
+        _Candidate("GENIE as published", _PublishedGENIE),
+    ]
 
 
 def bench_optimizer(
@@ -159,7 +160,7 @@ def bench_optimizer(
         rows.append(row)
         params = [torch.zeros(shape, device=where) for shape in shapes]
         try:
-            optimizer = candidate.build(params)
+            optimizer = candidate.build(params, **candidate.options)
             _timed_step(optimizer, params, gradients[candidate.gradient_std][0], where)
         except (RuntimeError, ValueError) as error:
             row["error"] = str(error).partition("\n")[0]

@@ -89,6 +89,7 @@ _GENIE_HPARAMS = {
     "dropout": Hparam(0.4, uniform(0.1, 0.8)),
     "noise": Hparam(1.0),
     "precondition": Hparam(True),
+    "moment_dtype": Hparam("float32"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -22,7 +23,7 @@ class Shard(NamedTuple):
     Attributes:
         shape: of the whole.
         offset: of the box's first element, by dimension.
-        groups: the process groups, one per mesh dimension that shards, whose members hold the other boxes.
+        groups: the process groups, one per mesh dimension that cuts, whose members hold the other boxes.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +50,7 @@ def shard_of(tensor: Tensor) -> Shard | None:
     """Return the place of a tensor's local part, None where this process holds all of it.
 
     Raises:
-        RuntimeError: the tensor is a DTensor of partial sums.
+        RuntimeError: the tensor is a DTensor of partial sums, or its local part is no box.
     """
     if not _is_dtensor(tensor):
         return None
@@ -59,10 +60,17 @@ def shard_of(tensor: Tensor) -> Shard | None:
     mesh, placements = dtensor.device_mesh, dtensor.placements
     if any(placement.is_partial() for placement in placements):
         raise RuntimeError(f"a parameter must be sharded or replicated, not {placements}")
-    sharding = [i for i, placement in enumerate(placements) if not placement.is_replicate()]
+    sharding = [i for i, placement in enumerate(placements) if not placement.is_replicate() and mesh.size(i) > 1]
     if not sharding:
         return None
-    _, offset = compute_local_shape_and_global_offset(dtensor.shape, mesh, placements)
+    for i in sharding:
+        # What torch shards from right to left, such as FSDP over tensor parallelism, names the parts to the right.
+        inner = math.prod(mesh.size(j) for j in sharding if j > i and placements[j].dim == placements[i].dim)
+        if getattr(placements[i], "split_factor", inner) != inner:
+            raise RuntimeError(f"parameters in interleaved parts are not supported: {placements}")
+    shape, offset = compute_local_shape_and_global_offset(dtensor.shape, mesh, placements)
+    if tuple(shape) != tuple(dtensor.to_local().shape):  # torch's own bookkeeping fails for some uneven shards
+        raise RuntimeError(f"{tuple(dtensor.shape)} cannot be sharded unevenly by {placements}")
     return Shard(tuple(dtensor.shape), tuple(offset), tuple(mesh.get_group(i) for i in sharding))
 
 
@@ -78,23 +86,22 @@ def element_indices(shape: Sequence[int], shard: Shard | None, device: torch.dev
 def sum_over_shards(sums: Tensor, shards: Sequence[Shard | None]) -> Tensor:
     """Add up the rows of sums that belong to sharded tensors over all processes that hold a part.
 
-    One all-reduce, unless tensors are sharded over different groups. Every process must have the same tensors.
+    One all-reduce per process group. Every process must have the same tensors in the same order.
 
     Args:
         sums: shape (tensors, n); left as it is.
         shards: one per tensor.
     """
-    rows_by_groups: dict[tuple[ProcessGroup, ...], list[int]] = {}
+    rows_by_group: dict[ProcessGroup, list[int]] = {}
     for row, shard in enumerate(shards):
-        if shard is not None:
-            rows_by_groups.setdefault(shard.groups, []).append(row)
-    if not rows_by_groups:
+        for group in () if shard is None else shard.groups:
+            rows_by_group.setdefault(group, []).append(row)
+    if not rows_by_group:
         return sums
     sums = sums.clone()
-    for groups, rows in rows_by_groups.items():
+    for group, rows in rows_by_group.items():
         packed = sums[rows]
-        for group in groups:
-            torch.distributed.all_reduce(packed, group=group)
+        torch.distributed.all_reduce(packed, group=group)
         sums[rows] = packed
     return sums
 

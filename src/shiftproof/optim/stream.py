@@ -105,10 +105,7 @@ def _draw(
     values = values_of(_words(stream, torch.cat(blocks), torch.cat(positions), seed, step))
     drawn = []
     for part, index, size, place in zip(torch.split(values, counts), indices, sizes, places, strict=True):
-        if index is None:
-            own = part.flatten()[:size]
-        else:
-            own = part.gather(1, (index % per_block)[:, None])
+        own = part.flatten()[:size] if index is None else part.gather(1, (index % per_block)[:, None])
         drawn.append(own.view(tuple(place.shape)))
     return drawn
 

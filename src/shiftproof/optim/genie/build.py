@@ -35,27 +35,33 @@ class KernelError(RuntimeError):
     """There is no compiled kernel; the message says why."""
 
 
-def is_built() -> bool:
-    """Tell whether loading the kernel needs no compilation."""
-    return PREBUILT.exists() or _cached().exists()
+def is_settled() -> bool:
+    """Tell whether `kernel_error` answers without compiling anything."""
+    return kernel_error.cache_info().currsize > 0 or PREBUILT.exists() or _cached().exists()
 
 
 @cache
-def load_kernel() -> None:
-    """Load the kernel's operators into torch; compile them first where need be, which takes some 20 seconds.
+def kernel_error() -> str | None:
+    """Load the kernel's operators into torch, and return why that cannot be done, or None.
 
-    Processes that need the kernel at once compile it once. A compilation that failed is not tried again.
-
-    Raises:
-        KernelError: it cannot be compiled or loaded.
+    Where need be they are compiled first, which takes some 20 seconds. Processes that need the kernel at once compile
+    it once. A compilation that failed is not tried again.
     """
+    try:
+        _load()
+    except KernelError as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
+def _load() -> None:
     path = PREBUILT
     if not path.exists():
         path = _cached()
         if not path.exists():
             _compile_once(path)
     try:
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         raise KernelError(f"the CPU kernel {path} cannot be loaded: {error}") from error
 
@@ -133,4 +139,6 @@ def _run(command: list[str]) -> None:
     except OSError as error:
         raise KernelError(f"{command[0]} cannot be run: {error}") from error
     if done.returncode:
-        raise KernelError(f"{command[0]} failed:\n{done.stderr[-4000:]}")
+        lines = done.stderr.splitlines()
+        first = next((line for line in lines if "error" in line), f"exit status {done.returncode}")
+        raise KernelError(f"{command[0]} failed: {first}\n" + "\n".join(lines[-50:]))

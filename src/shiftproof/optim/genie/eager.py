@@ -164,9 +164,9 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
     return Begun(_sums(terms, vs, options), finish)
 
 
-def _foreach_moments(rows: list[Row], options: Options) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def _foreach_moments(rows: list[Row], options: Options) -> tuple[list[Tensor], list[Tensor]]:
     dtype = arithmetic_dtype(rows[0].exp_avg.dtype)
-    gs: Sequence[Tensor] = [row.grad.to(dtype) for row in rows]
+    gs: list[Tensor] | tuple[Tensor, ...] = [row.grad.to(dtype) for row in rows]
     if options.maximize:
         gs = torch._foreach_neg(gs)
     if options.weight_decay:
@@ -182,7 +182,7 @@ def _foreach_moments(rows: list[Row], options: Options) -> tuple[Sequence[Tensor
     return [m for m, _ in rounded], [v for _, v in rounded]
 
 
-def _foreach_paper_terms(ms: Sequence[Tensor], vs: Sequence[Tensor], correction: float | Tensor) -> list[Terms]:
+def _foreach_paper_terms(ms: list[Tensor], vs: list[Tensor], correction: float) -> list[Terms]:
     squares = torch._foreach_mul(ms, ms)
     variances = torch._foreach_sub(vs, squares)
     torch._foreach_clamp_min_(variances, 0)
@@ -196,9 +196,9 @@ def _foreach_paper_terms(ms: Sequence[Tensor], vs: Sequence[Tensor], correction:
 
 
 def _foreach_scaled_terms(
-    ms: Sequence[Tensor], vs: Sequence[Tensor], units: Sequence[Tensor | None], step: int, beta: float
+    ms: list[Tensor], vs: list[Tensor], units: list[Tensor | None], step: int, beta: float
 ) -> list[Terms]:
-    correction = 1 - beta**step
+    correction = bias_correction(beta, step, ms[0].dtype)
     rho = mean_variance_ratio(beta, correction)
     floors = [VARIANCE_FLOOR if unit is None else VARIANCE_FLOOR * unit for unit in units]
     known = [step > 1 if unit is None else (unit > 0) & (step > 1) for unit in units]
@@ -216,11 +216,11 @@ def _foreach_scaled_terms(
         torch._foreach_tanh_(certainties)
         torch._foreach_add_(squares, VARIANCE_FLOOR)
     else:
-        ratios = [unit / t for unit, t in zip(units, variances, strict=True)]
+        ratios = [cast(Tensor, unit) / t for unit, t in zip(units, variances, strict=True)]
         torch._foreach_clamp_max_(ratios, LARGEST_INVERSE_VARIANCE)
         torch._foreach_tanh_(ratios)
         certainties = tuple(torch.where(t > 0, ratio, 1) for t, ratio in zip(variances, ratios, strict=True))
-        torch._foreach_add_(squares, floors)
+        torch._foreach_add_(squares, cast(list[Tensor], floors))
     factors = torch._foreach_mul(certainties, squares)
     totals = torch._foreach_add(squares, averages)
     torch._foreach_div_(factors, [torch.where(total > 0, total, 1) for total in totals])

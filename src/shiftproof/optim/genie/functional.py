@@ -25,6 +25,11 @@ class Variant(NamedTuple):
     capturable: bool = False
     differentiable: bool = False
 
+    @property
+    def may_fuse(self) -> bool:
+        """Whether the fused implementation is asked for or left to choose."""
+        return bool(self.fused) or (self.fused is None and self.foreach is None and not self.differentiable)
+
 
 def genie(
     params: Sequence[Tensor],
@@ -81,8 +86,8 @@ def genie(
         found_inf: not 0 where a gradient is not finite: the step is then not taken.
 
     Raises:
-        RuntimeError: ``fused`` is True and a tensor is not for the fused implementation, or a parameter is a DTensor
-            of partial sums.
+        RuntimeError: a gradient is sparse; ``fused`` is True and a tensor is not for the fused implementation; or a
+            parameter is a DTensor of partial sums.
     """
     options = Options(
         lr,
@@ -108,7 +113,7 @@ def count_step(steps: Sequence[Tensor], found_inf: Tensor | None) -> None:
         torch._foreach_add_(list(steps), 1)
     elif found_inf is not None:
         for step in steps:
-            step += (found_inf == 0).to(step)
+            step += (found_inf == 0).reshape(()).to(step)
 
 
 def make_rows(
@@ -121,7 +126,13 @@ def make_rows(
     positions: Sequence[int],
     capturable: bool,
 ) -> list[Row]:
-    """Return what a step works on, one row per parameter that has elements; see `genie`."""
+    """Return what a step works on, one row per parameter that has elements; see `genie`.
+
+    Raises:
+        RuntimeError: a gradient is sparse, or a parameter is a DTensor of partial sums.
+    """
+    if any(grad.layout is not torch.strided for grad in grads):
+        raise RuntimeError("GENIE does not support sparse gradients")
     rows = []
     for i, (p, grad, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
         step = steps[i] if capturable else int(steps[i].item())
@@ -132,8 +143,8 @@ def make_rows(
             shard = shard_of(p)
             if p.is_complex() and shard is not None:
                 shard = Shard((*shard.shape, 2), (*shard.offset, 0), shard.groups)
-            tensors = (_real(t) for t in (local_part(p), local_part(grad, like=p), local_part(m), local_part(v)))
-            row = Row(*tensors, scale, step, positions[i], shard)
+            local = [_real(t) for t in (local_part(p), local_part(grad, like=p), local_part(m), local_part(v))]
+            row = Row(local[0], local[1], local[2], local[3], scale, step, positions[i], shard)
         if row.whole_numel:
             rows.append(row)
     return rows
@@ -141,17 +152,28 @@ def make_rows(
 
 def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
     """Take the step of the rows of some groups; what their shards must sum goes into one all-reduce."""
-    begun: list[tuple[list[Row], Options, Begun]] = []
+    begun: list[tuple[list[int], list[Row], Options, Begun]] = []
+    count = 0
     for rows, options, variant in groups:
-        by_implementation: dict[_Begin, list[Row]] = {}
-        for row in rows:
-            by_implementation.setdefault(_implementation(row, variant), []).append(row)
-        begun += [(part, options, begin(part, options)) for begin, part in by_implementation.items()]
-    sums = _summed([(rows, one.sums) for rows, _, one in begun])
-    for (rows, options, one), total in zip(begun, sums, strict=True):
+        by_implementation: dict[_Begin, list[int]] = {}
+        for i, row in enumerate(rows):
+            begin = _implementation(row, variant) if row.param.numel() else _begin_empty
+            by_implementation.setdefault(begin, []).append(i)
+        for begin, indices in by_implementation.items():
+            part = [rows[i] for i in indices]
+            begun.append(([count + i for i in indices], part, options, begin(part, options)))
+        count += len(rows)
+    sums = _summed([(numbers, rows, one.sums) for numbers, rows, _, one in begun])
+    for (_, rows, options, one), total in zip(begun, sums, strict=True):
         if total is not None and options.form == "invariant":
             _renew_scales(rows, options, total)
         one.finish(None if total is None else total[:, 0] / total[:, 1])
+
+
+def _begin_empty(rows: Sequence[Row], options: Options) -> Begun:
+    """Begin the step of rows that are all in other processes."""
+    sums = torch.zeros(len(rows), 3, dtype=torch.float64, device=rows[0].param.device)
+    return Begun(None if options.form == "paper" else sums, lambda spreads: None)
 
 
 def _implementation(row: Row, variant: Variant, *, may_build: bool = True) -> _Begin:
@@ -160,12 +182,11 @@ def _implementation(row: Row, variant: Variant, *, may_build: bool = True) -> _B
     Raises:
         RuntimeError: the fused implementation is asked for and does not take the row.
     """
-    if variant.fused or (variant.fused is None and variant.foreach is None and not variant.differentiable):
+    if variant.may_fuse:
         if (reason := fused_triton.obstacle(row)) is None:
             return fused_triton.begin
-        if row.param.device.type == "cpu":
-            if (reason := fused_cpu.obstacle(row, may_build=may_build)) is None:
-                return fused_cpu.begin
+        if row.param.device.type == "cpu" and (reason := fused_cpu.obstacle(row, may_build=may_build)) is None:
+            return fused_cpu.begin
         if variant.fused:
             raise RuntimeError(f"fused=True, but {reason}")
     plain = type(row.param) in PLAIN
@@ -182,31 +203,40 @@ def describe_implementation(params: Sequence[Tensor], variant: Variant) -> str:
 
 def _description(param: Tensor, variant: Variant) -> str:
     param = _real(param)
-    row = Row(param, param, param, param, None, 1, 0, None)
+    moment = param.float() if param.dtype == torch.float16 else param
+    row = Row(param, param, moment, moment, None, 1, 0, None)
     try:
         begin = _implementation(row, variant, may_build=False)
     except RuntimeError as error:
         return str(error)
     for fused in (fused_cpu, fused_triton):
         if begin is fused.begin:
-            return fused.description()
+            return str(fused.description())
     name = "foreach" if begin is begin_foreach else "for-loop"
-    if variant.differentiable or variant.foreach is not None or variant.fused is False:
+    if not variant.may_fuse:
         return name
     on_cpu = param.device.type == "cpu"
     return f"{name}: {fused_cpu.obstacle(row, may_build=False) if on_cpu else fused_triton.obstacle(row)}"
 
 
-def _summed(parts: Sequence[tuple[list[Row], Tensor | None]]) -> list[Tensor | None]:
-    """Sum what belongs to sharded tensors over all their shards."""
-    shards = [row.shard for rows, sums in parts if sums is not None for row in rows]
+def _summed(parts: Sequence[tuple[list[int], list[Row], Tensor | None]]) -> list[Tensor | None]:
+    """Sum what belongs to sharded tensors over all their shards.
+
+    Args:
+        parts: numbers of rows, the rows and their sums. They are summed in the order of the numbers, which is the same
+            in all processes; which implementation takes a row may differ with the part of it that a process holds.
+    """
+    present = [(numbers, rows, sums) for numbers, rows, sums in parts if sums is not None]
+    shards = [row.shard for _, rows, _ in present for row in rows]
     if not any(shards):
-        return [sums for _, sums in parts]
-    present = [sums for _, sums in parts if sums is not None]
-    device = present[0].device
-    total = sum_over_shards(torch.cat([sums.to(device) for sums in present]), shards)
-    whole = iter(torch.split(total, [len(sums) for sums in present]))
-    return [None if sums is None else next(whole).to(sums.device) for _, sums in parts]
+        return [sums for _, _, sums in parts]
+    numbers = [number for numbers, _, _ in present for number in numbers]
+    order = sorted(range(len(numbers)), key=numbers.__getitem__)
+    device = present[0][2].device
+    total = torch.cat([sums.to(device) for _, _, sums in present])
+    total[order] = sum_over_shards(total[order], [shards[i] for i in order])
+    whole = iter(torch.split(total, [len(rows) for _, rows, _ in present]))
+    return [None if sums is None else next(whole).to(sums.device) for _, _, sums in parts]
 
 
 def _renew_scales(rows: Sequence[Row], options: Options, sums: Tensor) -> None:

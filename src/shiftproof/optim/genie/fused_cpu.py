@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from shiftproof.optim.genie.build import KernelError, is_built, load_kernel
+from shiftproof.optim.genie.build import is_settled, kernel_error
 from shiftproof.optim.genie.rule import FORMS, Begun, Options, Row, bias_correction, mean_variance_ratio
 from shiftproof.optim.stream import MASK_LEVELS
 
@@ -37,19 +36,13 @@ def obstacle(row: Row, *, may_build: bool = True) -> str | None:
         return "capturable is for GPUs"
     if _layout(row) is None:
         return "the parameter's memory is neither in logical order nor channels last"
-    try:
-        if may_build or is_built():
-            load_kernel()
-    except KernelError as error:
-        return str(error)
-    return None
+    return kernel_error() if may_build or is_settled() else None
 
 
 def description() -> str:
     """Return in words what runs."""
-    if not is_built():
+    if not is_settled() or kernel_error():
         return "fused, compiled at the first step"
-    load_kernel()
     return f"fused ({INSTRUCTION_SETS[instruction_set()]})"
 
 
@@ -79,8 +72,8 @@ def _layout(row: Row) -> _Layout | None:
     start = sum(first * stride for first, stride in zip(offset, strides, strict=True))
     if all(t.is_contiguous() for t in tensors):
         last = sharded[-1] if sharded else 0
-        if any(size > 1 for size in shape[:last]) and len(sharded) > 1:
-            return None  # runs of runs: several dimensions are cut
+        if any(shape[outer] > 1 for cut in sharded[:-1] for outer in range(cut)):
+            return None  # the starts of runs are not equally spaced
         run = shape[last] * strides[last]
         return _Layout(max(run, 1), whole[last] * strides[last], start)
     if row.param.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors):
@@ -155,8 +148,8 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
 
 def _step_scalars(step: int, beta: float) -> tuple[float, float, float]:
     """Return the scalars that follow from a step count; see `Tensor` in kernel/genie.h."""
-    correction = cast(float, bias_correction(beta, step, torch.float64))
-    rho = cast(float, mean_variance_ratio(beta, correction))
+    correction = bias_correction(beta, step, torch.float64)
+    rho = mean_variance_ratio(beta, correction)
     return 1 / correction, rho, 1 / (1 - rho) if step > 1 else 0.0
 
 

@@ -125,7 +125,7 @@ def begin(rows: Sequence[Row], options: Options) -> Begun:
         for batch in batches:
             batch.finish(spreads)
 
-    parts = [_on(batches[0].device, part) for part in sums.values()]
+    parts = [part.to(batches[0].device, non_blocking=True) for part in sums.values()]
     return Begun(reduce(torch.add, parts) if parts else None, finish)
 
 
@@ -157,7 +157,8 @@ class _Batch:
         self.table = _table([rows[i] for i in indices], indices)
         self.grad_type = triton_kernels.element_type(first.grad.dtype)
         step = None if isinstance(first.step, Tensor) else first.step
-        lr_at = options.lr if isinstance(options.lr, Tensor) and options.lr.device.type != "cpu" else None
+        # A learning rate on the host can be read there.
+        lr_at = options.lr if isinstance(options.lr, Tensor) and options.lr.device.type == self.device.type else None
         beta, keeps = options.beta, 1.0 if options.form == "paper" else 1 - options.threshold / MASK_LEVELS
         # What both kernels are given.
         self.arguments: dict[str, Any] = {
@@ -182,6 +183,7 @@ class _Batch:
             "capturable": step is None,
             "run": _row_layout(first).is_run,
             "block": block,
+            "enable_fp_fusion": False,  # round as torch's separate operations do, with whatever version of Triton
         }
 
     def begin(self, sums: Tensor | None) -> None:

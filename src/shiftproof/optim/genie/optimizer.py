@@ -74,8 +74,8 @@ class GENIE(Optimizer):
             for-loop. The CPU kernel is compiled once per machine, at the first step, unless it came with the package.
         capturable: count steps on the device and read no value on the host, as capture in a CUDA graph needs.
         differentiable: let autograd record the step; for-loop only.
-        moment_dtype: type of both moving averages; None is float32, or the parameter's own type if that is wider.
-            ``torch.bfloat16`` halves the state and rounds at random, so that no average loses small changes.
+        moment_dtype: type of both moving averages, or its name; None is float32, or the parameter's own type if that
+            is wider. ``torch.bfloat16`` halves the state and rounds at random, so that no average loses small changes.
 
     Raises:
         ValueError: an argument is out of its range, or two contradict each other.
@@ -103,7 +103,7 @@ class GENIE(Optimizer):
         fused: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
-        moment_dtype: torch.dtype | None = None,
+        moment_dtype: torch.dtype | str | None = None,
     ) -> None:
         _check_form(form)
         defaults = {
@@ -120,13 +120,17 @@ class GENIE(Optimizer):
             "fused": fused,
             "capturable": capturable,
             "differentiable": differentiable,
-            "moment_dtype": moment_dtype,
+            "moment_dtype": _name(moment_dtype),
         }
         _check_options(defaults)
         super().__init__(params, defaults)
-        # A GradScaler leaves gradients to an optimizer that says so; else it divides them itself, and synchronises.
-        self._step_supports_amp_scaling = all(
-            group["capturable"] and fused_triton.takes(p) for group in self.param_groups for p in group["params"]
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler may leave the division of gradients to `step`; else it divides, and synchronises."""
+        return all(
+            group["capturable"] and _variant(group).may_fuse and all(map(fused_triton.takes, group["params"]))
+            for group in self.param_groups
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -135,6 +139,8 @@ class GENIE(Optimizer):
         Raises:
             ValueError: an option is out of its range, or the group has another form and no lr of its own.
         """
+        if "moment_dtype" in param_group:
+            param_group["moment_dtype"] = _name(param_group["moment_dtype"])
         options = {**self.defaults, **param_group}
         _check_form(options["form"])
         if options["form"] != self.defaults["form"] and "lr" not in param_group:
@@ -217,8 +223,6 @@ class GENIE(Optimizer):
                 _check_capture(group)
                 members = [(p, position) for p, position in members if p.grad is not None]
                 for p, _ in members:
-                    if p.grad.is_sparse:
-                        raise RuntimeError("GENIE does not support sparse gradients")
                     self._init_state(p, group)
                 options = self._options(group)
                 count_step([self.state[p]["step"] for p, _ in members], options.found_inf)
@@ -273,7 +277,8 @@ class GENIE(Optimizer):
         return make_rows(
             [p for p, _ in members],
             [p if p.grad is None else p.grad for p, _ in members],  # without one where only statistics are asked for
-            *([state[name] for state in states] for name in _MOMENTS),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
             [state["scale"] for state in states] if group["form"] == "invariant" else [],
             [state["step"] for state in states],
             [position for _, position in members],
@@ -301,9 +306,14 @@ def _variant(group: dict[str, Any]) -> Variant:
     return Variant(group["foreach"], group["fused"], group["capturable"], group["differentiable"])
 
 
+def _name(dtype: torch.dtype | str | None) -> str | None:
+    """Return a type's name, as groups hold it: torch gathers no state dict that holds a type."""
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+
+
 def _moment_dtype(p: Tensor, group: dict[str, Any]) -> torch.dtype:
     if group["moment_dtype"] is not None and not p.is_complex():
-        dtype: torch.dtype = group["moment_dtype"]
+        dtype: torch.dtype = getattr(torch, group["moment_dtype"])
         return dtype
     return torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
 
@@ -313,7 +323,8 @@ def _scale_dtype(p: Tensor) -> torch.dtype:
 
 
 def _check_capture(group: dict[str, Any]) -> None:
-    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    capturing = initialized and torch.cuda.is_current_stream_capturing()
     if capturing and not group["capturable"]:
         raise RuntimeError("a CUDA graph is being captured, which needs GENIE(..., capturable=True)")
 
@@ -340,7 +351,7 @@ def _check_options(options: dict[str, Any]) -> None:
         ("seed", whole and 0 <= seed < 2**64, "an integer in [0, 2**64)"),
         (
             "moment_dtype",
-            options["moment_dtype"] in (None, torch.float32, torch.bfloat16),
+            options["moment_dtype"] in (None, "float32", "bfloat16"),
             "torch.float32, torch.bfloat16 or None",
         ),
     ):

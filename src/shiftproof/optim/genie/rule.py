@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -106,6 +106,14 @@ class Terms(NamedTuple):
     spread: Tensor | None
 
 
+@overload
+def mean_variance_ratio(beta: float, correction: float) -> float: ...
+
+
+@overload
+def mean_variance_ratio(beta: float, correction: float | Tensor) -> float | Tensor: ...
+
+
 def mean_variance_ratio(beta: float, correction: float | Tensor) -> float | Tensor:
     """Return the variance of the moving average over that of one gradient (Balles and Hennig, eq. 10)."""
     return (1 - beta) * (2 - correction) / ((1 + beta) * correction)
@@ -173,12 +181,20 @@ def row_terms(row: Row, options: Options, m: Tensor, v: Tensor, unit: Tensor | N
     return scaled_terms(m, v, correction, row.step, options.beta, unit)
 
 
+@overload
+def bias_correction(beta: float, step: int, dtype: torch.dtype) -> float: ...
+
+
+@overload
+def bias_correction(beta: float, step: int | Tensor, dtype: torch.dtype) -> float | Tensor: ...
+
+
 def bias_correction(beta: float, step: int | Tensor, dtype: torch.dtype) -> float | Tensor:
     """Return 1 - beta ** step, computed in float64."""
     if isinstance(step, Tensor):
         correction: Tensor = 1 - beta ** step.to(torch.float64)
         return correction.to(dtype)
-    return float(1 - beta**step)
+    return 1 - float(beta**step)
 
 
 def spread_sums(terms: Terms, v: Tensor) -> Tensor:

@@ -40,8 +40,10 @@ class GroupStatistics:
     update_magnitude: float
 
 
-def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics:
+def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics | None:
     """Compute a step again from the moving averages that it left, tensor by tensor; see `GroupStatistics`.
+
+    None where all elements of the rows are in other processes.
 
     Args:
         rows: parameters that took a step; their gradients are not read.
@@ -68,6 +70,8 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics:
         noise_square += _sum(deviation[acted].square())
         update_square += _sum(update[acted].square())
         moved += _sum((update * mask).abs()) * rescale * float(options.lr)
+    if not elements:
+        return None
     return GroupStatistics(
         factors / elements,
         _quantiles(histogram),
@@ -82,8 +86,9 @@ def _spread(row: Row, v: Tensor, terms: Terms) -> Tensor:
     """Return the standard deviation of the noise before certainty weakens it, by element or of the tensor."""
     if terms.spread is not None:
         return terms.spread
-    [(num, den, _)] = sum_over_shards(spread_sums(terms, v)[None], [row.shard])
-    return (num / den).to(terms.mean.dtype)
+    num, den, _ = sum_over_shards(spread_sums(terms, v)[None], [row.shard])[0]
+    spread: Tensor = num / den
+    return spread.to(terms.mean.dtype)
 
 
 def _sum(values: Tensor) -> float:

@@ -125,13 +125,16 @@ def begin_kernel(
 def sum_kernel(table, partials, sums, chunk_count, block: tl.constexpr):
     """Sum the chunks' partial sums over each row, in an order that is always the same."""
     row = table + tl.program_id(0) * _COLUMNS
-    first, count = tl.load(row + _FIRST), tl.load(row + _COUNT)
+    first = tl.load(row + _FIRST)
+    end = first + tl.load(row + _COUNT)
     sums = sums + tl.load(row + _INDEX) * 3
     for k in tl.static_range(3):
         total = tl.zeros((block,), dtype=tl.float64)
-        for start in range(0, count, block):
+        start = first
+        while start < end:
             chunk = start + tl.arange(0, block)
-            total += tl.load(partials + k * chunk_count + first + chunk, mask=chunk < count, other=0)
+            total += tl.load(partials + k * chunk_count + chunk, mask=chunk < end, other=0)
+            start += block
         tl.store(sums + k, tl.sum(total, axis=0))
 
 

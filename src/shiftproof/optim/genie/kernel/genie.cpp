@@ -42,7 +42,6 @@ struct BFloat16 {
 constexpr int kLanes = kBytes / 4;
 constexpr int kWide = kBytes / 8;  // lanes of 64 bits
 constexpr int kVectors = kGroup / kLanes;
-constexpr int kBlocks = kGroup / 4;  // of four elements, in a group
 constexpr float kFloor = 1e-8f;
 // From here on tanh is 1 in float32, so an element whose unit over variance is above has no noise.
 constexpr float kCertain = 9.011f;
@@ -280,32 +279,53 @@ class Masks {
   return keep;
 }
 
-// The four words of the 16 blocks of four elements of a group, by block.
+// The words of the 16 blocks of four elements of a group: word number j of the blocks of vector i, in an order that
+// `by_element` undoes.
 struct BlockWords {
-  uint32_t w[4][kBlocks];
+  U32 w[kVectors / 4][4];
 };
 
 [[gnu::always_inline]] inline BlockWords draw_words(const Step& s, const Tensor& t, uint32_t stream, int64_t first) {
-  U64 block;
-  for (int i = 0; i < kWide; ++i) block[i] = (uint64_t)((first >> 2) + i);
   BlockWords words;
-  for (int part = 0; part < kBlocks; part += 2 * kWide) {
-    const U64 blocks[2] = {block + (uint64_t)part, block + (uint64_t)(part + kWide)};
+  for (int vector = 0; vector < kVectors / 4; ++vector) {
+    U64 blocks[2];
+    for (int i = 0; i < kLanes; ++i)
+      blocks[i / kWide][i % kWide] = (uint64_t)((first >> 2) + vector * kLanes + kBytes / 16 * (i % 4) + i / 4);
     Words drawn[2];
     philox(s, t, stream, blocks, drawn);
-    for (int i = 0; i < 2; ++i)
-      for (int j = 0; j < 4; ++j) {
-        const HalfU32 word = __builtin_convertvector(drawn[i].w[j], HalfU32);
-        std::memcpy(&words.w[j][part + kWide * i], &word, sizeof word);
-      }
+    for (int j = 0; j < 4; ++j) {
+      const HalfU32 halves[2] = {__builtin_convertvector(drawn[0].w[j], HalfU32),
+                                 __builtin_convertvector(drawn[1].w[j], HalfU32)};
+      std::memcpy(&words.w[vector][j], halves, sizeof halves);
+    }
   }
   return words;
 }
 
-template <class T>
-[[gnu::always_inline]] inline void store_by_element(const T (&by_block)[4][kBlocks], T* to) {
-  for (int block = 0; block < kBlocks; ++block)
-    for (int j = 0; j < 4; ++j) to[4 * block + j] = by_block[j][block];
+#if defined(__AVX512F__)
+#define UNPACK(kind, a, b) ((F32)_mm512_unpack##kind##_ps((__m512)(a), (__m512)(b)))
+#define UNPACK_PAIRS(kind, a, b) ((F32)_mm512_unpack##kind##_pd((__m512d)(a), (__m512d)(b)))
+#elif defined(__AVX2__)
+#define UNPACK(kind, a, b) ((F32)_mm256_unpack##kind##_ps((__m256)(a), (__m256)(b)))
+#define UNPACK_PAIRS(kind, a, b) ((F32)_mm256_unpack##kind##_pd((__m256d)(a), (__m256d)(b)))
+#elif defined(__SSE2__)
+#define UNPACK(kind, a, b) ((F32)_mm_unpack##kind##_ps((__m128)(a), (__m128)(b)))
+#define UNPACK_PAIRS(kind, a, b) ((F32)_mm_unpack##kind##_pd((__m128d)(a), (__m128d)(b)))
+#endif
+
+// Stores values of blocks, one vector per place in the block, in the order of elements.
+[[gnu::always_inline]] inline void store_by_element(const F32 (&v)[4], void* to) {
+#if defined(UNPACK)
+  const F32 a = UNPACK(lo, v[0], v[1]), b = UNPACK(lo, v[2], v[3]);
+  const F32 c = UNPACK(hi, v[0], v[1]), d = UNPACK(hi, v[2], v[3]);
+  const F32 rows[4] = {UNPACK_PAIRS(lo, a, b), UNPACK_PAIRS(hi, a, b), UNPACK_PAIRS(lo, c, d), UNPACK_PAIRS(hi, c, d)};
+  std::memcpy(to, rows, sizeof rows);
+#else
+  float rows[4 * kLanes];
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int j = 0; j < 4; ++j) rows[4 * (kBytes / 16 * (lane % 4) + lane / 4) + j] = v[j][lane];
+  std::memcpy(to, rows, sizeof rows);
+#endif
 }
 
 // Coefficients of Cephes' polynomials.
@@ -358,25 +378,29 @@ constexpr float kExponential[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.16657958
 // Draws the 64 standard normal numbers of a group by Box and Muller's transformation.
 [[gnu::always_inline]] inline void draw_normals(const Step& s, const Tensor& t, int64_t first, float* to) {
   const BlockWords words = draw_words(s, t, 1, first);
-  const auto uniform = [&](int j, int block) {
-    U32 word;
-    std::memcpy(&word, &words.w[j][block], sizeof word);
+  const auto uniform = [](U32 word) {
     return (__builtin_convertvector((I32)(word >> 9), F32) + 0.5f) * 0x1p-23f;
   };
-  float normals[4][kBlocks];
-  for (int pair = 0; pair < 4; pair += 2)
-    for (int block = 0; block < kBlocks; block += kLanes) {
-      const F32 radius = square_root(-2.0f * logarithm(uniform(pair, block)));
+  for (int vector = 0; vector < kVectors / 4; ++vector) {
+    const U32(&w)[4] = words.w[vector];
+    F32 normals[4];
+    for (int pair = 0; pair < 4; pair += 2) {
+      const F32 radius = square_root(-2.0f * logarithm(uniform(w[pair])));
       F32 cosine, sine;
-      cosine_sine(uniform(pair + 1, block), cosine, sine);
-      store(&normals[pair][block], radius * cosine);
-      store(&normals[pair + 1][block], radius * sine);
+      cosine_sine(uniform(w[pair + 1]), cosine, sine);
+      normals[pair] = radius * cosine;
+      normals[pair + 1] = radius * sine;
     }
-  store_by_element(normals, to);
+    store_by_element(normals, to + 4 * kLanes * vector);
+  }
 }
 
 [[gnu::always_inline]] inline void draw_rounding(const Step& s, const Tensor& t, int64_t first, uint32_t* to) {
-  store_by_element(draw_words(s, t, 2, first).w, to);
+  const BlockWords words = draw_words(s, t, 2, first);
+  for (int vector = 0; vector < kVectors / 4; ++vector) {
+    const U32(&w)[4] = words.w[vector];
+    store_by_element({(F32)w[0], (F32)w[1], (F32)w[2], (F32)w[3]}, to + 4 * kLanes * vector);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------- the rule
@@ -458,7 +482,7 @@ template <Form form, class P, class M>
 [[gnu::always_inline]] inline Flag first_group(const Constants& c, P* p, const P* g, M* m, M* v, const Keep& keep,
                            const uint32_t* rounding, Sums& sums) {
   Flag noisy = 0;
-  F32 weighted{}, squares{};
+  F32 weighted{}, certainties{}, squares{};
 #pragma GCC unroll 4
   for (int k = 0; k < kVectors; ++k) {
     const int at = kLanes * k;
@@ -482,7 +506,7 @@ template <Form form, class P, class M>
       if (form != kPaper) {
         const F32 certainty = 1.0f - uncertainty(c, terms.variance);
         size *= certainty;
-        sums.certainty += widen_and_add(certainty);
+        certainties += certainty;
       }
     } else {
       sums.certain += kLanes;
@@ -495,6 +519,7 @@ template <Form form, class P, class M>
     if (form == kInvariant) squares += square;
   }
   if (form != kPaper) sums.weighted += widen_and_add(weighted);
+  if (form != kPaper && noisy) sums.certainty += widen_and_add(certainties);
   if (form == kInvariant) sums.square += widen_and_add(squares);
   return noisy;
 }
