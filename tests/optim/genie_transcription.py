@@ -2,13 +2,25 @@
 
 Shares no code with the package. Sources: Cho, Kim, Kim, "One-Step Generalization Ratio Guided Optimization
 for Domain Generalization", ICML 2025, Algorithm 1 (form "paper") and the code released with it (form
-"released"); Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10).
+"released"); Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10). Form
+"invariant" and moments in bfloat16 are the package's own, and are transcribed from the docstring of GENIE.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
-DEFAULT_LR = {"paper": 0.1, "released": 0.015}
-MASK, NOISE = 0, 1
+DEFAULT_LR = {"paper": 0.1, "released": 0.015, "invariant": 0.015}
+MASK, NOISE, ROUNDING = 0, 1, 2
+
+
+class Terms(NamedTuple):
+    """What an update is made of: mean * factor + xi * spread * (1 - certainty)."""
+
+    mean: np.ndarray
+    factor: np.ndarray
+    spread: np.ndarray | float
+    certainty: np.ndarray
 
 
 def philox(seed, counter):
@@ -48,6 +60,12 @@ def normals(seed, size, position, step):
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1).reshape(-1)[:size]
 
 
+def rounded_to_bfloat16(values, halfwords):
+    """Float32 values with 16 random bits added below bfloat16's last bit, and cut there."""
+    bits = np.asarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64) + halfwords
+    return (bits & np.uint64(0xFFFF0000)).astype(np.uint32).view(np.float32).astype(float)
+
+
 def step(
     theta,
     grad,
@@ -63,38 +81,66 @@ def step(
     weight_decay=0.0,
     seed=0,
     maximize=False,
+    bfloat16=False,
 ):
     """Return the weights (a flat array) after one step; updates ``state``, a dict that is empty at first."""
     g = (-grad if maximize else grad) + weight_decay * theta
     t = state["step"] = state.get("step", 0) + 1
-    m = state["exp_avg"] = beta * state.get("exp_avg", 0.0) + (1 - beta) * g
-    v = state["exp_avg_sq"] = beta * state.get("exp_avg_sq", 0.0) + (1 - beta) * g**2
-    lr = DEFAULT_LR[form] if lr is None else lr
+    m = beta * state.get("exp_avg", 0.0) + (1 - beta) * g
+    v = beta * state.get("exp_avg_sq", 0.0) + (1 - beta) * g**2
+    if bfloat16:
+        word = words(seed, -(-theta.size // 4), ROUNDING, position, t).reshape(-1)[: theta.size]
+        m = rounded_to_bfloat16(m, word & np.uint64(0xFFFF))
+        v = rounded_to_bfloat16(v, word >> np.uint64(16))
+    state["exp_avg"], state["exp_avg_sq"] = m, v
+    if form == "invariant":
+        unit = state["scale"][1] if "scale" in state else 0.0
+        state["scale"] = np.array([unit, v.mean() / (1 - beta**t) if v.size else 0.0])
+    mean, factor, spread, certainty = terms(state, form, beta)
     threshold = round(65536 * dropout)
     keep = halfwords(seed, theta.size, position, t) >= threshold
-    xi = normals(seed, theta.size, position, t)
-    form_update = {"paper": _paper, "released": _released}[form]
+    z = normals(seed, theta.size, position, t) * spread * (1 - certainty)
+    rescale = 1.0 if form == "paper" else 1 / (1 - threshold / 65536)
+    lr = DEFAULT_LR[form] if lr is None else lr
+    return theta - lr * (mean * (factor if precondition else 1.0) + noise * z) * keep * rescale
+
+
+def terms(state, form, beta=0.95):
+    """What the step was made of that left ``state``."""
+    m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
     with np.errstate(divide="ignore", invalid="ignore"):
-        u, z, rescale = form_update(m, v, t, beta, xi, threshold / 65536, precondition)
-    return theta - lr * (u + noise * z) * keep * rescale
+        if form == "paper":
+            return _paper(m, v, t, beta)
+        if form == "released":
+            return _released(m, v, t, beta)
+        return _invariant(m, v, t, beta, state["scale"][0])
 
 
-def _paper(m, v, t, beta, xi, p, precondition):
+def _paper(m, v, t, beta):
     var = v - m**2
     tanh = np.where(var > 0, np.tanh(1 / var), 1.0)
-    factor = np.where(v > 0, tanh * m**2 / v, 0.0) if precondition else 1.0
-    return m / (1 - beta**t) * factor, xi * np.sqrt(np.maximum(var, 0)) * (1 - tanh), 1.0
+    factor = np.where(v > 0, tanh * m**2 / v, 0.0)
+    return Terms(m / (1 - beta**t), factor, np.sqrt(np.maximum(var, 0)), tanh)
 
 
-def _released(m, v, t, beta, xi, p, precondition):
+def _released(m, v, t, beta):
     c = 1 - beta**t
     rho = (1 - beta) * (2 - c) / ((1 + beta) * c)
     gm = m / c
     # Step 1 is defined, since rho = 1 leaves it to rounding: 1e-8 everywhere.
     var = (v / c - gm**2) / (1 - rho) if t > 1 else np.zeros_like(m)
     var = np.where(var > 0, var, 1e-8)
-    spread = np.where(rho * var > 0, rho * var, 1e-8)
+    averaged = np.where(rho * var > 0, rho * var, 1e-8)
     a = np.tanh(np.minimum(1 / var, 10))
-    f = a / (1 + spread / (gm**2 + 1e-8))
-    s = np.sum(f * np.abs(gm)) / np.sum(a)
-    return gm * (f if precondition else 1.0), xi * s * (1 - a), 1 / (1 - p)
+    f = a / (1 + averaged / (gm**2 + 1e-8))
+    return Terms(gm, f, np.sum(f * np.abs(gm)) / np.sum(a), a)
+
+
+def _invariant(m, v, t, beta, square):
+    if square == 0:  # no scale yet: any constant is nothing in its units, and there is no noise
+        gm = m / (1 - beta**t)
+        ones = np.ones_like(m)
+        return Terms(gm, np.where(gm == 0, 0.0, 1.0), 0.0, ones)
+    s = np.sqrt(square)
+    gm, f, spread, a = _released(m / s, v / square, t, beta)
+    return Terms(gm * s, f, spread * s, a)

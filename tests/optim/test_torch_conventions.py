@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shiftproof.optim import GENIE
 
+from .test_genie import FUSED
+
 # Private modules of torch, which a later version may move.
 _common = pytest.importorskip("torch.testing._internal.common_optimizers")
 _device = pytest.importorskip("torch.testing._internal.common_device_type")
@@ -23,6 +25,8 @@ OPTIONS = {
     "nonzero weight_decay": {"weight_decay": 0.1},
     "maximize": {"weight_decay": 0.1, "maximize": True},
 }
+# For what differs little from what is tested with all options.
+BRIEFLY = ("default", "maximize")
 INVALID = [
     {"lr": -0.1},
     {"lr": float("nan")},
@@ -44,8 +48,9 @@ INVALID = [
 def optimizer_inputs(device, dtype=None):
     return [
         _common.OptimizerInput(params=None, kwargs={"form": form, **options}, desc=f"{form}, {desc}")
-        for form in ("paper", "released")
+        for form in ("paper", "released", "invariant")
         for desc, options in OPTIONS.items()
+        if form != "invariant" or desc in BRIEFLY
     ]
 
 
@@ -66,18 +71,33 @@ DATABASE = [
         GENIE,
         optim_inputs_func=optimizer_inputs,
         optim_error_inputs_func=error_inputs,
-        supported_impls=("foreach",),
-        not_og_supported_flags=("foreach", "maximize"),
+        supported_impls=("foreach", "differentiable", "fused"),
+        supports_fused_on=("cpu",),
+        has_capturable_arg=True,
+        not_og_supported_flags=(
+            "foreach",
+            "maximize",
+            "fused",
+            "capturable",
+            "differentiable",
+            "moment_dtype",
+        ),
     )
 ]
 
 
-def all_kwargs(optim_info, device):
-    """Every input, with the for-loop and with foreach (which torch's own helper leaves out on a CPU)."""
+def all_kwargs(optim_info, device, dtype):
+    """Inputs by implementations, foreach on a CPU and capturable included, which torch's own helper leaves out.
+
+    Without differentiable, which like torch's own is for parameters that are no leaves: test_genie_options.py.
+    """
+    fused = FUSED.obstacle(torch.zeros(1, dtype=dtype)) is None
     return [
-        {**optim_input.kwargs, "foreach": foreach}
+        {**optim_input.kwargs, **flags}
         for optim_input in optim_info.optim_inputs_func(device=device)
-        for foreach in (False, True)
+        for flags in ({"foreach": False}, {"foreach": True}, {"fused": True}, {"capturable": True})
+        if "foreach" in flags or optim_input.desc.endswith(BRIEFLY)
+        if fused or "fused" not in flags
     ]
 
 
@@ -140,14 +160,14 @@ class Subclass(torch.Tensor):
 
 
 class RecordForeach(TorchDispatchMode):
-    """Counts the foreach kernels that are called."""
+    """Counts updates of parameters by foreach kernels; that of step counts is one wherever they can be."""
 
     def __init__(self):
         super().__init__()
         self.calls = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls += func.name().startswith("aten::_foreach")
+        self.calls += func.name().startswith("aten::_foreach_sub_")
         return func(*args, **(kwargs or {}))
 
 
@@ -168,7 +188,7 @@ class TestOptimRenewed(_utils.TestCase):
 
     @_common.optims(DATABASE)
     def test_can_be_printed(self, device, dtype, optim_info):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in [*all_kwargs(optim_info, device, dtype), {"differentiable": True}]:
             text = repr(optim_info.optim_cls(Regression(device).params, **kwargs))
             assert text.startswith("GENIE (")
             for key, value in kwargs.items():
@@ -212,7 +232,7 @@ class TestOptimRenewed(_utils.TestCase):
 
     @_common.optims(DATABASE)
     def test_param_group_with_lrscheduler_goes_right_direction(self, device, dtype, optim_info):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             problem = Regression(device, dtype)
             groups = [{"params": [problem.weight]}, {"params": [problem.bias], "lr": 0.01}]
             optimizer = optim_info.optim_cls(groups, **kwargs)
@@ -230,7 +250,7 @@ class TestOptimRenewed(_utils.TestCase):
     @_utils.parametrize("num_dim", [0, 1, 2])
     @_common.optims(DATABASE)
     def test_tensor_lr(self, device, dtype, optim_info, num_dim):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             lr = torch.full((1,) * num_dim, 2.0**-5, device=device)
             generators = [torch.Generator().manual_seed(0) for _ in range(2)]
             params, reference = (
@@ -254,7 +274,7 @@ class TestOptimRenewed(_utils.TestCase):
 
     @_common.optims(DATABASE)
     def test_param_groups_weight_decay(self, device, dtype, optim_info):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             ends = {}
             for name, outer, inner in (("none", 0.0, 0.0), ("both", 0.3, 0.3), ("weight only", 0.0, 0.3)):
                 problem, generator = Regression(device, dtype), torch.Generator().manual_seed(1)
@@ -271,7 +291,7 @@ class TestOptimRenewed(_utils.TestCase):
 
     @_common.optims(DATABASE)
     def test_param_groups_lr(self, device, dtype, optim_info):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             problem = Regression(device, dtype)
             still = Parameter(torch.ones(7, device=device, dtype=dtype))
             still.grad = torch.ones_like(still)
@@ -290,7 +310,7 @@ class TestOptimRenewed(_utils.TestCase):
 
     @_common.optims(DATABASE, dtypes=[torch.complex64, torch.complex128])
     def test_complex(self, device, dtype, optim_info):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             generator = torch.Generator().manual_seed(0)
             values = [torch.randn(shape, generator=generator, dtype=dtype) for shape in [(7,), (3, 4), ()]]
             numbers = [Parameter(value.to(device, copy=True)) for value in values]
@@ -309,12 +329,14 @@ class TestOptimRenewed(_utils.TestCase):
                 torch.equal(pair, torch.view_as_real(value)) for pair, value in zip(pairs, values, strict=True)
             )
 
-    def run_both(self, optim_info, kwargs, make_params, steps=3, before_step=lambda index, params: None):
-        """Optimizer and parameters of the for-loop and of foreach after the same steps."""
+    def run_both(
+        self, optim_info, kwargs, make_params, steps=3, before_step=lambda index, params: None, other="foreach"
+    ):
+        """Optimizer and parameters of the for-loop and of another implementation after the same steps."""
         runs = []
-        for foreach in (False, True):
+        for flags in ({"foreach": False, "fused": False}, {other: True}):
             params, generator = make_params(), torch.Generator().manual_seed(1)
-            optimizer = optim_info.optim_cls(params, **kwargs, foreach=foreach)
+            optimizer = optim_info.optim_cls(params, **kwargs, **flags)
             for index in range(steps):
                 random_gradients(params, generator)
                 before_step(index, params)
@@ -327,29 +349,60 @@ class TestOptimRenewed(_utils.TestCase):
         assert_equal_bits(forloop_params, foreach_params)
         assert_equal_bits(state_tensors(forloop), state_tensors(foreach))
 
+    def make_layers(self, device, dtype):
+        torch.manual_seed(1)
+        layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sigmoid(), torch.nn.Linear(3, 1))
+        params = list(layers.to(device, dtype).parameters())
+        return [*params, Parameter(torch.tensor(1.0, device=device, dtype=dtype))]
+
+    def freeze_and_thaw(self, index, params):
+        frozen = 3 <= index < 6
+        for param in params[2:4]:
+            param.requires_grad_(not frozen)
+            if frozen:
+                param.grad = None
+        if index == 2:
+            for param in params:
+                param.grad = None
+
+    def step_counts(self, run):
+        optimizer, params = run
+        return [optimizer.state[param]["step"].item() for param in params]
+
     @_common.optims(DATABASE, dtypes=[torch.float64])
     def test_foreach_matches_forloop(self, device, dtype, optim_info):
         def make_params():
-            torch.manual_seed(1)
-            layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sigmoid(), torch.nn.Linear(3, 1))
-            params = list(layers.to(device, dtype).parameters())
-            return [*params, Parameter(torch.tensor(1.0, device=device, dtype=dtype))]
-
-        def before_step(index, params):
-            frozen = 3 <= index < 6
-            for param in params[2:4]:
-                param.requires_grad_(not frozen)
-                if frozen:
-                    param.grad = None
-            if index == 2:
-                for param in params:
-                    param.grad = None
+            return self.make_layers(device, dtype)
 
         for optim_input in optim_info.optim_inputs_func(device=device):
-            runs = self.run_both(optim_info, optim_input.kwargs, make_params, 7, before_step)
+            runs = self.run_both(optim_info, optim_input.kwargs, make_params, 7, self.freeze_and_thaw)
             self.assert_foreach_matches_forloop(runs)
-            optimizer, params = runs[1]
-            assert [optimizer.state[param]["step"].item() for param in params] == [6, 6, 3, 3, 6]
+            assert self.step_counts(runs[1]) == [6, 6, 3, 3, 6]
+
+    @_common.optims(DATABASE, dtypes=[torch.float32, torch.bfloat16])
+    def test_fused_matches_forloop(self, device, dtype, optim_info):
+        FUSED.options(torch.zeros(1, dtype=dtype))
+
+        def make_params():
+            return self.make_layers(device, dtype)
+
+        for optim_input in optim_info.optim_inputs_func(device=device):
+            runs = self.run_both(optim_info, optim_input.kwargs, make_params, 7, self.freeze_and_thaw, "fused")
+            (forloop, forloop_params), (fused, fused_params) = runs
+            for one, other in zip(forloop_params, fused_params, strict=True):
+                # To some roundings of float32 moments; a bfloat16 weight may fall on either side of one.
+                for name in forloop.state[one]:
+                    torch.testing.assert_close(fused.state[other][name], forloop.state[one][name], rtol=1e-5, atol=1e-6)
+                atol = 1e-5 if dtype == torch.float32 else 0.02
+                torch.testing.assert_close(other, one, rtol=0, atol=atol)
+            assert self.step_counts(runs[1]) == [6, 6, 3, 3, 6]
+
+    @_common.optims(DATABASE)
+    def test_fused_error_on_params_on_meta(self, device, dtype, optim_info):
+        param = Parameter(torch.ones(3, device="meta", dtype=dtype))
+        param.grad = torch.ones_like(param)
+        with pytest.raises(RuntimeError, match=r"fused=True, but .*meta"):
+            optim_info.optim_cls([param], fused=True).step()
 
     @_common.optims(DATABASE)
     def test_mixed_device_dtype(self, device, dtype, optim_info):
@@ -362,8 +415,8 @@ class TestOptimRenewed(_utils.TestCase):
         for optim_input in optim_info.optim_inputs_func(device=device):
             runs = self.run_both(optim_info, optim_input.kwargs, make_params)
             self.assert_foreach_matches_forloop(runs)
-            for (_, params), each in zip(runs, (False, True), strict=True):
-                assert not any((param == 1).all() for param in params), f"foreach={each}"
+            for _, params in runs:
+                assert not any((param == 1).all() for param in params)
                 assert [param.dtype for param in params] == dtypes
 
     @_common.optims(DATABASE)
@@ -389,7 +442,7 @@ class TestOptimRenewed(_utils.TestCase):
 
     @_common.optims(DATABASE)
     def test_step_is_noop_when_params_have_no_grad(self, device, dtype, optim_info):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             problem, untouched = Regression(device, dtype), Regression(device, dtype)
             optimizer = optim_info.optim_cls(problem.params, **kwargs)
             optimizer.step()
@@ -398,7 +451,7 @@ class TestOptimRenewed(_utils.TestCase):
 
     @_common.optims(DATABASE)
     def test_step_is_noop_for_zero_grads(self, device, dtype, optim_info):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             problem, untouched = Regression(device, dtype), Regression(device, dtype)
             # Weight decay is part of the gradient.
             optimizer = optim_info.optim_cls(problem.params, **{**kwargs, "weight_decay": 0.0})
@@ -433,14 +486,14 @@ class TestOptimRenewed(_utils.TestCase):
     @_utils.parametrize("is_named_optim", [False, True])
     @_common.optims(DATABASE)
     def test_state_dict_deterministic(self, device, dtype, optim_info, is_named_optim):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             new = self.resume(optim_info, kwargs, device, dtype, copy.deepcopy, names=(is_named_optim,) * 2)
             assert ("param_names" in new.param_groups[0]) == is_named_optim
 
     @_utils.parametrize("from_named", [False, True])
     @_common.optims(DATABASE)
     def test_can_load_from_to_named_state_dict(self, device, dtype, optim_info, from_named):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             self.resume(optim_info, kwargs, device, dtype, copy.deepcopy, names=(from_named, not from_named))
 
     @_common.optims(DATABASE)
@@ -466,7 +519,7 @@ class TestOptimRenewed(_utils.TestCase):
             buffer.seek(0)
             return torch.load(buffer, weights_only=True)
 
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             self.resume(optim_info, kwargs, device, dtype, through_a_file, new_kwargs={})
 
     @_common.optims(DATABASE)
@@ -477,7 +530,7 @@ class TestOptimRenewed(_utils.TestCase):
                 state["step"] = state["step"].item()
             return state_dict
 
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             new = self.resume(optim_info, kwargs, device, dtype, plain_step)
             steps = [state["step"] for state in new.state.values()]
             assert [(step.dtype, step.shape, step.item()) for step in steps] == [(torch.float32, (), 4)] * 2
@@ -488,7 +541,7 @@ class TestOptimRenewed(_utils.TestCase):
             names = [name for name in vars(optimizer) if not name.startswith("_")]
             return {name: getattr(optimizer, name) for name in names}
 
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             problem = Regression(device, dtype)
             optimizer = optim_info.optim_cls(problem.params, **kwargs)
             problem.train(optimizer, 2)
@@ -500,12 +553,13 @@ class TestOptimRenewed(_utils.TestCase):
 
     @_common.optims(DATABASE)
     def test_non_empty_state(self, device, dtype, optim_info):
-        for kwargs in all_kwargs(optim_info, device):
+        for kwargs in all_kwargs(optim_info, device, dtype):
             problem = Regression(device, dtype)
             optimizer = optim_info.optim_cls(problem.params, **kwargs)
             problem.train(optimizer, 1)
             for param in problem.params:
-                assert set(optimizer.state[param]) == {"exp_avg", "exp_avg_sq", "step"}
+                scale = {"scale"} if kwargs["form"] == "invariant" else set()
+                assert set(optimizer.state[param]) == {"exp_avg", "exp_avg_sq", "step"} | scale
                 assert optimizer.state[param]["exp_avg"].any()
 
     # ---------------------------------------------------------------------------------------- hooks
@@ -653,6 +707,10 @@ _device.instantiate_device_type_tests(TestOptimRenewed, globals(), only_for=("cp
     [
         ("complex_2d", "its real and imaginary parts are two parameters: other positions, other draws"),
         ("forloop_goes_right_direction_multigpu", "needs two GPUs"),
+        ("fused_does_not_step_if_foundinf", "on a CPU a scaler leaves the step out itself: test_genie_options.py"),
+        ("fused_large_tensor", "2**32 elements do not fit the memory of a test machine"),
+        ("fused_cpu_matches_cuda", "needs a GPU"),
+        ("cpu_load_state_dict", "needs a GPU to load it on"),
         ("peak_memory_foreach", "needs a GPU's memory counters"),
         ("state_dict_with_cuda_params", "needs a GPU"),
         ("foreach_large_tensor", "2**32 elements do not fit the memory of a test machine"),

@@ -64,7 +64,8 @@ def _update_moments(row: Row, options: Options) -> tuple[Tensor, Tensor]:
     if m.dtype == dtype:
         m.mul_(options.beta).add_(g, alpha=1 - options.beta)
         v.mul_(options.beta).addcmul_(g, g, value=1 - options.beta)
-        return m, v
+        # A recorded step keeps what it computed with; the next writes over the averages.
+        return (m.clone(), v.clone()) if m.requires_grad else (m, v)
     exact_m = m.to(dtype).mul_(options.beta).add_(g, alpha=1 - options.beta)
     exact_v = v.to(dtype).mul_(options.beta).addcmul_(g, g, value=1 - options.beta)
     [rounded] = _round_moments([row], [exact_m], [exact_v], options.seed)
@@ -95,7 +96,7 @@ def _round_stochastically(values: Tensor, random: Tensor) -> Tensor:
 
 
 def _unit(row: Row, dtype: torch.dtype) -> Tensor | None:
-    return None if row.scale is None else row.scale[1].to(dtype)
+    return None if row.scale is None else row.scale[1].to(dtype, copy=True)
 
 
 def _sums(terms: Sequence[Terms], vs: Sequence[Tensor], options: Options) -> Tensor | None:
@@ -201,12 +202,13 @@ def _foreach_scaled_terms(
     correction = bias_correction(beta, step, ms[0].dtype)
     rho = mean_variance_ratio(beta, correction)
     floors = [VARIANCE_FLOOR if unit is None else VARIANCE_FLOOR * unit for unit in units]
-    known = [step > 1 if unit is None else (unit > 0) & (step > 1) for unit in units]
+    has_memory = step > 1 and beta > 0
+    known = [has_memory if unit is None else (unit > 0) & has_memory for unit in units]
     means = torch._foreach_div(ms, correction)
     squares = torch._foreach_mul(means, means)
     variances = torch._foreach_div(vs, correction)
     torch._foreach_sub_(variances, squares)
-    torch._foreach_div_(variances, 1 - rho if step > 1 else 1.0)
+    torch._foreach_div_(variances, 1 - rho if has_memory else 1.0)
     variances = tuple(torch.where((t > 0) & k, t, floor) for t, k, floor in zip(variances, known, floors, strict=True))
     averages = torch._foreach_mul(variances, rho)
     averages = tuple(torch.where(t > 0, t, floor) for t, floor in zip(averages, floors, strict=True))

@@ -82,7 +82,8 @@ def genie(
         fused: whether to use the fused implementation.
         capturable: whether steps are counted on the device and no value is read by the host.
         differentiable: whether autograd records the step.
-        grad_scale: what the gradients are multiplied by, as `torch.amp.GradScaler` gives it; it is divided out.
+        grad_scale: what the gradients are multiplied by, as `torch.amp.GradScaler` gives it; it is divided out. For the
+            fused implementation on a GPU only, as the next.
         found_inf: not 0 where a gradient is not finite: the step is then not taken.
 
     Raises:
@@ -102,9 +103,16 @@ def genie(
         grad_scale,
         found_inf,
     )
+    refuse_sparse(grads)
     count_step(steps, found_inf)
     rows = make_rows(params, grads, exp_avgs, exp_avg_sqs, scales, steps, positions, capturable)
     take_step([(rows, options, Variant(foreach, fused, capturable, differentiable))])
+
+
+def refuse_sparse(grads: Iterable[Tensor]) -> None:
+    """Raise RuntimeError if a gradient is sparse; asked before anything changes."""
+    if any(grad.layout is not torch.strided for grad in grads):
+        raise RuntimeError("GENIE does not support sparse gradients")
 
 
 def count_step(steps: Sequence[Tensor], found_inf: Tensor | None) -> None:
@@ -129,10 +137,8 @@ def make_rows(
     """Return what a step works on, one row per parameter that has elements; see `genie`.
 
     Raises:
-        RuntimeError: a gradient is sparse, or a parameter is a DTensor of partial sums.
+        RuntimeError: a parameter is a DTensor of partial sums.
     """
-    if any(grad.layout is not torch.strided for grad in grads):
-        raise RuntimeError("GENIE does not support sparse gradients")
     rows = []
     for i, (p, grad, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
         step = steps[i] if capturable else int(steps[i].item())
@@ -159,6 +165,9 @@ def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
         for i, row in enumerate(rows):
             begin = _implementation(row, variant) if row.param.numel() else _begin_empty
             by_implementation.setdefault(begin, []).append(i)
+        scaled = options.grad_scale is not None or options.found_inf is not None
+        if scaled and any(begin not in (fused_triton.begin, _begin_empty) for begin in by_implementation):
+            raise RuntimeError("grad_scale and found_inf are for the fused implementation on a GPU only")
         for begin, indices in by_implementation.items():
             part = [rows[i] for i in indices]
             begun.append(([count + i for i in indices], part, options, begin(part, options)))
@@ -204,7 +213,8 @@ def describe_implementation(params: Sequence[Tensor], variant: Variant) -> str:
 def _description(param: Tensor, variant: Variant) -> str:
     param = _real(param)
     moment = param.float() if param.dtype == torch.float16 else param
-    row = Row(param, param, moment, moment, None, 1, 0, None)
+    step = torch.ones((), device=param.device) if variant.capturable else 1
+    row = Row(param, param, moment, moment, None, step, 0, None)
     try:
         begin = _implementation(row, variant, may_build=False)
     except RuntimeError as error:

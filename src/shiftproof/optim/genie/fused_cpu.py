@@ -150,7 +150,7 @@ def _step_scalars(step: int, beta: float) -> tuple[float, float, float]:
     """Return the scalars that follow from a step count; see `Tensor` in kernel/genie.h."""
     correction = bias_correction(beta, step, torch.float64)
     rho = mean_variance_ratio(beta, correction)
-    return 1 / correction, rho, 1 / (1 - rho) if step > 1 else 0.0
+    return 1 / correction, rho, 1 / (1 - rho) if step > 1 and beta > 0 else 0.0
 
 
 def _most_groups(row: Row, layout: _Layout) -> int:

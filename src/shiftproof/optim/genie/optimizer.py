@@ -16,7 +16,14 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from shiftproof.optim.genie import fused_triton
-from shiftproof.optim.genie.functional import Variant, count_step, describe_implementation, make_rows, take_step
+from shiftproof.optim.genie.functional import (
+    Variant,
+    count_step,
+    describe_implementation,
+    make_rows,
+    refuse_sparse,
+    take_step,
+)
 from shiftproof.optim.genie.rule import DEFAULT_LR, Form, Options, Row
 from shiftproof.optim.genie.statistics import GroupStatistics, group_statistics
 from shiftproof.optim.stream import MASK_LEVELS, mask_threshold
@@ -51,7 +58,8 @@ class GENIE(Optimizer):
     is to tell apart: an element whose gradient varies as much as the tensor's root mean square has a certainty of 0.76,
     one of twice that standard deviation 0.24. It is that of the step before because it is then known when the step
     begins, and the weights are passed over once. Multiplying the loss by c and dividing ``lr`` by c leaves the
-    trajectory unchanged to rounding (without weight decay). Where there is no scale yet, there is no noise.
+    trajectory unchanged to rounding (without weight decay). Where there is no scale yet, as in a tensor's first step,
+    there is no noise and the factor is 1.
 
     Mask and noise are functions of (seed, step, position of the parameter, element): replicas that share ``seed``
     stay identical, shards draw what the whole would, and torch's generators are not touched. Masks are equal bit for
@@ -222,6 +230,7 @@ class GENIE(Optimizer):
             for group, members in self._groups():
                 _check_capture(group)
                 members = [(p, position) for p, position in members if p.grad is not None]
+                refuse_sparse(p.grad for p, _ in members if p.grad is not None)
                 for p, _ in members:
                     self._init_state(p, group)
                 options = self._options(group)
@@ -267,8 +276,8 @@ class GENIE(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             for name in _MOMENTS:
                 state[name] = torch.zeros_like(p, dtype=_moment_dtype(p, group), memory_format=torch.preserve_format)
-            if group["form"] == "invariant":
-                state["scale"] = torch.zeros(2, dtype=_scale_dtype(p), device=p.device)
+        if group["form"] == "invariant" and "scale" not in state:  # the form may be chosen between steps
+            state["scale"] = torch.zeros(2, dtype=_scale_dtype(p), device=p.device)
         if not isinstance(state["step"], Tensor):
             state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
 
@@ -343,7 +352,7 @@ def _check_options(options: dict[str, Any]) -> None:
     whole = isinstance(seed, int) and not isinstance(seed, bool)
     dropout = options["dropout"]
     for name, valid, expected in (
-        ("lr", 0 <= float(lr) < math.inf, "at least 0"),
+        ("lr", bool(0 <= lr < math.inf), "at least 0"),
         ("beta", 0 <= options["beta"] < 1, "in [0, 1)"),
         ("dropout", 0 <= dropout < 1 and mask_threshold(dropout) < MASK_LEVELS, "in [0, 1)"),
         ("noise", 0 <= options["noise"] < math.inf, "at least 0"),
@@ -360,5 +369,7 @@ def _check_options(options: dict[str, Any]) -> None:
     chosen = [name for name in ("foreach", "fused", "differentiable") if options[name]]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} are different implementations; choose one")
+    if options["differentiable"] and options["moment_dtype"] == "bfloat16":
+        raise ValueError("differentiable cannot record the random rounding of moment_dtype bfloat16; choose one")
     if options["capturable"] and options["foreach"]:
         raise ValueError("foreach reads step counts on the host, capturable does not; choose one")

@@ -151,9 +151,11 @@ def scaled_terms(
     rest: float | Tensor
     known: bool | Tensor
     if isinstance(step, Tensor):
-        known, rest = step > 1, torch.where(step > 1, 1 - rho, 1)
+        known = (step > 1) & (beta > 0)
+        rest = torch.where(known, 1 - rho, 1)
     else:
-        known, rest = step > 1, 1 - rho if step > 1 else 1.0
+        known = step > 1 and beta > 0
+        rest = 1 - rho if known else 1.0
     if unit is None:
         floor: float | Tensor = VARIANCE_FLOOR
     else:
@@ -204,4 +206,4 @@ def spread_sums(terms: Terms, v: Tensor) -> Tensor:
     gradient, for the invariant form's unit.
     """
     parts = (terms.factor * terms.mean.abs(), terms.certainty, v)
-    return torch.stack([part.detach().sum(dtype=torch.float64) for part in parts])
+    return torch.stack([part.sum(dtype=torch.float64) for part in parts])
