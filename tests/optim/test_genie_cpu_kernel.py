@@ -45,21 +45,18 @@ def _assert_close(left, right, tolerance):
         assert (one - other).abs().max() <= tolerance * one.abs().max()
 
 
-def _use(monkeypatch, index):
-    monkeypatch.setattr(fused_cpu, "instruction_set", lambda: index)
-
-
 # ------------------------------------------------------------------------------------------- numbers
 
 
 @every_form
 @pytest.mark.parametrize("std", [0.01, 3.0])
 @pytest.mark.parametrize("instruction_set", range(3), ids=fused_cpu.INSTRUCTION_SETS)
-def test_every_build_is_the_forloop_and_draws_its_masks(form, std, instruction_set, monkeypatch):
+def test_every_build_is_the_forloop_and_draws_its_masks(form, std, instruction_set):
     if instruction_set > fused_cpu.instruction_set():
         pytest.skip("this processor has no such instructions")
-    _use(monkeypatch, instruction_set)
-    _, fused = _trained(form, std, fused=True)
+    with fused_cpu.limited_instructions(instruction_set):
+        assert fused_cpu.description() == f"fused ({fused_cpu.INSTRUCTION_SETS[instruction_set]})"
+        _, fused = _trained(form, std, fused=True)
     _, forloop = _trained(form, std, foreach=False)
     _, exact = _trained(form, std, foreach=False, dtype=torch.float64)
     for reference, one, other in zip(exact, fused, forloop, strict=True):
@@ -73,7 +70,8 @@ def test_every_build_is_the_forloop_and_draws_its_masks(form, std, instruction_s
     for options in ({"fused": True}, {"foreach": False}):
         p = torch.zeros(100_003)
         p.grad = torch.ones_like(p)
-        GENIE([p], form=form, seed=SEED, dropout=0.37, **options).step()
+        with fused_cpu.limited_instructions(instruction_set):
+            GENIE([p], form=form, seed=SEED, dropout=0.37, **options).step()
         moved.append(p != 0)
     assert torch.equal(*moved)
     assert abs(float(moved[0].float().mean()) - 0.63) < 0.01

@@ -129,7 +129,7 @@ def test_fully_sharded_is_one_process(findings, world, name):
 @TWO_AND_THREE
 @pytest.mark.parametrize("name", worker.RUNS)
 def test_fully_sharded_training_is_training_in_one_process(findings, world, name):
-    """Here gradients are each run's own, and carry roundings on: of the noise's scale, and of the mean of 3 gradients."""
+    """Gradients are each run's own, and carry roundings on: of the noise's scale, and of the mean of 3 gradients."""
     found = found_by_all(findings, world, "fully_sharded")[0][name]
     exact = world == 2 and not tolerance_of(name)
     assert_same_run(found["several"], found["trained in one"], 0 if exact else 40)

@@ -18,7 +18,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from shiftproof.models import MODELS, build_network, default_image_size
 from shiftproof.optim import GENIE, SAM
-from shiftproof.optim.genie import FORMS
+from shiftproof.optim.genie import FORMS, fused_cpu
+from shiftproof.optim.genie.build import kernel_error
 from shiftproof.training import check_device
 
 SMALL_STD, LARGE_STD = 1e-3, 3.0
@@ -41,6 +42,7 @@ class _Candidate:
     build: Callable[..., Optimizer]
     options: dict[str, Any] = field(default_factory=dict)
     gradient_std: float = SMALL_STD
+    instructions: int | None = None
 
 
 class _PublishedGENIE(Optimizer):
@@ -95,7 +97,8 @@ class _SAMUpdate(Optimizer):
         self._sam.step(lambda: None)
 
 
-def _candidates() -> list[_Candidate]:
+def _candidates(best_build: int) -> list[_Candidate]:
+    """Return all, those of the CPU kernel's builds below the best by themselves."""
     lr = 1e-4
     choices: dict[str, dict[str, Any]] = {
         "fused": {"fused": True},
@@ -116,10 +119,16 @@ def _candidates() -> list[_Candidate]:
         _Candidate(f"GENIE {form}, fused (noise)", GENIE, {"lr": lr, "form": form, "fused": True}, LARGE_STD)
         for form in FORMS
     ]
+    builds = [
+        _Candidate(f"GENIE {form}, fused ({name})", GENIE, {"lr": lr, "form": form, "fused": True}, SMALL_STD, index)
+        for form in FORMS
+        for index, name in enumerate(fused_cpu.INSTRUCTION_SETS[:best_build])
+    ]
     return [
         *usual,
         *genies,
         *noisy,
+        *builds,
         _Candidate("GENIE paper, fused, bfloat16 moments", GENIE, {"fused": True, "moment_dtype": torch.bfloat16}),
         _Candidate("SAM around Adam, update", _SAMUpdate),
         _Candidate("GENIE as published", _PublishedGENIE),
@@ -153,9 +162,10 @@ def bench_optimizer(
     shapes = [torch.Size([elements])] if elements else _shapes(str(model))
     size = sum(shape.numel() for shape in shapes)
     rows = []
-    running: list[tuple[dict[str, Any], Optimizer, list[list[Tensor]], list[float]]] = []
+    running: list[tuple[_Candidate, dict[str, Any], Optimizer, list[float]]] = []
     gradients = {std: _gradient_sets(shapes, std, where) for std in (SMALL_STD, LARGE_STD)}
-    for candidate in _candidates():
+    kernel = where.type == "cpu" and kernel_error() is None
+    for candidate in _candidates(fused_cpu.instruction_set() if kernel else 0):
         row: dict[str, Any] = {"name": candidate.name}
         rows.append(row)
         params = [torch.zeros(shape, device=where) for shape in shapes]
@@ -165,18 +175,20 @@ def bench_optimizer(
         except (RuntimeError, ValueError) as error:
             row["error"] = str(error).partition("\n")[0]
             continue
-        running.append((row, optimizer, gradients[candidate.gradient_std], []))
+        running.append((candidate, row, optimizer, []))
     copies = []
     source, target = torch.zeros(size, device=where), torch.zeros(size, device=where)
     for turn in range(rounds + 1):
         copies.append(_timed(lambda: target.copy_(source), where))
-        for _, optimizer, sets, seconds in running:
+        for candidate, _, optimizer, seconds in running:
             if len(seconds) > _SLOW_TURNS and min(seconds) > _SLOW:
                 continue
             params = [p for group in optimizer.param_groups for p in group["params"]]
-            seconds.append(_timed_step(optimizer, params, sets[turn % _GRADIENT_SETS], where))
+            grads = gradients[candidate.gradient_std][turn % _GRADIENT_SETS]
+            with fused_cpu.limited_instructions(candidate.instructions):
+                seconds.append(_timed_step(optimizer, params, grads, where))
     bandwidth = 2 * 4 * size / median(copies[1:])
-    for row, optimizer, _, seconds in running:
+    for _, row, optimizer, seconds in running:
         state = sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values() if _counts(t))
         taken = median(seconds[1:])
         row.update(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import torch
@@ -17,6 +18,7 @@ INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
 _PARAM_TYPES = (torch.float32, torch.bfloat16)
 _GROUP = 64  # elements that share a flag
 _CHUNK = 16384  # elements of a thread's task
+_limit: int | None = None
 
 
 def obstacle(row: Row, *, may_build: bool = True) -> str | None:
@@ -47,8 +49,20 @@ def description() -> str:
 
 
 def instruction_set() -> int:
-    """Return the index in `INSTRUCTION_SETS` of the best that this processor has."""
-    return cast(int, torch.ops.shiftproof.genie_best_instruction_set())
+    """Return the index in `INSTRUCTION_SETS` of the one in use: the best that this processor has."""
+    best = cast(int, torch.ops.shiftproof.genie_best_instruction_set())
+    return best if _limit is None else min(best, _limit)
+
+
+@contextmanager
+def limited_instructions(index: int | None) -> Iterator[None]:
+    """Use no instruction set beyond one of `INSTRUCTION_SETS`, for measurements and tests."""
+    global _limit
+    before, _limit = _limit, index
+    try:
+        yield
+    finally:
+        _limit = before
 
 
 class _Layout(NamedTuple):
