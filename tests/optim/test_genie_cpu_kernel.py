@@ -1,5 +1,6 @@
 """The compiled CPU kernel: every build is the for-loop; it is built once, and done without where it cannot be."""
 
+import copy
 import os
 import stat
 import subprocess
@@ -159,6 +160,54 @@ def test_bfloat16_parameters_are_rounded_once(form):
         assert (one - other).abs().max() <= 2**-7 * one.abs().max()
 
 
+@every_form
+@pytest.mark.parametrize("std", [1e4, 1e6])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_little_certainty_is_not_lost(form, std, noise):
+    """1 - (1 - certainty) would leave nothing of it, and the spread of the noise 0 / 0."""
+    for shapes in ([(1,)], [(200,)]):
+        [exact] = _trained(form, std, shapes=shapes, foreach=False, dtype=torch.float64, noise=noise)[1]
+        [fused] = _trained(form, std, shapes=shapes, fused=True, noise=noise)[1]
+        [forloop] = _trained(form, std, shapes=shapes, foreach=False, noise=noise)[1]
+        scale = exact.abs().max()
+        assert (fused - exact).abs().max() / scale <= 3 * (forloop - exact).abs().max() / scale + 1e-5
+
+
+@every_form
+def test_averages_without_memory_have_no_variance(form):
+    for beta in (0.0, 1e-17):
+        _, exact = _trained(form, 1.0, foreach=False, beta=beta)
+        _, fused = _trained(form, 1.0, fused=True, beta=beta)
+        _assert_close(exact, fused, 3e-6)
+
+
+def test_autograd_sees_that_weights_have_changed():
+    w = torch.ones(3, requires_grad=True)
+    x = torch.ones(3, requires_grad=True)
+    loss = (w * w * x).sum()
+    w.grad = torch.ones(3)
+    GENIE([w], fused=True).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_state_of_another_memory_order_is_brought_to_the_parameters():
+    p = torch.randn(4, 3, 3, 3)
+    plain, last = GENIE([p.clone()]), GENIE([p.to(memory_format=torch.channels_last)], fused=True)
+    [one], [other] = plain.param_groups[0]["params"], last.param_groups[0]["params"]
+    one.grad = torch.randn(4, 3, 3, 3)
+    plain.step()
+    other.data.copy_(one)
+    saved = copy.deepcopy(plain.state_dict())  # torch shares what it loads
+    last.load_state_dict({**saved, "param_groups": last.state_dict()["param_groups"]})
+    assert last.state[other]["exp_avg"].stride() == other.stride()
+    one.grad = torch.randn(4, 3, 3, 3)
+    other.grad = one.grad.to(memory_format=torch.channels_last)
+    plain.step()
+    last.step()
+    _assert_close([one], [other], 3e-6)
+
+
 def test_what_is_not_for_the_kernel_takes_foreach():
     params = [torch.randn(4, 6).t(), torch.randn(5, dtype=torch.float64), torch.randn(5)]
     for p in params:
@@ -291,6 +340,12 @@ def test_a_compiler_that_fails_is_reported_and_not_tried_again(tmp_path):
     assert len((tmp_path / "calls").read_text().splitlines()) <= 4
     [failed] = (tmp_path / "cache").glob("*.failed")
     assert str(failed) in out
+
+
+@pytest.mark.usefixtures("not_prebuilt")
+def test_a_compiler_that_comes_later_is_found(tmp_path):
+    _run(_STEP, tmp_path / "cache", PATH="", CXX="").communicate(timeout=120)
+    assert not list((tmp_path / "cache").glob("*.failed"))
 
 
 @pytest.mark.usefixtures("not_prebuilt")

@@ -721,3 +721,34 @@ def test_without_memory_there_is_no_variance(form, implementation, moment_dtype)
         # bfloat16's roundings of both moments show in m^2 / v.
         rtol = 1e-5 if moment_dtype is None else 0.04
         torch.testing.assert_close(before - param.detach(), gradient, rtol=rtol, atol=1e-5)
+
+
+@pytest.mark.parametrize("refused", ["sparse", "fused"])
+def test_what_is_refused_changes_no_group(refused):
+    first, second = torch.ones(3), torch.ones(3, dtype=torch.float64 if refused == "fused" else torch.float32)
+    options = {"fused": True} if refused == "fused" else {}
+    optimizer = GENIE([{"params": [first]}, {"params": [second], **options}])
+    first.grad = torch.ones(3)
+    second.grad = torch.ones_like(second).to_sparse() if refused == "sparse" else torch.ones_like(second)
+    with pytest.raises(RuntimeError, match="sparse" if refused == "sparse" else "float64"):
+        optimizer.step()
+    assert not optimizer.state
+    assert torch.equal(first, torch.ones(3))
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_dropped_element_stays_though_its_gradient_is_not_finite(foreach):
+    p = torch.ones(1000)
+    p.grad = torch.full((1000,), math.nan)
+    GENIE([p], dropout=0.5, foreach=foreach).step()
+    assert 400 < int(p.isnan().sum()) < 600
+    assert ((p == 1) | p.isnan()).all()
+
+
+def test_a_dropout_set_on_a_group_is_checked_at_the_step():
+    p = torch.ones(3)
+    p.grad = torch.ones(3)
+    optimizer = GENIE([p])
+    optimizer.param_groups[0]["dropout"] = 1.0
+    with pytest.raises(ValueError, match=r"Invalid dropout value: 1\.0"):
+        optimizer.step()

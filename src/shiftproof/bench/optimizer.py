@@ -1,11 +1,12 @@
 """What a step of each optimizer costs, forward and backward passes apart, beside torch's fused AdamW.
 
-All optimizers step the same parameters in turn, round by round, so that what else happens on the machine meets them
-alike. Gradients change from step to step: constant ones would have no variance.
+All optimizers step parameters of the same shapes in turn, round by round, so that what else happens on the machine
+meets them alike. Gradients change from step to step: constant ones would have no variance.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ _NOTES = (
     "fused AdamW.",
     "Bandwidth: bytes of parameters, gradients and state that one pass reads and writes, over the time, as a share of",
     "what copying a tensor of all parameters reached in the same run.",
-    f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise), where",
-    "GENIE's noise acts on most elements.",
+    f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise). There, and",
+    "in all rows of the invariant form, noise acts on most elements.",
 )
 
 
@@ -198,7 +199,7 @@ def bench_optimizer(
             state_bytes=state / size,
             bandwidth=(3 * 4 * size + 2 * state) / taken / bandwidth,
         )
-    baseline = next(row["milliseconds"] for row in rows if row["name"] == _BASELINE)
+    baseline = next(row.get("milliseconds", math.nan) for row in rows if row["name"] == _BASELINE)
     for row in rows:
         if "milliseconds" in row:
             row["ratio"] = row["milliseconds"] / baseline

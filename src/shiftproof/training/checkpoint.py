@@ -13,6 +13,8 @@ import torch
 from shiftproof.algorithms import Algorithm
 from shiftproof.files import DamagedFileError, write_bytes
 
+_PROGRESS = {"step", "seconds", "passes", "metrics", "losses", "selected"}
+
 
 def save_checkpoint(path: Path, algorithm: Algorithm, progress: dict[str, Any]) -> None:
     """Write the algorithm, its optimizers and the run's progress, atomically.
@@ -51,6 +53,8 @@ def load_checkpoint(path: Path, algorithm: Algorithm) -> dict[str, Any]:
         for name, optimizer in algorithm.optimizers.items():
             optimizer.load_state_dict(content["optimizers"][name])
         progress: dict[str, Any] = content["progress"]
+        if missing := _PROGRESS - progress.keys():
+            raise DamagedFileError(path, f"no {', '.join(sorted(missing))}", remedy)
     except (
         zipfile.BadZipFile,
         pickle.UnpicklingError,

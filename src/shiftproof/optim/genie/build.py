@@ -35,9 +35,18 @@ class KernelError(RuntimeError):
     """There is no compiled kernel; the message says why."""
 
 
+class NoCompilerError(KernelError):
+    """There is no compiler; another time there may be one."""
+
+
 def is_settled() -> bool:
     """Tell whether `kernel_error` answers without compiling anything."""
-    return kernel_error.cache_info().currsize > 0 or PREBUILT.exists() or _cached().exists()
+    if kernel_error.cache_info().currsize > 0 or PREBUILT.exists():
+        return True
+    try:
+        return any(_cached().with_suffix(suffix).exists() for suffix in (".so", ".failed"))
+    except KernelError:
+        return True
 
 
 @cache
@@ -70,7 +79,11 @@ def _cached() -> Path:
     digest = hashlib.sha256(f"{torch.__version__} {platform.machine()} {_FLAGS} {_KERNEL_FLAGS}".encode())
     for source in sorted(SOURCES.glob("*.[ch]*")):
         digest.update(source.read_bytes())
-    return cache_folder() / f"genie-{digest.hexdigest()[:16]}.so"
+    try:
+        folder = cache_folder()
+    except RuntimeError as error:  # there is no home folder
+        raise KernelError(f"the CPU kernel cannot be kept: {error}; set SHIFTPROOF_CACHE") from error
+    return folder / f"genie-{digest.hexdigest()[:16]}.so"
 
 
 def _compile_once(target: Path) -> None:
@@ -88,6 +101,8 @@ def _compile_once(target: Path) -> None:
             try:
                 print("shiftproof: compiling GENIE's CPU kernel, once for this machine", file=sys.stderr)
                 compile_kernel(target)
+            except NoCompilerError:
+                raise
             except KernelError as error:
                 write_bytes(failed, str(error).encode())
                 raise
@@ -105,7 +120,7 @@ def compile_kernel(target: Path) -> None:
         (found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if (found := _which(name))), None
     )
     if compiler is None:
-        raise KernelError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
+        raise NoCompilerError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
     if sys.platform == "win32":
         raise KernelError("it is written for GCC and Clang")
     include = Path(torch.__file__).parent / "include"

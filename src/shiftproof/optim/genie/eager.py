@@ -44,7 +44,7 @@ def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
                 update = update + normal * _spread(term, spreads, i) * uncertainty * options.noise
             if options.threshold:
                 [kept] = draw_masks([row.place], options.seed, row.step, options.threshold, update.device)
-                update = update * kept
+                update = torch.where(kept, update, 0)  # also where it is not finite
                 if options.form != "paper":
                     update = update / (1 - options.threshold / MASK_LEVELS)
             row.param.sub_(update * options.lr)
@@ -100,7 +100,7 @@ def _unit(row: Row, dtype: torch.dtype) -> Tensor | None:
 
 
 def _sums(terms: Sequence[Terms], vs: Sequence[Tensor], options: Options) -> Tensor | None:
-    if options.form == "paper":
+    if not options.needs_sums:
         return None
     return torch.stack([spread_sums(term, v) for term, v in zip(terms, vs, strict=True)])
 
@@ -123,7 +123,7 @@ def begin_foreach(rows: Sequence[Row], options: Options) -> Begun:
         for indices, batch in begun:
             batch.finish(None if spreads is None else spreads[indices])
 
-    if options.form == "paper":
+    if not options.needs_sums:
         return Begun(None, finish)
     sums = torch.empty(len(rows), 3, dtype=torch.float64, device=rows[0].param.device)
     for indices, batch in begun:
@@ -156,7 +156,7 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
                     updates[i].add_(normal * _spread(terms[i], spreads, i) * uncertainties[i] * options.noise)
         if options.threshold:
             masks = draw_masks([row.place for row in rows], options.seed, step, options.threshold, device)
-            torch._foreach_mul_(updates, [mask.to(dtype) for mask in masks])
+            updates = tuple(torch.where(mask, update, 0) for mask, update in zip(masks, updates, strict=True))
             if options.form != "paper":
                 torch._foreach_div_(updates, 1 - options.threshold / MASK_LEVELS)
         torch._foreach_mul_(updates, options.lr)
@@ -202,7 +202,7 @@ def _foreach_scaled_terms(
     correction = bias_correction(beta, step, ms[0].dtype)
     rho = mean_variance_ratio(beta, correction)
     floors = [VARIANCE_FLOOR if unit is None else VARIANCE_FLOOR * unit for unit in units]
-    has_memory = step > 1 and beta > 0
+    has_memory = step > 1 and rho < 1
     known = [has_memory if unit is None else (unit > 0) & has_memory for unit in units]
     means = torch._foreach_div(ms, correction)
     squares = torch._foreach_mul(means, means)

@@ -110,9 +110,16 @@ def genie(
 
 
 def refuse_sparse(grads: Iterable[Tensor]) -> None:
-    """Raise RuntimeError if a gradient is sparse; asked before anything changes."""
+    """Raise RuntimeError if a gradient is sparse."""
     if any(grad.layout is not torch.strided for grad in grads):
         raise RuntimeError("GENIE does not support sparse gradients")
+
+
+def refuse_unfused(params: Sequence[Tensor], variant: Variant) -> None:
+    """Raise RuntimeError if the fused implementation is asked for and does not take parameters without state."""
+    if variant.fused:
+        for p in params:
+            _implementation(_stand_in(local_part(p), variant), variant)
 
 
 def count_step(steps: Sequence[Tensor], found_inf: Tensor | None) -> None:
@@ -182,7 +189,7 @@ def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
 def _begin_empty(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of rows that are all in other processes."""
     sums = torch.zeros(len(rows), 3, dtype=torch.float64, device=rows[0].param.device)
-    return Begun(None if options.form == "paper" else sums, lambda spreads: None)
+    return Begun(sums if options.needs_sums else None, lambda spreads: None)
 
 
 def _implementation(row: Row, variant: Variant, *, may_build: bool = True) -> _Begin:
@@ -192,10 +199,10 @@ def _implementation(row: Row, variant: Variant, *, may_build: bool = True) -> _B
         RuntimeError: the fused implementation is asked for and does not take the row.
     """
     if variant.may_fuse:
-        if (reason := fused_triton.obstacle(row)) is None:
-            return fused_triton.begin
-        if row.param.device.type == "cpu" and (reason := fused_cpu.obstacle(row, may_build=may_build)) is None:
-            return fused_cpu.begin
+        on_cpu = row.param.device.type == "cpu" and not fused_triton.interpreted
+        reason = fused_cpu.obstacle(row, may_build=may_build) if on_cpu else fused_triton.obstacle(row)
+        if reason is None:
+            return fused_cpu.begin if on_cpu else fused_triton.begin
         if variant.fused:
             raise RuntimeError(f"fused=True, but {reason}")
     plain = type(row.param) in PLAIN
@@ -210,11 +217,15 @@ def describe_implementation(params: Sequence[Tensor], variant: Variant) -> str:
     return " and ".join(names) or "none"
 
 
-def _description(param: Tensor, variant: Variant) -> str:
-    param = _real(param)
+def _stand_in(param: Tensor, variant: Variant) -> Row:
+    """Return a row for a parameter that has no state yet."""
+    param = _real(param.detach())
     moment = param.float() if param.dtype == torch.float16 else param
-    step = torch.ones((), device=param.device) if variant.capturable else 1
-    row = Row(param, param, moment, moment, None, step, 0, None)
+    return Row(param, param, moment, moment, None, torch.ones(()) if variant.capturable else 1, 0, None)
+
+
+def _description(param: Tensor, variant: Variant) -> str:
+    row = _stand_in(param, variant)
     try:
         begin = _implementation(row, variant, may_build=False)
     except RuntimeError as error:
@@ -225,7 +236,7 @@ def _description(param: Tensor, variant: Variant) -> str:
     name = "foreach" if begin is begin_foreach else "for-loop"
     if not variant.may_fuse:
         return name
-    on_cpu = param.device.type == "cpu"
+    on_cpu = row.param.device.type == "cpu"
     return f"{name}: {fused_cpu.obstacle(row, may_build=False) if on_cpu else fused_triton.obstacle(row)}"
 
 
@@ -250,7 +261,7 @@ def _summed(parts: Sequence[tuple[list[int], list[Row], Tensor | None]]) -> list
 
 
 def _renew_scales(rows: Sequence[Row], options: Options, sums: Tensor) -> None:
-    for row, (_, _, square) in zip(rows, sums, strict=True):
+    for row, square in zip(rows, sums[:, 2].unbind(), strict=True):
         if row.scale is not None:
             mean = square / row.whole_numel / bias_correction(options.beta, row.step, torch.float64)
             new = torch.stack([row.scale[1], mean.to(row.scale)])

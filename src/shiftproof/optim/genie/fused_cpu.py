@@ -28,10 +28,11 @@ def obstacle(row: Row, *, may_build: bool = True) -> str | None:
         row: the row.
         may_build: compile the kernel where need be; otherwise it counts as there if it might be.
     """
+    dtype = row.param.dtype
     if row.param.device.type != "cpu":
         return f"the parameter is on {row.param.device}"
-    if row.param.dtype not in _PARAM_TYPES or row.grad.dtype != row.param.dtype:
-        return f"the parameter is {row.param.dtype} and its gradient {row.grad.dtype}, neither float32 nor bfloat16"
+    if dtype not in _PARAM_TYPES or row.grad.dtype != dtype:
+        return f"the parameter is {dtype} and its gradient {row.grad.dtype}, neither float32 nor bfloat16"
     if row.exp_avg.dtype not in _PARAM_TYPES:
         return f"the moving averages are {row.exp_avg.dtype}"
     if isinstance(row.step, Tensor):
@@ -114,7 +115,7 @@ def begin(rows: Sequence[Row], options: Options) -> Begun:
     for indices, batch in begun:
         if batch.sums is not None:
             sums[indices] = batch.sums
-    return Begun(None if options.form == "paper" else sums, finish)
+    return Begun(sums if options.needs_sums else None, finish)
 
 
 def _begin_batch(rows: list[Row], options: Options) -> Begun:
@@ -156,15 +157,16 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
         if noisy:
             values = sums if spreads is None else spreads.contiguous()
             torch.ops.shiftproof.genie_second_pass(params, ms, vs, numbers, scalars, values, flags, *settings)
+        torch.autograd.graph.increment_version(params)  # as torch's own in-place operations do
 
-    return Begun(None if options.form == "paper" else sums, finish)
+    return Begun(sums if options.needs_sums else None, finish)
 
 
 def _step_scalars(step: int, beta: float) -> tuple[float, float, float]:
     """Return the scalars that follow from a step count; see `Tensor` in kernel/genie.h."""
     correction = bias_correction(beta, step, torch.float64)
     rho = mean_variance_ratio(beta, correction)
-    return 1 / correction, rho, 1 / (1 - rho) if step > 1 and beta > 0 else 0.0
+    return 1 / correction, rho, 1 / (1 - rho) if step > 1 and rho < 1 else 0.0
 
 
 def _most_groups(row: Row, layout: _Layout) -> int:

@@ -113,7 +113,7 @@ def begin(rows: Sequence[Row], options: Options) -> Begun:
     batches = [_Batch(own, indices, options) for indices in _batches(own)]
     sums: dict[torch.device, Tensor] = {}
     for batch in batches:
-        if options.form != "paper" and batch.device not in sums:
+        if options.needs_sums and batch.device not in sums:
             sums[batch.device] = torch.zeros(len(rows), 3, dtype=torch.float64, device=batch.device)
         batch.begin(sums.get(batch.device))
     if options.grad_scale is not None:  # gradients are left divided by it

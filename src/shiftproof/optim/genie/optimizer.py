@@ -22,6 +22,7 @@ from shiftproof.optim.genie.functional import (
     describe_implementation,
     make_rows,
     refuse_sparse,
+    refuse_unfused,
     take_step,
 )
 from shiftproof.optim.genie.rule import DEFAULT_LR, Form, Options, Row
@@ -187,6 +188,10 @@ class GENIE(Optimizer):
                 for name in (*_MOMENTS, "scale"):
                     if name in entries and entries[name].dtype != self.state[p][name].dtype:
                         self.state[p][name] = entries[name].to(p.device, copy=True)
+                for name in _MOMENTS:  # in the parameter's memory order, which the saved one may not have had
+                    moment = self.state[p].get(name)
+                    if moment is not None and moment.shape == p.shape and moment.stride() != p.stride():
+                        self.state[p][name] = torch.empty_like(p, dtype=moment.dtype).copy_(moment)
                 if isinstance(self.state[p].get("step"), Tensor) and not group["capturable"]:
                     self.state[p]["step"] = self.state[p]["step"].cpu()
 
@@ -226,16 +231,21 @@ class GENIE(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            groups = []
-            for group, members in self._groups():
+            stepped = [
+                (group, [(p, position) for p, position in members if p.grad is not None])
+                for group, members in self._groups()
+            ]
+            for group, members in stepped:  # refuse what cannot be done before anything changes
                 _check_capture(group)
-                members = [(p, position) for p, position in members if p.grad is not None]
                 refuse_sparse(p.grad for p, _ in members if p.grad is not None)
-                for p, _ in members:
-                    self._init_state(p, group)
+                if group["fused"]:
+                    refuse_unfused([p for p, _ in members if not self.state.get(p)], _variant(group))
+            groups = []
+            for group, members in stepped:
                 options = self._options(group)
-                count_step([self.state[p]["step"] for p, _ in members], options.found_inf)
-                groups.append((self._rows(members, group), options, _variant(group)))
+                states = [self._init_state(p, group) for p, _ in members]
+                count_step([state["step"] for state in states], options.found_inf)
+                groups.append((_rows(members, states, group), options, _variant(group)))
             take_step(groups)
         return loss
 
@@ -254,12 +264,14 @@ class GENIE(Optimizer):
         """Tell what the last step did, one entry per group; None for a group that took none.
 
         Nothing is recorded for it: everything is computed again from the moving averages, at the cost of about a step
-        in torch's operations. Of sharded parameters, this process's parts count.
+        in torch's operations, with the options that the groups have now: ask before a scheduler changes them. Of
+        sharded parameters, this process's parts count, and all processes must ask: the noise's scale is summed.
         """
         result = []
         for group, members in self._groups():
             stepped = [(p, position) for p, position in members if self.state.get(p, {}).get("step", 0) > 0]
-            result.append(group_statistics(self._rows(stepped, group), self._options(group)) if stepped else None)
+            rows = _rows(stepped, [self.state[p] for p, _ in stepped], group)
+            result.append(group_statistics(rows, self._options(group)) if stepped else None)
         return result
 
     def _groups(self) -> Iterator[tuple[dict[str, Any], list[tuple[Tensor, int]]]]:
@@ -269,8 +281,8 @@ class GENIE(Optimizer):
             yield group, [(p, position + i) for i, p in enumerate(group["params"])]
             position += len(group["params"])
 
-    def _init_state(self, p: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
+    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[p]
         if not state:
             device = p.device if group["capturable"] else torch.device("cpu")
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
@@ -280,22 +292,12 @@ class GENIE(Optimizer):
             state["scale"] = torch.zeros(2, dtype=_scale_dtype(p), device=p.device)
         if not isinstance(state["step"], Tensor):
             state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
-
-    def _rows(self, members: list[tuple[Tensor, int]], group: dict[str, Any]) -> list[Row]:
-        states = [self.state[p] for p, _ in members]
-        return make_rows(
-            [p for p, _ in members],
-            [p if p.grad is None else p.grad for p, _ in members],  # without one where only statistics are asked for
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["scale"] for state in states] if group["form"] == "invariant" else [],
-            [state["step"] for state in states],
-            [position for _, position in members],
-            group["capturable"],
-        )
+        return state
 
     def _options(self, group: dict[str, Any]) -> Options:
         lr = group["lr"]
+        if not 0 <= mask_threshold(group["dropout"]) < MASK_LEVELS:  # as set on the group since
+            raise ValueError(f"Invalid dropout value: {group['dropout']}; it must be in [0, 1)")
         return Options(
             lr.reshape(()) if isinstance(lr, Tensor) else lr,  # a (1,) tensor would broadcast a scalar's update
             group["beta"],
@@ -309,6 +311,19 @@ class GENIE(Optimizer):
             getattr(self, "grad_scale", None),
             getattr(self, "found_inf", None),
         )
+
+
+def _rows(members: list[tuple[Tensor, int]], states: list[dict[str, Any]], group: dict[str, Any]) -> list[Row]:
+    return make_rows(
+        [p for p, _ in members],
+        [p if p.grad is None else p.grad for p, _ in members],  # without one where only statistics are asked for
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [state["scale"] for state in states] if group["form"] == "invariant" else [],
+        [state["step"] for state in states],
+        [position for _, position in members],
+        group["capturable"],
+    )
 
 
 def _variant(group: dict[str, Any]) -> Variant:

@@ -41,6 +41,11 @@ class Options(NamedTuple):
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
 
+    @property
+    def needs_sums(self) -> bool:
+        """Whether a step needs sums over whole tensors: for the scale of the noise, or the next step's unit."""
+        return self.form == "invariant" or (self.form == "released" and self.noise != 0)
+
 
 class Row(NamedTuple):
     """One parameter of a step, as local tensors.
@@ -80,9 +85,8 @@ class Begun(NamedTuple):
     """The first half of a step: moving averages are updated; what the whole tensor decides is still to be summed.
 
     Attributes:
-        sums: the rows' `spread_sums`, of the local parts, float64, shape (rows, 3); None for form "paper", which
-            needs none.
-        finish: updates the parameters, given the rows' spreads, float64, shape (rows,), None for form "paper".
+        sums: the rows' `spread_sums`, of the local parts, float64, shape (rows, 3); None where none are needed.
+        finish: updates the parameters, given the rows' spreads, float64, shape (rows,), or None.
     """
 
     sums: Tensor | None
@@ -151,10 +155,10 @@ def scaled_terms(
     rest: float | Tensor
     known: bool | Tensor
     if isinstance(step, Tensor):
-        known = (step > 1) & (beta > 0)
+        known = (step > 1) & (rho < 1)
         rest = torch.where(known, 1 - rho, 1)
     else:
-        known = step > 1 and beta > 0
+        known = bool(step > 1 and rho < 1)
         rest = 1 - rho if known else 1.0
     if unit is None:
         floor: float | Tensor = VARIANCE_FLOOR

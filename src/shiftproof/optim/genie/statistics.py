@@ -64,7 +64,8 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
         rescale = 1.0 if options.form == "paper" else 1 / (1 - options.threshold / MASK_LEVELS)
         elements += m.numel()
         factors += _sum(terms.factor)
-        histogram += torch.histc(terms.factor.float(), _BINS, 0, 1).double().cpu()
+        for part in torch.split(terms.factor.float().flatten(), 2**23):  # histc counts in float32
+            histogram += torch.histc(part, _BINS, 0, 1).double().cpu()
         noisy += _sum(acted)
         kept += _sum(mask)
         noise_square += _sum(deviation[acted].square())
@@ -74,7 +75,7 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
         return None
     return GroupStatistics(
         factors / elements,
-        _quantiles(histogram),
+        _quantiles(histogram) if math.isfinite(factors) else dict.fromkeys(QUANTILES, math.nan),
         noisy / elements,
         math.sqrt(noise_square / update_square) if update_square else None,
         kept / elements,

@@ -447,11 +447,15 @@ template <Form form>
   return {mean, choose(total > 0.0f, signal / total, F32{}), variance};
 }
 
-// 1 - tanh(unit / variance), which is 2 / (exp(2 unit / variance) + 1), and 0 where that is 0 in float32.
-[[gnu::always_inline]] inline F32 uncertainty(const Constants& c, F32 variance) {
+// tanh(unit / variance), which is 1 - 2 / (exp(2 unit / variance) + 1), and below 1/4 its series, as nothing would be
+// left of that difference.
+[[gnu::always_inline]] inline F32 certainty(const Constants& c, F32 variance) {
   const I32 noisy = variance > c.noisy_above;
-  const F32 ratio = c.unit / choose(noisy, variance, splat(1.0f));
-  return choose(noisy, 2.0f / (exponential(2.0f * choose(noisy, ratio, F32{})) + 1.0f), F32{});
+  const F32 x = choose(noisy, c.unit / choose(noisy, variance, splat(1.0f)), F32{});
+  const F32 y = x * x;
+  const F32 series = x * (1.0f - y * (1.0f / 3 - y * (2.0f / 15 - y * (17.0f / 315 - y * (62.0f / 2835)))));
+  const F32 tanh = choose(x < 0.25f, series, 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f));
+  return choose(noisy, tanh, splat(1.0f));
 }
 
 [[gnu::always_inline]] inline F64 widen_and_add(F32 x) {
@@ -477,10 +481,11 @@ struct Sums {
   }
 };
 
-// One group of 64 elements, all at hand: the first pass. Returns which of its vectors are left to the second.
+// One group of 64 elements: the first pass. Returns which of its vectors are left to the second. `present` is 1 for the
+// elements that are there and 0 for the others; null where all are.
 template <Form form, class P, class M>
 [[gnu::always_inline]] inline Flag first_group(const Constants& c, P* p, const P* g, M* m, M* v, const Keep& keep,
-                           const uint32_t* rounding, Sums& sums) {
+                                                  const uint32_t* rounding, Sums& sums, const float* present) {
   Flag noisy = 0;
   F32 weighted{}, certainties{}, squares{};
 #pragma GCC unroll 4
@@ -504,15 +509,15 @@ template <Form form, class P, class M>
     if (__builtin_expect(uncertain && c.noise != 0.0f, 0)) {
       noisy |= (Flag)(1 << k);
       if (form != kPaper) {
-        const F32 certainty = 1.0f - uncertainty(c, terms.variance);
-        size *= certainty;
-        certainties += certainty;
+        const F32 certain = certainty(c, terms.variance);
+        size *= certain;
+        certainties += present ? certain * load(present + at) : certain;
       }
     } else {
       sums.certain += kLanes;
       F32 update = terms.mean;
       if (c.precondition) update *= terms.factor;
-      if (__builtin_expect(uncertain && c.precondition, 0)) update *= 1.0f - uncertainty(c, terms.variance);
+      if (__builtin_expect(uncertain && c.precondition, 0)) update *= certainty(c, terms.variance);
       store(p + at, load(p + at) - keep.apply(k, update) * c.lr);
     }
     if (form != kPaper) weighted += size;
@@ -532,11 +537,11 @@ template <Form form, class P, class M>
     if (!(noisy >> k & 1)) continue;
     const int at = kLanes * k;
     const Terms terms = compute_terms<form>(c, load(m + at), load(v + at));
-    const F32 uncertain = uncertainty(c, terms.variance);
+    const F32 certain = certainty(c, terms.variance);
     F32 update = terms.mean;
-    if (c.precondition) update *= terms.factor * (1.0f - uncertain);
+    if (c.precondition) update *= terms.factor * certain;
     const F32 deviation = form == kPaper ? square_root(terms.variance) : splat(spread);
-    update += load(normals + at) * deviation * uncertain * c.noise;
+    update += load(normals + at) * deviation * (1.0f - certain) * c.noise;
     store(p + at, load(p + at) - keep.apply(k, update) * c.lr);
   }
 }
@@ -624,15 +629,18 @@ struct Passes {
         prefetch(m + i + ahead);
         prefetch(v + i + ahead);
       }
-      return first_group<form>(c, p, g, m, v, keep, rounding, sums);
+      return first_group<form>(c, p, g, m, v, keep, rounding, sums, nullptr);
     }
     Buffer<P> bp(p, skip, length), bg(g, skip, length);
     Buffer<M> bm(m, skip, length), bv(v, skip, length);
-    const Flag noisy = first_group<form>(c, bp.at, bg.at, bm.at, bv.at, keep, rounding, sums);
+    float present[kGroup];
+    for (int64_t i = 0; i < kGroup; ++i) present[i] = i >= skip && i < skip + length ? 1.0f : 0.0f;
+    const Flag noisy = first_group<form>(c, bp.at, bg.at, bm.at, bv.at, keep, rounding, sums, present);
     bp.write(p, skip, length);
     bm.write(m, skip, length);
     bv.write(v, skip, length);
-    sums.certain -= kGroup - length;
+    for (int64_t i = 0; i < kGroup; ++i)  // elements that are not there count as certain in vectors without noise
+      if (present[i] == 0.0f && !(noisy >> (i / kLanes) & 1)) --sums.certain;
     return noisy;
   }
 
