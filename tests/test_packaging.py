@@ -1,0 +1,31 @@
+"""What a wheel holds."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KERNEL = "shiftproof/optim/genie/kernel/genie_kernel.so"
+
+
+@pytest.mark.slow
+def test_a_wheel_built_beside_torch_holds_the_compiled_kernel(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir"]
+    subprocess.run([*build, str(tmp_path), str(ROOT)], check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    assert wheel.name.startswith("shiftproof-")
+    assert not wheel.name.endswith("none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert {KERNEL, "shiftproof/optim/genie/kernel/genie.cpp"} <= set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
+    step = (
+        "import torch; from shiftproof.optim import GENIE; p = torch.ones(3); p.grad = torch.ones(3);"
+        "o = GENIE([p], fused=True); o.step(); print(repr(o))"
+    )
+    environment = {"PYTHONPATH": str(tmp_path / "installed"), "PATH": "", "SHIFTPROOF_CACHE": str(tmp_path / "none")}
+    done = subprocess.run([sys.executable, "-c", step], env=environment, capture_output=True, text=True, check=True)
+    assert "group 0: fused (" in done.stdout
+    assert not (tmp_path / "none").exists()
