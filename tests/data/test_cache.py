@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import ImageFile
 
 from shiftproof.data import CacheError, UnreadableImagesError, cache, decode, open_folder
@@ -108,7 +109,7 @@ def test_a_complete_cache_needs_no_lock(image_tree, decoded, cache_folder):
     root = image_tree(TREE)
     open_folder(root, 8)
     (lock,) = cache_folder.glob("*.lock")
-    with cache.FileLock(lock):
+    with FileLock(lock):
         open_folder(root, 8)
     assert len(decoded) == 5
 

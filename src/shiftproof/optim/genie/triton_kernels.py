@@ -109,7 +109,7 @@ def begin_kernel(
     flag = tl.max((live & (variance * _CERTAIN > unit)).to(tl.int32), axis=0)
     certainty = _certainty(unit, variance) if flag != 0 else tl.full((block,), 1.0, tl.float32)
     program = tl.program_id(0)
-    if form != "paper":
+    if partials is not None:
         count = tl.num_programs(0)
         tl.store(partials + program, _total(certainty * share * tl.abs(mean), live))
         tl.store(partials + count + program, _total(certainty, live))
