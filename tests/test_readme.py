@@ -15,8 +15,8 @@ README = Path(__file__).parents[1] / "README.md"
 ROOT = README.parent
 
 
-def _blocks():
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def _blocks(file=README):
+    return re.findall(r"```python\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
@@ -40,6 +40,16 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text(algorithm + small, encoding="utf-8")
     printed = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True).stdout
     assert "worst_domain + genie" in printed
+
+
+def test_python_blocks_of_the_guide_run(capsys):
+    names = {}
+    for block in _blocks(ROOT / "docs" / "genie.md"):
+        exec(block, names)  # noqa: S102
+    factor, noisy, kept = map(float, capsys.readouterr().out.split())
+    assert 0 < factor <= 1
+    assert noisy == 0  # the guide says so of the usual size of gradients
+    assert 0 < kept < 1
 
 
 def test_commands_of_the_readme_exist():
