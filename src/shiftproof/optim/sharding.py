@@ -32,22 +32,22 @@ class Shard(NamedTuple):
 
 
 def local_part(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return what this process holds of a tensor: itself, unless it is a DTensor.
+    """Return what this process holds of a tensor: itself, unless it is a DTensor; of a complex one, the real view.
 
     Args:
         tensor: any tensor.
         like: a DTensor whose placements ``tensor`` is brought to first, as a gradient to its parameter's.
     """
-    if not _is_dtensor(tensor):
-        return tensor
-    dtensor = cast(Any, tensor)
-    if like is not None and dtensor.placements != cast(Any, like).placements:
-        dtensor = dtensor.redistribute(placements=cast(Any, like).placements)
-    return cast(Tensor, dtensor.to_local())
+    if _is_dtensor(tensor):
+        dtensor = cast(Any, tensor)
+        if like is not None and dtensor.placements != cast(Any, like).placements:
+            dtensor = dtensor.redistribute(placements=cast(Any, like).placements)
+        tensor = dtensor.to_local()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def shard_of(tensor: Tensor) -> Shard | None:
-    """Return the place of a tensor's local part, None where this process holds all of it.
+    """Return the place of a tensor's local part, as `local_part` gives it; None where this process holds all of it.
 
     Raises:
         RuntimeError: the tensor is a DTensor of partial sums, or its local part is no box.
@@ -71,7 +71,10 @@ def shard_of(tensor: Tensor) -> Shard | None:
     shape, offset = compute_local_shape_and_global_offset(dtensor.shape, mesh, placements)
     if tuple(shape) != tuple(dtensor.to_local().shape):  # torch's own bookkeeping fails for some uneven shards
         raise RuntimeError(f"{tuple(dtensor.shape)} cannot be sharded unevenly by {placements}")
-    return Shard(tuple(dtensor.shape), tuple(offset), tuple(mesh.get_group(i) for i in sharding))
+    groups = tuple(mesh.get_group(i) for i in sharding)
+    if dtensor.is_complex():  # the real view has a dimension more
+        return Shard((*dtensor.shape, 2), (*offset, 0), groups)
+    return Shard(tuple(dtensor.shape), tuple(offset), groups)
 
 
 def element_indices(shape: Sequence[int], shard: Shard | None, device: torch.device) -> Tensor:

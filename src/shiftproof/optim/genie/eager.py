@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import cast
 
 import torch
@@ -16,6 +15,7 @@ from shiftproof.optim.genie.rule import (
     Options,
     Row,
     Terms,
+    begin_in_batches,
     bias_correction,
     mean_variance_ratio,
     row_terms,
@@ -114,21 +114,11 @@ def _spread(term: Terms, spreads: Tensor | None, index: int) -> Tensor:
 
 def begin_foreach(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of some rows together; their steps are numbers. Equals `begin_forloop` bit for bit."""
-    batches: dict[object, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        batches[row.param.device, row.param.dtype, row.exp_avg.dtype, row.step].append(i)
-    begun = [(indices, _begin_batch([rows[i] for i in indices], options)) for indices in batches.values()]
 
-    def finish(spreads: Tensor | None) -> None:
-        for indices, batch in begun:
-            batch.finish(None if spreads is None else spreads[indices])
+    def key(row: Row) -> Hashable:
+        return row.param.device, row.param.dtype, row.exp_avg.dtype, row.step
 
-    if not options.needs_sums:
-        return Begun(None, finish)
-    sums = torch.empty(len(rows), 3, dtype=torch.float64, device=rows[0].param.device)
-    for indices, batch in begun:
-        sums[indices] = cast(Tensor, batch.sums).to(sums.device)
-    return Begun(sums, finish)
+    return begin_in_batches(rows, options, key, _begin_batch)
 
 
 def _begin_batch(rows: list[Row], options: Options) -> Begun:

@@ -11,7 +11,7 @@ from torch import Tensor
 from shiftproof.optim.genie import fused_cpu, fused_triton
 from shiftproof.optim.genie.eager import begin_foreach, begin_forloop
 from shiftproof.optim.genie.rule import Begun, Form, Options, Row, bias_correction
-from shiftproof.optim.sharding import PLAIN, Shard, local_part, shard_of, sum_over_shards
+from shiftproof.optim.sharding import PLAIN, local_part, shard_of, sum_over_shards
 from shiftproof.optim.stream import mask_threshold
 
 _Begin = Callable[[Sequence[Row], Options], Begun]
@@ -116,10 +116,9 @@ def refuse_sparse(grads: Iterable[Tensor]) -> None:
 
 
 def refuse_unfused(params: Sequence[Tensor], variant: Variant) -> None:
-    """Raise RuntimeError if the fused implementation is asked for and does not take parameters without state."""
-    if variant.fused:
-        for p in params:
-            _implementation(_stand_in(local_part(p), variant), variant)
+    """Raise RuntimeError if the variant asks for the fused implementation and it does not take parameters."""
+    for p in params:
+        _implementation(_stand_in(local_part(p), variant), variant)
 
 
 def count_step(steps: Sequence[Tensor], found_inf: Tensor | None) -> None:
@@ -153,11 +152,8 @@ def make_rows(
         if type(p) in PLAIN and not p.is_complex():  # the usual case, without detours
             row = Row(p, grad, m, v, scale, step, positions[i], None)
         else:
-            shard = shard_of(p)
-            if p.is_complex() and shard is not None:
-                shard = Shard((*shard.shape, 2), (*shard.offset, 0), shard.groups)
-            local = [_real(t) for t in (local_part(p), local_part(grad, like=p), local_part(m), local_part(v))]
-            row = Row(local[0], local[1], local[2], local[3], scale, step, positions[i], shard)
+            local_grad = local_part(grad, like=p)
+            row = Row(local_part(p), local_grad, local_part(m), local_part(v), scale, step, positions[i], shard_of(p))
         if row.whole_numel:
             rows.append(row)
     return rows
@@ -219,7 +215,7 @@ def describe_implementation(params: Sequence[Tensor], variant: Variant) -> str:
 
 def _stand_in(param: Tensor, variant: Variant) -> Row:
     """Return a row for a parameter that has no state yet."""
-    param = _real(param.detach())
+    param = param.detach()
     moment = param.float() if param.dtype == torch.float16 else param
     return Row(param, param, moment, moment, None, torch.ones(()) if variant.capturable else 1, 0, None)
 
@@ -266,7 +262,3 @@ def _renew_scales(rows: Sequence[Row], options: Options, sums: Tensor) -> None:
             mean = square / row.whole_numel / bias_correction(options.beta, row.step, torch.float64)
             new = torch.stack([row.scale[1], mean.to(row.scale)])
             row.scale.copy_(new if options.found_inf is None else torch.where(options.found_inf == 0, new, row.scale))
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, cast
@@ -11,7 +10,15 @@ import torch
 from torch import Tensor
 
 from shiftproof.optim.genie.build import is_settled, kernel_error
-from shiftproof.optim.genie.rule import FORMS, Begun, Options, Row, bias_correction, mean_variance_ratio
+from shiftproof.optim.genie.rule import (
+    FORMS,
+    Begun,
+    Options,
+    Row,
+    begin_in_batches,
+    bias_correction,
+    mean_variance_ratio,
+)
 from shiftproof.optim.stream import MASK_LEVELS
 
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
@@ -100,22 +107,7 @@ def _layout(row: Row) -> _Layout | None:
 
 def begin(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of some rows; see `Begun`."""
-    batches: dict[object, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        batches[row.param.dtype, row.exp_avg.dtype].append(i)
-    begun = [(indices, _begin_batch([rows[i] for i in indices], options)) for indices in batches.values()]
-    if len(begun) == 1:
-        return begun[0][1]
-    sums = torch.zeros(len(rows), 3, dtype=torch.float64)
-
-    def finish(spreads: Tensor | None) -> None:
-        for indices, batch in begun:
-            batch.finish(None if spreads is None else spreads[indices])
-
-    for indices, batch in begun:
-        if batch.sums is not None:
-            sums[indices] = batch.sums
-    return Begun(sums if options.needs_sums else None, finish)
+    return begin_in_batches(rows, options, lambda row: (row.param.dtype, row.exp_avg.dtype), _begin_batch)
 
 
 def _begin_batch(rows: list[Row], options: Options) -> Begun:

@@ -61,11 +61,7 @@ def obstacle(row: Row) -> str | None:
 
 def takes(p: Tensor) -> bool:
     """Return whether a parameter would be taken, whatever its gradient."""
-    param, shard = local_part(p), shard_of(p)
-    if param.is_complex():
-        param = torch.view_as_real(param)
-        shard = shard and Shard((*shard.shape, 2), (*shard.offset, 0), shard.groups)
-    return _parameter_obstacle(param, shard) is None
+    return _parameter_obstacle(local_part(p), shard_of(p)) is None
 
 
 def description() -> str:

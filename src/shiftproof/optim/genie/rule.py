@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, overload
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
@@ -91,6 +92,32 @@ class Begun(NamedTuple):
 
     sums: Tensor | None
     finish: Callable[[Tensor | None], None]
+
+
+def begin_in_batches(
+    rows: Sequence[Row],
+    options: Options,
+    key: Callable[[Row], Hashable],
+    begin_batch: Callable[[list[Row], Options], Begun],
+) -> Begun:
+    """Begin the step of rows batch by batch, those of equal keys together."""
+    batches: dict[Hashable, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        batches[key(row)].append(i)
+    begun = [(indices, begin_batch([rows[i] for i in indices], options)) for indices in batches.values()]
+    if len(begun) == 1:
+        return begun[0][1]
+
+    def finish(spreads: Tensor | None) -> None:
+        for indices, batch in begun:
+            batch.finish(None if spreads is None else spreads[indices])
+
+    if not options.needs_sums:
+        return Begun(None, finish)
+    sums = torch.empty(len(rows), 3, dtype=torch.float64, device=rows[0].param.device)
+    for indices, batch in begun:
+        sums[indices] = cast(Tensor, batch.sums).to(sums.device)
+    return Begun(sums, finish)
 
 
 class Terms(NamedTuple):
