@@ -10,8 +10,8 @@ from matplotlib import rc_context
 from matplotlib.colors import same_color
 from PIL import Image
 
+from shiftproof.drawing import COLORS
 from shiftproof.report.figures import STYLE
-from shiftproof.report.palette import COLORS
 from shiftproof.report.ranks import diagram, rank_figure
 from shiftproof.studies.statistics import Ranks, average_ranks, indistinguishable
 

@@ -1,8 +1,8 @@
 """Annealers: what happens around a step. Needs torch and numpy only."""
 
-from shiftproof.annealing.annealer import ANNEALERS, Annealer, DomainLosses
+from shiftproof.annealing.annealer import ANNEALERS, Annealer
 from shiftproof.annealing.gga import GGA
 from shiftproof.annealing.ggal import GGAL
-from shiftproof.annealing.gradients import domain_similarities
+from shiftproof.domain_gradients import DomainLosses, domain_similarities
 
 __all__ = ["ANNEALERS", "GGA", "GGAL", "Annealer", "DomainLosses", "domain_similarities"]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
+from shiftproof.domain_gradients import DomainLosses
 from shiftproof.hparams import Hparam
 from shiftproof.registry import Registry
-
-DomainLosses = Sequence[Callable[[], Tensor]]
-"""One callable per source domain; each evaluates the scalar loss of that domain at the current parameters."""
 
 
 class Annealer:

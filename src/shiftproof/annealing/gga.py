@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiftproof.annealing.annealer import ANNEALERS, Annealer, DomainLosses, mean
-from shiftproof.annealing.gradients import EvaluateDomain, check_domains, direction, evaluated_domains
+from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
+from shiftproof.domain_gradients import DomainLosses, EvaluateDomain, check_domains, direction, evaluated_domains
 from shiftproof.hparams import Hparam
 from shiftproof.randomness import generator
 

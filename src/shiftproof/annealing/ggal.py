@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiftproof.annealing.annealer import ANNEALERS, Annealer, DomainLosses, mean
-from shiftproof.annealing.gradients import check_domains, direction, evaluated_domains, pairwise_cosines
+from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
+from shiftproof.domain_gradients import DomainLosses, check_domains, direction, evaluated_domains, pairwise_cosines
 from shiftproof.hparams import Hparam
 from shiftproof.randomness import generator
 

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from shiftproof.drawing import STYLE, line_style, saved
 from shiftproof.report.curves import Curve, Point, Quantity
-from shiftproof.report.palette import line_style
 
 TITLE_SIZE = 9
 TITLE_LETTERS = 44
 """What a panel of a sheet is wide enough for; a longer title is set smaller."""
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "text.parse_math": False,  # names of methods and domains are not formulas
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": "#555555",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "xtick.color": "#999999",
-    "ytick.color": "#999999",
-    "xtick.labelcolor": "#555555",
-    "ytick.labelcolor": "#555555",
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: small, and in the reader's font
-    "svg.hashsalt": "shiftproof",  # equal numbers, equal files
-}
 SHEET_COLUMNS = 3
-DPI = 200
 MOST_WITH_TRIALS = 12
 """The methods up to which the trials are drawn beside their mean; of more, they would hide the means."""
 
@@ -130,11 +108,3 @@ def _draw(axes: Axes, quantity: Quantity, drawn: Sequence[Curve], limits: tuple[
 
 def _coordinates(points: Sequence[Point], scale: float) -> tuple[list[int], list[float]]:
     return [point.step for point in points], [scale * point.value for point in points]
-
-
-def saved(figure: Figure, suffix: str) -> bytes:
-    """Return a figure as a file of a format."""
-    file = io.BytesIO()
-    metadata = {"Date": None} if suffix == "svg" else None
-    figure.savefig(file, format=suffix, dpi=DPI, metadata=metadata)
-    return file.getvalue()

@@ -10,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shiftproof import __version__
+from shiftproof.drawing import line_style
 from shiftproof.files import write_bytes
 from shiftproof.report.figure_files import FigureFiles
 from shiftproof.report.figures import MOST_WITH_TRIALS
 from shiftproof.report.names import safe_names
-from shiftproof.report.palette import line_style
 from shiftproof.report.published import measured_terms
 from shiftproof.report.section import write_dataset_part, write_table_part
 from shiftproof.report.terms import MEANINGS, RULE_MEANINGS

@@ -8,8 +8,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftproof.report.figures import STYLE, saved
-from shiftproof.report.palette import COLORS
+from shiftproof.drawing import COLORS, STYLE, saved
 from shiftproof.studies.statistics import Ranks, indistinguishable
 
 INK = "#333333"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from shiftproof.annealing import Annealer, DomainLosses, domain_similarities
+from shiftproof.drawing import COLUMN, STYLE, line_style, write_figure
 from shiftproof.studies.planning import open_data, plan_run
 from shiftproof.studies.study import Method, Study
 from shiftproof.training.inputs import Inputs
@@ -109,24 +109,22 @@ def write_agreement(measured: Sequence[Agreement], folder: Path) -> list[Path]:
         measured: of one or more runs.
         folder: where to; created if need be.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure  # slow to import, and every worker imports this folder
 
-    folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "agreement.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([Agreement._fields, *measured])
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharex=True)
-    for axis, quantity, title in zip(axes, ("least", "mean"), ("least pair", "mean of the pairs"), strict=True):
-        for method in dict.fromkeys(one.method for one in measured):
-            values = [getattr(one, quantity) for one in measured if one.method == method]
-            smooth = [
-                sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - SMOOTHING) : i + 1])
-            ]
-            axis.plot(range(1, len(values) + 1), smooth, label=method)
-        axis.set(title=title, xlabel="step", ylabel="cosine of domain gradients")
-    axes[0].legend()
-    drawn = [folder / "agreement.svg", folder / "agreement.png"]
-    for path in drawn:
-        figure.savefig(path, dpi=150)
-    return [table, *drawn]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2 * COLUMN, 2.6), layout="constrained")
+        axes = figure.subplots(1, 2, sharex=True)
+        for axis, quantity, title in zip(axes, ("least", "mean"), ("least pair", "mean of the pairs"), strict=True):
+            for index, method in enumerate(dict.fromkeys(one.method for one in measured)):
+                values = [getattr(one, quantity) for one in measured if one.method == method]
+                smooth = [
+                    sum(part) / len(part)
+                    for i in range(len(values))
+                    if (part := values[max(0, i + 1 - SMOOTHING) : i + 1])
+                ]
+                color = line_style(index).color
+                axis.plot(range(1, len(values) + 1), smooth, label=method, color=color)
+            axis.set(title=title, xlabel="step", ylabel="cosine of domain gradients")
+        axes[0].legend()
+        return write_figure(figure, folder, "agreement", Agreement._fields, measured)

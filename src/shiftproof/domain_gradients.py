@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shiftproof.annealing.annealer import DomainLosses
 from shiftproof.batch_norm import frozen_statistics
 from shiftproof.randomness import seed_generators, torch_seed
 
@@ -27,6 +26,9 @@ class DomainGradient(NamedTuple):
     loss: float
     parts: tuple[Tensor | None, ...]
 
+
+DomainLosses = Sequence[Callable[[], Tensor]]
+"""One callable per source domain; each evaluates the scalar loss of that domain at the current parameters."""
 
 EvaluateDomain = Callable[[int], DomainGradient]
 
