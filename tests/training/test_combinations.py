@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.studies import Study, make_plan
 from shiftproof.training import check_combination, train
 
@@ -23,7 +24,31 @@ REASONS = {
         "annealer.end",
     ),
     "no source": ({}, 0, 300, "leaving out 30 leaves no source domain to train on"),
+    "too few": (
+        {"algorithm": "pairs"}, 1, 300,
+        "pairs needs at least 2 source domains, not 1",
+    ),
+    "no graph": (
+        {"algorithm": "pairs", "optimizer": "adahessian"}, 2, 300,
+        "adahessian differentiates the gradient, and pairs leaves one without a graph: take another optimizer",
+    ),
+    "parts": (
+        {"algorithm": "pairs", "accumulate": 2}, 2, 300,
+        "the loss of pairs is not the mean over parts of a batch: set accumulate to 1, not 2",
+    ),
 }  # fmt: skip
+
+
+class _Pairs(ERM):
+    min_domains = 2
+    keeps_graph = False
+    accumulates = False
+
+
+@pytest.fixture(autouse=True)
+def pairs(monkeypatch):
+    """An algorithm that needs all that one can need."""
+    monkeypatch.setitem(ALGORITHMS._entries, "pairs", _Pairs)
 
 
 @pytest.mark.parametrize("case", list(REASONS))
@@ -37,6 +62,8 @@ def test_a_combination_that_cannot_work_is_refused_with_the_reason(case, make_sp
 @pytest.mark.parametrize("annealer", ["none", "gga", "gga_l"])
 def test_what_can_work_is_not_refused(annealer, make_spec):
     check_combination(make_spec(annealer=annealer, steps=200), 2)
+    check_combination(make_spec(annealer=annealer, steps=200, algorithm="pairs"), 2)
+    check_combination(make_spec(annealer=annealer, steps=200, optimizer="adahessian", accumulate=2), 2)
 
 
 def test_training_refuses_before_it_writes(make_spec, digits, tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -27,8 +28,24 @@ Closure = Callable[[], Tensor]
 class OptimizerFactory(Protocol):
     """Builds the run's optimizer over some parameters."""
 
-    def __call__(self, params: Iterable[nn.Parameter]) -> Optimizer:
-        """Return a new optimizer over the parameters."""
+    def __call__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        name: str = "all",
+        lr_ratio: float = 1.0,
+        weight_decay: float | None = None,
+        beta1: float | None = None,
+    ) -> Optimizer:
+        """Return a new optimizer over the parameters.
+
+        Args:
+            params: the parameters.
+            name: with the run's seed, the key of its random numbers; no two optimizers of a run share one.
+            lr_ratio: its learning rate over the run's.
+            weight_decay: None for the run's.
+            beta1: the decay of the first moment, for optimizers with Adam's ``betas``; others pass over it.
+        """
 
 
 class Algorithm(nn.Module):
@@ -45,11 +62,27 @@ class Algorithm(nn.Module):
     hparams: ClassVar[Mapping[str, Hparam]] = {}
     """Hyperparameters by name; a subclass takes them as keyword arguments."""
 
+    short_hparams: ClassVar[Mapping[str, Hparam]] = {}
+    """What a search for short runs has in the place of those: numbers of steps in proportion."""
+
+    min_domains: ClassVar[int] = 1
+    """Source domains that it needs."""
+
+    keeps_graph: ClassVar[bool] = True
+    """Whether `backward` can keep the graph of the gradients that it leaves."""
+
+    accumulates: ClassVar[bool] = True
+    """Whether the loss of a batch is the mean of its parts', so that their gradients can be accumulated."""
+
+    transductive: ClassVar[bool] = False
+    """Whether predictions depend on the other images of a test batch."""
+
     def __init__(self, network: Network, num_domains: int) -> None:
         super().__init__()
         self.network = network
         self.num_domains = num_domains
         self.optimizers: dict[str, Optimizer] = {}
+        self._carried: dict[str, list[Tensor]] | None = None  # None: `carry` has no effect
 
     def build_optimizers(self, factory: OptimizerFactory) -> None:
         """Build the optimizers of `update`; by default one over all parameters that train."""
@@ -70,6 +103,29 @@ class Algorithm(nn.Module):
         loss.backward(create_graph=create_graph)  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def before_step(self, batches: Sequence[Batch], step: int) -> None:
+        """Change what `objective` reads once per step, before its first pass; nothing by default.
+
+        Draws from torch's generators are functions of (seed, step) here, as they are in `objective`.
+
+        Args:
+            batches: one batch per source domain, the whole ones where a step accumulates the gradients of parts.
+            step: number of the step, from 1.
+        """
+
+    def carry(self, buffer: str, value: Tensor) -> None:
+        """Keep a value that `objective` computed for the steps to come, such as a moving average.
+
+        The first pass of a step sets the buffer, once the step is taken: whatever the number of passes, they see one
+        objective, and the buffer moves on once. Where a step accumulates over parts it gets the mean of theirs.
+
+        Args:
+            buffer: name of the buffer.
+            value: its next value, of its shape.
+        """
+        if self._carried is not None:
+            self._carried.setdefault(buffer, []).append(value.detach())
+
     def update(self, batches: Sequence[Batch], step: int, make_closure: Callable[[Sequence[Batch]], Closure]) -> Tensor:
         """Take the whole step number ``step`` (from 1) and return the detached loss.
 
@@ -78,8 +134,20 @@ class Algorithm(nn.Module):
             step: number of the step.
             make_closure: makes the closure that an optimizer's ``step`` takes, from batches.
         """
+        self.before_step(batches, step)
+        evaluate = make_closure(batches)
+        carried: dict[str, list[Tensor]] = {}
+        self._carried = carried
+
+        def closure() -> Tensor:
+            loss = evaluate()
+            self._carried = None
+            return loss
+
         # torch types a closure as returning a float; a tensor spares the synchronisation
-        loss: Tensor = self.optimizers["all"].step(make_closure(batches))  # type: ignore[arg-type, assignment]
+        loss: Tensor = self.optimizers["all"].step(closure)  # type: ignore[arg-type, assignment]
+        for name, values in carried.items():
+            self.get_buffer(name).copy_(torch.stack(values).mean(0))
         return loss
 
     def domain_losses(self, batches: Sequence[Batch]) -> list[Tensor]:

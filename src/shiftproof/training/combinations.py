@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
+from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.training.spec import RunSpec
 
 
@@ -18,4 +20,17 @@ def check_combination(spec: RunSpec, num_domains: int) -> None:
     """
     if num_domains < 1:
         raise ValueError(f"leaving out {', '.join(spec.targets)} leaves no source domain to train on")
+    algorithm = ALGORITHMS[spec.algorithm]
+    if num_domains < algorithm.min_domains:
+        raise ValueError(f"{spec.algorithm} needs at least {algorithm.min_domains} source domains, not {num_domains}")
+    if OPTIMIZERS[spec.optimizer].needs_graph and not algorithm.keeps_graph:
+        raise ValueError(
+            f"{spec.optimizer} differentiates the gradient, and {spec.algorithm} leaves one without a graph: take "
+            "another optimizer"
+        )
+    if spec.accumulate > 1 and not algorithm.accumulates:
+        raise ValueError(
+            f"the loss of {spec.algorithm} is not the mean over parts of a batch: set accumulate to 1, not "
+            f"{spec.accumulate}"
+        )
     ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)

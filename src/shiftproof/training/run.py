@@ -27,6 +27,7 @@ from shiftproof.training.checkpoint import load_checkpoint, save_checkpoint
 from shiftproof.training.combinations import check_combination
 from shiftproof.training.evaluation import evaluate, training_domain_validation, validation_loss
 from shiftproof.training.inputs import Inputs, Part
+from shiftproof.training.optimizer_factory import RunOptimizers
 from shiftproof.training.protocol import PROTOCOLS
 from shiftproof.training.saved_model import save_model
 from shiftproof.training.spec import RunSpec
@@ -163,18 +164,17 @@ def build_steps(spec: RunSpec, dataset: DomainDataset, device: torch.device, wei
         freeze_batch_norm=protocol.freeze_batch_norm,
         zero_classifier=protocol.zero_classifier,
     )
-    optimizer = OPTIMIZERS[spec.optimizer]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))
         sources = len(dataset.domains) - len(spec.targets)
         algorithm = ALGORITHMS[spec.algorithm](network, sources, **spec.axis("algorithm"))
         algorithm.to(device).to(memory_format=torch.channels_last)
-        algorithm.build_optimizers(lambda params: optimizer(params, seed=spec.seed, **spec.axis("optimizer")))
+        algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer")))
     return StepBuilder(
         algorithm,
         ANNEALERS[spec.annealer](seed=spec.seed, **spec.axis("annealer")),
         spec.seed,
-        create_graph=optimizer.needs_graph,
+        create_graph=OPTIMIZERS[spec.optimizer].needs_graph,
         accumulate=spec.accumulate,
         clip_norm=spec.clip_norm,
         precision=spec.precision,

@@ -31,7 +31,8 @@ def search_space(
         optimizer: name of the optimizer.
         annealer: name of the annealer.
         search: "protocol" has the ranges of DomainBed at commit b93c22a; "short" searches two decades of lr
-            around a default for short runs and keeps batch size and dropout; the rest is as in "protocol".
+            around a default for short runs, scales numbers of steps to those, and keeps batch size and dropout; the
+            rest is as in "protocol".
     """
     dropouts = choice(0.0, 0.1, 0.5)
     # DomainBed draws a dropout for small images too, whose network has none.
@@ -43,10 +44,11 @@ def search_space(
         dropout = Hparam(0.0, dropouts, seed_name="resnet_dropout")
     else:
         batch_size = Hparam(64, log2_int(3, 9))
+    of_algorithm = ALGORITHMS[algorithm]
     return {
         "data": {"batch_size": batch_size},
         "model": {"dropout": dropout},
-        "algorithm": dict(ALGORITHMS[algorithm].hparams),
+        "algorithm": {**of_algorithm.hparams, **(of_algorithm.short_hparams if search == "short" else {})},
         "optimizer": OPTIMIZERS[optimizer].search_space(photographs, search),
         "annealer": dict(ANNEALERS[annealer].hparams),
     }

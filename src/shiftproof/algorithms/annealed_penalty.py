@@ -1,0 +1,69 @@
+"""What algorithms share that raise the weight of a penalty once, after some steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from shiftproof.algorithms.algorithm import Algorithm, Batch, OptimizerFactory
+from shiftproof.hparams import Distribution
+from shiftproof.models import Network
+
+
+def log10_int(low: float, high: float) -> Distribution:
+    """The integer part of 10 to a power uniform in [low, high)."""
+
+    def draw(random: np.random.RandomState) -> int:
+        return int(10 ** random.uniform(low, high))
+
+    return draw
+
+
+class AnnealedPenalty(Algorithm):
+    """Base of algorithms that add a penalty to the loss.
+
+    The penalty's weight is `weight_before` for the first ``anneal_steps`` steps and ``penalty_weight`` from then on.
+    There the optimizer starts anew, as in DomainBed, because the moments of a gradient of another size would hold it
+    back. Both follow from the number of the step, so that a checkpoint holds nothing of them.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        penalty_weight: the penalty's weight once it is raised, at least 0.
+        anneal_steps: steps before that, at least 0.
+
+    Attributes:
+        weight: the penalty's weight at the present step.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    weight_before: ClassVar[float] = 1.0
+    accumulates: ClassVar[bool] = False
+
+    def __init__(self, network: Network, num_domains: int, penalty_weight: float, anneal_steps: int) -> None:
+        super().__init__(network, num_domains)
+        if not 0 <= penalty_weight < math.inf:
+            raise ValueError(f"Invalid penalty_weight value: {penalty_weight}; it must be at least 0")
+        if not isinstance(anneal_steps, int) or anneal_steps < 0:
+            raise ValueError(f"Invalid anneal_steps value: {anneal_steps}; it must be a whole number, at least 0")
+        self.penalty_weight, self.anneal_steps = penalty_weight, anneal_steps
+        self.weight = self._weight_at(1)
+
+    def build_optimizers(self, factory: OptimizerFactory) -> None:
+        """Build the one optimizer, and keep the factory for the one that follows it."""
+        super().build_optimizers(factory)
+        self._factory = factory
+
+    def before_step(self, batches: Sequence[Batch], step: int) -> None:
+        """Set the penalty's weight; where it is raised, replace the optimizer."""
+        self.weight = self._weight_at(step)
+        if step == self.anneal_steps + 1 > 1:
+            self.optimizers["all"] = self._factory((p for p in self.parameters() if p.requires_grad), name="annealed")
+
+    def _weight_at(self, step: int) -> float:
+        return self.penalty_weight if step > self.anneal_steps else self.weight_before

@@ -1,0 +1,285 @@
+"""DANN and CDANN: features from which a discriminator cannot tell the domain."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch, Closure, OptimizerFactory
+from shiftproof.algorithms.domain_loss import split_domains
+from shiftproof.hparams import Hparam, choice, log2_int, log10_uniform
+from shiftproof.models import Network
+
+_RATE_DECADES = 1.5  # that DomainBed draws learning rates for photographs from
+
+
+def _ratio_of_rates(random: np.random.RandomState) -> float:
+    return float(10 ** (random.uniform(0, _RATE_DECADES) - random.uniform(0, _RATE_DECADES)))
+
+
+class Discriminator(nn.Module):
+    """A perceptron that tells domains from features.
+
+    Args:
+        feature_size: number of features.
+        num_domains: number of logits.
+        width: of its hidden layers.
+        depth: number of linear layers, at least 2.
+        dropout: probability of dropping a hidden unit.
+        num_classes: with so many classes, a learned vector of the label's is added to the features; None for none.
+    """
+
+    def __init__(
+        self, feature_size: int, num_domains: int, width: int, depth: int, dropout: float, num_classes: int | None
+    ) -> None:
+        super().__init__()
+        self.embedding = None if num_classes is None else nn.Embedding(num_classes, feature_size)
+        layers: list[nn.Module] = []
+        for inputs in (feature_size, *(width,) * (depth - 2)):
+            layers += [nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, num_domains))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return logits (n, num_domains) of features (n, feature_size) with labels (n,)."""
+        logits: Tensor = self.layers(features if self.embedding is None else features + self.embedding(labels))
+        return logits
+
+
+class DANN(Algorithm):
+    r"""Domain-adversarial neural network (Ganin et al., JMLR 17(59), 2016, arXiv 1505.07818, equations 10 to 15).
+
+    A discriminator :math:`D` minimises its cross-entropy :math:`L_D` of the domains; the network minimises
+    :math:`CE - w L_D`. Both gradients of a step are taken at the same weights: the network steps first, and the
+    discriminator then, on the features of the network's first pass, which need no other. So every step trains the
+    classifier, as in the paper. The discriminator may take several steps on them.
+
+    The weight is constant, as in DomainBed; the paper raises it from 0 over training. DomainBed's code trains the
+    classifier in only one of :math:`1 + d` steps and the discriminator in the others; ``alternate`` does so too.
+    Of a gradient penalty, which the paper does not have, the discriminator alone takes note; in DomainBed it also
+    enters, negated, what the network minimises. The features are those after the dropout.
+
+    With one source domain there is nothing to discriminate: it is ERM, and warns.
+
+    The loss of a step is the cross-entropy of the classes (of the domains, in a step of the discriminator only).
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        penalty_weight: the weight :math:`w`, at least 0.
+        weight_decay_d: the discriminator's weight decay, at least 0.
+        d_steps: steps :math:`d` of the discriminator for one of the network, at least 1.
+        grad_penalty: weight of the mean over images of :math:`\lVert \partial l_i / \partial z_i \rVert^2`, with
+            :math:`l_i` the discriminator's loss of image :math:`i`; at least 0.
+        beta1: of both optimizers, where they have one, in [0, 1).
+        mlp_width: width of the discriminator, at least 1.
+        mlp_depth: number of its linear layers, at least 2.
+        mlp_dropout: its dropout, in [0, 1).
+        lr_ratio: the discriminator's learning rate over the run's, above 0. Searched as the ratio of two rates that
+            are drawn from 1.5 decades, which is that of DomainBed's rates for photographs.
+        alternate: whether a step trains either the discriminator or the network, as DomainBed's published results.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    hparams: ClassVar[Mapping[str, Hparam]] = {
+        "penalty_weight": Hparam(1.0, log10_uniform(-2, 2), seed_name="lambda"),
+        "weight_decay_d": Hparam(0.0, log10_uniform(-6, -2)),
+        "d_steps": Hparam(1, log2_int(0, 3), seed_name="d_steps_per_g_step"),
+        "grad_penalty": Hparam(0.0, log10_uniform(-2, 1)),
+        "beta1": Hparam(0.5, choice(0.0, 0.5)),
+        "mlp_width": Hparam(256, log2_int(6, 10)),
+        "mlp_depth": Hparam(3, choice(3, 4, 5)),
+        "mlp_dropout": Hparam(0.0, choice(0.0, 0.1, 0.5)),
+        "lr_ratio": Hparam(1.0, _ratio_of_rates, seed_name="lr_d"),
+        "alternate": Hparam(False),
+    }
+    conditional: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        network: Network,
+        num_domains: int,
+        penalty_weight: float = 1.0,
+        weight_decay_d: float = 0.0,
+        d_steps: int = 1,
+        grad_penalty: float = 0.0,
+        beta1: float = 0.5,
+        mlp_width: int = 256,
+        mlp_depth: int = 3,
+        mlp_dropout: float = 0.0,
+        lr_ratio: float = 1.0,
+        alternate: bool = False,
+    ) -> None:
+        super().__init__(network, num_domains)
+        for name, value in (
+            ("penalty_weight", penalty_weight),
+            ("weight_decay_d", weight_decay_d),
+            ("grad_penalty", grad_penalty),
+        ):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"Invalid {name} value: {value}; it must be at least 0")
+        for name, count, least in (("d_steps", d_steps, 1), ("mlp_width", mlp_width, 1), ("mlp_depth", mlp_depth, 2)):
+            if type(count) is not int or count < least:
+                raise ValueError(f"Invalid {name} value: {count}; it must be a whole number, at least {least}")
+        for name, value in (("beta1", beta1), ("mlp_dropout", mlp_dropout)):
+            if not 0 <= value < 1:
+                raise ValueError(f"Invalid {name} value: {value}; it must be in [0, 1)")
+        if not 0 < lr_ratio < math.inf:
+            raise ValueError(f"Invalid lr_ratio value: {lr_ratio}; it must be above 0")
+        self.penalty_weight, self.grad_penalty = penalty_weight, grad_penalty
+        self.d_steps, self.alternate = d_steps, alternate
+        self._options = {"lr_ratio": lr_ratio, "weight_decay": weight_decay_d, "beta1": beta1}
+        classes = network.classifier.out_features if self.conditional else None
+        self.discriminator = None
+        if num_domains > 1:
+            self.discriminator = Discriminator(
+                network.feature_size, num_domains, mlp_width, mlp_depth, mlp_dropout, classes
+            )
+        else:
+            warnings.warn(f"{type(self).__name__} with one source domain is ERM", stacklevel=2)
+        self._discriminating = False  # whose turn it is
+        self._seen: list[list[Batch]] | None = None  # features of the network's passes, during a step
+
+    def build_optimizers(self, factory: OptimizerFactory) -> None:
+        """Build the network's optimizer and the discriminator's."""
+        beta1 = self._options["beta1"]
+        network = (p for p in self.network.parameters() if p.requires_grad)
+        self.optimizers = {"generator": factory(network, name="generator", beta1=beta1)}
+        if self.discriminator is not None:
+            self.optimizers["discriminator"] = factory(
+                self.discriminator.parameters(), name="discriminator", **self._options
+            )
+
+    def update(self, batches: Sequence[Batch], step: int, make_closure: Callable[[Sequence[Batch]], Closure]) -> Tensor:
+        """Take the steps of the network and of the discriminator and return the detached loss."""
+        if self.alternate and self.discriminator is not None and step % (1 + self.d_steps) < self.d_steps:
+            return self._step("discriminator", make_closure(batches))
+        if self.alternate or self.discriminator is None:
+            return self._step("generator", make_closure(batches))
+        seen: list[list[Batch]] = []
+        self._seen = seen
+        loss = self._step("generator", make_closure(batches))
+        self._seen = None
+        closure = make_closure(_first_pass(seen, len(batches[0][1])))
+        for _ in range(self.d_steps):
+            self._step("discriminator", closure)
+        return loss
+
+    def _step(self, name: str, closure: Closure) -> Tensor:
+        self._discriminating = name == "discriminator"
+        try:
+            loss: Tensor = self.optimizers[name].step(closure)  # type: ignore[arg-type, assignment]
+        finally:
+            self._discriminating = False
+        return loss
+
+    def objective(self, batches: Sequence[Batch]) -> Tensor:
+        """Return what the network minimises; its gradient does not reach the discriminator."""
+        classification, discrimination = self._losses(self._encoded(batches))
+        return classification - self.penalty_weight * discrimination
+
+    def backward(self, batches: Sequence[Batch], create_graph: bool = False) -> Tensor:
+        """Leave the gradients of whoever's turn it is and return the detached loss."""
+        if self._discriminating:
+            if self.alternate:
+                with torch.no_grad():
+                    batches = self._encoded(batches)
+            loss = reported = self.discriminator_loss(batches)
+        else:
+            encoded = self._encoded(batches)
+            reported, discrimination = self._losses(encoded)
+            loss = reported - self.penalty_weight * discrimination
+            if self._seen is not None:
+                self._seen.append([(features.detach(), labels) for features, labels in encoded])
+        loss.backward(create_graph=create_graph)  # type: ignore[no-untyped-call]
+        return reported.detach()
+
+    def discriminator_loss(self, encoded: Sequence[Batch]) -> Tensor:
+        """Return what the discriminator minimises; its gradient does not reach the network.
+
+        Args:
+            encoded: batches with the features (n, feature_size) in the place of images.
+        """
+        assert self.discriminator is not None  # noqa: S101  # it has a turn only with several domains
+        features, labels, domains = _pooled(encoded)
+        features = features.detach().requires_grad_(self.grad_penalty > 0)
+        losses = F.cross_entropy(self.discriminator(features, labels), domains, reduction="none")
+        loss = self._mean(losses, labels)
+        if self.grad_penalty > 0:
+            (gradient,) = torch.autograd.grad(losses.sum(), features, create_graph=True)
+            loss = loss + self.grad_penalty * gradient.square().sum(1).mean()
+        return loss
+
+    def _encoded(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return batches with the features in the place of images, of one forward pass."""
+        features = self.network.dropout(self.network.featurizer(torch.cat([images for images, _ in batches])))
+        return [(part, labels) for part, (_, labels) in zip(split_domains(features, batches), batches, strict=True)]
+
+    def _losses(self, encoded: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Return the classifier's loss and, at fixed weights of its own, the discriminator's."""
+        features, labels, domains = _pooled(encoded)
+        classification = F.cross_entropy(self.network.classifier(features), labels)
+        if self.discriminator is None:
+            return classification, torch.zeros_like(classification)
+        weights = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        logits = functional_call(self.discriminator, weights, (features, labels))
+        return classification, self._mean(F.cross_entropy(logits, domains, reduction="none"), labels)
+
+    def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean of the images' losses (n,)."""
+        return losses.mean()
+
+
+class CDANN(DANN):
+    r"""Class-conditional domain-adversarial neural network, as in DomainBed.
+
+    `DANN` but for two things. The discriminator is told the class: a learned vector of it is added to the features.
+    And its loss is a mean over the classes present in the batch of means over their images, so that domains with
+    other shares of the classes are not told apart by these.
+
+    Li et al., "Deep Domain Generalization via Conditional Invariant Adversarial Networks", ECCV 2018, have a
+    discriminator per class instead; the published tables are of this one. DomainBed's code divides by the largest
+    label of the batch plus 1, which is the number of classes where none is absent.
+    """
+
+    accumulates = False
+    conditional = True
+
+    def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over the classes that are present of the means over their images."""
+        weights = 1 / (labels[:, None] == labels).sum(1, dtype=losses.dtype)
+        return (weights * losses).sum() / weights.sum()
+
+
+def _pooled(encoded: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return all features, labels and numbers of domains."""
+    features, labels = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    domains = torch.cat([torch.full_like(labels, i) for i, (_, labels) in enumerate(encoded)])
+    return features, labels, domains
+
+
+def _first_pass(seen: Sequence[Sequence[Batch]], size: int) -> list[Batch]:
+    """Return the features of the first pass, which may be of several parts; later passes are at other weights.
+
+    Args:
+        seen: the features of each part of each pass.
+        size: images of the first domain.
+    """
+    parts = seen[: size // len(seen[0][0][1])]
+    return [
+        (torch.cat([features for features, _ in domain]), torch.cat([labels for _, labels in domain]))
+        for domain in zip(*parts, strict=True)
+    ]
+
+
+ALGORITHMS.register("dann", DANN)
+ALGORITHMS.register("cdann", CDANN)

@@ -1,0 +1,27 @@
+"""From one forward pass of all domains to the losses of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shiftproof.algorithms.algorithm import Batch
+
+
+def split_domains(rows: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
+    """Split a tensor of one row per image, in the order of the batches, into one tensor per batch."""
+    return list(rows.split([len(labels) for _, labels in batches]))  # type: ignore[no-untyped-call]
+
+
+def mean_domain_loss(logits: Tensor, batches: Sequence[Batch]) -> Tensor:
+    """Return the unweighted mean of the domains' mean cross-entropies: small batches count as much as large ones.
+
+    Args:
+        logits: (n, classes) of all images of the batches, in their order.
+        batches: one batch per source domain.
+    """
+    parts = split_domains(logits, batches)
+    return torch.stack([F.cross_entropy(part, labels) for part, (_, labels) in zip(parts, batches, strict=True)]).mean()

@@ -1,0 +1,62 @@
+"""Gradient matching by inner steps (Shi et al., 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from shiftproof.algorithms.algorithm import ALGORITHMS, Batch, Closure
+from shiftproof.algorithms.erm import ERM
+from shiftproof.hparams import Hparam, choice
+from shiftproof.models import Network
+
+
+class Fish(ERM):
+    r"""Fish (Shi et al., "Gradient Matching for Domain Generalization", ICLR 2022, algorithm 1).
+
+    From the weights :math:`\theta` the run's optimizer steps through the source domains, one after the other in a
+    random order, to :math:`\tilde\theta`; the step is
+    :math:`\theta \leftarrow \theta + \epsilon\,(\tilde\theta - \theta)`. To first order this ascends the inner
+    products between the domains' gradients.
+
+    The optimizer's state goes from step to step, as in DomainBed. Other than there, buffers such as the statistics of
+    batch norms stay what the inner steps left, the order is random as in the paper, and no network is rebuilt. With
+    one source domain it is ERM whose steps are shortened by :math:`\epsilon`.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        meta_lr: :math:`\epsilon`, in (0, 1].
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    hparams: ClassVar[Mapping[str, Hparam]] = {"meta_lr": Hparam(0.5, choice(0.05, 0.1, 0.5))}
+
+    def __init__(self, network: Network, num_domains: int, *, meta_lr: float = 0.5) -> None:
+        super().__init__(network, num_domains)
+        if not 0 < meta_lr <= 1:
+            raise ValueError(f"Invalid meta_lr value: {meta_lr}; it must be in (0, 1]")
+        self.meta_lr = meta_lr
+
+    def update(self, batches: Sequence[Batch], step: int, make_closure: Callable[[Sequence[Batch]], Closure]) -> Tensor:
+        """Step through the domains and part of the way to where that leads; return the mean of their losses."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        start = [p.detach().clone() for p in parameters]
+        order: list[int] = torch.randperm(len(batches)).tolist()
+        losses = [self._step(make_closure([batches[domain]])) for domain in order]
+        with torch.no_grad():
+            for p, weight in zip(parameters, start, strict=True):
+                p.copy_(weight.lerp_(p, self.meta_lr))
+        return torch.stack(losses).mean()
+
+    def _step(self, closure: Closure) -> Tensor:
+        loss: Tensor = self.optimizers["all"].step(closure)  # type: ignore[arg-type, assignment]
+        return loss
+
+
+ALGORITHMS.register("fish", Fish)

@@ -1,0 +1,74 @@
+"""Dropping the gradients of over-predictive parameters (Michalkiewicz et al., 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
+from shiftproof.algorithms.erm import ERM
+from shiftproof.hparams import Hparam, uniform
+from shiftproof.models import Network
+from shiftproof.per_sample import PerSampleGradients
+
+
+class GSNRDropout(ERM):
+    r"""Dropout by the gradient's signal-to-noise ratio (Michalkiewicz et al., ICCV 2023, arXiv 2310.07361).
+
+    At every step the weights that predict most, those of the highest
+
+    .. math:: r_j = \frac{\mathbb{E}[g_j]^2}{\operatorname{Var}[g_j]}
+
+    over the gradients :math:`g_j` of single images (Liu et al., "Understanding Why Neural Networks Generalize Well
+    Through GSNR of Parameters", ICLR 2020, equation 1), are left out: the gradient of ERM is set to 0 there. Of every
+    parameter tensor it is the share ``ratio`` of the elements, rounded down; where elements are equal, fewer.
+
+    The paper learns the ratio on held-out domains. Here it is fixed, with a default and a distribution of our own.
+    An optimizer with momentum still moves a weight whose gradient is 0. The single gradients are those without dropout
+    and with the stored statistics of batch norms; they cost about a forward and a backward pass besides ERM's.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        ratio: share of the gradient that is dropped, in [0, 1).
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    hparams: ClassVar[Mapping[str, Hparam]] = {"ratio": Hparam(1 / 3, uniform(0.0, 0.5))}
+    accumulates: ClassVar[bool] = False
+
+    def __init__(self, network: Network, num_domains: int, *, ratio: float = 1 / 3) -> None:
+        super().__init__(network, num_domains)
+        if not 0 <= ratio < 1:
+            raise ValueError(f"Invalid ratio value: {ratio}; it must be in [0, 1)")
+        self.ratio = ratio
+        self._per_sample = PerSampleGradients(network, F.cross_entropy)
+
+    def backward(self, batches: Sequence[Batch], create_graph: bool = False) -> Tensor:
+        """Leave what is kept of the gradients in the parameters and return the detached loss."""
+        loss = super().backward(batches, create_graph)
+        for p, mask in self._masks(batches):
+            if p.grad is not None:
+                p.grad = p.grad * mask
+        return loss
+
+    def _masks(self, batches: Sequence[Batch]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        with torch.autocast(images.device.type, enabled=False):
+            _, sums, squares = self._per_sample(images, labels)
+        for name, p in self.network.named_parameters():
+            if name in sums:
+                # rises with the ratio of the class's formula, and is between 0 and 1
+                predictive = sums[name].square() / (len(images) * squares[name]).clamp_min(torch.finfo(p.dtype).tiny)
+                dropped = int(self.ratio * p.numel())
+                highest_kept = predictive.flatten().kthvalue(p.numel() - dropped).values
+                yield p, predictive <= highest_kept
+
+
+ALGORITHMS.register("gsnr_dropout", GSNRDropout)

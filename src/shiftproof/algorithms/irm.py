@@ -1,0 +1,67 @@
+"""Invariant risk minimization (Arjovsky et al., 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
+from shiftproof.algorithms.annealed_penalty import AnnealedPenalty, log10_int
+from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
+from shiftproof.hparams import Hparam, log10_uniform
+from shiftproof.models import Network
+
+
+class IRM(AnnealedPenalty):
+    r"""IRMv1 (Arjovsky, Bottou, Gulrajani and Lopez-Paz, arXiv 1907.02893).
+
+    .. math:: \frac{1}{E} \sum_e \left( R_e + \lambda \lVert \nabla_{w|w=1} R_e(w \cdot \Phi) \rVert^2 \right)
+
+    The squared norm is estimated without bias, as the paper has it for minibatches (section 3.2, appendix D): by the
+    product of the derivatives on the images of even and of odd position, which may be negative. In closed form the
+    derivative of one image's cross-entropy is :math:`\sum_c p_c l_c - l_y`, of logits :math:`l` and their softmax
+    :math:`p`, so that no second backward pass is needed. As in DomainBed the domains are averaged, where the paper has
+    sums, and the weight is 1 before it is raised.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        penalty_weight: :math:`\lambda` after the first steps, at least 0.
+        anneal_steps: steps before that, at least 0.
+
+    Raises:
+        ValueError: an argument is out of its range; in use, a batch of one image.
+    """
+
+    hparams: ClassVar[Mapping[str, Hparam]] = {
+        "penalty_weight": Hparam(100.0, log10_uniform(-1, 5), seed_name="irm_lambda"),
+        "anneal_steps": Hparam(500, log10_int(0, 4), seed_name="irm_penalty_anneal_iters"),
+    }
+    short_hparams: ClassVar[Mapping[str, Hparam]] = {
+        "anneal_steps": Hparam(30, log10_int(0, 2.5), seed_name="irm_penalty_anneal_iters"),
+    }
+
+    def __init__(
+        self, network: Network, num_domains: int, *, penalty_weight: float = 100.0, anneal_steps: int = 500
+    ) -> None:
+        super().__init__(network, num_domains, penalty_weight, anneal_steps)
+
+    def objective(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the mean over domains of loss and weighted penalty, of one forward pass."""
+        logits = self.predict(torch.cat([images for images, _ in batches]))
+        domains = zip(split_domains(logits, batches), batches, strict=True)
+        penalties = [_penalty(of_domain, labels) for of_domain, (_, labels) in domains]
+        return mean_domain_loss(logits, batches) + self.weight * torch.stack(penalties).mean()
+
+
+def _penalty(logits: Tensor, labels: Tensor) -> Tensor:
+    if len(labels) < 2:
+        raise ValueError("IRM takes its penalty from two halves of each batch: a batch of 1 image has none")
+    derivatives = (logits.softmax(1) * logits).sum(1) - logits.gather(1, labels[:, None]).squeeze(1)
+    return derivatives[::2].mean() * derivatives[1::2].mean()
+
+
+ALGORITHMS.register("irm", IRM)

@@ -1,0 +1,105 @@
+"""MIRO: features that stay informative of those of the weights that training started from."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch, OptimizerFactory
+from shiftproof.algorithms.stages import Stage, StageOutputs, find_stages
+from shiftproof.hparams import Hparam, choice
+from shiftproof.models import Network
+
+ENCODER_LR_RATIO = 10.0
+"""Learning rate of the variance encoders over that of the network."""
+_START_VARIANCE = 0.1
+_EPSILON = 1e-5  # the least variance
+
+
+class MIRO(Algorithm):
+    r"""Mutual-information regularization with the start (Cha et al., ECCV 2022, arXiv 2203.10789, algorithm 1).
+
+    With features :math:`z_l` behind stage :math:`l` and those of the start weights :math:`z^0_l`, the objective is
+
+    .. math:: L = CE + w \sum_l \tfrac12 \operatorname{mean}\left[\frac{(z_l - z^0_l)^2}{\sigma_l^2}
+        + \log \sigma_l^2\right],\quad \sigma_l^2 = \operatorname{softplus}(b_l) + 10^{-5},
+
+    with one :math:`b_l` per channel, at first such that :math:`\sigma_l^2` is 0.1, and a mean encoder that is the
+    identity. The encoders learn with 10 times the run's learning rate, in the network's optimizer. The stages are
+    those of `find_stages`: the stem and the four layers of a residual network, the patches and the quarters of a
+    vision transformer's blocks; the features themselves where there is none.
+
+    The copy of the start is in the algorithm's state, does not train and stays in evaluation mode. A step costs a
+    forward pass more than ERM's. The method is meant for weights that are worth staying near.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        penalty_weight: the weight :math:`w`, at least 0. The paper found 0.01 for PACS and VLCS, else 0.1.
+
+    Raises:
+        ValueError: the weight is out of its range.
+    """
+
+    hparams: ClassVar[Mapping[str, Hparam]] = {
+        "penalty_weight": Hparam(0.1, choice(1.0, 0.1, 0.01, 0.001), seed_name="ld")
+    }
+
+    def __init__(self, network: Network, num_domains: int, penalty_weight: float = 0.1) -> None:
+        super().__init__(network, num_domains)
+        if not 0 <= penalty_weight < math.inf:
+            raise ValueError(f"Invalid penalty_weight value: {penalty_weight}; it must be at least 0")
+        self.penalty_weight = penalty_weight
+        self.stages = find_stages(network) or [Stage("", network.feature_size, -1)]
+        self.start = copy.deepcopy(network.featurizer).requires_grad_(False)
+        self.encoders = nn.ParameterList(
+            torch.full((stage.channels,), math.log(math.expm1(_START_VARIANCE - _EPSILON))) for stage in self.stages
+        )
+        self._outputs = StageOutputs(network.featurizer, self.stages)
+        self._start_outputs = StageOutputs(self.start, self.stages)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; the start stays in evaluation mode."""
+        super().train(mode)
+        self.start.eval()
+        return self
+
+    def build_optimizers(self, factory: OptimizerFactory) -> None:
+        """Build one optimizer, with a group for the encoders."""
+        optimizer = factory(p for p in self.network.parameters() if p.requires_grad)
+        lr = ENCODER_LR_RATIO * optimizer.param_groups[0]["lr"]
+        optimizer.add_param_group({"params": list(self.encoders), "lr": lr})
+        self.optimizers = {"all": optimizer}
+
+    def objective(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the cross-entropy over all images and the penalty."""
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        with self._outputs.recorded() as outputs:
+            loss = F.cross_entropy(self.predict(images), labels)
+        with self._start_outputs.recorded() as start_outputs, torch.no_grad():
+            self.start(images)
+        penalty = torch.stack(
+            [
+                _divergence(z, start, F.softplus(b) + _EPSILON, stage.channel_dim)
+                for z, start, b, stage in zip(outputs, start_outputs, self.encoders, self.stages, strict=True)
+            ]
+        ).sum()
+        return loss + self.penalty_weight * penalty
+
+
+def _divergence(features: Tensor, start: Tensor, variance: Tensor, channel_dim: int) -> Tensor:
+    """Return half the mean of squared distances over the variance (channels,), and of the variance's logarithm."""
+    rows, start_rows = (z.movedim(channel_dim, -1).flatten(0, -2) for z in (features, start))
+    # mean() would write out a gradient of the features' size first
+    distance = F.mse_loss(rows, start_rows, reduction="none").sum(0, dtype=variance.dtype) / len(rows)
+    return (distance / variance + variance.log()).mean() / 2
+
+
+ALGORITHMS.register("miro", MIRO)

@@ -1,0 +1,105 @@
+"""Marginal transfer learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
+from shiftproof.hparams import Hparam, choice
+from shiftproof.models import Network
+
+
+class MarginalTransferNetwork(Network):
+    """A network whose classifier sees the domain beside the image: its embedding, the mean of its features.
+
+    A linear classifier of features and embedding side by side is the sum of two. That of the embedding starts at zero,
+    so that the start is the network that was given.
+
+    Args:
+        network: its parts are taken over.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(
+            network.featurizer,
+            network.feature_size,
+            network.classifier.out_features,
+            network.normalisation,
+            network.dropout.p,
+            network.freeze_batch_norm,
+        )
+        self.classifier = network.classifier
+        self.embedding_classifier = nn.Linear(network.feature_size, network.classifier.out_features, bias=False)
+        nn.init.zeros_(self.embedding_classifier.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (n, classes) of normalised images that are all of one domain, which they are the sample of."""
+        features = self.featurizer(images)
+        return self.classify(features, features.mean(0))
+
+    def classify(self, features: Tensor, embeddings: Tensor) -> Tensor:
+        """Return logits (n, classes).
+
+        Args:
+            features: (n, feature_size).
+            embeddings: of the images' domains, (n, feature_size), or (feature_size,) of the one that all are of.
+        """
+        logits: Tensor = self.classifier(self.dropout(features)) + self.embedding_classifier(embeddings)
+        return logits
+
+
+class MTL(Algorithm):
+    r"""Marginal transfer learning (Blanchard et al., JMLR 2021, arXiv 1711.07910), with a network as DomainBed has it.
+
+    The classifier sees an embedding :math:`\mu` of the domain beside the features, and the loss is the mean of the
+    domains' cross-entropies. In training :math:`\mu_e` is a moving average of the mean features of a domain's batches,
+
+    .. math:: \mu_e \leftarrow \text{ema} \cdot \bar{z}_e + (1 - \text{ema}) \, \mu_e,
+
+    with gradients through the present mean :math:`\bar{z}_e`; the first is the mean itself. In evaluation it is the
+    mean features of the batch: a prediction depends on the images beside it. The paper embeds the whole sample, with
+    kernels. DomainBed's code overwrites the embedding with noise, and takes the sum of the losses for their mean.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        ema: weight of the present batch in the moving average, in (0, 1]; at 1 there is no memory.
+
+    Raises:
+        ValueError: ``ema`` is out of its range.
+    """
+
+    hparams: ClassVar[Mapping[str, Hparam]] = {"ema": Hparam(0.99, choice(0.5, 0.9, 0.99, 1.0), seed_name="mtl_ema")}
+    transductive: ClassVar[bool] = True
+    network: MarginalTransferNetwork
+    embeddings: Tensor
+
+    def __init__(self, network: Network, num_domains: int, ema: float = 0.99) -> None:
+        if not 0 < ema <= 1:
+            raise ValueError(f"Invalid ema value: {ema}; it must be in (0, 1]")
+        super().__init__(self.extend(network), num_domains)
+        self.ema = ema
+        self.register_buffer("embeddings", torch.zeros(num_domains, network.feature_size))
+
+    @staticmethod
+    def extend(network: Network) -> MarginalTransferNetwork:
+        """Return the network with the classifier of embeddings, as it is trained."""
+        return MarginalTransferNetwork(network)
+
+    def objective(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the loss of all batches in one forward pass."""
+        features = self.network.featurizer(torch.cat([images for images, _ in batches]))
+        means = torch.stack([part.mean(0, dtype=self.embeddings.dtype) for part in split_domains(features, batches)])
+        seen = self.embeddings.any(1, keepdim=True)  # before its first batch a domain's embedding is zero
+        embeddings = torch.where(seen, self.embeddings.lerp(means, self.ema), means)
+        self.carry("embeddings", embeddings)
+        every = torch.cat([e.expand(len(labels), -1) for e, (_, labels) in zip(embeddings, batches, strict=True)])
+        return mean_domain_loss(self.network.classify(features, every), batches)
+
+
+ALGORITHMS.register("mtl", MTL)

@@ -1,0 +1,89 @@
+"""SagNet: features whose style tells nothing of the class."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.hparams import Hparam, log10_uniform
+from shiftproof.models import Network
+
+_EPSILON = 1e-5  # added to variances
+
+
+class SagNet(Algorithm):
+    r"""Style-agnostic network (Nam et al., CVPR 2021, arXiv 1910.11645).
+
+    The style of features :math:`z` is their mean :math:`\mu` and standard deviation :math:`\sigma`, their content is
+    :math:`(z - \mu)/\sigma`. With another image :math:`z'` of the batch and :math:`\alpha \sim U(0, 1)` per image,
+
+    .. math:: SR(z) = \hat\sigma\,\frac{z - \mu}{\sigma} + \hat\mu,\quad
+        \hat\mu = \alpha\mu + (1 - \alpha)\mu',\ \hat\sigma = \alpha\sigma + (1 - \alpha)\sigma',\qquad
+        CR(z) = \sigma\,\frac{z' - \mu'}{\sigma'} + \mu.
+
+    Three losses are minimised: the cross-entropy of the classifier at :math:`SR(z)`, over featurizer and classifier;
+    that of a style head at :math:`CR(z)`, over the style head; and ``adversary_weight`` times the cross-entropy of
+    the style head's predictions at :math:`CR(z)` with equal probabilities for all classes, over the featurizer, of
+    which it moves the style: the content is held fixed there.
+
+    All three gradients are taken at the same weights, in one forward and one backward pass; DomainBed takes the three
+    steps one after the other, each with a forward pass of its own, and steps the featurizer twice. As in DomainBed,
+    the features are those before the classifier (after the dropout), so any featurizer will do; the paper splits a
+    residual network before its third stage, takes the statistics of feature maps over their pixels, and lets the
+    adversary change the scales and shifts of batch norms only. As in the paper the standard deviations are mixed,
+    where the authors' code mixes variances. The style head starts as a copy of the classifier.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        adversary_weight: weight of the adversary's loss, at least 0.
+
+    Raises:
+        ValueError: the weight is out of its range.
+    """
+
+    hparams: ClassVar[Mapping[str, Hparam]] = {
+        "adversary_weight": Hparam(0.1, log10_uniform(-2, 1), seed_name="sag_w_adv")
+    }
+
+    def __init__(self, network: Network, num_domains: int, adversary_weight: float = 0.1) -> None:
+        super().__init__(network, num_domains)
+        if not 0 <= adversary_weight < math.inf:
+            raise ValueError(f"Invalid adversary_weight value: {adversary_weight}; it must be at least 0")
+        self.adversary_weight = adversary_weight
+        self.style_head = copy.deepcopy(network.classifier)
+
+    def objective(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the sum of the three losses, each with a gradient in what it is minimised over."""
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        features = self.network.dropout(self.network.featurizer(images))
+        restyled, refilled = randomised(features)
+        content = F.cross_entropy(self.network.classifier(restyled), labels)
+        style = F.cross_entropy(self.style_head(refilled.detach()), labels)
+        logits = F.linear(refilled, self.style_head.weight.detach(), self.style_head.bias.detach())
+        adversary = -F.log_softmax(logits, 1).mean()
+        return content + style + self.adversary_weight * adversary
+
+
+def randomised(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features (n, feature_size) with their styles randomised, and with their contents randomised.
+
+    The draws are of torch's generator of the CPU.
+    """
+    variance, mean = torch.var_mean(features, 1, correction=0, keepdim=True)
+    deviation = (variance + _EPSILON).sqrt()
+    content = (features - mean) / deviation
+    weight = torch.rand(len(features), 1).to(features)
+    styles, contents = torch.stack([torch.randperm(len(features)) for _ in range(2)]).to(features.device)
+    mixed_deviation, mixed_mean = (weight * own + (1 - weight) * own[styles] for own in (deviation, mean))
+    return content * mixed_deviation + mixed_mean, content[contents].detach() * deviation + mean
+
+
+ALGORITHMS.register("sagnet", SagNet)

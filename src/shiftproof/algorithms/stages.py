@@ -1,0 +1,143 @@
+"""The stages of a featurizer, found by passing an image through it: where methods act on intermediate features."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from shiftproof.models import Network
+
+
+class Stage(NamedTuple):
+    """The end of a stage.
+
+    Attributes:
+        name: of the module in the featurizer whose output it is.
+        channels: number of channels.
+        channel_dim: 1 for feature maps (n, channels, height, width); -1 for tokens (n, tokens, channels) and for
+            maps (n, height, width, channels).
+    """
+
+    name: str
+    channels: int
+    channel_dim: int
+
+
+class _Output(NamedTuple):
+    name: str
+    kind: type[nn.Module]
+    shape: tuple[int, ...]
+
+
+def find_stages(network: Network) -> list[Stage]:
+    """Return the stages of a network's featurizer, the earliest first.
+
+    A stage ends with the last output of its resolution: in a residual network after the stem and after each of the
+    four layers. Where the resolution does not change, as in a vision transformer, the stages are the stem and the
+    quarters of the blocks, the longest run of modules of one class. Outputs are those of the featurizer's children,
+    where a `torch.nn.Sequential` or a `torch.nn.ModuleList` counts as what it holds; maps of one pixel are none.
+
+    Raises:
+        ValueError: the network does not know the shape of its images.
+    """
+    if network.image_shape is None:
+        raise ValueError("the network has no image_shape, without which the stages of its featurizer cannot be found")
+    _, height, width = network.image_shape
+    outputs = _outputs(network.featurizer, network.image_shape)
+    maps = [(o, dim) for o in outputs if (dim := _channel_dim(o.shape, height, width)) is not None]
+    ends = [list(run)[-1] for _, run in groupby(maps, lambda entry: _resolution(*entry))]
+    if len(ends) < 2:  # of one resolution
+        tokens = [(o, -1) for o in outputs if len(o.shape) == 3 and o.shape[1] > 1]
+        ends = _quarters(maps or tokens)
+    return [Stage(output.name, output.shape[channel_dim], channel_dim) for output, channel_dim in ends]
+
+
+class StageOutputs:
+    """Records what stages put out, where it is asked to.
+
+    Args:
+        featurizer: a featurizer.
+        stages: its stages.
+    """
+
+    def __init__(self, featurizer: nn.Module, stages: Sequence[Stage]) -> None:
+        self._outputs: list[Tensor] | None = None
+        # For good, as a compiled network may not see hooks that are set later.
+        for stage in stages:
+            featurizer.get_submodule(stage.name).register_forward_hook(self._record)
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Tensor]]:
+        """Give a list that every stage of the forward passes inside appends its output to."""
+        outputs: list[Tensor] = []
+        self._outputs = outputs
+        try:
+            yield outputs
+        finally:
+            self._outputs = None
+
+    def _record(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        if self._outputs is not None:
+            self._outputs.append(output)
+
+
+def _outputs(featurizer: nn.Module, image_shape: tuple[int, int, int]) -> list[_Output]:
+    """Return what the parts of the featurizer put out for one image, in order, without parts that run twice."""
+    outputs: list[_Output] = []
+
+    def record(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.append(_Output(name, type(module), tuple(output.shape)))
+
+    handles = [part.register_forward_hook(partial(record, name)) for name, part in _parts(featurizer, "")]
+    modes = [(module, module.training) for module in featurizer.modules()]
+    try:
+        featurizer.eval()
+        with torch.no_grad():
+            featurizer(next(featurizer.parameters()).new_zeros(1, *image_shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    calls = Counter(output.name for output in outputs)
+    return [output for output in outputs if calls[output.name] == 1]
+
+
+def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, (nn.Sequential, nn.ModuleList)) and len(child):
+            yield from _parts(child, f"{prefix}{name}.")
+        else:
+            yield prefix + name, child
+
+
+def _channel_dim(shape: tuple[int, ...], height: int, width: int) -> int | None:
+    """Return where the channels of a map are; None where a shape is none of a map with the image's proportions."""
+    if len(shape) != 4:
+        return None
+    for channel_dim, (rows, columns) in ((1, shape[2:]), (-1, shape[1:3])):
+        if rows * columns > 1 and abs(rows * width - columns * height) <= max(height, width):
+            return channel_dim
+    return None
+
+
+def _resolution(output: _Output, channel_dim: int) -> tuple[int, ...]:
+    return output.shape[2:] if channel_dim == 1 else output.shape[1:3]
+
+
+def _quarters(outputs: list[tuple[_Output, int]]) -> list[tuple[_Output, int]]:
+    """Return the output before the longest run of modules of one class and those that end the run's quarters."""
+    runs = [list(run) for _, run in groupby(range(len(outputs)), lambda i: outputs[i][0].kind)]
+    if not runs:
+        return []
+    blocks = max(runs, key=len)
+    ends = [blocks[-(-len(blocks) * quarter // 4) - 1] for quarter in (1, 2, 3, 4)]
+    return [outputs[i] for i in dict.fromkeys([max(blocks[0] - 1, 0), *ends])]

@@ -1,0 +1,66 @@
+"""How the optimizers of a run are built, for an algorithm that knows none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.optim import Optimizer
+
+from shiftproof.hparams import Value
+from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.randomness import torch_seed
+
+
+@dataclass(frozen=True)
+class RunOptimizers:
+    """The `OptimizerFactory` of a run.
+
+    Attributes:
+        optimizer: name of the optimizer.
+        seed: the run's seed.
+        hparams: hyperparameters of the optimizer, by name.
+    """
+
+    optimizer: str
+    seed: int
+    hparams: Mapping[str, Value] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        name: str = "all",
+        lr_ratio: float = 1.0,
+        weight_decay: float | None = None,
+        beta1: float | None = None,
+    ) -> Optimizer:
+        """Return a new optimizer over the parameters.
+
+        Args:
+            params: the parameters.
+            name: with the run's seed, the key of its random numbers; "all" has the run's seed itself.
+            lr_ratio: its learning rate over the run's, above 0.
+            weight_decay: None for the run's.
+            beta1: the decay of the first moment, in [0, 1), for optimizers with Adam's ``betas``; others pass over it.
+
+        Raises:
+            ValueError: an argument or a hyperparameter is out of range.
+        """
+        if lr_ratio <= 0:
+            raise ValueError(f"Invalid lr_ratio value: {lr_ratio}; it must be above 0")
+        if beta1 is not None and not 0 <= beta1 < 1:
+            raise ValueError(f"Invalid beta1 value: {beta1}; it must be in [0, 1)")
+        hparams = dict(self.hparams)
+        if lr_ratio != 1:
+            hparams["lr"] = float(hparams["lr"]) * lr_ratio
+        if weight_decay is not None:
+            hparams["weight_decay"] = weight_decay
+        seed = self.seed if name == "all" else torch_seed(self.seed, "optimizer", name)
+        optimizer = OPTIMIZERS[self.optimizer](params, seed=seed, **hparams)
+        if beta1 is not None:
+            for group in optimizer.param_groups:
+                if "betas" in group:
+                    group["betas"] = (beta1, *group["betas"][1:])
+        return optimizer

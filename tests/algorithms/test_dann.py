@@ -1,0 +1,258 @@
+import copy
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from algorithms.made_up_batches import assert_resumes, built_steps, defaults, double_network, uneven_batches
+from shiftproof.algorithms import ALGORITHMS, ERM
+from shiftproof.algorithms.dann import CDANN, DANN
+from shiftproof.hparams import draw
+from shiftproof.randomness import seed_hash
+
+KINDS = pytest.mark.parametrize("kind", [DANN, CDANN])
+NARROW = {"mlp_width": 8}
+
+
+def _discrimination(algorithm, encoded):
+    """Return the discriminator's loss by loops over images."""
+    losses, labels = [], []
+    for domain, (features, domain_labels) in enumerate(encoded):
+        for z, label in zip(features, domain_labels, strict=True):
+            if algorithm.conditional:
+                z = z + algorithm.discriminator.embedding.weight[label]
+            logits = algorithm.discriminator.layers(z)
+            losses.append(torch.logsumexp(logits, 0) - logits[domain])
+            labels.append(label.item())
+    if not algorithm.conditional:
+        return sum(losses) / len(losses), losses
+    classes = Counter(labels)
+    by_class = {c: sum(v for v, label in zip(losses, labels, strict=True) if label == c) for c in classes}
+    return sum(total / classes[c] for c, total in by_class.items()) / len(classes), losses
+
+
+def _encoded(algorithm, batches):
+    return [(algorithm.network.featurizer(images), labels) for images, labels in batches]
+
+
+def _classification(algorithm, encoded):
+    losses = [
+        torch.logsumexp(logits, 0) - logits[label]
+        for features, labels in encoded
+        for logits, label in zip(algorithm.network.classifier(features), labels, strict=True)
+    ]
+    return sum(losses) / len(losses)
+
+
+@KINDS
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_networks_objective_and_gradient_are_the_transcription(kind, weight):
+    algorithm, batches = kind(double_network(), 3, weight, **NARROW).double(), uneven_batches((3, 5, 2))
+    encoded = _encoded(algorithm, batches)
+    expected = _classification(algorithm, encoded) - weight * _discrimination(algorithm, encoded)[0]
+    loss = algorithm.objective(batches)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    loss.backward()
+    parameters = list(algorithm.network.parameters())
+    gradients = torch.autograd.grad(expected, parameters)
+    torch.testing.assert_close([p.grad for p in parameters], list(gradients), rtol=1e-8, atol=1e-11)
+    assert all(p.grad is None for p in algorithm.discriminator.parameters())
+
+
+@KINDS
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+def test_the_discriminators_loss_and_gradient_are_the_transcription(kind, penalty):
+    algorithm, batches = kind(double_network(), 2, grad_penalty=penalty, **NARROW).double(), uneven_batches()
+    encoded = _encoded(algorithm, batches)
+    expected, losses = _discrimination(algorithm, encoded)
+    if penalty:
+        squares = []
+        for loss in losses:
+            parts = torch.autograd.grad(loss, [z for z, _ in encoded], create_graph=True, allow_unused=True)
+            squares.append(sum((g**2).sum() for g in parts if g is not None))  # of its own features alone
+        expected = expected + penalty * sum(squares) / len(losses)
+    loss = algorithm.discriminator_loss(encoded)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    loss.backward()
+    parameters = list(algorithm.discriminator.parameters())
+    gradients = torch.autograd.grad(expected, parameters, allow_unused=True)
+    for p, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(p.grad if gradient is not None else None, gradient, rtol=1e-8, atol=1e-11)
+    assert all(p.grad is None for p in algorithm.network.parameters())
+
+
+@pytest.mark.parametrize(("kind", "accumulate"), [(DANN, 1), (DANN, 2), (CDANN, 1)])
+def test_an_update_steps_both_from_the_same_weights(kind, accumulate):
+    """Ganin et al.'s equations 13 to 15, with steps of 0.1 and 0.02."""
+    algorithm = kind(double_network(), 2, 0.5, lr_ratio=0.2, **NARROW).double()
+    batches = uneven_batches((4, 4) if accumulate > 1 else (3, 5))
+    encoded = _encoded(algorithm, batches)
+    classification, (discrimination, _) = _classification(algorithm, encoded), _discrimination(algorithm, encoded)
+    moved = []
+    for module, loss, rate in (
+        (algorithm.network, classification - 0.5 * discrimination, 0.1),
+        (algorithm.discriminator, discrimination, 0.02),
+    ):
+        parameters = list(module.parameters())
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        moved += [p - rate * (0 if g is None else g) for p, g in zip(parameters, gradients, strict=True)]
+    calls = []
+    algorithm.network.featurizer.register_forward_hook(lambda *_: calls.append(1))
+    steps = built_steps(algorithm, "sgd", accumulate, lr=0.1, momentum=0.0)
+    loss = steps.take(batches, 1)
+    torch.testing.assert_close(loss, classification.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(list(algorithm.parameters()), moved, rtol=1e-8, atol=1e-11)
+    assert len(calls) == accumulate
+
+
+@KINDS
+def test_sam_perturbs_both_and_the_discriminator_sees_the_features_of_the_weights(kind):
+    algorithm, batches = kind(double_network(), 2, **NARROW).double(), uneven_batches()
+    seen = []
+    original = algorithm.discriminator_loss
+    algorithm.discriminator_loss = lambda encoded: seen.append(encoded) or original(encoded)
+    expected = [features.detach() for features, _ in _encoded(algorithm, batches)]
+    calls = []
+    algorithm.network.featurizer.register_forward_hook(lambda *_: calls.append(1))
+    steps = built_steps(algorithm, "sam")
+    steps.take(batches, 1)
+    assert (len(calls), len(seen), steps.passes) == (2, 2, 4)
+    for encoded in seen:
+        torch.testing.assert_close([features for features, _ in encoded], expected, rtol=1e-12, atol=1e-15)
+
+
+def test_every_step_trains_the_classifier_unless_they_alternate():
+    for alternate, expected in ((False, "gd gd gd gd"), (True, "d g d d")):
+        algorithm = DANN(double_network(), 2, d_steps=2, alternate=alternate, **NARROW).double()
+        steps, moved = built_steps(algorithm), []
+        for step in range(1, 5):
+            before = {name: p.detach().clone() for name, p in algorithm.named_parameters()}
+            steps.take(uneven_batches(seed=step), step)
+            names = [name for name, p in algorithm.named_parameters() if not torch.equal(p, before[name])]
+            g, d = ("g" * any(n.startswith(p) for n in names) for p in ("network.", "discriminator."))
+            moved.append(g + d.replace("g", "d"))
+        assert " ".join(moved) == expected
+
+
+@KINDS
+def test_a_step_of_the_discriminator_alone_does_not_reach_the_network(kind):
+    algorithm, batches = kind(double_network(), 2, alternate=True, **NARROW).double(), uneven_batches()
+    expected, _ = _discrimination(algorithm, _encoded(algorithm, batches))
+    steps = built_steps(algorithm)
+    loss = steps.take(batches, 2)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
+    assert all(p.grad is None for p in algorithm.network.parameters())
+    assert algorithm.discriminator_loss(_encoded(algorithm, batches)) < loss
+
+
+@KINDS
+def test_the_network_raises_the_loss_that_the_discriminator_lowers(kind):
+    batches = uneven_batches((8, 8))
+    algorithm = kind(double_network(), 2, penalty_weight=100.0, **NARROW).double()
+    discriminator = copy.deepcopy(algorithm.discriminator.state_dict())
+    steps = built_steps(algorithm, "sgd", lr=1e-4, momentum=0.0)
+    before = algorithm.discriminator_loss(_encoded(algorithm, batches)).item()
+    steps.take(batches, 1)
+    after = algorithm.discriminator_loss(_encoded(algorithm, batches)).item()
+    algorithm.discriminator.load_state_dict(discriminator)  # the network's step alone
+    raised = algorithm.discriminator_loss(_encoded(algorithm, batches)).item()
+    assert raised > before + 1e-5
+    assert after < raised
+
+
+@KINDS
+def test_one_source_domain_is_erm_and_warns(kind):
+    with pytest.warns(UserWarning, match=f"{kind.__name__} with one source domain is ERM"):
+        algorithm = kind(double_network(), 1)
+    erm = ERM(double_network(), 1)
+    batches = uneven_batches((6,))
+    assert torch.equal(algorithm.objective(batches), erm.objective(batches))
+    for each in (algorithm, erm):
+        built_steps(each, "sgd", momentum=0.9).take(batches, 1)
+    assert list(algorithm.optimizers) == ["generator"]
+    assert all(torch.equal(a, b) for a, b in zip(algorithm.parameters(), erm.parameters(), strict=True))
+
+
+def test_optimizers_have_options_and_seeds_of_their_own():
+    algorithm = DANN(double_network(), 2, weight_decay_d=0.03, beta1=0.2, lr_ratio=3.0, **NARROW).double()
+    built_steps(algorithm, "adam", lr=0.01, weight_decay=0.001)
+    generator, discriminator = algorithm.optimizers["generator"], algorithm.optimizers["discriminator"]
+    assert generator.param_groups[0]["betas"] == discriminator.param_groups[0]["betas"] == (0.2, 0.999)
+    assert (generator.param_groups[0]["lr"], discriminator.param_groups[0]["lr"]) == (0.01, 0.03)
+    assert (generator.param_groups[0]["weight_decay"], discriminator.param_groups[0]["weight_decay"]) == (0.001, 0.03)
+    names = []
+    algorithm.build_optimizers(lambda params, name, **_: names.append(name) or torch.optim.SGD(params, lr=0.1))
+    assert names == ["generator", "discriminator"]
+
+
+def test_the_discriminator_has_the_shape_asked_for():
+    algorithm = DANN(double_network(0.0), 3, mlp_width=10, mlp_depth=4, mlp_dropout=0.25)
+    linear = [m for m in algorithm.discriminator.modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(64, 10), (10, 10), (10, 10), (10, 3)]
+    assert [m.p for m in algorithm.discriminator.modules() if isinstance(m, nn.Dropout)] == [0.25] * 3
+    assert algorithm.discriminator.embedding is None
+    assert CDANN(double_network(), 2).discriminator.embedding.weight.shape == (4, 64)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("optimizer", "sizes", "options"),
+    [
+        ("adam", (2, 4, 1, 3, 2), {}),
+        ("sam", (4, 6), {"d_steps": 3, "mlp_dropout": 0.1}),
+        ("genie", (4, 6), {"grad_penalty": 0.1}),
+        ("adam", (4, 6), {"alternate": True, "d_steps": 2}),
+        ("adahessian", (4, 6), {}),
+    ],
+)
+def test_resume_is_bit_equal(kind, optimizer, sizes, options):
+    def build():
+        torch.manual_seed(2)
+        return kind(double_network(0.1), len(sizes), **NARROW, **options).double()
+
+    whole = assert_resumes(build, optimizer, sizes)
+    start = build().state_dict()
+    for name, value in whole.algorithm.named_parameters():
+        assert not torch.equal(value, start[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"penalty_weight": -1.0}, "Invalid penalty_weight value: -1.0; it must be at least 0"),
+        ({"weight_decay_d": float("nan")}, "Invalid weight_decay_d value: nan"),
+        ({"grad_penalty": -0.5}, "Invalid grad_penalty value: -0.5"),
+        ({"d_steps": 0}, "Invalid d_steps value: 0; it must be a whole number, at least 1"),
+        ({"d_steps": 1.5}, "Invalid d_steps value: 1.5"),
+        ({"mlp_width": 0}, "Invalid mlp_width value: 0"),
+        ({"mlp_depth": 1}, "Invalid mlp_depth value: 1; it must be a whole number, at least 2"),
+        ({"beta1": 1.0}, r"Invalid beta1 value: 1.0; it must be in \[0, 1\)"),
+        ({"mlp_dropout": -0.1}, "Invalid mlp_dropout value: -0.1"),
+        ({"lr_ratio": 0.0}, "Invalid lr_ratio value: 0.0; it must be above 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DANN(double_network(), 2, **options)
+
+
+def test_they_are_registered_with_their_defaults_and_draw_as_domainbed():
+    for name, kind in (("dann", DANN), ("cdann", CDANN)):
+        assert ALGORITHMS[name] is kind
+        registered, constructed = defaults(kind)
+        assert registered == constructed
+
+    def random(name):
+        return np.random.RandomState(seed_hash(seed_hash(7, 3), name))
+
+    drawn = draw(DANN.hparams, 7, 3)
+    assert drawn["penalty_weight"] == 10 ** random("lambda").uniform(-2, 2)
+    assert drawn["d_steps"] == int(2 ** random("d_steps_per_g_step").uniform(0, 3))
+    assert drawn["mlp_depth"] == int(random("mlp_depth").choice([3, 4, 5]))
+    assert type(drawn["mlp_depth"]) is type(drawn["d_steps"]) is int
+    ratios = np.log10([draw(DANN.hparams, seed, 0)["lr_ratio"] for seed in range(1, 1001)])
+    assert abs(ratios).max() < 1.5
+    assert abs(ratios.mean()) < 0.06
+    assert ratios.var() == pytest.approx(2 * 1.5**2 / 12, rel=0.12)  # of a difference of two uniform draws

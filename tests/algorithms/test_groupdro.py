@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+
+from algorithms.made_up_runs import assert_continues_bit_equal, domain_losses, gradients, made_up, small, steps_of
+from shiftproof.algorithms import ERM
+from shiftproof.algorithms.group_dro import GroupDRO
+from shiftproof.hparams import draw
+
+
+def _updated(q, losses, eta):
+    raised = [weight * math.exp(eta * float(loss.detach())) for weight, loss in zip(q, losses, strict=True)]
+    return [weight / sum(raised) for weight in raised]
+
+
+@pytest.mark.parametrize("counts", [(5,), (3, 4), (2, 5, 3), (1, 2, 3, 2, 1)])
+def test_weights_loss_and_steps_are_those_of_the_transcription(counts):
+    """Algorithm 1, all groups at every step, with plain gradient descent."""
+    lr, eta = 0.01, 0.5
+    steps = steps_of(small(GroupDRO, len(counts), dtype=torch.float64, eta=eta), "sgd", lr=lr)
+    steps.algorithm.optimizers["all"].param_groups[0]["momentum"] = 0.0
+    reference = small(ERM, len(counts), dtype=torch.float64)
+    q = [1 / len(counts)] * len(counts)
+    for step in range(1, 5):
+        batches = made_up(counts, dtype=torch.float64, seed=step)
+        losses = domain_losses(reference, batches)
+        q = _updated(q, losses, eta)
+        loss = sum(weight * of_domain for weight, of_domain in zip(q, losses, strict=True))
+        descent = torch.autograd.grad(loss, list(reference.parameters()))
+        with torch.no_grad():
+            for p, gradient in zip(reference.parameters(), descent, strict=True):
+                p -= lr * gradient
+        torch.testing.assert_close(steps.take(batches, step), loss.detach(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(steps.algorithm.q, torch.tensor(q, dtype=torch.float64), rtol=1e-9, atol=0)
+    for p, expected in zip(steps.algorithm.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-7, atol=1e-10)
+
+
+def test_on_identical_domains_and_on_one_it_is_erm():
+    one = made_up((4,), dtype=torch.float64)
+    for batches in (one, one * 3):
+        group_dro = small(GroupDRO, len(batches), dtype=torch.float64, eta=5.0)
+        erm = small(ERM, len(batches), dtype=torch.float64)
+        expected = gradients(erm, batches)
+        for name, gradient in gradients(group_dro, batches).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-13)
+
+
+def test_without_a_step_size_the_weights_stay_equal():
+    steps = steps_of(small(GroupDRO, 3, eta=0.0))
+    steps.take(made_up((4, 4, 4)), 1)
+    torch.testing.assert_close(steps.algorithm.q, torch.full((3,), 1 / 3))
+
+
+def test_the_worst_domain_gets_the_weight_and_no_exponential_overflows():
+    steps = steps_of(small(GroupDRO, 2, eta=1e5))
+    batches = made_up((4, 4))
+    losses = torch.stack(steps.algorithm.domain_losses(batches)).detach()
+    torch.testing.assert_close(steps.take(batches, 1), losses.max())
+    assert torch.equal(steps.algorithm.q, (losses == losses.max()).float())
+    assert steps.take(batches, 2).isfinite()
+
+
+@pytest.mark.parametrize("optimizer", ["sam", "fad"])
+def test_the_weights_are_updated_once_per_step(optimizer):
+    steps = steps_of(small(GroupDRO, dtype=torch.float64, eta=1.0), optimizer)
+    batches = made_up((4, 4), dtype=torch.float64)
+    expected = _updated([0.5, 0.5], domain_losses(steps.algorithm, batches), 1.0)
+    steps.take(batches, 1)
+    assert steps.passes > 1
+    torch.testing.assert_close(steps.algorithm.q, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sam"])
+def test_a_run_continues_bit_equal(optimizer):
+    assert_continues_bit_equal(lambda: small(GroupDRO, dropout=0.3, eta=0.5), optimizer, 3, 6)
+
+
+@pytest.mark.parametrize("eta", [-0.1, float("inf")])
+def test_hyperparameters_out_of_range_are_refused(eta):
+    with pytest.raises(ValueError, match=f"Invalid eta value: {eta}; it must be at least 0"):
+        small(GroupDRO, eta=eta)
+
+
+def test_defaults_are_domainbeds():
+    assert draw(GroupDRO.hparams, 0, 0) == {"eta": 0.01}
+    assert 1e-3 <= draw(GroupDRO.hparams, 1, 0)["eta"] < 0.1

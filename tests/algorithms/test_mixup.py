@@ -1,0 +1,119 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from shiftproof.algorithms import ERM
+from shiftproof.algorithms.mixup import Mixup
+from shiftproof.annealing import Annealer
+from shiftproof.hparams import draw
+from shiftproof.models import build_network
+from shiftproof.randomness import seed_hash
+from shiftproof.training import StepBuilder
+
+
+def _network():
+    return build_network("small_conv", (1, 16, 16), 3, dropout=0.0, seed=0).double()
+
+
+def _batches(*sizes):
+    random = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randn(n, 1, 16, 16, dtype=torch.float64, generator=random),
+            torch.randint(3, (n,), generator=random),
+        )
+        for n in sizes
+    ]
+
+
+def _cross_entropy(logits, label):
+    return logits.exp().sum().log() - logits[label]
+
+
+def _share():
+    alpha = torch.tensor(0.2, dtype=torch.float64)
+    return torch.distributions.Beta(alpha, alpha).sample()
+
+
+def test_objective_is_the_mean_over_the_pairs_of_a_ring():
+    algorithm, batches = Mixup(_network(), 3), _batches(3, 5, 2)
+    torch.manual_seed(1)
+    loss = algorithm.objective(batches)
+    torch.manual_seed(1)
+    ring = torch.randperm(3).tolist()
+    assert len(set(ring)) == 3
+    pairs = []
+    for place in range(3):
+        (images, labels), (others, other_labels) = batches[ring[place]], batches[ring[(place + 1) % 3]]
+        share = _share()
+        terms = []
+        for x, y, other, other_y in zip(images, labels, others, other_labels, strict=False):  # as many as both have
+            logits = algorithm.predict((share * x + (1 - share) * other)[None])[0]
+            terms.append(share * _cross_entropy(logits, y) + (1 - share) * _cross_entropy(logits, other_y))
+        pairs.append(sum(terms) / len(terms))
+    assert sorted(len(labels) for _, labels in batches) == [2, 3, 5]
+    torch.testing.assert_close(loss, sum(pairs) / 3, rtol=1e-12, atol=0)
+
+
+def test_one_domain_is_mixed_within():
+    algorithm, batches = Mixup(_network(), 1), _batches(4)
+    torch.manual_seed(2)
+    loss = algorithm.objective(batches)
+    torch.manual_seed(2)
+    torch.randperm(1)
+    order = torch.randperm(4).tolist()
+    assert order != [0, 1, 2, 3]
+    share = _share()
+    (images, labels), terms = batches[0], []
+    for i, j in enumerate(order):
+        logits = algorithm.predict((share * images[i] + (1 - share) * images[j])[None])[0]
+        terms.append(share * _cross_entropy(logits, labels[i]) + (1 - share) * _cross_entropy(logits, labels[j]))
+    torch.testing.assert_close(loss, sum(terms) / 4, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_without_mixing_it_is_erm(share, monkeypatch):
+    network, batches = _network(), _batches(4, 4)
+    algorithm = Mixup(network, 2)
+    monkeypatch.setattr(algorithm._shares, "sample", lambda: torch.tensor(share))
+    torch.testing.assert_close(algorithm.objective(batches), ERM(network, 2).objective(batches), rtol=1e-12, atol=0)
+
+
+def test_shares_follow_the_beta_distribution():
+    torch.manual_seed(0)
+    for alpha in (0.01, 0.2, 10.0):
+        draws = Mixup(_network(), 2, alpha=alpha)._shares.sample((20_000,))
+        assert float(draws.mean()) == pytest.approx(0.5, abs=0.01)
+        assert float(draws.var()) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)
+
+
+def test_a_step_draws_by_seed_and_step_alone():
+    def trained(steps, start=None):
+        algorithm = Mixup(_network(), 2)
+        algorithm.build_optimizers(lambda params: torch.optim.Adam(params, lr=0.01))
+        if start is not None:
+            algorithm.load_state_dict(start[0])
+            algorithm.optimizers["all"].load_state_dict(start[1])
+        builder = StepBuilder(algorithm, Annealer(), seed=0)
+        for step in steps:
+            torch.manual_seed(step * 1000)  # must not matter
+            builder.take(_batches(4, 4), step)
+        return copy.deepcopy((algorithm.state_dict(), algorithm.optimizers["all"].state_dict()))
+
+    whole, resumed = trained(range(1, 5)), trained(range(3, 5), trained(range(1, 3)))
+    for name, value in whole[0].items():
+        assert torch.equal(value, resumed[0][name]), name
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.009, -1.0, float("inf"), float("nan")])
+def test_invalid_alpha(alpha):
+    with pytest.raises(ValueError, match="Invalid alpha value"):
+        Mixup(_network(), 2, alpha=alpha)
+
+
+def test_draws_are_those_of_domainbed():
+    random = np.random.RandomState(seed_hash(seed_hash(3, 1), "mixup_alpha"))
+    assert draw(Mixup.hparams, 3, 1) == {"alpha": 10 ** random.uniform(-1, 1)}
+    assert draw(Mixup.hparams, 0, 1) == {"alpha": 0.2}

@@ -1,0 +1,81 @@
+"""What an algorithm gets of the run's optimizer."""
+
+import pytest
+import torch
+
+from shiftproof.optim import OPTIMIZERS
+from shiftproof.training.optimizer_factory import RunOptimizers
+
+
+def _weights(count=3):
+    return [torch.nn.Parameter(torch.zeros(4)) for _ in range(count)]
+
+
+def _factory(optimizer, **hparams):
+    entry = OPTIMIZERS[optimizer]
+    defaults = {name: hparam.default for name, hparam in entry.hparams.items()}
+    return RunOptimizers(optimizer, 5, {**defaults, "lr": 0.02, "weight_decay": 0.1, **hparams})
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_by_default_it_is_the_runs_optimizer(optimizer):
+    built = _factory(optimizer)(iter(_weights()))
+    entry = OPTIMIZERS[optimizer]
+    plain = entry(_weights(), seed=5, lr=0.02, weight_decay=0.1, **{n: h.default for n, h in entry.hparams.items()})
+    assert type(built) is type(plain)
+    groups = [[{k: v for k, v in g.items() if k != "params"} for g in o.param_groups] for o in (built, plain)]
+    assert groups[0] == groups[1]
+    assert [len(group["params"]) for group in built.param_groups] == [3]
+
+
+def test_learning_rates_are_ratios_and_weight_decay_may_differ():
+    group = _factory("adam")(_weights(), lr_ratio=2.5, weight_decay=0.0).param_groups[0]
+    assert group["lr"] == pytest.approx(0.05)
+    assert group["weight_decay"] == 0.0
+
+
+def test_every_name_draws_its_own_numbers():
+    factory = _factory("genie")
+    seeds = [factory(_weights(), name=name).param_groups[0]["seed"] for name in ("all", "first", "second", "first")]
+    assert seeds[0] == 5
+    assert len(set(seeds)) == 3
+    assert seeds[1] == seeds[3]
+    other = RunOptimizers("genie", 6, factory.hparams)(_weights(), name="first").param_groups[0]["seed"]
+    assert other != seeds[1]
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_beta1_is_for_optimizers_that_have_one(optimizer):
+    group = _factory(optimizer)(_weights(), beta1=0.25).param_groups[0]
+    if optimizer == "sgd" or optimizer.startswith("genie"):
+        assert "betas" not in group
+        assert group.get("momentum", 0.9) == 0.9
+    else:
+        assert group["betas"] == (0.25, 0.999)
+
+
+def test_beta1_acts():
+    weights = _weights(1)
+    optimizer = _factory("sam", weight_decay=0.0)(weights, beta1=0.0)
+
+    def closure(sign):
+        weights[0].grad = torch.full((4,), sign)
+        return torch.zeros(())
+
+    optimizer.step(lambda: closure(1.0))
+    optimizer.step(lambda: closure(-1.0))
+    moment = optimizer.state[weights[0]]["exp_avg"]
+    assert torch.equal(moment, torch.full((4,), -1.0))  # nothing is left of the first gradient
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_ratio": 0.0}, "Invalid lr_ratio value: 0.0; it must be above 0"),
+        ({"beta1": 1.0}, "Invalid beta1 value: 1.0; it must be in"),
+        ({"beta1": -0.5}, "Invalid beta1 value: -0.5"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        _factory("adam")(_weights(), **options)
