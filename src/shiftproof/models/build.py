@@ -88,6 +88,7 @@ def build_network(
             featurizer.normalisation,
             dropout,
             freeze_batch_norm and weights is not None,
+            image_shape,
         )
     if weights is not None:
         load_weights(network.featurizer, weights, classifier=featurizer.classifier)

@@ -35,6 +35,7 @@ class Network(nn.Module):
         dropout: probability of dropping a feature, in [0, 1).
         freeze_batch_norm: keep the featurizer's batch norms at their stored statistics in training too, as for
             DomainBed's published results; their scales and shifts still train.
+        image_shape: (channels, height, width) of its input, in pixels; None where nothing asks for it.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Network(nn.Module):
         normalisation: Normalisation,
         dropout: float = 0.0,
         freeze_batch_norm: bool = False,
+        image_shape: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
@@ -55,6 +57,7 @@ class Network(nn.Module):
         self.feature_size = feature_size
         self.normalisation = normalisation
         self.freeze_batch_norm = freeze_batch_norm
+        self.image_shape = image_shape
         self.train()
 
     def train(self, mode: bool = True) -> Self:
