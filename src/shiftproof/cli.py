@@ -82,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
     evaluate.set_defaults(command=_evaluate)
 
+    diagnose = commands.add_parser("diagnose", help="measure and draw what the theory speaks of, of a finished run")
+    diagnose.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    diagnose.add_argument(
+        "--what", nargs="+", default=["osgr", "balance", "sharpness", "landscape", "embedding"], metavar="NAME",
+        help="osgr balance sharpness landscape embedding (default: all)",
+    )  # fmt: skip
+    diagnose.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of the run's data set, unless embedded")
+    diagnose.add_argument("--weights", type=Path, metavar="FILE", help="weights that the run started from")
+    diagnose.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
+    diagnose.set_defaults(command=_diagnose)
+
     bench = commands.add_parser("bench", help="measure what runs cost").add_subparsers(required=True, metavar="what")
     data = bench.add_parser("data", help="time the data path against the usual one")
     data.add_argument("--dataset", default="folder", metavar="NAME", help="of image files (default: folder)")
@@ -108,6 +119,13 @@ def _parser() -> argparse.ArgumentParser:
     annealer.add_argument("--rounds", type=int, default=3, metavar="N", help="searches of each (default: 3)")
     annealer.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
     annealer.set_defaults(command=_bench_annealer)
+    diagnostics = bench.add_parser("diagnostics", help="time what diagnostics cost beside a plain backward pass")
+    _add_run_options(diagnostics)
+    diagnostics.add_argument("--target", nargs="+", metavar="DOMAIN", help="left out (default: the first domain)")
+    diagnostics.add_argument("--samples", type=int, default=128, metavar="N", help="images (default: 128)")
+    diagnostics.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each (default: 5)")
+    diagnostics.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
+    diagnostics.set_defaults(command=_bench_diagnostics)
 
     figure = commands.add_parser("figure", help="draw what the papers draw").add_subparsers(
         required=True, metavar="what"
@@ -123,6 +141,28 @@ def _parser() -> argparse.ArgumentParser:
     agreement.add_argument("--trial-seed", type=int, default=0, metavar="N")
     agreement.add_argument("--output", type=Path, default=Path("runs/agreement"), metavar="DIR")
     agreement.set_defaults(command=_figure_agreement)
+    for name, what in (
+        ("balance", "how evenly updates are spread over the parameters"),
+        ("osgr", "the one-step generalization ratio over training"),
+        ("embedding", "features before and after training"),
+        ("landscape", "where optimizers end on a simulated landscape, and the paths of real runs"),
+        ("sensitivity", "accuracy against the hyperparameters"),
+    ):
+        command = figure.add_parser(name, help=what)
+        _add_run_options(command)
+        command.add_argument("--algorithm", dest="algorithms", nargs=1, metavar="NAME", help="(default: erm)")
+        command.add_argument("--optimizers", nargs="+", metavar="NAME", help="(default: sgd adam sam genie)")
+        command.add_argument("--annealer", dest="annealers", nargs=1, metavar="NAME", help="(default: none)")
+        command.add_argument("--target", nargs="+", metavar="DOMAIN", help="the domains left out (default: the first)")
+        if name == "sensitivity":
+            command.add_argument("--trials", type=int, default=1, metavar="N", help="trial seeds (default: 1)")
+            command.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: cores; 1 on a GPU)")
+        else:
+            command.add_argument("--trial-seed", type=int, default=0, metavar="N")
+        if name == "embedding":
+            command.add_argument("--method", default="pca", metavar="NAME", help="pca (default) or umap")
+        command.add_argument("--output", type=Path, default=Path("runs/figures"), metavar="DIR")
+        command.set_defaults(command=_figure, figure=name)
     return parser
 
 
@@ -438,4 +478,52 @@ def _figure_agreement(options: argparse.Namespace) -> int:
     study = Study(**fields, **_target(options))
     measured = measure_agreement(study, options.trial_seed)
     print("written: " + ", ".join(map(str, write_agreement(measured, options.output))))
+    return 0
+
+
+def _figure(options: argparse.Namespace) -> int:
+    from shiftproof.studies import Study
+    from shiftproof.studies import figures as drawn
+
+    study = Study(**{"trials": 1, **_fields(options)}, **_target(options))
+    if len(study.datasets) > 1:
+        raise ValueError(f"a figure is of one data set, not {', '.join(study.datasets)}")
+    output: Path = options.output
+    match options.figure:
+        case "sensitivity":
+            files = drawn.figure_sensitivity(study, output, _jobs(options, study.device))
+        case "embedding":
+            files = drawn.figure_embedding(study, output, options.trial_seed, options.method)
+        case name:
+            files = {
+                "balance": drawn.figure_balance,
+                "osgr": drawn.figure_osgr,
+                "landscape": drawn.figure_landscape,
+            }[name](study, output, options.trial_seed)
+    print("written: " + ", ".join(map(str, files)))
+    return 0
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from shiftproof.studies.figures import diagnose
+    from shiftproof.training import check_device
+
+    check_device(options.device)
+    files = diagnose(
+        options.run, options.what, data_dir=options.data_dir, weights=options.weights, device=options.device
+    )
+    print("written: " + ", ".join(map(str, files)))
+    return 0
+
+
+def _bench_diagnostics(options: argparse.Namespace) -> int:
+    from shiftproof.bench import bench_diagnostics, diagnostics_table
+    from shiftproof.files import write_json
+    from shiftproof.studies import Study
+
+    study = Study(**{"optimizers": ("adam",), **_fields(options), **_target(options)})
+    result = bench_diagnostics(study, samples=options.samples, rounds=options.rounds)
+    print(diagnostics_table(result))
+    if options.output is not None:
+        write_json(options.output, result)
     return 0

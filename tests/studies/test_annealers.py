@@ -8,7 +8,7 @@ import pytest
 from made_up import results_of
 from shiftproof.cli import main
 from shiftproof.studies import Study, as_csv, as_text, build_tables, make_plan, study_costs
-from shiftproof.studies.agreement import measure_agreement, write_agreement
+from shiftproof.studies.figures.agreement import measure_agreement, write_agreement
 
 FIXED = {"data.batch_size": 4, "annealer.start": 2, "annealer.end": 3, "annealer.candidates": 3}
 

@@ -93,6 +93,10 @@ class Algorithm(nn.Module):
         logits: Tensor = self.network(images)
         return logits
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what `predict` does, so that an algorithm is a model as any other."""
+        return self.predict(images)
+
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the scalar loss of one batch per source domain."""
         raise NotImplementedError(f"{type(self).__name__} must define objective, backward or update")

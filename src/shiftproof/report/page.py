@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shiftproof import __version__
 from shiftproof.drawing import line_style
 from shiftproof.files import write_bytes
+from shiftproof.report.diagnostics import diagnostic_figures
 from shiftproof.report.figure_files import FigureFiles
 from shiftproof.report.figures import MOST_WITH_TRIALS
 from shiftproof.report.names import safe_names
@@ -49,6 +50,7 @@ def write_report(results: Results, output: Path) -> Path:
             for table, grid, key, files in zip(tables[-len(keys) :], plan.grids, keys, folders, strict=True)
         ],
         compared=compared,
+        diagnostics=diagnostic_figures(results, output),
         measured_terms=measured_terms(results, compared),
         styles={method: line_style(i) for i, method in enumerate(plan.grids[0].methods)},
         trials_drawn=len(plan.grids[0].methods) <= MOST_WITH_TRIALS,

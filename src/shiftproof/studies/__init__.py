@@ -1,6 +1,6 @@
 """Studies: sets of runs, their plan and store, selection rules, statistics and tables."""
 
-from shiftproof.studies.agreement import measure_agreement, write_agreement
+from shiftproof.studies.figures.agreement import measure_agreement, write_agreement
 from shiftproof.studies.formats import FORMATS, as_csv, as_latex, as_markdown, as_text
 from shiftproof.studies.plan import Grid, Plan, read_plan
 from shiftproof.studies.planning import make_plan, open_data

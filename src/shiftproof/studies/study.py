@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -196,9 +196,7 @@ class Study:
                 raise FieldError(
                     "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
                 )
-        spaces = [
-            self.space(method, DATASETS[name].photographs, name) for name in self.datasets for method in self._all
-        ]
+        spaces = self._spaces(self._all)
         for name, fixed in (("fixed", self.fixed), *(("variants", variant.fixed) for variant in self.variants)):
             try:
                 check_fixed(fixed, spaces)
@@ -230,6 +228,9 @@ class Study:
             for optimizer in self.optimizers
         ]
 
+    def _spaces(self, methods: Iterable[Method]) -> list[SearchSpace]:
+        return [self.space(method, DATASETS[name].photographs, name) for name in self.datasets for method in methods]
+
     @property
     def methods(self) -> list[Method]:
         """The rows of the table: every method in every variant that it has the hyperparameters of."""
@@ -244,6 +245,21 @@ class Study:
     def baseline_method(self) -> Method:
         """The method that differences are taken from."""
         return next(method for method in self.methods if self.baseline in (None, str(method)))
+
+    def only(self, method: Method) -> Study:
+        """Return the study of one of its methods alone; what is fixed for others is left out."""
+        algorithm, optimizer, annealer, _ = method
+        one = replace(
+            self,
+            algorithms=(algorithm,),
+            optimizers=(optimizer,),
+            annealers=(annealer,),
+            variants=(self.variant(method),),
+            fixed={},
+            baseline=None,
+        )
+        known = [name for space in self._spaces([Method(algorithm, optimizer, annealer)]) for name in names_of(space)]
+        return replace(one, fixed={name: value for name, value in self.fixed.items() if name in known})
 
     def variant(self, method: Method) -> Variant:
         """Return the variant of a row."""

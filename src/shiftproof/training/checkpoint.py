@@ -13,8 +13,6 @@ import torch
 from shiftproof.algorithms import Algorithm
 from shiftproof.files import DamagedFileError, write_bytes
 
-_PROGRESS = {"step", "seconds", "passes", "annealer", "metrics", "losses", "selected"}
-
 
 def save_checkpoint(path: Path, algorithm: Algorithm, progress: dict[str, Any]) -> None:
     """Write the algorithm, its optimizers and the run's progress, atomically.
@@ -36,34 +34,47 @@ def save_checkpoint(path: Path, algorithm: Algorithm, progress: dict[str, Any]) 
     write_bytes(path, content.getvalue())
 
 
-def load_checkpoint(path: Path, algorithm: Algorithm) -> dict[str, Any]:
+def load_checkpoint(path: Path, algorithm: Algorithm, entries: set[str]) -> dict[str, Any]:
     """Restore the algorithm and its optimizers and return the run's progress.
+
+    Args:
+        path: the file.
+        algorithm: restored with its optimizers.
+        entries: what the progress must hold.
 
     Raises:
         DamagedFileError: the file is incomplete or altered.
     """
     remedy = "delete it to train this run from the start"
+    content = read_saved(path, remedy)
+    try:
+        algorithm.load_state_dict(content["algorithm"])
+        for name, optimizer in algorithm.optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][name])
+        progress: dict[str, Any] = content["progress"]
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise DamagedFileError(path, str(error).partition("\n")[0], remedy) from error
+    if missing := entries - progress.keys():
+        raise DamagedFileError(path, f"no {', '.join(sorted(missing))}", remedy)
+    return progress
+
+
+def read_saved(path: Path, remedy: str) -> dict[str, Any]:
+    """Return what `torch.save` wrote, of tensors and plain Python values, on the CPU.
+
+    Args:
+        path: the file.
+        remedy: what to do if it is damaged.
+
+    Raises:
+        DamagedFileError: the file is incomplete or altered.
+    """
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
             altered = archive.testzip()
         if altered is not None:
             raise DamagedFileError(path, f"checksum of {altered}", remedy)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        algorithm.load_state_dict(content["algorithm"])
-        for name, optimizer in algorithm.optimizers.items():
-            optimizer.load_state_dict(content["optimizers"][name])
-        progress: dict[str, Any] = content["progress"]
-        if missing := _PROGRESS - progress.keys():
-            raise DamagedFileError(path, f"no {', '.join(sorted(missing))}", remedy)
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        RuntimeError,
-        KeyError,
-        EOFError,
-        ValueError,
-    ) as error:
-        if isinstance(error, DamagedFileError):
-            raise
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
         raise DamagedFileError(path, str(error).partition("\n")[0], remedy) from error
-    return progress
+    return content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from shiftproof.algorithms import Batch
 from shiftproof.data import DomainDataset, augment, batch_indices, draw_augmentations, split_domain
 from shiftproof.models import Normalisation
+from shiftproof.randomness import torch_seed
 from shiftproof.training.protocol import PROTOCOLS
 from shiftproof.training.spec import RunSpec
 
@@ -48,18 +49,36 @@ class Inputs:
     def batches(self, step: int) -> list[Batch]:
         """Return the batch of every source domain at step number ``step`` (from 1)."""
         candidates = [self._splits[domain].in_ for domain in self.sources]
-        indices = batch_indices(candidates, self._batch_size, self._seed, step)
+        return self._drawn(self.sources, candidates, self._batch_size, self._seed, step)
+
+    def fresh_batches(self, step: int) -> list[Batch]:
+        """Return a batch of every source domain's held-out images, drawn and augmented as those of training are."""
+        candidates = [self._splits[domain].out for domain in self.sources]
+        return self._drawn(self.sources, candidates, self._batch_size, torch_seed(self._seed, "fresh"), step)
+
+    def unseen_batch(self, step: int) -> Batch:
+        """Return images of the targets, together as many as a step trains on, drawn and augmented as those are."""
+        candidates = [np.arange(len(self._dataset.domains[domain])) for domain in self.targets]
+        size = -(-self._batch_size * len(self.sources) // len(self.targets))
+        batches = self._drawn(self.targets, candidates, size, torch_seed(self._seed, "unseen"), step)
+        images, labels = zip(*batches, strict=True)
+        return torch.cat(images), torch.cat(labels)
+
+    def _drawn(
+        self, domains: Sequence[int], candidates: Sequence[NDArray[np.int64]], batch_size: int, seed: int, step: int
+    ) -> list[Batch]:
+        indices = batch_indices(candidates, batch_size, seed, step)
         return [
-            (self._prepared(self._augmented(domain, chosen, step)), self._labels(domain, chosen))
-            for domain, chosen in zip(self.sources, indices, strict=True)
+            (self._prepared(self._augmented(domain, chosen, seed, step)), self._labels(domain, chosen))
+            for domain, chosen in zip(domains, indices, strict=True)
         ]
 
-    def _augmented(self, domain: int, indices: NDArray[np.int64], step: int) -> Tensor:
+    def _augmented(self, domain: int, indices: NDArray[np.int64], seed: int, step: int) -> Tensor:
         """Return images as floats in [0, 1], photographs augmented."""
         images = self._pixels(domain, indices)
         if not self._dataset.photographs:
             return images.float() / 255
-        return augment(images, draw_augmentations(len(indices), images.shape[-1], self._seed, step, domain))
+        return augment(images, draw_augmentations(len(indices), images.shape[-1], seed, step, domain))
 
     def evaluation_batches(self, domain: int, part: Part, step: int = 0) -> Iterator[Batch]:
         """Yield all images of one part of a domain, in order, at the evaluation after step number ``step``.
@@ -76,6 +95,12 @@ class Inputs:
             pixels = self._pixels(domain, indices[batch])
             images = pixels.float() / 255 if draws is None else augment(pixels, draws[batch])
             yield self._prepared(images), self._labels(domain, indices[batch])
+
+    def sample(self, domain: int, part: Part, count: int) -> Batch:
+        """Return up to ``count`` plain images of one part of a domain, the same ones always."""
+        split = self._splits[domain].out if part == "out" else self._splits[domain].in_
+        chosen = split[:count]  # the splits are in random order
+        return self._prepared(self._pixels(domain, chosen).float() / 255), self._labels(domain, chosen)
 
     def _prepared(self, pixels: Tensor) -> Tensor:
         # convolutions are up to 2.5 times as fast with the channels last

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from shiftproof.algorithms import ALGORITHMS
@@ -43,6 +44,7 @@ CHECKPOINT_SECONDS = 60.0
 BATCH_NORM_STEPS = 500
 """Training batches that SWAD's code re-estimates batch norms from."""
 VERSIONED = ("shiftproof", "torch", "torchvision", "timm", "numpy", "pillow")
+_PROGRESS = {"step", "seconds", "passes", "annealer", "metrics", "losses", "selected"}
 _RESULT_ENTRIES = {"spec", "status", "error", "seconds", "passes", "metrics"}
 
 OnProgress = Callable[[int, float], None]
@@ -87,9 +89,7 @@ def train(
         ValueError: a part of the spec is not valid or its parts cannot work together, data set or weights are not the
             spec's, or TensorBoard is not installed.
     """
-    found = None if weights is None else weights_fingerprint(weights)
-    if (dataset.fingerprint, found) != (spec.data_fingerprint, spec.weights):
-        raise ValueError("the data set or the weights file are not those that the run was planned with")
+    check_inputs(spec, dataset, weights)
     check_combination(spec, len(dataset.domains) - len(spec.targets))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SPEC_FILE, asdict(spec))
@@ -111,6 +111,17 @@ def train(
     return result
 
 
+def check_inputs(spec: RunSpec, dataset: DomainDataset, weights: Path | None) -> None:
+    """Raise unless data set and weights are those that a run was planned with.
+
+    Raises:
+        ValueError: they are not.
+    """
+    found = None if weights is None else weights_fingerprint(weights)
+    if (dataset.fingerprint, found) != (spec.data_fingerprint, spec.weights):
+        raise ValueError("the data set or the weights file are not those that the run was planned with")
+
+
 @contextmanager
 def reproducible() -> Iterator[None]:
     """Compute with one thread, so that the number of workers changes no result, and with fixed convolutions."""
@@ -121,6 +132,14 @@ def reproducible() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of all tensors of a state, in their order."""
+    digest = hashlib.sha256()
+    for tensor in state.values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -206,7 +225,7 @@ class _Run:
 
     def _resume(self) -> None:
         if (self.folder / CHECKPOINT_FILE).exists():
-            progress = load_checkpoint(self.folder / CHECKPOINT_FILE, self.algorithm)
+            progress = load_checkpoint(self.folder / CHECKPOINT_FILE, self.algorithm, _PROGRESS)
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.metrics, self.losses = progress["metrics"], progress["losses"]
             self.selected = progress["selected"]
@@ -371,9 +390,6 @@ class _Run:
         save_checkpoint(self.folder / CHECKPOINT_FILE, self.algorithm, progress)
 
     def result(self, status: str, error: str | None) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for tensor in self.algorithm.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return {
             "spec": asdict(self.spec),
             "status": status,
@@ -382,7 +398,7 @@ class _Run:
             "seconds": self.seconds,
             "passes": self.steps.passes + self.steps.annealer.extra_passes,
             "annealer": self.steps.annealer.report(),
-            "weights_sha256": digest.hexdigest(),
+            "weights_sha256": state_digest(self.algorithm.state_dict()),
             "versions": {name: version(name) for name in VERSIONED},
             "metrics": self.metrics,
         }

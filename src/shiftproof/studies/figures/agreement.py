@@ -14,7 +14,7 @@ from tqdm import tqdm
 from shiftproof.annealing import Annealer, DomainLosses, domain_similarities
 from shiftproof.drawing import COLUMN, STYLE, line_style, write_figure
 from shiftproof.studies.planning import open_data, plan_run
-from shiftproof.studies.study import Method, Study
+from shiftproof.studies.study import Study
 from shiftproof.training.inputs import Inputs
 from shiftproof.training.run import build_steps, reproducible
 
@@ -78,7 +78,7 @@ def measure_agreement(study: Study, trial_seed: int = 0) -> list[Agreement]:
     """
     if study.targets is None:
         study = replace(study, targets=open_data(study, study.datasets[0]).domain_names[:1])
-    specs = [plan_run(_alone(study, method), trial_seed, 0) for method in study.methods]
+    specs = [plan_run(study.only(method), trial_seed, 0) for method in study.methods]
     data, device = open_data(study, study.datasets[0]), torch.device(study.device)
     measured = []
     for spec, method in zip(specs, study.methods, strict=True):
@@ -92,12 +92,6 @@ def measure_agreement(study: Study, trial_seed: int = 0) -> list[Agreement]:
                 steps.take(inputs.batches(step), step)
         measured += measuring.steps
     return measured
-
-
-def _alone(study: Study, method: Method) -> Study:
-    algorithm, optimizer, annealer, _ = method
-    fixed = {name: value for name, value in study.fixed.items() if annealer != "none" or "annealer." not in name}
-    return replace(study, algorithms=(algorithm,), optimizers=(optimizer,), annealers=(annealer,), fixed=fixed)
 
 
 def write_agreement(measured: Sequence[Agreement], folder: Path) -> list[Path]:

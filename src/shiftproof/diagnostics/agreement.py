@@ -1,0 +1,175 @@
+"""Gradient agreement: cosines of the source domains' gradients, layer by layer and over all parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from shiftproof.domain_gradients import (
+    DomainGradient,
+    check_domains,
+    direction,
+    evaluated_domains,
+    pairwise_cosines,
+)
+from shiftproof.drawing import COLUMN, STYLE, line_style
+from shiftproof.evaluation_mode import evaluation_mode
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Cosines of the angles between the domains' gradients.
+
+    Attributes:
+        pairs: by pair of domains (i, j), i < j; NaN where one of the two gradients is zero or not finite.
+    """
+
+    pairs: dict[tuple[int, int], float]
+
+    @property
+    def least(self) -> float:
+        """The least over the pairs that have one; NaN if none has."""
+        return min(self._defined, default=math.nan)
+
+    @property
+    def mean(self) -> float:
+        """The mean over the pairs that have one; NaN if none has."""
+        return math.fsum(self._defined) / len(self._defined) if self._defined else math.nan
+
+    @property
+    def _defined(self) -> list[float]:
+        return [cosine for cosine in self.pairs.values() if not math.isnan(cosine)]
+
+
+@dataclass(frozen=True)
+class GradientAgreement:
+    """How far the gradients of domains agree.
+
+    Attributes:
+        overall: cosines of the gradients of all parameters together.
+        layers: cosines of the gradients of each module's own parameters, by the module's name, in the order of the
+            model; parameters of the model itself stand under their own names.
+    """
+
+    HEADER = ("layer", "first", "second", "cosine")
+    OVERALL = "all layers"
+
+    overall: Cosines
+    layers: dict[str, Cosines]
+
+    @property
+    def least(self) -> float:
+        """The least cosine over all parameters."""
+        return self.overall.least
+
+    @property
+    def mean(self) -> float:
+        """The mean cosine over all parameters."""
+        return self.overall.mean
+
+    def rows(self) -> list[tuple[str, int, int, float]]:
+        """Return all cosines, one row per layer and pair of domains, in the columns of `HEADER`."""
+        return [
+            (name, *pair, cosine)
+            for name, cosines in {self.OVERALL: self.overall, **self.layers}.items()
+            for pair, cosine in cosines.pairs.items()
+        ]
+
+    def plot(self) -> Figure:
+        """Draw the least and the mean cosine of every layer, the first on top, below those of all layers together."""
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+
+        drawn = {self.OVERALL: self.overall, **self.layers}
+        places = range(len(drawn))
+        least, mean = [c.least for c in drawn.values()], [c.mean for c in drawn.values()]
+        with rc_context(STYLE):
+            figure = Figure(figsize=(COLUMN, 0.9 + 0.14 * len(drawn)), layout="constrained")
+            axes = figure.subplots()
+            axes.axvline(0, color="#999999", linewidth=0.8)
+            axes.axhline(0.5, color="#999999", linewidth=0.8)
+            axes.hlines(places, least, mean, color="#bbbbbb", linewidth=1.2)
+            for index, (values, label, marker) in enumerate(
+                [(mean, "mean of the pairs", "o"), (least, "least pair", "D")]
+            ):
+                axes.plot(values, places, marker, color=line_style(index).color, markersize=3.5, label=label)
+            axes.set_yticks(places, list(drawn), fontsize=6.5)
+            axes.set_ylim(len(drawn) - 0.5, -0.5)
+            axes.set_xlabel("cosine of domain gradients")
+            figure.legend(loc="outside upper center", ncols=2)
+            return figure
+
+
+def gradient_agreement(
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batches: Sequence[tuple[Tensor, Tensor]]
+) -> GradientAgreement:
+    """Return how far the gradients of the domains' losses agree at the model's present parameters.
+
+    The model is evaluated in evaluation mode. Nothing changes: no parameter and no ``.grad``, no running statistics, no
+    generator, and no module's mode. Costs a forward and a backward pass per domain.
+
+    Args:
+        model: its parameters that require a gradient are compared.
+        loss: of outputs and targets, a scalar.
+        batches: inputs (n, ...) and targets (n, ...) of each domain.
+
+    Raises:
+        ValueError: there are fewer than two domains, or no parameter requires a gradient.
+    """
+    check_domains("gradient agreement", len(batches))
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def domain_loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(model(inputs), targets)
+
+    losses = [partial(domain_loss, *batch) for batch in batches]
+    with evaluation_mode(model), evaluated_domains(list(parameters.values()), losses, seed=0, step=0) as evaluate:
+        gradients = [evaluate(domain).parts for domain in range(len(batches))]
+    return agreement_of(list(parameters), gradients)
+
+
+def agreement_of(names: Sequence[str], gradients: Sequence[Sequence[Tensor | None]]) -> GradientAgreement:
+    """Return how far gradients agree.
+
+    Args:
+        names: of the parameters, as `torch.nn.Module.named_parameters` gives them.
+        gradients: per domain, that of every parameter; None for those that its loss does not depend on.
+
+    Raises:
+        ValueError: there are fewer than two domains, or a domain has not one gradient per name.
+    """
+    check_domains("gradient agreement", len(gradients))
+    for domain, parts in enumerate(gradients):
+        if len(parts) != len(names):
+            raise ValueError(f"domain {domain} has {len(parts)} gradients for {len(names)} parameters")
+    layers: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(index)
+    return GradientAgreement(
+        _cosines(gradients),
+        {layer: _cosines([[parts[i] for i in indices] for parts in gradients]) for layer, indices in layers.items()},
+    )
+
+
+def _cosines(gradients: Sequence[Sequence[Tensor | None]]) -> Cosines:
+    like = [next((part for part in parts if part is not None), None) for parts in zip(*gradients, strict=True)]
+    used = [(index, tensor) for index, tensor in enumerate(like) if tensor is not None]
+    if not used:  # no domain's loss depends on them
+        pairs = [(i, j) for j in range(len(gradients)) for i in range(j)]
+        return Cosines(dict.fromkeys(sorted(pairs), math.nan))
+    directions = [
+        direction(DomainGradient(math.nan, tuple(parts[i] for i, _ in used)), [tensor for _, tensor in used])
+        for parts in gradients
+    ]
+    # a gradient that is zero, or smaller than its number format can normalise, points nowhere
+    points = [float(one.norm()) > 0.5 for one in directions]
+    cosines = pairwise_cosines(directions)
+    return Cosines({(i, j): cosine if points[i] and points[j] else math.nan for (i, j), cosine in cosines.items()})

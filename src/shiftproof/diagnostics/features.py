@@ -1,0 +1,320 @@
+"""Features of a featurizer: drawn in two dimensions, and how far they tell classes and domains apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from shiftproof.drawing import COLUMN, STYLE, line_style
+from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.randomness import generator, torch_seed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Method = Literal["pca", "umap"]
+MOST_SAMPLES = 2000
+"""Samples that are drawn and measured at most."""
+FOLDS = 5
+"""Parts of the probes' cross-validation."""
+MOST_IN_LEGEND = 20
+# of about one size in print; seven beside eight colours: 56 groups look different
+MARKER_AREAS = {"o": 7, "s": 6, "^": 8, "D": 5, "v": 8, "*": 14, "P": 10}
+_TURNS = 5  # groups are drawn by parts, in turns, so that the last does not hide the others
+
+
+def featurize(module: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Return the flattened features (n, d) of inputs, on the CPU; in evaluation mode, without gradients.
+
+    Args:
+        module: maps inputs to features, such as a network without its classifier; left as it was.
+        batches: inputs, each (batch, ...), on the module's device.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    with torch.no_grad(), evaluation_mode(module):
+        features = [module(inputs).flatten(1).cpu() for inputs in batches]
+    if not features:
+        raise ValueError("there is no batch to take features of")
+    return torch.cat(features)
+
+
+def stratified_sample(labels: Tensor, domains: Tensor, seed: int = 0, most: int = MOST_SAMPLES) -> Tensor:
+    """Return the indices, ascending, of a sample that is even over the pairs of a domain and a class.
+
+    Every pair gives the same number, the largest with which the sample has at most ``most`` (one, where there are
+    more pairs than that), or all that it has. A function of its arguments.
+
+    Args:
+        labels: the classes, (n,).
+        domains: their numbers, (n,).
+        seed: key of the draw.
+        most: size of the sample.
+    """
+    cells = np.stack([domains.cpu().numpy(), labels.cpu().numpy()], 1)
+    _, cell_of, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    each = max(1, most // max(1, len(counts)))
+    order = generator(seed, "stratified sample").permutation(len(cells))
+    shuffled = order[np.argsort(cell_of.ravel()[order], kind="stable")]
+    drawn = [cell[:each] for cell in np.split(shuffled, np.cumsum(counts)[:-1])]
+    return torch.from_numpy(np.sort(np.concatenate(drawn)))
+
+
+def check_method(method: str) -> None:
+    """Raise unless features can be projected by a method here.
+
+    Raises:
+        ValueError: the method is unknown or not installed.
+    """
+    if method not in ("pca", "umap"):
+        raise ValueError(f"Invalid method value: {method}; it must be pca or umap")
+    if method == "umap" and find_spec("umap") is None:
+        raise ValueError("umap-learn is not installed: pip install 'shiftproof[umap]'")
+
+
+def project(features: Tensor, method: Method = "pca", seed: int = 0) -> Tensor:
+    """Return features (n, d) in two dimensions, (n, 2), float64 on the CPU.
+
+    ``"pca"`` projects the centred features on their first two principal directions, each turned so that its largest
+    component is positive. ``"umap"`` is McInnes et al., "UMAP: Uniform Manifold Approximation and Projection"
+    (arXiv 1802.03426), by umap-learn at its defaults, on one thread; it keeps neighbourhoods, and neither distances
+    nor sizes of clusters can be read from it.
+
+    Args:
+        features: of at least two samples, at least two of each.
+        method: one of the two.
+        seed: of UMAP's draws; PCA draws nothing.
+
+    Raises:
+        ValueError: the method is unknown or not installed, or the features are too few or not finite.
+    """
+    check_method(method)
+    _check_finite(features)
+    centred = features.detach().double().cpu()
+    if min(centred.shape) < 2:
+        raise ValueError(f"features of shape {tuple(centred.shape)} cannot be projected on two dimensions")
+    centred = centred - centred.mean(0)
+    if method == "pca":
+        axes: Tensor = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
+        signs = axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+        return centred @ (axes * signs).T
+    umap: Any = import_module("umap")
+    reducer = umap.UMAP(n_components=2, random_state=torch_seed(seed, "umap") % 2**32, n_jobs=1)
+    return torch.from_numpy(reducer.fit_transform(features.detach().float().cpu().numpy()).astype(np.float64))
+
+
+class Separability(NamedTuple):
+    """How far features tell groups of samples apart.
+
+    Attributes:
+        silhouette: the mean silhouette coefficient, in [-1, 1] (Rousseeuw 1987): near 1 where a group is far from the
+            nearest other one for its size, 0 where they overlap. Of Euclidean distances: a linear classifier acts on
+            the features as they are, and the coefficient is indifferent to their overall scale.
+        probe: cross-validated accuracy of a linear probe, in [0, 1]: logistic regression on standardised features.
+        chance: accuracy of always naming the largest group.
+    """
+
+    silhouette: float
+    probe: float
+    chance: float
+
+
+class Separation(NamedTuple):
+    """How far features tell classes and domains apart.
+
+    Attributes:
+        classes: by class.
+        domains: by domain; its numbers are NaN where there is one domain.
+        samples: how many were measured.
+    """
+
+    classes: Separability
+    domains: Separability
+    samples: int
+
+
+def separation(features: Tensor, labels: Tensor, domains: Tensor, seed: int = 0) -> Separation:
+    """Measure how far features tell classes and domains apart, on a `stratified_sample`.
+
+    Args:
+        features: (n, d).
+        labels: the classes, (n,).
+        domains: their numbers, (n,).
+        seed: key of the sample and of the folds.
+
+    Raises:
+        ValueError: the numbers of samples differ, features are not finite, or a class or domain has fewer samples
+            than there are folds.
+    """
+    _check_lengths(features, labels, domains)
+    _check_finite(features)
+    sample = stratified_sample(labels, domains, seed)
+    values = features.detach().cpu()[sample].double().numpy()
+    return Separation(
+        _separability(values, labels.cpu()[sample].numpy(), "class", seed),
+        _separability(values, domains.cpu()[sample].numpy(), "domain", seed),
+        len(sample),
+    )
+
+
+def _separability(features: NDArray[np.float64], groups: NDArray[np.int64], kind: str, seed: int) -> Separability:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import silhouette_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    names, counts = np.unique(groups, return_counts=True)
+    if len(names) < 2:
+        return Separability(np.nan, np.nan, np.nan)
+    if counts.min() < FOLDS:
+        rarest = names[counts.argmin()]
+        raise ValueError(f"{kind} {rarest} has {counts.min()} samples: cross-validation needs at least {FOLDS}")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=torch_seed(seed, "folds") % 2**32)
+    predicted = cross_val_predict(probe, features, groups, cv=folds)
+    return Separability(
+        float(silhouette_score(features, groups)),
+        float((predicted == groups).mean()),
+        float(counts.max() / len(groups)),
+    )
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Features in two dimensions, and how far the features themselves tell classes and domains apart.
+
+    Attributes:
+        points: (n, 2).
+        labels: the classes, (n,).
+        domains: their numbers, (n,).
+        separation: of the features, not of the points.
+    """
+
+    HEADER = ("training", "x", "y", "class", "domain")
+
+    points: Tensor
+    labels: Tensor
+    domains: Tensor
+    separation: Separation
+
+    def rows(self, training: str) -> list[tuple[str, float, float, int, int]]:
+        """Return the points in the columns of `HEADER`.
+
+        Args:
+            training: "before" or "after".
+        """
+        columns = (*self.points.T.tolist(), self.labels.tolist(), self.domains.tolist())
+        return [(training, *point) for point in zip(*columns, strict=True)]
+
+
+def embed(features: Tensor, labels: Tensor, domains: Tensor, method: Method = "pca", seed: int = 0) -> Embedding:
+    """Project a `stratified_sample` of features, the same for all features of the same samples, and measure it.
+
+    Args:
+        features: (n, d).
+        labels: the classes, (n,).
+        domains: their numbers, (n,).
+        method: of `project`.
+        seed: key of the sample, the folds and UMAP's draws.
+
+    Raises:
+        ValueError: as for `project` and `separation`.
+    """
+    _check_lengths(features, labels, domains)
+    sample = stratified_sample(labels, domains, seed)
+    features, labels, domains = (values.detach().cpu()[sample] for values in (features, labels, domains))
+    # the sample is even already, so separation measures all of it
+    return Embedding(project(features, method, seed), labels, domains, separation(features, labels, domains, seed))
+
+
+def embedding_figure(
+    before: Embedding, after: Embedding, classes: Sequence[str], domains: Sequence[str], method: Method = "pca"
+) -> Figure:
+    """Draw features before and after training, coloured by class and by domain, with the numbers beneath each panel.
+
+    The axes have no unit worth reading, so they have no ticks. More than `MOST_IN_LEGEND` classes get no legend.
+
+    Args:
+        before: training.
+        after: training.
+        classes: names of the classes, by number.
+        domains: names of the domains, by number.
+        method: by which both were projected.
+
+    Raises:
+        ValueError: a class or domain has no name.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2 * COLUMN, 6.6), layout="constrained")
+        panels = figure.subplots(2, 2)
+        for row, (embedding, when) in enumerate(((before, "before"), (after, "after"))):
+            panels[row, 0].set_ylabel(f"{when} training ({method.upper()})", fontsize=9)
+            _draw_groups(panels[row, 0], embedding.points, embedding.labels, classes, embedding.separation.classes)
+            _draw_groups(panels[row, 1], embedding.points, embedding.domains, domains, embedding.separation.domains)
+        panels[0, 0].set_title("by class")
+        panels[0, 1].set_title("by domain")
+        for axes, names in zip(panels[1], (classes, domains), strict=True):
+            if len(names) <= MOST_IN_LEGEND:
+                width = 0.3 + 0.07 * max(map(len, names))  # inches, of a mark and of a letter
+                columns = max(1, int((COLUMN - 0.4) / width))
+                axes.legend(
+                    loc="upper center",
+                    bbox_to_anchor=(0.5, -0.1),
+                    ncols=columns,
+                    columnspacing=1.0,
+                    markerscale=1.6,
+                    handletextpad=0.1,
+                )
+        return figure
+
+
+def _draw_groups(axes: Axes, points: Tensor, groups: Tensor, names: Sequence[str], measured: Separability) -> None:
+    if int(groups.max()) >= len(names):
+        raise ValueError(f"group {int(groups.max())} has no name: {len(names)} names are given")
+    markers = list(MARKER_AREAS)
+    for turn in range(_TURNS):
+        for index, name in enumerate(names):
+            marker = markers[index % len(markers)]
+            x, y = points[(groups == index).nonzero()[turn::_TURNS, 0]].T.numpy()
+            axes.scatter(
+                x,
+                y,
+                s=MARKER_AREAS[marker],
+                color=line_style(index).color,
+                marker=marker,
+                alpha=0.7,
+                linewidths=0,
+                label=name if turn == 0 else None,
+                rasterized=True,  # thousands of vector marks make a file slow to show
+            )
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(
+        f"silhouette {measured.silhouette:.2f}; linear probe {100 * measured.probe:.0f} % "
+        f"(chance {100 * measured.chance:.0f} %)"
+    )
+
+
+def _check_lengths(features: Tensor, labels: Tensor, domains: Tensor) -> None:
+    if not len(features) == len(labels) == len(domains):
+        raise ValueError(
+            f"{len(features)} features, {len(labels)} labels and {len(domains)} domains: not of the same samples"
+        )
+
+
+def _check_finite(features: Tensor) -> None:
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("features are not finite")

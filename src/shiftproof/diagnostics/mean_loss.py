@@ -1,0 +1,136 @@
+"""The mean loss of a model over some batches, as a function of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from shiftproof.randomness import seed_generators, torch_seed
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, on the model's device."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""The mean loss of a batch, from outputs and targets, such as ``torch.nn.functional.cross_entropy``."""
+
+
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that train, by name, those that are shared once.
+
+    Raises:
+        ValueError: there is none.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError("no parameter requires a gradient")
+    return parameters
+
+
+def flat_weights(model: nn.Module) -> Tensor:
+    """Return a copy of the weights that train as one vector of shape (n,), in the order of ``named_parameters``."""
+    return torch.cat([p.detach().flatten() for p in trained_weights(model).values()])
+
+
+class MeanLoss:
+    """The mean loss of a model over all samples of some batches, as a function of the weights that train.
+
+    The model is evaluated batch by batch in evaluation mode, on weights that are handed to it: its own are never
+    written, nor their gradients, and its modules' flags and torch's generators are afterwards what they were. What
+    the model draws in spite of evaluation mode is equal in all evaluations.
+
+    Args:
+        model: any module; of a parameter that it shares, all uses change together.
+        loss: the mean loss of a batch.
+        batches: one or several; their sizes may differ.
+
+    Attributes:
+        weights: the model's own, of shape (n,); see `flat_weights`.
+
+    Raises:
+        ValueError: there is no batch, or no parameter that trains.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> None:
+        self._model, self._loss, self._batches = model, loss, batches
+        self._samples = sum(len(targets) for _, targets in batches)
+        if not self._samples:
+            raise ValueError("no samples to evaluate the loss on")
+        self._parameters = trained_weights(model)
+        self._sizes = [p.numel() for p in self._parameters.values()]
+        self.weights = flat_weights(model)
+
+    def __call__(self, weights: Tensor) -> float:
+        """Return the loss at weights of shape (n,)."""
+        with self._evaluation(), torch.no_grad():
+            return sum(float(share) for share in self._shares(weights))
+
+    def gradient(self, weights: Tensor) -> tuple[float, Tensor]:
+        """Return the loss at weights of shape (n,) and its gradient, of that shape.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        leaf = weights.detach().requires_grad_()
+        loss, gradient = 0.0, torch.zeros_like(weights)
+        with self._evaluation(), torch.enable_grad():
+            for share in self._shares(leaf):
+                loss += share.item()
+                gradient += torch.autograd.grad(share, leaf)[0]
+        return checked(loss, "the loss"), gradient
+
+    def hessian_product(self, vector: Tensor) -> Tensor:
+        """Return the Hessian at the model's weights times a vector of shape (n,), of that shape.
+
+        Raises:
+            ValueError: the product is not finite.
+        """
+        leaf = self.weights.detach().requires_grad_()
+        product = torch.zeros_like(vector)
+        # of the kernels of attention only this one can be differentiated twice
+        with self._evaluation(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            for share in self._shares(leaf):
+                (gradient,) = torch.autograd.grad(share, leaf, create_graph=True)
+                slope = gradient @ vector
+                if slope.requires_grad:  # else the loss is linear in the weights
+                    product += torch.autograd.grad(slope, leaf, materialize_grads=True)[0]
+        checked(float(product.norm()), "the norm of a Hessian-vector product")
+        return product
+
+    def _shares(self, weights: Tensor) -> Iterator[Tensor]:
+        """Yield what each batch adds to the loss."""
+        parts = {
+            name: part.view(p.shape).to(p.dtype)
+            for (name, p), part in zip(self._parameters.items(), torch.split(weights, self._sizes), strict=True)
+        }
+        for inputs, targets in self._batches:
+            outputs = functional_call(self._model, parts, (inputs,))
+            yield self._loss(outputs, targets) * (len(targets) / self._samples)
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        flags = {module: module.training for module in self._model.modules()}
+        device = self.weights.device
+        try:
+            for module in flags:  # not by eval(), which a module may have given another meaning
+                module.training = False
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                seed_generators(torch_seed("mean loss"), device)
+                yield
+        finally:
+            for module, training in flags.items():
+                module.training = training
+
+
+def checked(value: float, name: str) -> float:
+    """Return a number that is finite.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not abs(value) < float("inf"):
+        raise ValueError(f"{name} is {value}")
+    return value

@@ -1,0 +1,219 @@
+"""Planes in weight space: the principal directions of training paths, and the loss around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from shiftproof.diagnostics.mean_loss import Batch, Loss, MeanLoss
+from shiftproof.drawing import COLUMN, STYLE, line_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BLOCK = 2**18  # weights that are read at once
+_MARGIN = 0.15  # of a path's extent, drawn around it
+_LEVELS = 12
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The points ``origin + x * directions[0] + y * directions[1]``.
+
+    Attributes:
+        origin: weights, of shape (n,).
+        directions: of shape (2, n); orthonormal where `principal_plane` made them.
+        explained: the share of the paths' squared distance from the origin that lies along each direction; None of a
+            plane that no path made.
+        paths: the coordinates of every snapshot of each path, float64 of shape (snapshots, 2): its nearest point of the
+            plane.
+    """
+
+    origin: Tensor
+    directions: Tensor
+    explained: tuple[float, float] | None = None
+    paths: tuple[Tensor, ...] = ()
+
+    def grid(self, points: int = 25) -> tuple[Tensor, Tensor]:
+        """Return coordinates along x and along y that cover the paths with a margin; without paths, -1 to 1.
+
+        Args:
+            points: number of each.
+        """
+        if not self.paths:
+            axis = torch.linspace(-1, 1, points, dtype=torch.float64)
+            return axis, axis.clone()
+        corners = torch.cat(self.paths)
+        low, high = corners.amin(dim=0), corners.amax(dim=0)
+        margin = _MARGIN * (high - low)
+        xs, ys = (
+            torch.linspace(float(a), float(b), points, dtype=torch.float64)
+            for a, b in zip(low - margin, high + margin, strict=True)
+        )
+        return xs, ys
+
+
+def principal_plane(paths: Sequence[Sequence[Tensor]]) -> Plane:
+    r"""Return the plane in which one or several training paths move most.
+
+    For one path as in Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, section 7: the first
+    two principal directions, not centred, of its snapshots' distances from the final weights, which are the origin.
+    Several paths, such as those of several optimizers, must begin with the same weights; that start is the origin, and
+    the directions are those of all snapshots together. Paths of many snapshots weigh more.
+
+    The ``m`` snapshots enter by the products of their distances, an (m, m) matrix whose eigenvectors give the singular
+    vectors; they are read block by block, so beside them little more than the two directions is held.
+
+    Args:
+        paths: for each path its snapshots in order, all weights as one vector of shape (n,); see `flat_weights`.
+
+    Raises:
+        ValueError: there is no snapshot, shapes differ, several paths do not begin together, a weight is not finite, or
+            the snapshots lie on a line.
+    """
+    if not paths or not all(paths):
+        raise ValueError("a plane needs at least one path, and every path snapshots")
+    snapshots = [snapshot for path in paths for snapshot in path]
+    if len(shapes := {tuple(snapshot.shape) for snapshot in snapshots}) > 1 or snapshots[0].ndim != 1:
+        raise ValueError(f"snapshots must be vectors of one length, not of the shapes {sorted(shapes)}")
+    if not all(torch.equal(path[0], paths[0][0]) for path in paths):
+        raise ValueError("several paths must begin with the same weights to share a plane")
+    origin = paths[0][-1 if len(paths) == 1 else 0]
+
+    def distances(begin: int) -> Tensor:
+        block = slice(begin, begin + _BLOCK)
+        return torch.stack([snapshot[block].double() for snapshot in snapshots]) - origin[block].double()
+
+    blocks = range(0, len(origin), _BLOCK)
+    gram = torch.zeros(len(snapshots), len(snapshots), dtype=torch.float64, device=origin.device)
+    for begin in blocks:
+        block = distances(begin)
+        gram.addmm_(block, block.T)
+    if not gram.isfinite().all():
+        raise ValueError("a snapshot has weights that are not finite")
+    squares, vectors = torch.linalg.eigh(gram)  # ascending
+    squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
+    # rounding of the sums leaves this much where there is nothing
+    if len(squares) < 2 or not squares[1] > len(squares) * torch.finfo(torch.float64).eps * squares[0]:
+        raise ValueError("the snapshots lie on a line through the origin: they span no plane")
+    squares, vectors = squares / squares.sum(), vectors[:, :2]
+    # eigenvectors have no sign: let the snapshot that is farthest along a direction be on its positive side
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
+    coordinates = gram @ vectors
+    coordinates /= (lengths := (vectors * coordinates).sum(dim=0).sqrt())
+    directions = torch.cat([((vectors / lengths).T @ distances(begin)).to(origin.dtype) for begin in blocks], dim=1)
+    return Plane(
+        origin=origin.clone(),
+        directions=directions,
+        explained=(float(squares[0]), float(squares[1])),
+        paths=coordinates.cpu().split([len(path) for path in paths]),
+    )
+
+
+def losses_on_plane(
+    model: nn.Module,
+    loss: Loss,
+    batches: Sequence[Batch],
+    plane: Plane,
+    xs: Tensor,
+    ys: Tensor,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Return the mean loss over all samples at the points of a grid.
+
+    The model is evaluated in evaluation mode and left as it was. Its buffers (the running statistics of batch norms)
+    are its own at all points, so hand over the model as it was at the plane's origin.
+
+    Args:
+        model: whose weights that train the plane's points replace.
+        loss: the mean loss of a batch, from outputs and targets.
+        batches: inputs and targets, evaluated one by one.
+        plane: the plane.
+        xs: coordinates along its first direction.
+        ys: coordinates along its second direction.
+        on_progress: told after each point how many are done, of how many.
+
+    Returns:
+        The losses, float64 of shape (len(ys), len(xs)) on the CPU; not all need be finite.
+
+    Raises:
+        ValueError: the plane is not of this model's weights, or there is no sample.
+    """
+    mean_loss = MeanLoss(model, loss, batches)
+    if plane.directions.shape != (2, len(mean_loss.weights)) or len(plane.origin) != len(mean_loss.weights):
+        raise ValueError(
+            f"a plane among {len(plane.origin)} weights with directions of shape {tuple(plane.directions.shape)} does "
+            f"not fit a model of which {len(mean_loss.weights)} weights train"
+        )
+    losses = torch.empty(len(ys), len(xs), dtype=torch.float64)
+    origin, (first, second) = plane.origin.to(mean_loss.weights), plane.directions.to(mean_loss.weights)
+    for row, y in enumerate(ys.tolist()):
+        for column, x in enumerate(xs.tolist()):
+            losses[row, column] = mean_loss(origin + x * first + y * second)
+            on_progress(row * len(xs) + column + 1, losses.numel())
+    return losses
+
+
+def plane_figure(
+    plane: Plane, xs: Tensor, ys: Tensor, losses: Tensor, names: Sequence[str] = (), label: str = "loss"
+) -> Figure:
+    """Draw the loss on a plane as contours, a constant factor apart, and the paths on it.
+
+    A path is drawn where its snapshots project to; the loss is that of the plane's points, not of the snapshots.
+
+    Args:
+        plane: the plane.
+        xs: coordinates along its first direction.
+        ys: coordinates along its second direction.
+        losses: of shape (len(ys), len(xs)), above 0; see `losses_on_plane`. What is not finite is left white.
+        names: of the paths, in their order; the first has the first colour.
+        label: what the loss is.
+
+    Raises:
+        ValueError: there are not as many names as paths, or no loss is finite and above 0.
+    """
+    from matplotlib import rc_context
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
+
+    if len(names) != len(plane.paths):
+        raise ValueError(f"{len(plane.paths)} paths need as many names, not {len(names)}")
+    visible = losses[losses.isfinite() & (losses > 0)]
+    if not len(visible):
+        raise ValueError("no loss on the plane is finite and above 0")
+    low, high = float(visible.min()), float(visible.max())
+    # levels for the flat and constant are of no use, and matplotlib needs them to ascend
+    levels = torch.logspace(0, 1, _LEVELS, dtype=torch.float64, base=max(high / low, 1 + 1e-9)).mul(low).tolist()
+    levels[-1] = max(levels[-1], high)
+    shown = losses.where(losses.isfinite() & (losses > 0), torch.nan).numpy()
+    with rc_context(STYLE):
+        legend = 0.2 * -(-len(names) // 2)
+        figure = Figure(figsize=(COLUMN, 2.75 + legend), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(False)
+        norm = LogNorm(low / (high / low) ** 0.15, high * (high / low) ** 0.6 + 1e-300)  # light enough for the paths
+        shades = axes.contourf(xs, ys, shown, levels=levels, cmap="Greys", norm=norm)
+        axes.contour(xs, ys, shown, levels=levels, colors="white", linewidths=0.5)
+        bar = figure.colorbar(shades, ax=axes, format=LogFormatter(minor_thresholds=(9, 9)), ticks=levels[::2])
+        bar.ax.set_yticklabels([f"{level:.2g}" for level in levels[::2]])
+        bar.ax.minorticks_off()
+        bar.set_label(label)
+        for index, (path, name) in enumerate(zip(plane.paths, names, strict=True)):
+            x, y = path.T.numpy()
+            color = line_style(index).color
+            axes.plot(x, y, color=color, linewidth=1.2, marker="o", markersize=1.6, label=name)
+            axes.plot(x[-1], y[-1], color=color, marker="*", markersize=8, markeredgecolor="white", linestyle="")
+        if len(plane.paths):
+            start = plane.paths[0][0].numpy()
+            axes.plot(*start, color="black", marker="s", markersize=4.5, markeredgecolor="white", linestyle="")
+        shares = [""] * 2 if plane.explained is None else [f" ({share:.0%} explained)" for share in plane.explained]
+        axes.set_xlabel(f"direction 1{shares[0]}")
+        axes.set_ylabel(f"direction 2{shares[1]}")
+        if names:
+            figure.legend(loc="outside lower center", ncols=2)
+    return figure

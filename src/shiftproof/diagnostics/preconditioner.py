@@ -1,0 +1,113 @@
+"""What optimizers multiply gradients by, element by element, read from their state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+State = Mapping[str, Any]
+Group = Mapping[str, Any]
+
+
+@torch.no_grad()
+def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
+    r"""Return the :math:`P_t` that an optimizer multiplies the (mean) gradient by, as its state has it.
+
+    Before a step it does not depend on that step's batch, so that :math:`u = P_t g_D` shows what preconditioning alone
+    does to the one-step generalization ratio, without momentum, noise, masks or weight decay. Each group's learning
+    rate is part of it, because groups may differ in theirs.
+
+    Known are, by the name of their class: SGD (:math:`P = \eta`); Adam, AdamW, Yogi, AdaBelief and AdaHessian
+    (:math:`\eta / (\sqrt{\hat v} + \epsilon)` with their second moments); GENIE in its three forms (:math:`\eta` times
+    the factor that its last step had: the state does not tell the next before it has the gradient); and what steps one
+    of these as its ``base``, as SAM does.
+
+    Args:
+        optimizer: before its next step.
+
+    Returns:
+        One tensor per parameter, in the order of the groups: 0 for a parameter that has taken no step, as one that is
+        frozen. None if the optimizer is not known, or no parameter has the state that is needed: before the first step
+        of all but SGD there is nothing to precondition by.
+    """
+    base = getattr(optimizer, "base", None)
+    if isinstance(base, Optimizer):
+        return preconditioner(base)
+    name = type(optimizer).__name__
+    factor = _FACTORS.get(name)
+    members = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    stepped = any(optimizer.state.get(p, {}).get("step", 0) > 0 for p, _ in members)
+    if factor is None or not (stepped or name == "SGD"):
+        return None
+    result = []
+    for p, group in members:
+        state = optimizer.state.get(p, {})
+        if name == "SGD" or state.get("step", 0) > 0:
+            result.append(float(group["lr"]) * factor(p, state, group))
+        else:
+            result.append(torch.zeros_like(p))
+    return result
+
+
+def _sgd_factor(p: Tensor, state: State, group: Group) -> Tensor:
+    return torch.ones_like(p)
+
+
+def _adam_factor(p: Tensor, state: State, group: Group) -> Tensor:
+    """Return the factor of Adam and of what has another second moment in its place."""
+    square: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+    correction = 1 - float(group["betas"][1]) ** float(state["step"])
+    factor: Tensor = 1 / ((square / correction).sqrt() + group["eps"])
+    return factor
+
+
+def _genie_factor(p: Tensor, state: State, group: Group) -> Tensor:
+    if not group["precondition"]:
+        return torch.ones_like(p)
+    # moments may be kept in bfloat16; the step computes in float32
+    wide = torch.float64 if state["exp_avg"].dtype == torch.float64 else torch.float32
+    m, v = state["exp_avg"].to(wide), state["exp_avg_sq"].to(wide)
+    if group["form"] == "paper":
+        return _paper_factor(m, v)
+    unit = state["scale"][0].to(wide) if group["form"] == "invariant" else torch.ones((), dtype=wide, device=m.device)
+    return _released_factor(m, v, float(group["beta"]), float(state["step"]), unit)
+
+
+def _paper_factor(m: Tensor, v: Tensor) -> Tensor:
+    r"""Return :math:`\tanh(1/\sigma^2)\, m^2 / v` with :math:`\sigma^2 = v - m^2` (GENIE's Algorithm 1)."""
+    certainty = (1 / (v - m * m).clamp(min=0)).tanh()
+    return torch.where(v > 0, certainty * m * m / v, 0)
+
+
+def _released_factor(m: Tensor, v: Tensor, beta: float, step: float, unit: Tensor) -> Tensor:
+    r"""Return the released code's :math:`a\, s / (s + \rho\sigma^2)`, with squares in units of ``unit``, a scalar.
+
+    Here :math:`s = \bar g^2 + 10^{-8}` and :math:`a = \tanh(\min(1/\sigma^2, 10))`. Where there is no unit yet it is 1.
+    """
+    if unit == 0:
+        return torch.ones_like(m)
+    correction = 1 - beta**step
+    rho = (1 - beta) * (2 - correction) / ((1 + beta) * correction)
+    square, floor = (m / correction) ** 2 / unit, 1e-8
+    # one gradient, as at step 1, has no variance: it is defined as the floor
+    known = step > 1 and rho < 1
+    variance = (v / correction / unit - square) / (1 - rho) if known else torch.full_like(m, floor)
+    variance = torch.where(variance > 0, variance, floor)
+    averaged = torch.where(variance * rho > 0, variance * rho, floor)
+    factor: Tensor = (1 / variance).clamp(max=10).tanh() * (square + floor) / (square + floor + averaged)
+    return factor
+
+
+_FACTORS: dict[str, Callable[[Tensor, State, Group], Tensor]] = {
+    "SGD": _sgd_factor,
+    "Adam": _adam_factor,
+    "AdamW": _adam_factor,
+    "Yogi": _adam_factor,
+    "AdaBelief": _adam_factor,
+    "AdaHessian": _adam_factor,
+    "GENIE": _genie_factor,
+}

@@ -1,0 +1,273 @@
+"""Records, in anyone's training loop, how updates contribute to generalization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from shiftproof.diagnostics.agreement import Cosines, GradientAgreement, agreement_of
+from shiftproof.diagnostics.balance import UpdateBalance
+from shiftproof.diagnostics.osgr import StepContributions, step_contributions, step_ratios
+from shiftproof.diagnostics.preconditioner import preconditioner
+from shiftproof.diagnostics.ratio import Ratio
+from shiftproof.domain_gradients import DomainGradient, evaluated_domains
+from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.registry import UnknownNameError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs (n, ...) and targets (n, ...) of one domain."""
+
+TRACKED = ("osgr", "balance", "agreement")
+
+
+class ScalarWriter(Protocol):
+    """What writes scalars for TensorBoard, such as its ``SummaryWriter``."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Write one value at a step."""
+
+
+class Recorder:
+    r"""Measures a training loop from hooks around its optimizer's step; training is bit for bit as without it.
+
+    At step 1 and every ``every`` steps after it, it takes what is asked for:
+
+    * ``"osgr"``: the scalar products of the update with the gradient of the step's own batch, with that of a batch
+      never trained on, and with that of an unseen domain. Their means over steps give the one-step generalization
+      ratio :math:`E[u \cdot g_{D'}] / E[u \cdot g_D]`, for the step as taken and for :math:`u = P_t g_D` with the
+      preconditioner as it was before the step (see `shiftproof.diagnostics.preconditioner`).
+    * ``"balance"``: how evenly the update is spread over all elements (see `UpdateBalance`).
+    * ``"agreement"``: cosines of the domains' gradients on the fresh batches (see `gradient_agreement`).
+
+    The gradients on fresh batches are taken where the step begins, with the model in evaluation mode. The step's own
+    is what the optimizer finds in ``.grad``, or, where its step is given a closure, what the first call leaves there.
+
+    Args:
+        model: what is trained.
+        optimizer: steps its parameters; any `torch.optim.Optimizer`, the multi-pass ones included.
+        loss: of outputs and targets, a scalar: the mean over the samples, as `torch.nn.functional.cross_entropy`.
+        fresh: called with a step's number; gives a batch per domain that the model was never trained on.
+        every: steps from one measurement to the next.
+        track: which of `TRACKED`.
+        unseen: called with a step's number; gives a batch of a domain that is not trained on, for the transfer ratio.
+        writer: gets every number as it is measured, by the names of `records`.
+
+    Attributes:
+        step: the optimizer's steps so far; set it where a loop continues.
+        records: a plain dictionary of numbers per measurement.
+        contributions: per measurement, what the ratios are made of.
+        agreements: per measurement, the agreement layer by layer.
+        magnitudes: per measurement, the magnitude of the update at `balance`'s elements, (sampled,).
+        balance: which elements those are.
+
+    Raises:
+        ValueError: a name to track is unknown, ``every`` is below 1, or the optimizer has parameters that are not the
+            model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        fresh: Callable[[int], Sequence[Batch]],
+        *,
+        every: int = 50,
+        track: Sequence[str] = TRACKED,
+        unseen: Callable[[int], Batch] | None = None,
+        writer: ScalarWriter | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be a whole number above 0, not {every}")
+        for name in track:
+            if name not in TRACKED:
+                raise UnknownNameError("measurement", name, list(TRACKED))
+        self.model, self.loss, self.fresh, self.unseen = model, loss, fresh, unseen
+        self.every, self.track, self.writer = every, tuple(track), writer
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        self._named = {name: p for name, p in model.named_parameters() if id(p) in stepped}
+        if len(self._named) != len(stepped):
+            raise ValueError("the optimizer steps parameters that are not the model's")
+        self.step = 0
+        self.records: list[dict[str, float]] = []
+        self.contributions: list[StepContributions] = []
+        self.agreements: list[GradientAgreement] = []
+        self.magnitudes: list[Tensor] = []
+        self.balance = UpdateBalance(self._named)
+        self._pending: _Before | None = None
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    def close(self) -> None:
+        """Leave the optimizer; what was recorded stays."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a loop that continues needs, of tensors and plain Python values."""
+        return {
+            "step": self.step,
+            "records": self.records,
+            "contributions": [tuple(one) for one in self.contributions],
+            "agreements": [
+                (one.overall.pairs, {layer: cosines.pairs for layer, cosines in one.layers.items()})
+                for one in self.agreements
+            ],
+            "magnitudes": self.magnitudes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.step = state["step"]
+        self.records = list(state["records"])
+        self.contributions = [StepContributions(*one) for one in state["contributions"]]
+        self.agreements = [
+            GradientAgreement(Cosines(overall), {layer: Cosines(pairs) for layer, pairs in layers.items()})
+            for overall, layers in state["agreements"]
+        ]
+        self.magnitudes = list(state["magnitudes"])
+
+    def osgr(self, first: int = 0, last: int | None = None) -> dict[str, Ratio]:
+        """Return the ratios over the measurements ``first`` to ``last`` (exclusive; None for all that follow).
+
+        Raises:
+            ValueError: OSGR is not tracked, or nothing was measured.
+        """
+        if not self.contributions:
+            raise ValueError("no OSGR was measured")
+        return step_ratios(self.contributions[first:last])
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the records as a table, a row per measurement.
+
+        Raises:
+            ValueError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ValueError("pandas is not installed: pip install pandas") from error
+        return pd.DataFrame(self.records)
+
+    def plot(self) -> Figure:
+        """Draw what was recorded over the steps, a panel per measurement."""
+        from shiftproof.diagnostics.recorder_plot import draw_records
+
+        return draw_records(self.records, self.contributions, self.track)
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.step += 1
+        if (self.step - 1) % self.every:
+            return None
+        parameters = list(self._named.values())
+        before = self._pending = _Before(parameters)
+        if "osgr" in self.track:
+            factors = preconditioner(optimizer)
+            before.preconditioner = None if factors is None else self._in_order(optimizer, factors)
+        if "osgr" in self.track or "agreement" in self.track:
+            before.fresh, before.unseen = self._fresh_gradients(parameters)
+        if "osgr" not in self.track:
+            return None
+        # a closure is the first argument after the optimizer, or named
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            before.keep_gradient(parameters)
+            return None
+
+        def watched() -> Any:
+            loss = closure()
+            if before.gradient is None:  # later passes are taken elsewhere
+                before.keep_gradient(parameters)
+            return loss
+
+        return (args[0], watched, *args[2:]), {name: v for name, v in kwargs.items() if name != "closure"}
+
+    def _in_order(self, optimizer: Optimizer, factors: Sequence[Tensor]) -> list[Tensor]:
+        owned = [p for group in optimizer.param_groups for p in group["params"]]
+        by_parameter = {id(p): factor for p, factor in zip(owned, factors, strict=True)}
+        return [by_parameter[id(p)] for p in self._named.values()]
+
+    def _fresh_gradients(self, parameters: Sequence[Tensor]) -> tuple[list[DomainGradient], DomainGradient | None]:
+        device = parameters[0].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # loaders draw from torch's generators
+            batches = list(self.fresh(self.step))
+            if self.unseen is not None:
+                batches.append(self.unseen(self.step))
+
+        def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+            return self.loss(self.model(inputs), targets)
+
+        losses = [partial(loss, inputs, targets) for inputs, targets in batches]
+        with evaluation_mode(self.model), evaluated_domains(parameters, losses, 0, self.step) as evaluate:
+            gradients = [evaluate(domain) for domain in range(len(batches))]
+        return (gradients, None) if self.unseen is None else (gradients[:-1], gradients[-1])
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        before, self._pending = self._pending, None
+        if before is None:
+            return
+        parameters = list(self._named.values())
+        update = [old - new for old, new in zip(before.weights, parameters, strict=True)]
+        record: dict[str, float] = {"step": self.step}
+        if "osgr" in self.track:
+            assert before.gradient is not None  # noqa: S101  (the optimizer has called the closure)
+            fresh = _mean(before.fresh, parameters)
+            unseen = None if before.unseen is None else _mean([before.unseen], parameters)
+            found = step_contributions(update, before.gradient, before.preconditioner, fresh, unseen)
+            self.contributions.append(found)
+            record |= {f"osgr/{name}": value for name, value in found._asdict().items() if value is not None}
+        if "balance" in self.track:
+            numbers = self.balance.numbers(update)
+            record |= {f"balance/{name}": value for name, value in numbers._asdict().items()}
+            self.magnitudes.append(self.balance.sampled(update))
+        if "agreement" in self.track and len(before.fresh) > 1:
+            agreement = agreement_of(list(self._named), [gradient.parts for gradient in before.fresh])
+            self.agreements.append(agreement)
+            record |= {"agreement/least": agreement.least, "agreement/mean": agreement.mean}
+        self.records.append(record)
+        if self.writer is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, self.step)
+
+
+class _Before:
+    """What a step is measured against."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.weights = [p.detach().clone() for p in parameters]
+        self.gradient: list[Tensor] | None = None
+        self.preconditioner: list[Tensor] | None = None
+        self.fresh: list[DomainGradient] = []
+        self.unseen: DomainGradient | None = None
+
+    def keep_gradient(self, parameters: Sequence[Tensor]) -> None:
+        self.gradient = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters]
+
+
+def _mean(gradients: Sequence[DomainGradient], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the mean of the domains' gradients."""
+    total = [torch.zeros_like(p) for p in parameters]
+    for gradient in gradients:
+        for t, part in zip(total, gradient.parts, strict=True):
+            if part is not None:
+                t.add_(part, alpha=1 / len(gradients))
+    return total

@@ -1,0 +1,62 @@
+"""Draws what a recorder measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shiftproof.diagnostics.osgr import StepContributions, step_ratios
+from shiftproof.drawing import COLUMN, STYLE, line_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WINDOW = 20
+"""Measurements that a ratio is taken over."""
+_PANELS = {
+    "balance": (
+        "update balance",
+        {"balance/gini": "Gini", "balance/entropy": "entropy", "balance/top_share": "share of the top 1 %"},
+    ),
+    "agreement": ("cosine of domain gradients", {"agreement/least": "least pair", "agreement/mean": "mean"}),
+}
+
+
+def draw_records(
+    records: Sequence[dict[str, float]], contributions: Sequence[StepContributions], track: Sequence[str]
+) -> Figure:
+    """Draw records over the steps, a panel per measurement.
+
+    Args:
+        records: of a `Recorder`.
+        contributions: of the same; ratios are over the last `WINDOW` of them at every step.
+        track: what it measured.
+
+    Raises:
+        ValueError: there is no record.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    if not records:
+        raise ValueError("nothing was measured yet")
+    steps = [record["step"] for record in records]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2 * COLUMN, 2.6), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(track), squeeze=False)[0], track, strict=True):
+            if name == "osgr":
+                title = f"ratio over {WINDOW} measurements"
+                ratios = [step_ratios(contributions[max(0, end - WINDOW) : end]) for end in range(1, len(steps) + 1)]
+                lines = {
+                    ratio: [found[ratio].value if ratio in found else math.nan for found in ratios]
+                    for ratio in ratios[-1]
+                }
+            else:
+                title, labels = _PANELS[name]
+                lines = {label: [record.get(key, math.nan) for record in records] for key, label in labels.items()}
+            for index, (label, values) in enumerate(lines.items()):
+                axes.plot(steps, values, color=line_style(index).color, marker="o", markersize=2, label=label)
+            axes.set(title=title, xlabel="step")
+            axes.legend()
+        return figure

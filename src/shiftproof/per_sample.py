@@ -1,0 +1,288 @@
+"""Sums over samples of the gradient of every single sample, and of its square."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional as F
+
+from shiftproof.layer_gradients import LAYERS, Workspace, accumulate, at_once, fits, parameter_sums
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs (n, ...) and targets (n, ...) to their mean loss, as ``F.cross_entropy`` does."""
+
+
+class GradientSums(NamedTuple):
+    """What the gradients of the single samples of a chunk add up to.
+
+    Attributes:
+        losses: of each sample (n,), detached.
+        sums: by name of the parameter, the sum over samples of the gradient, in the parameter's shape and dtype.
+        squares: the same of the gradient's square, element by element.
+    """
+
+    losses: Tensor
+    sums: dict[str, Tensor]
+    squares: dict[str, Tensor]
+
+
+class PerSampleGradients:
+    """Sums up the gradients of single samples, and their squares, for little more than a backward pass costs.
+
+    Linear layers, convolutions and affine normalisation layers that the model calls once have formulas
+    (`shiftproof.layer_gradients`), which need one pass over the chunk. All other parameters (tied, used twice or
+    outside of their layer, or of other layers) take the vectorised gradients of ``torch.func``, which are a second
+    pass. The first chunk of at least two samples decides which is which: on two of its samples the formulas must give
+    what one backward pass per sample gives.
+
+    Every module of the model is in evaluation mode meanwhile, so nothing is dropped and normalisation does not mix
+    samples. Modes are put back, and neither weights nor ``.grad`` nor torch's generators change.
+
+    Args:
+        model: maps inputs (n, ...) to outputs (n, ...).
+        loss: the mean loss of a batch; that of one sample is the loss of a batch of one.
+        parameters: names as ``model.named_parameters()`` has them, None for all; frozen ones are left out.
+
+    Raises:
+        ValueError: a name is unknown, or no parameter requires a gradient.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, parameters: Iterable[str] | None = None) -> None:
+        self._model, self._loss = model, loss
+        self._parameters = dict(model.named_parameters())
+        chosen = list(self._parameters) if parameters is None else list(parameters)
+        if unknown := [name for name in chosen if name not in self._parameters]:
+            raise ValueError(f"the model has no parameter {', '.join(unknown)}")
+        self._names = [name for name in chosen if self._parameters[name].requires_grad]
+        if not self._names:
+            raise ValueError("no parameter requires a gradient")
+        self._workspace = Workspace()
+        self._layers: list[_Layer] | None = None  # those that take the formulas, once it is known
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> GradientSums:
+        """Return the sums over a chunk of samples, whose activations are held at once.
+
+        Args:
+            inputs: (n, ...).
+            targets: (n, ...).
+
+        Raises:
+            ValueError: there are no samples or not as many targets, or the loss of a batch is not a scalar.
+            RuntimeError: a layer is not called as it was in the first chunk.
+        """
+        if not 0 < len(inputs) == len(targets):
+            raise ValueError(f"expected as many targets as inputs, at least one, not {len(targets)} for {len(inputs)}")
+        inputs, device = inputs.detach(), self._parameters[self._names[0]].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), _inert(self._model):
+            if self._layers is None and len(inputs) > 1:  # one sample does not show whether samples mix
+                self._layers = _verified_layers(self._model, self._names, inputs[:2])
+            layers = self._layers or []
+            done = {name for layer in layers for name in layer.names.values()}
+            rest = [name for name in self._names if name not in done]
+            sums: dict[str, Tensor] = {}
+            squares: dict[str, Tensor] = {}
+            for result in (
+                self._by_formulas(layers, inputs, targets) if layers else None,
+                self._vectorised(rest, inputs, targets) if rest else None,
+            ):
+                if result is not None:
+                    losses = result.losses
+                    sums |= result.sums
+                    squares |= result.squares
+        return GradientSums(losses, *({name: by_name[name] for name in self._names} for by_name in (sums, squares)))
+
+    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self._loss is F.cross_entropy and outputs.ndim == 2:  # the same, and a fifth of the time
+            return F.cross_entropy(outputs, targets, reduction="none")
+        losses: Tensor = vmap(lambda output, target: self._loss(output[None], target[None]))(outputs, targets)
+        if losses.ndim != 1:
+            raise ValueError(f"the loss of a batch must be a scalar, not of shape {tuple(losses.shape[1:])}")
+        return losses
+
+    def _by_formulas(self, layers: Sequence[_Layer], inputs: Tensor, targets: Tensor) -> GradientSums:
+        result, regular = _layer_sums(
+            layers, len(inputs), self._workspace, lambda: self._losses(self._model(inputs), targets)
+        )
+        if irregular := [layer.names for layer in layers if layer not in regular]:
+            names = ", ".join(name for names in irregular for name in names.values())
+            raise RuntimeError(f"the layers of {names} are not called once, with a batch, as in the first chunk")
+        return result
+
+    def _vectorised(self, names: Sequence[str], inputs: Tensor, targets: Tensor) -> GradientSums:
+        chosen = {name: self._parameters[name].detach() for name in names}
+
+        def loss_of(chosen: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
+            return self._losses(functional_call(self._model, chosen, (sample[None],)), target[None])[0]
+
+        samples = at_once(sum(p.numel() for p in chosen.values()))
+        gradients_of = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0))
+        losses = []
+        sums = {name: torch.zeros_like(p) for name, p in chosen.items()}
+        squares = {name: torch.zeros_like(p) for name, p in chosen.items()}
+        with torch.no_grad():  # torch.func records what it needs
+            for x, y in zip(inputs.split(samples), targets.split(samples), strict=True):
+                gradients, values = gradients_of(chosen, x, y)
+                losses.append(values)
+                for name in names:
+                    accumulate(gradients[name], sums[name], squares[name])
+        return GradientSums(torch.cat(losses), sums, squares)
+
+
+class _Layer(NamedTuple):
+    """A layer and the names of those of its parameters that take the formulas, by attribute."""
+
+    module: nn.Module
+    names: dict[str, str]
+
+
+class _Token(torch.autograd.Function):
+    """Makes a tensor depend on a token without changing or copying it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, token: Tensor) -> Tensor:
+        ctx.mark_dirty(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+@contextmanager
+def _inert(model: nn.Module) -> Iterator[None]:
+    """Put all modules in evaluation mode and let no parameter require a gradient, for a while."""
+    modules = [module for module in model.modules() if module.training]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for module in modules:
+            module.training = False  # not eval(), which a model may override to do more
+        for p in parameters:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for module in modules:
+            module.training = True
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+def _layer_sums(
+    layers: Sequence[_Layer], samples: int, workspace: Workspace, evaluate: Callable[[], Tensor]
+) -> tuple[GradientSums, list[_Layer]]:
+    """Differentiate the per-sample losses (n,) that a function evaluates; return also the layers called just once.
+
+    No parameter requires a gradient, so that autograd computes none of theirs. In their stead the outputs of layers
+    that depend on no other's depend on a token.
+    """
+    token = torch.zeros((), requires_grad=True)
+    calls: Counter[nn.Module] = Counter()
+    sums: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+
+    def watch(names: Mapping[str, str]) -> Callable[..., Any]:
+        def after_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            usual = len(args) == 1 and not kwargs and fits(module, args[0], samples)
+            calls[module] += 1 if usual else 2
+            if calls[module] > 1:
+                return output
+            x = args[0].detach()
+
+            def collect(g: Tensor) -> None:
+                for attribute, name in names.items():
+                    sums[name], squares[name] = parameter_sums(module, attribute, x, g, workspace)
+
+            if not output.requires_grad:
+                output = _Token.apply(output.detach(), token)  # type: ignore[no-untyped-call]
+            output.register_hook(collect)
+            return output
+
+        return after_forward
+
+    handles = [layer.module.register_forward_hook(watch(layer.names), with_kwargs=True) for layer in layers]
+    try:
+        with torch.enable_grad():
+            losses = evaluate()
+            if losses.requires_grad:
+                torch.autograd.grad(losses.sum(), token, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer in layers:
+        for attribute, name in layer.names.items():
+            if name not in sums:  # the losses do not depend on it
+                sums[name], squares[name] = (torch.zeros_like(getattr(layer.module, attribute)) for _ in range(2))
+    return GradientSums(losses.detach(), sums, squares), [layer for layer in layers if calls[layer.module] == 1]
+
+
+def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -> list[_Layer]:
+    """Return the layers and parameters for which the formulas are right on two samples, one of each at a time.
+
+    That is tried with a random linear function of the outputs and with weights near the model's own: its gradients
+    may be zero, which any formula gets right (those below a classifier that starts at zero).
+    """
+    random = torch.Generator(inputs.device).manual_seed(0)
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=random, dtype=like.dtype, device=like.device)
+
+    with torch.no_grad():
+        nearby = {name: p + 0.01 * normal(p) for name, p in model.named_parameters() if p.is_floating_point()}
+        weights = normal(functional_call(model, nearby, (inputs,)))
+
+    def values(outputs: Tensor, weights: Tensor) -> Tensor:
+        return (outputs * weights).reshape(len(outputs), -1).sum(1)
+
+    found, regular = _layer_sums(
+        _candidates(model, names),
+        len(inputs),
+        Workspace(),
+        lambda: values(functional_call(model, nearby, (inputs,)), weights),
+    )
+    chosen = {name: nearby[name].clone().requires_grad_() for layer in regular for name in layer.names.values()}
+    if not chosen:
+        return []
+    expected = {name: torch.zeros_like(nearby[name]) for name in chosen}
+    expected_squares = {name: torch.zeros_like(nearby[name]) for name in chosen}
+    for sample, weight in zip(inputs.split(1), weights.split(1), strict=True):
+        with torch.enable_grad():
+            value = values(functional_call(model, {**nearby, **chosen}, (sample,)), weight).sum()
+        gradients = torch.autograd.grad(value, list(chosen.values()), allow_unused=True, materialize_grads=True)
+        for name, gradient in zip(chosen, gradients, strict=True):
+            accumulate(gradient.clone()[None], expected[name], expected_squares[name])
+    largest = max(float(total.norm()) for total in expected.values())
+
+    def right(name: str) -> bool:
+        precision = torch.finfo(expected[name].dtype).eps
+        rounding = 100 * precision * largest  # what is left of a gradient that is zero in exact arithmetic
+        return all(
+            float((ours - theirs).norm()) <= precision**0.5 * float(theirs.norm()) + allowed
+            for ours, theirs, allowed in (
+                (found.sums[name], expected[name], rounding),
+                (found.squares[name], expected_squares[name], rounding**2),
+            )
+        )
+
+    verified = [
+        _Layer(layer.module, {attribute: name for attribute, name in layer.names.items() if right(name)})
+        for layer in regular
+    ]
+    return [layer for layer in verified if layer.names]
+
+
+def _candidates(model: nn.Module, names: Collection[str]) -> list[_Layer]:
+    """Return the layers of known kinds, with those of the named parameters that no other layer has."""
+    owned = [dict(module.named_parameters(recurse=False, remove_duplicate=False)) for module in model.modules()]
+    owners = Counter(p for parameters in owned for p in parameters.values())
+    name_of = {p: name for name, p in model.named_parameters() if name in names and owners[p] == 1}
+    layers = [
+        _Layer(module, {attribute: name_of[p] for attribute, p in parameters.items() if p in name_of})
+        for module, parameters in zip(model.modules(), owned, strict=True)
+        if isinstance(module, LAYERS)
+    ]
+    return [layer for layer in layers if layer.names]

@@ -1,0 +1,189 @@
+"""The figures: what they train is what a run trains, and what is drawn is what was measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from shiftproof.cli import main
+from shiftproof.diagnostics import simulate, step_ratios
+from shiftproof.files import DamagedFileError
+from shiftproof.registry import UnknownNameError
+from shiftproof.studies import Study, train_one
+from shiftproof.studies.figures import diagnose, figure_balance, figure_embedding, figure_osgr, figure_sensitivity
+from shiftproof.studies.figures import flatness as flatness_figure
+from shiftproof.studies.figures import landscape as landscape_figure
+from shiftproof.studies.figures import sensitivity as sensitivity_figure
+from shiftproof.studies.figures import traces as traces_module
+from shiftproof.studies.figures.traces import figure_subjects, trace
+from shiftproof.training import read_result
+from shiftproof.training.run import state_digest
+
+STUDY = Study(optimizers=("genie",), targets=("0",), trials=1, steps=6, fixed={"data.batch_size": 4})
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer images, points and simulated runs than a figure needs."""
+    monkeypatch.setattr(flatness_figure, "IMAGES", 2)
+    monkeypatch.setattr(flatness_figure, "RADII", (0.05,))
+    monkeypatch.setattr(landscape_figure, "POINTS", 3)
+    monkeypatch.setattr(landscape_figure, "simulate", partial(simulate, steps=5, runs=3, tuning_runs=1))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_trace_takes_the_steps_of_the_run(tmp_path: Path) -> None:
+    study = replace(STUDY, optimizers=("sam",))
+    train_one(study, tmp_path / "run", 0, 0)
+    [subject] = figure_subjects(study, 0)
+    found = trace(subject, tmp_path / "traces")
+    result = read_result(tmp_path / "run")
+    assert result is not None
+    assert state_digest(found.state) == result["weights_sha256"]
+    assert found.path_steps == [0, 1, 2, 3, 4, 5, 6]
+    assert torch.equal(found.path[0], traces_module.flat_weights(subject.algorithm()))
+    assert torch.equal(found.path[-1], traces_module.flat_weights(subject.algorithm(found.state)))
+
+
+def test_a_trace_that_was_killed_continues_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [subject] = figure_subjects(STUDY, 0)
+    whole = trace(subject, tmp_path / "whole")
+    monkeypatch.setattr(traces_module, "CHECKPOINT_SECONDS", 0.0)
+    unseen = traces_module.Inputs.unseen_batch
+
+    def killed(self: traces_module.Inputs, step: int) -> object:
+        if step == 4:
+            raise KeyboardInterrupt
+        return unseen(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(traces_module.Inputs, "unseen_batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trace(subject, tmp_path / "broken")
+    continued = trace(subject, tmp_path / "broken")
+    assert continued.records == whole.records
+    assert continued.contributions == whole.contributions
+    assert torch.equal(continued.path, whole.path)
+    assert state_digest(continued.state) == state_digest(whole.state)
+    assert [path.suffix for path in (tmp_path / "broken").iterdir()] == [".pt"]  # the checkpoint is gone
+
+
+def test_osgr_and_balance_are_drawn_of_one_training(tmp_path: Path) -> None:
+    study = replace(STUDY, optimizers=("sgd", "genie"))
+    files = figure_osgr(study, tmp_path)
+    traces = {path: path.stat().st_mtime_ns for path in (tmp_path / "traces").iterdir()}
+    files += figure_balance(study, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "traces").iterdir()} == traces
+    assert {path.name for path in files} == {
+        f"{name}.{suffix}"
+        for name in ("osgr", "osgr_moments", "balance", "balance_numbers")
+        for suffix in ("csv", "svg", "png", "txt")
+    }
+    for path in files:
+        if path.suffix == ".svg":
+            ElementTree.parse(path)  # noqa: S314  (our own)
+    [subject, _] = figure_subjects(study, 0)
+    found = trace(subject, tmp_path / "traces")
+    [row] = [
+        row
+        for row in _rows(tmp_path / "diagnostics" / "osgr.csv")
+        if (row["optimizer"], row["ratio"], row["step"]) == ("sgd", "transfer", "all")
+    ]
+    assert float(row["value"]) == step_ratios(found.contributions)["transfer"].value
+    moments = _rows(tmp_path / "diagnostics" / "osgr_moments.csv")
+    assert {(row["path"], row["preconditioner"]) for row in moments} >= {
+        (path, name) for path in ("sgd", "genie") for name in ("sgd", "adam", "uniform", "genie")
+    }
+    balance = [row for row in _rows(tmp_path / "diagnostics" / "balance.csv") if row["optimizer"] == "sgd"]
+    assert [float(row["gini"]) for row in balance] == [record["balance/gini"] for record in found.records]
+
+
+def test_features_are_drawn_before_and_after(tmp_path: Path) -> None:
+    files = figure_embedding(replace(STUDY, optimizers=("adam",)), tmp_path)
+    assert {path.stem for path in files} == {"embedding_adam", "separation"}
+    rows = _rows(tmp_path / "diagnostics" / "separation.csv")
+    assert [(row["training"], row["groups"]) for row in rows] == [
+        (when, groups) for when in ("before", "after") for groups in ("classes", "domains")
+    ]
+    assert all(0 <= float(row["probe"]) <= 1 for row in rows)
+    with pytest.raises(ValueError, match="method"):
+        figure_embedding(STUDY, tmp_path, method="tsne")  # type: ignore[arg-type]
+
+
+def test_the_landscape_is_drawn_with_the_paths_of_real_runs(
+    tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--steps", "6", "--set", "data.batch_size=4", "--optimizers", "sgd", "genie", "--target", "0"]
+    assert main(["figure", "landscape", *arguments, "--output", str(tmp_path)]) == 0
+    assert "landscape.svg" in capsys.readouterr().out
+    names = {path.stem for path in (tmp_path / "diagnostics").iterdir()}
+    assert names == {"landscape", "path_sources", "path_target", "flatness"}
+    rows = _rows(tmp_path / "diagnostics" / "path_target.csv")
+    assert [row["step"] for row in rows if row["what"] == "sgd"] == list("0123456")
+    assert len([row for row in rows if row["what"] == "plane"]) == 9
+
+
+def test_sensitivity_trains_every_value_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity_figure, "LR_FACTORS", (0.1, 1.0))
+    monkeypatch.setattr(sensitivity_figure, "GENIE_VALUES", {"dropout": (0.1, 0.8)})
+    study = replace(STUDY, optimizers=("sgd", "genie"), steps=2, targets=None)
+    files = figure_sensitivity(study, tmp_path)
+    rows = _rows(tmp_path / "diagnostics" / "sensitivity.csv")
+    assert [(row["optimizer"], row["hyperparameter"], float(row["value"])) for row in rows] == [
+        ("sgd", "lr", pytest.approx(0.01)),
+        ("sgd", "lr", pytest.approx(0.1)),
+        ("genie", "lr", pytest.approx(1.0)),
+        ("genie", "lr", pytest.approx(10.0)),
+        ("genie", "dropout", 0.1),
+        ("genie", "dropout", 0.8),
+    ]
+    runs = [json.loads(line) for line in (tmp_path / "sensitivity" / "sgd" / "runs.jsonl").read_text().splitlines()]
+    assert float(rows[1]["unseen"]) == runs[1]["selection"]["training_domain"]["accuracy"]
+    assert len(files) == 4
+
+
+def test_a_finished_run_is_diagnosed_and_its_report_shows_it(
+    tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    common = ["--steps", "4", "--set", "data.batch_size=4"]
+    store = ["--targets", "0", "--optimizers", "adam", "--trials", "1", "--jobs", "1"]
+    assert main(["compare", *common, *store, "--output", str(tmp_path)]) == 0
+    [run] = (tmp_path / "runs").iterdir()
+    assert main(["diagnose", str(run)]) == 0
+    drawn = {path.stem for path in (run / "diagnostics").glob("*.svg")}
+    assert drawn == {
+        *("osgr", "osgr_moments", "balance", "balance_numbers", "flatness"),
+        *("path_sources", "path_target", "embedding"),
+    }
+    assert not [str(w.message) for w in recwarn if "did not reach" in str(w.message)]
+    assert main(["study", "report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<figure class="diagnostic">') == len(drawn)
+    assert "erm + adam, 0 unseen, trial 0" in page
+
+
+def test_what_cannot_be_diagnosed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"sharpnes.*sharpness"):
+        diagnose(tmp_path, ["sharpnes"])
+    with pytest.raises(FileNotFoundError, match=r"no spec\.json"):
+        diagnose(tmp_path, ["osgr"])
+    [subject] = figure_subjects(STUDY, 0)
+    (tmp_path / f"{subject.spec.name}.pt").write_bytes(b"half")
+    with pytest.raises(DamagedFileError, match="delete it"):
+        trace(subject, tmp_path)
+
+
+def test_one_data_set_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figure", "osgr", "--datasets", "rotated_digits", "colored_digits", "--output", str(tmp_path)]) == 1
+    assert "one data set" in capsys.readouterr().err
