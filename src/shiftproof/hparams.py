@@ -22,11 +22,14 @@ class Hparam:
         default: the value of setting 0 of every search.
         draw: the search distribution; None keeps the default in every setting.
         seed_name: the name that seeds its draws, if DomainBed calls it otherwise.
+        published_draw: the distribution of DomainBed's published table, which `draw_in_order` draws from, if it was
+            another.
     """
 
     default: Value
     draw: Distribution | None = None
     seed_name: str | None = None
+    published_draw: Distribution | None = None
 
 
 def log10_uniform(low: float, high: float) -> Distribution:
@@ -42,6 +45,16 @@ def uniform(low: float, high: float) -> Distribution:
 def log2_int(low: float, high: float) -> Distribution:
     """The integer part of 2 to a power uniform in [low, high)."""
     return lambda random: int(2 ** random.uniform(low, high))
+
+
+def log10_int(low: float, high: float) -> Distribution:
+    """The integer part of 10 to a power uniform in [low, high)."""
+    return lambda random: int(10 ** random.uniform(low, high))
+
+
+def uniform_int(low: float, high: float) -> Distribution:
+    """The integer part of a number uniform in [low, high)."""
+    return lambda random: int(random.uniform(low, high))
 
 
 def choice(*values: Value) -> Distribution:
@@ -92,4 +105,5 @@ def draw_in_order(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: i
     if hparam_seed == 0:
         return {name: hparam.default for name, hparam in hparams.items()}
     random = np.random.RandomState(seed_hash(hparam_seed, trial_seed))
-    return {name: hparam.default if hparam.draw is None else hparam.draw(random) for name, hparam in hparams.items()}
+    draws = {name: hparam.published_draw or hparam.draw for name, hparam in hparams.items()}
+    return {name: hparam.default if (of := draws[name]) is None else of(random) for name, hparam in hparams.items()}

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -141,3 +143,18 @@ def test_a_damaged_result_stops_before_anything_is_trained(compared, tmp_path, c
     options = ["--steps", "2", "--optimizers", "sgd", "--targets", "0", "--trials", "1"]
     assert main(["compare", *options, "--output", str(tmp_path)]) == 1
     assert f"{folder / 'result.json'} is damaged" in capsys.readouterr().err
+
+
+def test_one_source_domain_is_said_once(tmp_path):
+    """Through the command itself: of a worker's warnings pytest sees nothing."""
+    options = ["--algorithms", "erm", "coral", "arm", "--optimizers", "adam", "--single-source", "--batch-size", "4"]
+    command = [sys.executable, "-m", "shiftproof", "compare", *options, "--steps", "1", "--trials", "1"]
+    done = subprocess.run([*command, "--jobs", "1", "--output", str(tmp_path)], check=True, capture_output=True)
+    said = "compares the features of source domains: with one domain CORAL is ERM"
+    assert (done.stderr + done.stdout).decode().count(said) == 1
+    accuracies = {}
+    for row in _rows(tmp_path):
+        accuracies.setdefault(row["algorithm"], []).append(row["selection"]["last"]["accuracy"])
+    assert accuracies["coral"] == accuracies["erm"]
+    assert "Transductive: arm: predictions use the other images" in done.stdout.decode()
+    assert "Transductive: arm" in (tmp_path / "report.html").read_text(encoding="utf-8")

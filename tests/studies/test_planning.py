@@ -201,3 +201,11 @@ def test_an_embedded_set_beside_photographs_needs_no_folder(tmp_path, image_tree
     folder, digits = make_plan(study)
     assert (folder.targets, len(digits.targets)) == (["ink", "oil"], 6)
     assert digits.runs[0].image_size is None
+
+
+def test_transductive_algorithms_are_a_term():
+    study = Study(algorithms=("erm", "arm", "mtl"), optimizers=("adam",), targets=("0",), trials=1)
+    assert make_plan(study).grids[0].terms["transductive"] == (
+        "arm, mtl: predictions use the other images of a test batch, 64 of one domain in the order of the split"
+    )
+    assert "transductive" not in make_plan(dataclasses.replace(study, algorithms=("erm",))).grids[0].terms

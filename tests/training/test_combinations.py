@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shiftproof.algorithms import ALGORITHMS, ERM
-from shiftproof.studies import Study, make_plan
+from shiftproof.studies import FieldError, Study, make_plan
 from shiftproof.training import check_combination, train
 
 REASONS = {
@@ -27,6 +27,11 @@ REASONS = {
     "too few": (
         {"algorithm": "pairs"}, 1, 300,
         "pairs needs at least 2 source domains, not 1",
+    ),
+    "held-out domains": ({"algorithm": "mldg"}, 1, 300, "mldg needs at least 2 source domains, not 1"),
+    "halves": (
+        {"algorithm": "irm", "hparams": {"data.batch_size": 1}}, 3, 300,
+        "irm needs batches of at least 2 images per domain, not 1",
     ),
     "no graph": (
         {"algorithm": "pairs", "optimizer": "adahessian"}, 2, 300,
@@ -70,6 +75,16 @@ def test_training_refuses_before_it_writes(make_spec, digits, tmp_path):
     with pytest.raises(ValueError, match="GGA searches at steps 100 to 200, and the run has 12"):
         train(make_spec(annealer="gga"), digits, tmp_path / "run", device=torch.device("cpu"))
     assert not (tmp_path / "run").exists()
+
+
+def test_every_method_of_a_study_is_checked():
+    study = Study(algorithms=("erm", "mldg"), optimizers=("adam",), trials=1, steps=6, single_source=True)
+    with pytest.raises(FieldError, match="mldg needs at least 2 source domains, not 1") as refused:
+        make_plan(study)
+    assert refused.value.field == "algorithms"
+    study = Study(algorithms=("erm", "irm"), optimizers=("adam",), trials=1, steps=6, fixed={"data.batch_size": 1})
+    with pytest.raises(FieldError, match="irm needs batches of at least 2 images per domain, not 1"):
+        make_plan(study)
 
 
 def test_a_study_refuses_before_training():

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,8 +7,12 @@ import torch
 from PIL import Image
 
 import shiftproof
+import shiftproof.training.run as run_module
+from shiftproof.algorithms import arm
 from shiftproof.cli import main
 from shiftproof.data import DATASETS
+from shiftproof.training import train
+from shiftproof.training.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +84,44 @@ def test_the_description_says_what_the_model_takes(run):
     description = json.loads((run / "model.json").read_text())
     assert description == {
         "model": "small_conv",
+        "algorithm": "erm",
         "classes": [str(digit) for digit in range(10)],
         "image_shape": [1, 16, 16],
         "mean": [0.5],
         "std": [0.5],
         "freeze_batch_norm": False,
     }
+
+
+def test_a_description_of_before_algorithms_were_recorded_can_be_read(run, tmp_path):
+    shutil.copytree(run, tmp_path / "old")
+    path = tmp_path / "old" / "model.json"
+    description = json.loads(path.read_text())
+    del description["algorithm"]
+    path.write_text(json.dumps(description))
+    images = torch.randn(3, 1, 16, 16)
+    assert torch.equal(shiftproof.load(tmp_path / "old")(images), shiftproof.load(run)(images))
+
+
+@pytest.mark.parametrize("algorithm", ["arm", "mtl"])
+def test_what_an_algorithm_adds_to_the_network_is_saved(algorithm, make_spec, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(arm, "HIDDEN", 8)
+    spec = make_spec(algorithm=algorithm, steps=4)
+    evaluated = []
+
+    def recorded(predict, batches, *options):
+        def keep(images):
+            logits = predict(images)
+            evaluated.append((images, logits))
+            return logits
+
+        return evaluate(keep, batches, *options)
+
+    monkeypatch.setattr(run_module, "evaluate", recorded)
+    train(spec, digits, tmp_path, device=torch.device("cpu"))
+    model = shiftproof.load(tmp_path)
+    with torch.inference_mode():
+        for images, logits in evaluated[:3]:
+            torch.testing.assert_close(model(images), logits)
+        images, logits = evaluated[0]
+        assert not torch.allclose(model(images[:5]), logits[:5])  # other images beside them

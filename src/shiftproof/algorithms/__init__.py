@@ -1,6 +1,60 @@
 """Domain-generalization algorithms: one class each, on one contract."""
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch, Closure, OptimizerFactory
+from shiftproof.algorithms.algorithm import (
+    ALGORITHMS,
+    Algorithm,
+    Batch,
+    Closure,
+    MakeClosure,
+    OptimizerFactory,
+    SingleDomainWarning,
+)
+from shiftproof.algorithms.and_mask import ANDMask
+from shiftproof.algorithms.arm import ARM
+from shiftproof.algorithms.coral import CORAL
+from shiftproof.algorithms.dann import CDANN, DANN
 from shiftproof.algorithms.erm import ERM
+from shiftproof.algorithms.fish import Fish
+from shiftproof.algorithms.fishr import Fishr
+from shiftproof.algorithms.group_dro import GroupDRO
+from shiftproof.algorithms.gsnr_dropout import GSNRDropout
+from shiftproof.algorithms.irm import IRM
+from shiftproof.algorithms.miro import MIRO
+from shiftproof.algorithms.mixstyle import MixStyle
+from shiftproof.algorithms.mixup import Mixup
+from shiftproof.algorithms.mldg import MLDG
+from shiftproof.algorithms.mmd import MMD
+from shiftproof.algorithms.mtl import MTL
+from shiftproof.algorithms.rsc import RSC
+from shiftproof.algorithms.sagnet import SagNet
+from shiftproof.algorithms.vrex import VREx
 
-__all__ = ["ALGORITHMS", "ERM", "Algorithm", "Batch", "Closure", "OptimizerFactory"]
+__all__ = [
+    "ALGORITHMS",
+    "ARM",
+    "CDANN",
+    "CORAL",
+    "DANN",
+    "ERM",
+    "IRM",
+    "MIRO",
+    "MLDG",
+    "MMD",
+    "MTL",
+    "RSC",
+    "ANDMask",
+    "Algorithm",
+    "Batch",
+    "Closure",
+    "Fish",
+    "Fishr",
+    "GSNRDropout",
+    "GroupDRO",
+    "MakeClosure",
+    "MixStyle",
+    "Mixup",
+    "OptimizerFactory",
+    "SagNet",
+    "SingleDomainWarning",
+    "VREx",
+]

@@ -25,6 +25,23 @@ Batch = tuple[Tensor, Tensor]
 Closure = Callable[[], Tensor]
 
 
+class MakeClosure(Protocol):
+    """Makes the closures of a step."""
+
+    def __call__(self, batches: Sequence[Batch], /, *, annealed: bool = True) -> Closure:
+        """Return the closure that an optimizer's ``step`` takes: it evaluates the gradients of some batches.
+
+        Args:
+            batches: one batch per domain, of all or of some.
+            annealed: whether the annealer edits the gradients and the closure counts as a pass of the run; not so for
+                what is trained beside the network.
+        """
+
+
+class SingleDomainWarning(UserWarning):
+    """An algorithm that compares source domains has one only, and is ERM."""
+
+
 class OptimizerFactory(Protocol):
     """Builds the run's optimizer over some parameters."""
 
@@ -65,24 +82,35 @@ class Algorithm(nn.Module):
     short_hparams: ClassVar[Mapping[str, Hparam]] = {}
     """What a search for short runs has in the place of those: numbers of steps in proportion."""
 
+    photograph_batch_size: ClassVar[int | None] = None
+    """Photographs per domain and step, which no search changes; None for as many as other algorithms get."""
+
     min_domains: ClassVar[int] = 1
     """Source domains that it needs."""
+
+    min_images: ClassVar[int] = 1
+    """Images that it needs in the batch of a domain."""
 
     keeps_graph: ClassVar[bool] = True
     """Whether `backward` can keep the graph of the gradients that it leaves."""
 
     accumulates: ClassVar[bool] = True
-    """Whether the loss of a batch is the mean of its parts', so that their gradients can be accumulated."""
+    """Whether the loss of a batch is, but for what is drawn, the mean of its parts': gradients can be accumulated."""
 
     transductive: ClassVar[bool] = False
     """Whether predictions depend on the other images of a test batch."""
 
     def __init__(self, network: Network, num_domains: int) -> None:
         super().__init__()
-        self.network = network
+        self.network = self.extend(network)
         self.num_domains = num_domains
         self.optimizers: dict[str, Optimizer] = {}
         self._carried: dict[str, list[Tensor]] | None = None  # None: `carry` has no effect
+
+    @staticmethod
+    def extend(network: Network) -> Network:
+        """Return the network as it is trained and saved: the given one, unless the algorithm gives it more parts."""
+        return network
 
     def build_optimizers(self, factory: OptimizerFactory) -> None:
         """Build the optimizers of `update`; by default one over all parameters that train."""
@@ -130,13 +158,13 @@ class Algorithm(nn.Module):
         if self._carried is not None:
             self._carried.setdefault(buffer, []).append(value.detach())
 
-    def update(self, batches: Sequence[Batch], step: int, make_closure: Callable[[Sequence[Batch]], Closure]) -> Tensor:
+    def update(self, batches: Sequence[Batch], step: int, make_closure: MakeClosure) -> Tensor:
         """Take the whole step number ``step`` (from 1) and return the detached loss.
 
         Args:
             batches: one batch per source domain.
             step: number of the step.
-            make_closure: makes the closure that an optimizer's ``step`` takes, from batches.
+            make_closure: makes the closure that an optimizer's ``step`` takes.
         """
         self.before_step(batches, step)
         evaluate = make_closure(batches)

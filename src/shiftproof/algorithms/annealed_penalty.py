@@ -6,20 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
-
 from shiftproof.algorithms.algorithm import Algorithm, Batch, OptimizerFactory
-from shiftproof.hparams import Distribution
 from shiftproof.models import Network
-
-
-def log10_int(low: float, high: float) -> Distribution:
-    """The integer part of 10 to a power uniform in [low, high)."""
-
-    def draw(random: np.random.RandomState) -> int:
-        return int(10 ** random.uniform(low, high))
-
-    return draw
 
 
 class AnnealedPenalty(Algorithm):

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
 from shiftproof.algorithms.domain_loss import mean_domain_loss
+from shiftproof.algorithms.extended_network import ExtendedNetwork
 from shiftproof.models import Network
 
 HIDDEN = 64
 KERNEL = 5
 
 
-class ContextNetwork(Network):
+class ContextNetwork(ExtendedNetwork):
     """A network that sees beside each image the context of its domain: one more channel, of the images' size.
 
     The context is the mean over the domain's images of what a small network makes of them. The convolution that takes
@@ -30,23 +31,15 @@ class ContextNetwork(Network):
     """
 
     def __init__(self, network: Network) -> None:
-        super().__init__(
-            network.featurizer,
-            network.feature_size,
-            network.classifier.out_features,
-            network.normalisation,
-            network.dropout.p,
-            network.freeze_batch_norm,
-        )
-        self.classifier = network.classifier
+        super().__init__(network)
         channels = len(network.normalisation.mean)
         _add_input_channel(network.featurizer, channels)
         # beside the featurizer, as its batch norms have no given statistics to keep
         self.context = nn.Sequential(
-            nn.Conv2d(channels, HIDDEN, KERNEL, padding="same"),
+            nn.Conv2d(channels, HIDDEN, KERNEL, padding="same", bias=False),  # the batch norms have one
             nn.BatchNorm2d(HIDDEN),
             nn.ReLU(),
-            nn.Conv2d(HIDDEN, HIDDEN, KERNEL, padding="same"),
+            nn.Conv2d(HIDDEN, HIDDEN, KERNEL, padding="same", bias=False),
             nn.BatchNorm2d(HIDDEN),
             nn.ReLU(),
             nn.Conv2d(HIDDEN, 1, KERNEL, padding="same"),
@@ -88,6 +81,7 @@ class ARM(Algorithm):
     The context network is DomainBed's, three convolutions of 5 x 5 at the full size of the images: on each more
     multiplications than ResNet-50 does. DomainBed builds it after its optimizer, so that there it is never trained,
     and adapts to as many images in evaluation as a batch had in training; here it is all that are given at once.
+    As there, a domain's batch is always of 8 photographs.
 
     Args:
         network: the network to train; its first convolution gets one more channel.
@@ -97,11 +91,10 @@ class ARM(Algorithm):
         ValueError: the featurizer does not begin with a convolution.
     """
 
+    photograph_batch_size: ClassVar[int | None] = 8
+    accumulates: ClassVar[bool] = False
     transductive: ClassVar[bool] = True
     network: ContextNetwork
-
-    def __init__(self, network: Network, num_domains: int) -> None:
-        super().__init__(self.extend(network), num_domains)
 
     @staticmethod
     def extend(network: Network) -> ContextNetwork:

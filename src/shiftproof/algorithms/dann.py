@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch, Closure, OptimizerFactory
+from shiftproof.algorithms.algorithm import (
+    ALGORITHMS,
+    Algorithm,
+    Batch,
+    Closure,
+    MakeClosure,
+    OptimizerFactory,
+    SingleDomainWarning,
+)
 from shiftproof.algorithms.domain_loss import split_domains
 from shiftproof.hparams import Hparam, choice, log2_int, log10_uniform
 from shiftproof.models import Network
@@ -145,7 +153,7 @@ class DANN(Algorithm):
                 network.feature_size, num_domains, mlp_width, mlp_depth, mlp_dropout, classes
             )
         else:
-            warnings.warn(f"{type(self).__name__} with one source domain is ERM", stacklevel=2)
+            warnings.warn(f"{type(self).__name__} with one source domain is ERM", SingleDomainWarning, stacklevel=1)
         self._discriminating = False  # whose turn it is
         self._seen: list[list[Batch]] | None = None  # features of the network's passes, during a step
 
@@ -159,17 +167,17 @@ class DANN(Algorithm):
                 self.discriminator.parameters(), name="discriminator", **self._options
             )
 
-    def update(self, batches: Sequence[Batch], step: int, make_closure: Callable[[Sequence[Batch]], Closure]) -> Tensor:
+    def update(self, batches: Sequence[Batch], step: int, make_closure: MakeClosure) -> Tensor:
         """Take the steps of the network and of the discriminator and return the detached loss."""
         if self.alternate and self.discriminator is not None and step % (1 + self.d_steps) < self.d_steps:
-            return self._step("discriminator", make_closure(batches))
+            return self._step("discriminator", make_closure(batches, annealed=False))
         if self.alternate or self.discriminator is None:
             return self._step("generator", make_closure(batches))
         seen: list[list[Batch]] = []
         self._seen = seen
         loss = self._step("generator", make_closure(batches))
         self._seen = None
-        closure = make_closure(_first_pass(seen, len(batches[0][1])))
+        closure = make_closure(_first_pass(seen, len(batches[0][1])), annealed=False)
         for _ in range(self.d_steps):
             self._step("discriminator", closure)
         return loss
@@ -251,8 +259,8 @@ class CDANN(DANN):
     label of the batch plus 1, which is the number of classes where none is absent.
     """
 
-    accumulates = False
-    conditional = True
+    accumulates: ClassVar[bool] = False
+    conditional: ClassVar[bool] = True
 
     def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Return the mean over the classes that are present of the means over their images."""

@@ -16,12 +16,17 @@ def split_domains(rows: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
     return list(rows.split([len(labels) for _, labels in batches]))  # type: ignore[no-untyped-call]
 
 
-def mean_domain_loss(logits: Tensor, batches: Sequence[Batch]) -> Tensor:
-    """Return the unweighted mean of the domains' mean cross-entropies: small batches count as much as large ones.
+def losses_by_domain(logits: Tensor, batches: Sequence[Batch]) -> Tensor:
+    """Return the mean cross-entropy of every domain, (domains,).
 
     Args:
         logits: (n, classes) of all images of the batches, in their order.
         batches: one batch per source domain.
     """
     parts = split_domains(logits, batches)
-    return torch.stack([F.cross_entropy(part, labels) for part, (_, labels) in zip(parts, batches, strict=True)]).mean()
+    return torch.stack([F.cross_entropy(part, labels) for part, (_, labels) in zip(parts, batches, strict=True)])
+
+
+def mean_domain_loss(logits: Tensor, batches: Sequence[Batch]) -> Tensor:
+    """Return the unweighted mean of `losses_by_domain`: small batches count as much as large ones."""
+    return losses_by_domain(logits, batches).mean()

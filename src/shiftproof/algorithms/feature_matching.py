@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shiftproof.algorithms.algorithm import Algorithm, Batch
+from shiftproof.algorithms.algorithm import Algorithm, Batch, SingleDomainWarning
 from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
 from shiftproof.hparams import Hparam, log10_uniform
 from shiftproof.models import Network
@@ -35,6 +35,7 @@ class FeatureMatching(Algorithm, ABC):
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "penalty_weight": Hparam(1.0, log10_uniform(-1, 1), seed_name="mmd_gamma")
     }
+    accumulates: ClassVar[bool] = False
 
     def __init__(self, network: Network, num_domains: int, penalty_weight: float = 1.0) -> None:
         super().__init__(network, num_domains)
@@ -43,7 +44,9 @@ class FeatureMatching(Algorithm, ABC):
         if num_domains == 1:
             name = type(self).__name__
             warnings.warn(
-                f"{name} compares the features of source domains: with one domain {name} is ERM", stacklevel=2
+                f"{name} compares the features of source domains: with one domain {name} is ERM",
+                SingleDomainWarning,
+                stacklevel=1,
             )
         self.penalty_weight = penalty_weight
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Batch, Closure
+from shiftproof.algorithms.algorithm import ALGORITHMS, Batch, Closure, MakeClosure
 from shiftproof.algorithms.erm import ERM
 from shiftproof.hparams import Hparam, choice
 from shiftproof.models import Network
@@ -43,7 +43,7 @@ class Fish(ERM):
             raise ValueError(f"Invalid meta_lr value: {meta_lr}; it must be in (0, 1]")
         self.meta_lr = meta_lr
 
-    def update(self, batches: Sequence[Batch], step: int, make_closure: Callable[[Sequence[Batch]], Closure]) -> Tensor:
+    def update(self, batches: Sequence[Batch], step: int, make_closure: MakeClosure) -> Tensor:
         """Step through the domains and part of the way to where that leads; return the mean of their losses."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,15 +12,8 @@ from torch.nn import functional as F
 from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
 from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
 from shiftproof.algorithms.domain_loss import split_domains
-from shiftproof.hparams import Distribution, Hparam, log10_uniform, uniform
+from shiftproof.hparams import Hparam, log10_uniform, uniform, uniform_int
 from shiftproof.models import Network
-
-
-def _uniform_int(low: float, high: float) -> Distribution:
-    def draw(random: np.random.RandomState) -> int:
-        return int(random.uniform(low, high))
-
-    return draw
 
 
 class Fishr(AnnealedPenalty):
@@ -59,11 +51,11 @@ class Fishr(AnnealedPenalty):
 
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "penalty_weight": Hparam(1000.0, log10_uniform(1, 4), seed_name="lambda"),
-        "anneal_steps": Hparam(1500, _uniform_int(0, 5000), seed_name="penalty_anneal_iters"),
+        "anneal_steps": Hparam(1500, uniform_int(0, 5000), seed_name="penalty_anneal_iters"),
         "ema": Hparam(0.95, uniform(0.9, 0.99)),
     }
     short_hparams: ClassVar[Mapping[str, Hparam]] = {
-        "anneal_steps": Hparam(90, _uniform_int(0, 300), seed_name="penalty_anneal_iters"),
+        "anneal_steps": Hparam(90, uniform_int(0, 300), seed_name="penalty_anneal_iters"),
     }
     weight_before: ClassVar[float] = 0.0
     variances: Tensor

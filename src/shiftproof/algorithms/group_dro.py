@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
-from shiftproof.algorithms.domain_loss import split_domains
+from shiftproof.algorithms.domain_loss import losses_by_domain
 from shiftproof.hparams import Hparam, log10_uniform
 from shiftproof.models import Network
 
@@ -51,8 +50,7 @@ class GroupDRO(Algorithm):
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the weighted sum of the domains' losses, of one forward pass."""
         logits = self.predict(torch.cat([images for images, _ in batches]))
-        domains = zip(split_domains(logits, batches), batches, strict=True)
-        losses = torch.stack([F.cross_entropy(of_domain, labels) for of_domain, (_, labels) in domains])
+        losses = losses_by_domain(logits, batches)
         q = (self.q.log() + self.eta * losses.detach()).softmax(0)  # normalised without overflow
         self.carry("q", q)
         return q @ losses

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
-from shiftproof.algorithms.annealed_penalty import AnnealedPenalty, log10_int
+from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
 from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
-from shiftproof.hparams import Hparam, log10_uniform
+from shiftproof.hparams import Hparam, log10_int, log10_uniform
 from shiftproof.models import Network
 
 
@@ -43,6 +43,8 @@ class IRM(AnnealedPenalty):
     short_hparams: ClassVar[Mapping[str, Hparam]] = {
         "anneal_steps": Hparam(30, log10_int(0, 2.5), seed_name="irm_penalty_anneal_iters"),
     }
+
+    min_images: ClassVar[int] = 2
 
     def __init__(
         self, network: Network, num_domains: int, *, penalty_weight: float = 100.0, anneal_steps: int = 500

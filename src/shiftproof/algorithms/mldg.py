@@ -54,6 +54,7 @@ class MLDG(Algorithm):
         "first_order": Hparam(False),
     }
     min_domains: ClassVar[int] = 2
+    accumulates: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
 from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
+from shiftproof.algorithms.extended_network import ExtendedNetwork
 from shiftproof.hparams import Hparam, choice
 from shiftproof.models import Network
 
 
-class MarginalTransferNetwork(Network):
+class MarginalTransferNetwork(ExtendedNetwork):
     """A network whose classifier sees the domain beside the image: its embedding, the mean of its features.
 
     A linear classifier of features and embedding side by side is the sum of two. That of the embedding starts at zero,
@@ -25,15 +26,7 @@ class MarginalTransferNetwork(Network):
     """
 
     def __init__(self, network: Network) -> None:
-        super().__init__(
-            network.featurizer,
-            network.feature_size,
-            network.classifier.out_features,
-            network.normalisation,
-            network.dropout.p,
-            network.freeze_batch_norm,
-        )
-        self.classifier = network.classifier
+        super().__init__(network)
         self.embedding_classifier = nn.Linear(network.feature_size, network.classifier.out_features, bias=False)
         nn.init.zeros_(self.embedding_classifier.weight)
 
@@ -75,6 +68,7 @@ class MTL(Algorithm):
     """
 
     hparams: ClassVar[Mapping[str, Hparam]] = {"ema": Hparam(0.99, choice(0.5, 0.9, 0.99, 1.0), seed_name="mtl_ema")}
+    accumulates: ClassVar[bool] = False
     transductive: ClassVar[bool] = True
     network: MarginalTransferNetwork
     embeddings: Tensor
@@ -82,7 +76,7 @@ class MTL(Algorithm):
     def __init__(self, network: Network, num_domains: int, ema: float = 0.99) -> None:
         if not 0 < ema <= 1:
             raise ValueError(f"Invalid ema value: {ema}; it must be in (0, 1]")
-        super().__init__(self.extend(network), num_domains)
+        super().__init__(network, num_domains)
         self.ema = ema
         self.register_buffer("embeddings", torch.zeros(num_domains, network.feature_size))
 

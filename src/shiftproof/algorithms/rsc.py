@@ -40,7 +40,7 @@ class RSC(Algorithm):
         "feature_drop": Hparam(1 / 3, uniform(0, 0.5), seed_name="rsc_f_drop_factor"),
         "batch_drop": Hparam(1 / 3, uniform(0, 0.5), seed_name="rsc_b_drop_factor"),
     }
-    accumulates = False
+    accumulates: ClassVar[bool] = False
 
     def __init__(
         self, network: Network, num_domains: int, feature_drop: float = 1 / 3, batch_drop: float = 1 / 3

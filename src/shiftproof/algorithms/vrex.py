@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
-from shiftproof.algorithms.annealed_penalty import AnnealedPenalty, log10_int
-from shiftproof.algorithms.domain_loss import split_domains
-from shiftproof.hparams import Hparam, log10_uniform
+from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
+from shiftproof.algorithms.domain_loss import losses_by_domain
+from shiftproof.hparams import Hparam, log10_int, log10_uniform
 from shiftproof.models import Network
 
 
@@ -51,8 +50,7 @@ class VREx(AnnealedPenalty):
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the mean of the domains' losses and their weighted variance, of one forward pass."""
         logits = self.predict(torch.cat([images for images, _ in batches]))
-        domains = zip(split_domains(logits, batches), batches, strict=True)
-        losses = torch.stack([F.cross_entropy(of_domain, labels) for of_domain, (_, labels) in domains])
+        losses = losses_by_domain(logits, batches)
         return losses.mean() + self.weight * losses.var(correction=0)
 
 

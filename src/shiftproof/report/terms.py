@@ -3,6 +3,7 @@
 MEANINGS = {
     "dataset": "the images and their domains",
     "protocol": "the rules of splitting, training and scoring",
+    "transductive": "which algorithms see images of the unseen domain as they predict, without labels, and how many",
     "published start": "the weights that published results under this protocol started from",
     "trials": "times that everything was repeated, each with its own split of the images, start and batches",
     "settings per method": "hyperparameter settings that every method chose from",

@@ -215,6 +215,7 @@ def _accuracy_block(table: Table) -> Block:
         f"{table.title}: accuracy on unseen domains, %",
         ["method", *table.columns, _mean_name(table), "passes/step", "s/run"],
         rows,
+        [f"Transductive: {table.terms['transductive']}."] if "transductive" in table.terms else [],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,10 +21,14 @@ from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import FieldError, Method, Study
 from shiftproof.training import RunSpec, check_combination
 from shiftproof.training.averaging import CONVERGENCE
+from shiftproof.training.inputs import EVALUATION_BATCH
 from shiftproof.training.protocol import PROTOCOLS
 from shiftproof.training.search import setting
 
 Targets = tuple[str, ...]
+_TRANSDUCTIVE = (
+    f"predictions use the other images of a test batch, {EVALUATION_BATCH} of one domain in the order of the split"
+)
 LISTED = 4  # different numbers that a term lists one by one
 
 
@@ -291,7 +296,9 @@ def _terms(study: Study, photographs: bool, specs: Sequence[RunSpec]) -> dict[st
     """Return what the study's accuracies depend on, by name."""
     protocol = PROTOCOLS[study.protocol]
     given = study.weights is not None
+    transductive = [name for name in study.algorithms if ALGORITHMS[name].transductive]
     optional = {
+        "transductive": f"{', '.join(transductive)}: {_TRANSDUCTIVE}" if transductive else None,
         "published start": protocol.start if given and study.protocol != "shiftproof" else None,
         "tuning": "one setting for all targets and trials" if study.tune == "shared" else None,
         "sources": "one domain" if study.single_source else None,
@@ -364,8 +371,13 @@ class _Builder:
     def check(self, spec: RunSpec) -> None:
         network = self._network(spec.axis("model")["dropout"])
         sources = len(self.facts.domains) - len(spec.targets)
-        self._once(spec, "algorithm", [sources], lambda h: ALGORITHMS[spec.algorithm](network, sources, **h))
-        self._once(spec, "annealer", [sources, spec.steps], lambda h: check_combination(spec, sources))
+        parts = [sources, spec.steps, spec.algorithm, spec.optimizer, spec.axis("data")["batch_size"]]
+        self._once(spec, "annealer", parts, lambda h: check_combination(spec, sources))
+
+        def build(hparams: dict[str, Any]) -> object:
+            return ALGORITHMS[spec.algorithm](deepcopy(network), sources, **hparams)  # some change the network
+
+        self._once(spec, "algorithm", [sources], build)
         self._once(spec, "optimizer", [], lambda h: OPTIMIZERS[spec.optimizer](network.classifier.parameters(), **h))
 
     def _network(self, dropout: Any) -> Network:
@@ -389,6 +401,8 @@ class _Builder:
         key = json.dumps([axis, getattr(spec, axis), facts, hparams])
         if key in self._built:
             return
+        if axis == "annealer" and spec.annealer == "none":
+            axis = "algorithm"  # which then is what something does not go with
         field = "fixed" if self.study.fixed else "variants" if spec.variant else f"{axis}s"
         try:
             build(hparams)

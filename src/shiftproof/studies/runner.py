@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from shiftproof.algorithms import SingleDomainWarning
 from shiftproof.files import DamagedFileError, read_json
 from shiftproof.studies.formats import as_csv
 from shiftproof.studies.plan import Plan, method_of, read_plan, read_spec
@@ -43,17 +44,20 @@ class RunTask(NamedTuple):
 def execute(task: RunTask) -> dict[str, Any]:
     """Train one run and return its result; the traceback of an error is left in the run's folder."""
     try:
+        # what there is to say of the data set and the methods, the study has said
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what there is to say of the data set, the study has said
+            warnings.simplefilter("ignore")
             dataset = open_dataset(task.dataset, task.data_dir, task.spec.image_size)
-        return train(
-            task.spec,
-            dataset,
-            task.folder,
-            device=torch.device(task.device),
-            weights=task.weights,
-            tensorboard=task.tensorboard,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SingleDomainWarning)
+            return train(
+                task.spec,
+                dataset,
+                task.folder,
+                device=torch.device(task.device),
+                weights=task.weights,
+                tensorboard=task.tensorboard,
+            )
     except Exception:
         task.folder.mkdir(parents=True, exist_ok=True)
         (task.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")

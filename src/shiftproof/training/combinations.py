@@ -23,6 +23,11 @@ def check_combination(spec: RunSpec, num_domains: int) -> None:
     algorithm = ALGORITHMS[spec.algorithm]
     if num_domains < algorithm.min_domains:
         raise ValueError(f"{spec.algorithm} needs at least {algorithm.min_domains} source domains, not {num_domains}")
+    batch_size = spec.axis("data")["batch_size"]
+    if batch_size < algorithm.min_images:
+        raise ValueError(
+            f"{spec.algorithm} needs batches of at least {algorithm.min_images} images per domain, not {batch_size}"
+        )
     if OPTIMIZERS[spec.optimizer].needs_graph and not algorithm.keeps_graph:
         raise ValueError(
             f"{spec.optimizer} differentiates the gradient, and {spec.algorithm} leaves one without a graph: take "

@@ -44,7 +44,7 @@ CHECKPOINT_SECONDS = 60.0
 BATCH_NORM_STEPS = 500
 """Training batches that SWAD's code re-estimates batch norms from."""
 VERSIONED = ("shiftproof", "torch", "torchvision", "timm", "numpy", "pillow")
-_PROGRESS = {"step", "seconds", "passes", "annealer", "metrics", "losses", "selected"}
+_PROGRESS = {"step", "seconds", "evaluated", "annealer", "metrics", "losses", "selected"}
 _RESULT_ENTRIES = {"spec", "status", "error", "seconds", "passes", "metrics"}
 
 OnProgress = Callable[[int, float], None]
@@ -229,7 +229,7 @@ class _Run:
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.metrics, self.losses = progress["metrics"], progress["losses"]
             self.selected = progress["selected"]
-            self.steps.passes = progress["passes"]
+            self.steps.evaluated = progress["evaluated"]
             self.steps.annealer.totals = progress["annealer"]
             if self.average is not None:
                 self.average.load_state_dict(progress["average"], self.algorithm.state_dict())
@@ -319,6 +319,7 @@ class _Run:
             self.folder,
             self.algorithm.network,
             self.spec.model,
+            self.spec.algorithm,
             self.dataset.classes,
             self.dataset.image_shape,
         )
@@ -380,7 +381,7 @@ class _Run:
         progress = {
             "step": self.step,
             "seconds": self.seconds,
-            "passes": self.steps.passes,
+            "evaluated": self.steps.evaluated,
             "annealer": self.steps.annealer.totals,
             "metrics": self.metrics,
             "losses": self.losses,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from shiftproof.algorithms import Batch
+from shiftproof.algorithms import ALGORITHMS, Batch
 from shiftproof.data import decode, labelled_images, to_pixels
 from shiftproof.files import DamagedFileError, read_json, write_bytes, write_json
 from shiftproof.models import Network, Normalisation, build_network
@@ -56,15 +56,21 @@ class SavedModel(nn.Module):
 
 
 def save_model(
-    folder: Path, network: Network, model: str, classes: tuple[str, ...], image_shape: tuple[int, int, int]
+    folder: Path,
+    network: Network,
+    model: str,
+    algorithm: str,
+    classes: tuple[str, ...],
+    image_shape: tuple[int, int, int],
 ) -> None:
-    """Keep a network in a run's folder, atomically file by file."""
+    """Keep a network in a run's folder, atomically file by file; the algorithm's name tells its parts."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     write_bytes(folder / WEIGHTS_FILE, save(tensors))
     write_json(
         folder / DESCRIPTION_FILE,
         {
             "model": model,
+            "algorithm": algorithm,
             "classes": classes,
             "image_shape": image_shape,
             "mean": network.normalisation.mean,
@@ -92,6 +98,9 @@ def load(run: str | Path) -> SavedModel:
     try:
         classes, image_shape = tuple(description["classes"]), tuple(description["image_shape"])
         network = build_network(description["model"], image_shape, len(classes), dropout=0.0, seed=0)
+        # not recorded by versions whose algorithms trained networks as built; one of the user's may not be registered
+        if (algorithm := description.get("algorithm", "erm")) in ALGORITHMS:
+            network = ALGORITHMS[algorithm].extend(network)
         network.normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
         network.freeze_batch_norm = description["freeze_batch_norm"]
     except (KeyError, TypeError) as error:

@@ -34,6 +34,7 @@ def search_space(
             around a default for short runs, scales numbers of steps to those, and keeps batch size and dropout; the
             rest is as in "protocol".
     """
+    of_algorithm = ALGORITHMS[algorithm]
     dropouts = choice(0.0, 0.1, 0.5)
     # DomainBed draws a dropout for small images too, whose network has none.
     dropout = Hparam(0.0, unused(dropouts, 0.0))
@@ -44,7 +45,8 @@ def search_space(
         dropout = Hparam(0.0, dropouts, seed_name="resnet_dropout")
     else:
         batch_size = Hparam(64, log2_int(3, 9))
-    of_algorithm = ALGORITHMS[algorithm]
+    if photographs and of_algorithm.photograph_batch_size is not None:
+        batch_size = Hparam(of_algorithm.photograph_batch_size)
     return {
         "data": {"batch_size": batch_size},
         "model": {"dropout": dropout},

@@ -33,7 +33,8 @@ class StepBuilder:
         accumulate: parts that each domain's batch is split into; gradients and losses are averaged over them.
         clip_norm: largest norm of the gradient; None for no clipping.
         precision: "float32", or "bf16" for autocast.
-        passes: closures evaluated so far; the annealer counts its own passes.
+        evaluated: batches of a domain that closures have evaluated so far, but for those of what is trained beside
+            the network.
     """
 
     algorithm: Algorithm
@@ -43,14 +44,21 @@ class StepBuilder:
     accumulate: int = 1
     clip_norm: float | None = None
     precision: Precision = "float32"
-    passes: int = field(default=0)
+    evaluated: int = field(default=0)
+
+    @property
+    def passes(self) -> float:
+        """Passes over a batch of every source domain so far, an int where whole; the annealer counts its own."""
+        whole, rest = divmod(self.evaluated, self.algorithm.num_domains)
+        return self.evaluated / self.algorithm.num_domains if rest else whole
 
     def take(self, batches: Sequence[Batch], step: int) -> Tensor:
         """Take step number ``step`` (from 1) on one batch per source domain and return the detached loss."""
         parameters = [p for p in self.algorithm.parameters() if p.requires_grad]
 
-        def make_closure(part: Sequence[Batch]) -> Closure:  # an algorithm may make several, of other batches
-            return self._closure(part, batches, step, parameters)
+        def make_closure(part: Sequence[Batch], *, annealed: bool = True) -> Closure:
+            # an algorithm may make several, of other batches
+            return self._closure(part, batches if annealed else None, step, parameters)
 
         searched = [p for p in self.algorithm.network.featurizer.parameters() if p.requires_grad]
         seed_generators(torch_seed(self.seed, "annealer", step), parameters[0].device)
@@ -90,18 +98,19 @@ class StepBuilder:
         return torch.autocast(batches[0][0].device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _closure(
-        self, batches: Sequence[Batch], domains: Sequence[Batch], step: int, parameters: Sequence[Tensor]
+        self, batches: Sequence[Batch], domains: Sequence[Batch] | None, step: int, parameters: Sequence[Tensor]
     ) -> Closure:
-        """Return the closure of some batches; the annealer reads those of all domains."""
+        """Return the closure of some batches; the annealer reads those of all domains, and acts if there are any."""
         parts = split_batches(batches, self.accumulate)
 
         def closure() -> Tensor:
-            self.passes += 1
+            if domains is not None:
+                self.evaluated += len(batches)
             seed_generators(torch_seed(self.seed, "step", step), parameters[0].device)
             for p in parameters:
                 p.grad = None
             losses: list[Tensor] = []
-            if batches is domains and self._annealer_passes_suffice(batches):
+            if domains is not None and batches is domains and self._annealer_passes_suffice(batches):
                 self.annealer.edit_gradients(parameters, step, self._domain_losses(domains, losses))
             else:
                 with self._autocast(batches):
@@ -110,7 +119,8 @@ class StepBuilder:
                     for p in parameters:
                         if p.grad is not None:
                             p.grad /= len(parts)
-                self.annealer.edit_gradients(parameters, step, self._domain_losses(domains))
+                if domains is not None:
+                    self.annealer.edit_gradients(parameters, step, self._domain_losses(domains))
             if self.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             return torch.stack(losses).mean()

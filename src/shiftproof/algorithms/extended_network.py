@@ -1,0 +1,25 @@
+"""What networks share that an algorithm gives more parts."""
+
+from __future__ import annotations
+
+from shiftproof.models import Network
+
+
+class ExtendedNetwork(Network):
+    """Base of networks that take over the parts of another.
+
+    Args:
+        network: the other.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(
+            network.featurizer,
+            network.feature_size,
+            network.classifier.out_features,
+            network.normalisation,
+            network.dropout.p,
+            network.freeze_batch_norm,
+            network.image_shape,
+        )
+        self.classifier = network.classifier
