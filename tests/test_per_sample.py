@@ -317,6 +317,13 @@ def test_frozen_parameters_and_those_not_asked_for_are_left_out():
     assert not model[0].weight.requires_grad
 
 
+def test_parameters_that_the_loss_does_not_depend_on_have_sums_of_zero():
+    model, inputs, targets = build("outside")
+    found = PerSampleGradients(model, F.cross_entropy, ["unused.weight", "unused.bias"])(inputs, targets)
+    assert all(float(values.abs().max()) == 0 for by_name in found[1:] for values in by_name.values())
+    torch.testing.assert_close(found.losses, one_by_one(model, inputs, targets)[0])
+
+
 def test_a_model_that_changes_its_way_is_refused():
     model, inputs, targets = build("small_conv")
     gradients = PerSampleGradients(model, F.cross_entropy)

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from shiftproof.evaluation_mode import evaluation_mode
 from shiftproof.layer_gradients import LAYERS, Workspace, accumulate, fits, parameter_sums
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -164,19 +165,15 @@ class _Token(torch.autograd.Function):
 @contextmanager
 def _inert(model: nn.Module) -> Iterator[None]:
     """Put all modules in evaluation mode and let no parameter require a gradient, for a while."""
-    modules = [module for module in model.modules() if module.training]
     parameters = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for module in modules:
-            module.training = False  # not eval(), which a model may override to do more
-        for p in parameters:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for module in modules:
-            module.training = True
-        for p in parameters:
-            p.requires_grad_(True)
+    with evaluation_mode(model):
+        try:
+            for p in parameters:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p in parameters:
+                p.requires_grad_(True)
 
 
 def _layer_sums(
@@ -239,40 +236,42 @@ def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -
     def normal(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=random, dtype=like.dtype, device=like.device)
 
-    with torch.no_grad():
-        nearby = {name: p + 0.01 * normal(p) for name, p in model.named_parameters() if p.is_floating_point()}
-        outputs = functional_call(model, nearby, (inputs,))
-        weights = normal(outputs)
+    candidates = _candidates(model, names)
+    if not candidates:
+        return []
+    nearby = {name: p + 0.01 * normal(p) for name, p in model.named_parameters() if p.is_floating_point()}
+    chosen = {name: nearby[name].clone().requires_grad_() for layer in candidates for name in layer.names.values()}
+    with torch.enable_grad():
+        single = [functional_call(model, {**nearby, **chosen}, (sample,)) for sample in torch.split(inputs, 1)]
+    weights = normal(torch.cat(single))
 
     def values(outputs: Tensor, weights: Tensor) -> Tensor:
         return (outputs * weights).reshape(len(outputs), -1).sum(1)
 
-    found, regular = _layer_sums(
-        _candidates(model, names),
-        len(inputs),
-        Workspace(),
-        lambda: values(functional_call(model, nearby, (inputs,)), weights),
-    )
-    chosen = {name: nearby[name].clone().requires_grad_() for layer in regular for name in layer.names.values()}
-    if not chosen:
-        return []
     expected = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
     expected_squares = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
-    for index in range(len(inputs)):
-        one = slice(index, index + 1)
+    for output, weight in zip(single, torch.split(weights, 1), strict=True):
         with torch.enable_grad():
-            output = functional_call(model, {**nearby, **chosen}, (inputs[one],))
-            value = values(output, weights[one]).sum()
-        if not _close(output.detach(), outputs[one], 0.0):
-            return []  # samples mix
+            value = values(output, weight).sum()
+        if not value.requires_grad:
+            return []  # no candidate is used
         gradients = torch.autograd.grad(value, list(chosen.values()), allow_unused=True, materialize_grads=True)
         for name, gradient in zip(chosen, gradients, strict=True):
             expected[name] += gradient
             expected_squares[name] += gradient.square()
     largest = max(float(total.norm()) for total in expected.values())
 
+    together = []
+
+    def evaluate() -> Tensor:
+        together.append(functional_call(model, nearby, (inputs,)))
+        return values(together[0], weights)
+
+    found, regular = _layer_sums(candidates, len(inputs), Workspace(), evaluate)
+    if not _close(together[0].detach(), torch.cat(single).detach(), 0.0):
+        return []  # samples mix
     # what rounding leaves of a gradient that is zero in exact arithmetic
-    rounding = 100 * torch.finfo(outputs.dtype).eps * largest
+    rounding = 100 * torch.finfo(weights.dtype).eps * largest
 
     def right(name: str) -> bool:
         return _close(found.sums[name], expected[name], rounding) and _close(

@@ -57,7 +57,7 @@ def bench_diagnostics(study: Study, *, samples: int = 256, chunk_size: int = 64,
     with reproducible():
         network = build_steps(spec, data, device, study.weights).algorithm.network.eval()
         inputs = Inputs(data, spec, network.normalisation, device)
-        domains = [_first(inputs, domain, samples) for domain in inputs.sources]
+        domains = [inputs.sample(domain, "in", samples) for domain in inputs.sources]
         chunks = [
             chunk
             for images, labels in domains
@@ -116,12 +116,6 @@ def diagnostics_table(result: dict[str, Any]) -> str:
         spread = f"{row['milliseconds']:.3f} ({row['least']:.3f} to {row['most']:.3f})"
         lines.append(f"{row['name']:20}{spread:>28}{row['ratio']:8.2f}")
     return "\n".join([*lines, "", *result["notes"]])
-
-
-def _first(inputs: Inputs, domain: int, samples: int) -> Batch:
-    batches = list(inputs.evaluation_batches(domain, "in"))
-    images, labels = (torch.cat(parts)[:samples] for parts in zip(*batches, strict=True))
-    return images, labels
 
 
 def _backward(network: nn.Module, chunks: Sequence[Batch]) -> None:
