@@ -25,8 +25,8 @@ _NOTES = (
     "Medians over rounds in which all take turns, on the same samples in chunks of the same size; the first round is",
     "not counted. The ratio is to one forward and backward pass, which gives the mean gradient alone. The loop",
     "evaluates one sample after the other, and adds up its gradient and the square. Normalisation is in evaluation",
-    "mode. The recorded step measures OSGR, balance and agreement at every step, on fresh batches of the sources and on",
-    "one of the unseen domains; its ratio is to the training step.",
+    "mode. The recorded step measures OSGR, balance and agreement each time, on fresh batches of the sources and",
+    "on one of the unseen domains; its ratio is to the training step.",
 )
 
 
