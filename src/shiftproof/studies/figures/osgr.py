@@ -93,8 +93,8 @@ def draw_osgr(traces: Mapping[str, Trace], folder: Path, setting: str) -> list[P
             "g' that of a batch of the same source domains' held-out images (above) or of the unseen domain (below), "
             f"u the update. A point is the ratio over {WINDOW} measured steps, the band its 95 % interval, cut off "
             "where it is far wider than the values differ. Frozen: u is the preconditioner as it was before the step "
-            "times g, without momentum, noise and masks. Images that were never trained on may have larger losses, and "
-            "so larger gradients, than the batch: a ratio can be above 1."
+            "times g, without momentum, noise and masks. Images that were never trained on may have larger losses, "
+            "and so larger gradients, than the batch: a ratio can be above 1."
         )
         header = ("optimizer", "ratio", "step", "value", "low", "high")
         return write_figure(figure, folder, "osgr", header, rows, caption)
@@ -163,11 +163,11 @@ def draw_osgr_of_moments(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         first, _ = next(iter(next(iter(moments.values())).values()))
         caption = (
-            "One-step generalization ratio of five preconditioners by Corollaries 1 and 2 of the GENIE paper, from the "
-            f"moments of per-sample gradients at the weights of each path: {setting}. The preconditioner is made from "
-            f"one half of the samples ({min(first.counts)} to {max(first.counts)} held-out images per source domain), "
-            "the moments are of the other, corrected for their bias; a point is the mean of both directions, which are "
-            "the ends of its bar. Corollary 2: 1 / variance; GENIE's step: the factor of Algorithm 1."
+            "One-step generalization ratio of five preconditioners by Corollaries 1 and 2 of the GENIE paper, from "
+            f"the moments of per-sample gradients at the weights of each path: {setting}. The preconditioner is made "
+            f"from one half of the samples (up to {max(first.counts)} held-out images per source domain), the moments "
+            "are of the other, corrected for their bias; a point is the mean of both directions, which are the ends "
+            "of its bar. Corollary 2: 1 / variance; GENIE's step: the factor of Algorithm 1."
         )
         header = ("path", "quantity", "step", "value", "forward", "backward")
         return write_figure(figure, folder, "osgr_moments", header, rows, caption)
