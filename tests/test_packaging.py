@@ -29,3 +29,14 @@ def test_a_wheel_built_beside_torch_holds_the_compiled_kernel(tmp_path):
     done = subprocess.run([sys.executable, "-c", step], env=environment, capture_output=True, text=True, check=True)
     assert "group 0: fused (" in done.stdout
     assert not (tmp_path / "none").exists()
+
+
+def test_the_core_imports_no_optional_package():
+    """What `pip install shiftproof` gives works where torch and numpy alone are installed."""
+    code = (
+        "import sys; import shiftproof.optim, shiftproof.annealing, shiftproof.diagnostics;"
+        "optional = {'matplotlib', 'scipy', 'sklearn', 'pandas', 'umap', 'timm', 'torchvision', 'PIL', 'jinja2'};"
+        "print(sorted(optional & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

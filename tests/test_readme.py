@@ -24,11 +24,13 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.setattr(ALGORITHMS, "_entries", dict(ALGORITHMS._entries))
     train = ["train", "--target", "75", "--steps", "2", "--batch-size", "2", "--output"]
     assert main([*train, "runs/one"]) == 0
-    loop, use, algorithm, study = _blocks()
+    loop, record, use, algorithm, study = _blocks()
     assert len([line for line in loop.splitlines() if line.strip()]) <= 10  # "the library in ten lines"
     names = {"picture": Image.fromarray(np.zeros((30, 20), dtype=np.uint8))}
     exec(loop, names)  # noqa: S102
     assert names["loss"] < 0.5
+    exec(record, names)  # noqa: S102
+    assert [one["step"] for one in names["recorder"].records] == list(range(1, 51, 5))
     exec(use, names)  # noqa: S102
     assert names["logits"].shape == (1, 10)
     exec(algorithm, names)  # noqa: S102
@@ -57,6 +59,17 @@ def test_python_blocks_of_the_multi_pass_guide_run():
     for block in _blocks(ROOT / "docs" / "multipass.md"):
         exec(block, names)  # noqa: S102
     assert 0 < names["loss"].item() < 2
+
+
+def test_the_python_block_of_the_diagnostics_guide_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in _blocks(ROOT / "docs" / "diagnostics.md"):
+        exec(block, names)  # noqa: S102
+    assert {line.split(":")[0] for line in capsys.readouterr().out.splitlines()} == {
+        "osgr", "osgr_frozen", "transfer", "transfer_frozen"
+    }  # fmt: skip
+    assert (tmp_path / "recorded.svg").stat().st_size
 
 
 def test_commands_of_the_readme_exist():

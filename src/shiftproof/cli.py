@@ -121,9 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     annealer.set_defaults(command=_bench_annealer)
     diagnostics = bench.add_parser("diagnostics", help="time what diagnostics cost beside a plain backward pass")
     _add_run_options(diagnostics)
-    diagnostics.add_argument("--target", nargs="+", metavar="DOMAIN", help="left out (default: the first domain)")
-    diagnostics.add_argument("--samples", type=int, default=128, metavar="N", help="images (default: 128)")
-    diagnostics.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each (default: 5)")
+    diagnostics.add_argument("--target", nargs="+", metavar="DOMAIN", help="left out (default: all but three domains)")
+    diagnostics.add_argument("--samples", type=int, default=256, metavar="N", help="images per domain (default: 256)")
+    diagnostics.add_argument("--rounds", type=int, default=10, metavar="N", help="turns of each (default: 10)")
     diagnostics.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
     diagnostics.set_defaults(command=_bench_diagnostics)
 

@@ -12,8 +12,9 @@ from torch import nn
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode; afterwards every module is in the mode that it was in."""
     training = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        for module, _ in training:  # not by eval(), which a module may override to do more
+            module.training = False
         yield
     finally:
         for module, mode in training:

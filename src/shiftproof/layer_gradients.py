@@ -23,7 +23,7 @@ Sums = tuple[Tensor, Tensor]
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, _BatchNorm, nn.GroupNorm, nn.LayerNorm)
 """The layers whose weight and bias have a formula here; a subclass may compute something else."""
 
-_HELD = 2**18  # elements that are held at once beside the sums: what a processor's cache takes
+_HELD = 2**19  # elements that are held at once beside the sums: what a processor's cache takes
 
 
 def fits(layer: nn.Module, x: Tensor, samples: int) -> bool:
@@ -64,7 +64,7 @@ def parameter_sums(layer: nn.Module, attribute: str, x: Tensor, g: Tensor, works
     return _summed(_over_positions(layer, g * _normalised(layer, x)))
 
 
-def at_once(elements: int) -> int:
+def _at_once(elements: int) -> int:
     """Return for how many samples to hold so many elements each."""
     return max(1, _HELD // elements)
 
@@ -92,17 +92,17 @@ def _over_positions(layer: nn.Module, values: Tensor) -> Tensor:
 def _linear(layer: nn.Linear, x: Tensor, g: Tensor, workspace: Workspace) -> Sums:
     if x.ndim == 2:  # no sum over positions, so the square of a product is the product of squares
         return g.T @ x, g.square().T @ x.square()
-    sums = layer.weight.new_zeros(2, *layer.weight.shape)
+    sums = layer.weight.new_zeros(2, 1, *layer.weight.shape)
     _add_products(g.flatten(1, -2).mT[:, None], x.flatten(1, -2)[:, None], sums, workspace)
-    return sums[0], sums[1]
+    return sums[0, 0], sums[1, 0]
 
 
 def _convolution(layer: _ConvNd, x: Tensor, g: Tensor, workspace: Workspace) -> Sums:
-    rows = g.unflatten(1, (layer.groups, -1)).flatten(3)  # (n, groups, channels out, positions)
+    rows = g.view(len(g), layer.groups, -1, *g.shape[2:]).flatten(3)  # (n, groups, channels out, positions)
     patch = layer.weight[0].numel() * layer.groups
-    samples = at_once(patch * rows.shape[-1])
+    samples = _at_once(patch * rows.shape[-1])
     sums = layer.weight.new_zeros(2, layer.groups, rows.shape[2], layer.weight[0].numel())
-    for inputs, part in zip(x.split(samples), rows.split(samples), strict=True):
+    for inputs, part in zip(torch.split(x, samples), torch.split(rows, samples), strict=True):
         _add_products(part, _patches(layer, inputs, g.shape[2:], workspace), sums, workspace)
     total, squares = sums.view(2, layer.out_channels, *layer.kernel_size, -1).movedim(-1, 2).contiguous()
     return total, squares
@@ -110,9 +110,9 @@ def _convolution(layer: _ConvNd, x: Tensor, g: Tensor, workspace: Workspace) -> 
 
 def _add_products(g: Tensor, x: Tensor, sums: Tensor, workspace: Workspace) -> None:
     """Add the products (n, groups, out, positions) x (n, groups, positions, in) and squares, summed over samples."""
-    samples = at_once(sums[0].numel())
+    samples = _at_once(sums[0].numel())
     products = workspace.take("products", (min(samples, len(g)), *sums.shape[1:]), sums)
-    for part, other in zip(g.split(samples), x.split(samples), strict=True):
+    for part, other in zip(torch.split(g, samples), torch.split(x, samples), strict=True):
         product = products[: len(part)]
         torch.bmm(part.flatten(0, 1), other.flatten(0, 1), out=product.flatten(0, 1))
         accumulate(product, sums[0], sums[1])
@@ -123,7 +123,7 @@ def _patches(layer: _ConvNd, x: Tensor, positions: torch.Size, workspace: Worksp
     padding = layer._reversed_padding_repeated_twice
     if any(padding):
         x = F.pad(x, padding, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    x = x.unflatten(1, (layer.groups, -1)).movedim(2, -1)  # (n, groups, ..., channels in)
+    x = x.view(len(x), layer.groups, -1, *x.shape[2:]).movedim(2, -1)  # (n, groups, ..., channels in)
     size = math.prod(layer.kernel_size)
     if size > 1:
         x = x.contiguous()  # windows are then copied in long pieces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from shiftproof.layer_gradients import LAYERS, Workspace, accumulate, at_once, fits, parameter_sums
+from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.layer_gradients import LAYERS, Workspace, accumulate, fits, parameter_sums
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs (n, ...) and targets (n, ...) to their mean loss, as ``F.cross_entropy`` does."""
+
+_HELD = 2**24  # elements of single gradients that the vectorised way holds at once, or one sample's
 
 
 class GradientSums(NamedTuple):
@@ -118,19 +123,22 @@ class PerSampleGradients:
         chosen = {name: self._parameters[name].detach() for name in names}
 
         def loss_of(chosen: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
-            return self._losses(functional_call(self._model, chosen, (sample[None],)), target[None])[0]
+            return self._loss(functional_call(self._model, chosen, (sample[None],)), target[None])
 
-        samples = at_once(sum(p.numel() for p in chosen.values()))
+        samples = max(1, _HELD // sum(p.numel() for p in chosen.values()))
         gradients_of = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0))
         losses = []
-        sums = {name: torch.zeros_like(p) for name, p in chosen.items()}
-        squares = {name: torch.zeros_like(p) for name, p in chosen.items()}
-        with torch.no_grad():  # torch.func records what it needs
-            for x, y in zip(inputs.split(samples), targets.split(samples), strict=True):
+        sums = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
+        squares = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
+        # torch.func records what it needs by itself; fused attention would be evaluated sample by sample
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            for x, y in zip(torch.split(inputs, samples), torch.split(targets, samples), strict=True):
                 gradients, values = gradients_of(chosen, x, y)
                 losses.append(values)
                 for name in names:
-                    accumulate(gradients[name], sums[name], squares[name])
+                    # a copy: it is overwritten, and one parameter's gradient may be a view of another's
+                    own = gradients[name].clone(memory_format=torch.contiguous_format)
+                    accumulate(own, sums[name], squares[name])
         return GradientSums(torch.cat(losses), sums, squares)
 
 
@@ -157,19 +165,15 @@ class _Token(torch.autograd.Function):
 @contextmanager
 def _inert(model: nn.Module) -> Iterator[None]:
     """Put all modules in evaluation mode and let no parameter require a gradient, for a while."""
-    modules = [module for module in model.modules() if module.training]
     parameters = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for module in modules:
-            module.training = False  # not eval(), which a model may override to do more
-        for p in parameters:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for module in modules:
-            module.training = True
-        for p in parameters:
-            p.requires_grad_(True)
+    with evaluation_mode(model):
+        try:
+            for p in parameters:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p in parameters:
+                p.requires_grad_(True)
 
 
 def _layer_sums(
@@ -185,9 +189,9 @@ def _layer_sums(
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
 
-    def watch(names: Mapping[str, str]) -> Callable[..., Any]:
-        def after_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            usual = len(args) == 1 and not kwargs and fits(module, args[0], samples)
+    def watch(names: Mapping[str, str]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def after_forward(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            usual = len(args) == 1 and fits(module, args[0], samples)
             calls[module] += 1 if usual else 2
             if calls[module] > 1:
                 return output
@@ -198,13 +202,13 @@ def _layer_sums(
                     sums[name], squares[name] = parameter_sums(module, attribute, x, g, workspace)
 
             if not output.requires_grad:
-                output = _Token.apply(output.detach(), token)  # type: ignore[no-untyped-call]
-            output.register_hook(collect)
+                output = _Token.apply(output.detach(), token)
+            output.register_hook(collect)  # type: ignore[no-untyped-call]
             return output
 
         return after_forward
 
-    handles = [layer.module.register_forward_hook(watch(layer.names), with_kwargs=True) for layer in layers]
+    handles = [layer.module.register_forward_hook(watch(layer.names)) for layer in layers]
     try:
         with torch.enable_grad():
             losses = evaluate()
@@ -216,7 +220,8 @@ def _layer_sums(
     for layer in layers:
         for attribute, name in layer.names.items():
             if name not in sums:  # the losses do not depend on it
-                sums[name], squares[name] = (torch.zeros_like(getattr(layer.module, attribute)) for _ in range(2))
+                p = getattr(layer.module, attribute)
+                sums[name], squares[name] = p.new_zeros(p.shape), p.new_zeros(p.shape)
     return GradientSums(losses.detach(), sums, squares), [layer for layer in layers if calls[layer.module] == 1]
 
 
@@ -231,41 +236,46 @@ def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -
     def normal(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=random, dtype=like.dtype, device=like.device)
 
-    with torch.no_grad():
-        nearby = {name: p + 0.01 * normal(p) for name, p in model.named_parameters() if p.is_floating_point()}
-        weights = normal(functional_call(model, nearby, (inputs,)))
+    candidates = _candidates(model, names)
+    if not candidates:
+        return []
+    nearby = {name: p + 0.01 * normal(p) for name, p in model.named_parameters() if p.is_floating_point()}
+    chosen = {name: nearby[name].clone().requires_grad_() for layer in candidates for name in layer.names.values()}
+    with torch.enable_grad():
+        single = [functional_call(model, {**nearby, **chosen}, (sample,)) for sample in torch.split(inputs, 1)]
+    weights = normal(torch.cat(single))
 
     def values(outputs: Tensor, weights: Tensor) -> Tensor:
         return (outputs * weights).reshape(len(outputs), -1).sum(1)
 
-    found, regular = _layer_sums(
-        _candidates(model, names),
-        len(inputs),
-        Workspace(),
-        lambda: values(functional_call(model, nearby, (inputs,)), weights),
-    )
-    chosen = {name: nearby[name].clone().requires_grad_() for layer in regular for name in layer.names.values()}
-    if not chosen:
-        return []
-    expected = {name: torch.zeros_like(nearby[name]) for name in chosen}
-    expected_squares = {name: torch.zeros_like(nearby[name]) for name in chosen}
-    for sample, weight in zip(inputs.split(1), weights.split(1), strict=True):
+    expected = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
+    expected_squares = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
+    for output, weight in zip(single, torch.split(weights, 1), strict=True):
         with torch.enable_grad():
-            value = values(functional_call(model, {**nearby, **chosen}, (sample,)), weight).sum()
+            value = values(output, weight).sum()
+        if not value.requires_grad:
+            return []  # no candidate is used
         gradients = torch.autograd.grad(value, list(chosen.values()), allow_unused=True, materialize_grads=True)
         for name, gradient in zip(chosen, gradients, strict=True):
-            accumulate(gradient.clone()[None], expected[name], expected_squares[name])
+            expected[name] += gradient
+            expected_squares[name] += gradient.square()
     largest = max(float(total.norm()) for total in expected.values())
 
+    together = []
+
+    def evaluate() -> Tensor:
+        together.append(functional_call(model, nearby, (inputs,)))
+        return values(together[0], weights)
+
+    found, regular = _layer_sums(candidates, len(inputs), Workspace(), evaluate)
+    if not _close(together[0].detach(), torch.cat(single).detach(), 0.0):
+        return []  # samples mix
+    # what rounding leaves of a gradient that is zero in exact arithmetic
+    rounding = 100 * torch.finfo(weights.dtype).eps * largest
+
     def right(name: str) -> bool:
-        precision = torch.finfo(expected[name].dtype).eps
-        rounding = 100 * precision * largest  # what is left of a gradient that is zero in exact arithmetic
-        return all(
-            float((ours - theirs).norm()) <= precision**0.5 * float(theirs.norm()) + allowed
-            for ours, theirs, allowed in (
-                (found.sums[name], expected[name], rounding),
-                (found.squares[name], expected_squares[name], rounding**2),
-            )
+        return _close(found.sums[name], expected[name], rounding) and _close(
+            found.squares[name], expected_squares[name], rounding**2
         )
 
     verified = [
@@ -273,6 +283,11 @@ def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -
         for layer in regular
     ]
     return [layer for layer in verified if layer.names]
+
+
+def _close(found: Tensor, expected: Tensor, rounding: float) -> bool:
+    precision = torch.finfo(expected.dtype).eps
+    return float((found - expected).norm()) <= math.sqrt(precision) * float(expected.norm()) + rounding
 
 
 def _candidates(model: nn.Module, names: Collection[str]) -> list[_Layer]:

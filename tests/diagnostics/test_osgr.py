@@ -160,7 +160,7 @@ def test_from_two_halves_the_estimate_is_that_of_the_preconditioner_not_of_the_n
         truths.append({name: sum(osgr(p[name], square, variance, n) for p in by_name) / 2 for name in NAMES})
         naive.append(osgr(by_name[0]["genie"], first.mean**2, first.within, n))
     for name in NAMES:
-        differences = torch.tensor([e[name] - t[name] for e, t in zip(estimates, truths, strict=True)])
+        differences = torch.tensor([e[name].value - t[name] for e, t in zip(estimates, truths, strict=True)])
         assert abs(differences.mean()) < 3 * differences.std() / math.sqrt(60) + 0.005  # of a ratio: bias of order 1/d
         assert differences.std() < 0.06
     truth = sum(t["genie"] for t in truths) / 60
@@ -421,6 +421,8 @@ def test_a_preconditioner_of_another_shape_and_no_draws_are_refused():
         osgr_by_definition(model, _mean_output, [], None, 0.1)
     with pytest.raises(ValueError, match="no step"):
         osgr_of_gradients(model, _mean_output, [])
+    with pytest.raises(ValueError, match="no parameter requires a gradient"):
+        osgr_of_gradients(model.requires_grad_(False), _mean_output, [])
 
 
 # of real steps

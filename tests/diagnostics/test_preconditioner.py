@@ -115,6 +115,19 @@ def test_what_is_not_known_has_none():
         assert preconditioner(optimizer) is None
 
 
+def test_an_optimizer_of_the_same_name_with_another_state_has_none():
+    class Adam(torch.optim.SGD):  # as those of other libraries, which keep "state1" or "exp_avg_var"
+        def step(self, closure=None):
+            super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                self.state[p]["step"] = 1
+
+    weights = _weights()
+    optimizer = Adam(weights, lr=0.1)
+    _steps(optimizer, weights, 1)
+    assert preconditioner(optimizer) is None
+
+
 def test_a_multi_pass_optimizer_has_its_bases():
     weights, alone = _weights(), _weights()
     sam, adam = SAM(weights, rho=0.0, lr=0.1), torch.optim.Adam(alone, lr=0.1)

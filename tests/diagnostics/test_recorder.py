@@ -162,6 +162,38 @@ def test_a_loop_that_continues_records_what_one_without_a_break_does() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.magnitudes, broken.magnitudes, strict=True))
 
 
+def test_a_step_that_failed_is_not_measured_by_the_next() -> None:
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(model, optimizer, F.cross_entropy, _fresh, every=2)
+
+    def fails() -> Tensor:
+        raise RuntimeError("of the user's loss")
+
+    with pytest.raises(RuntimeError, match="of the user's loss"):
+        optimizer.step(fails)
+    F.cross_entropy(model(_batch(0, 1)[0]), _batch(0, 1)[1]).backward()
+    optimizer.step()
+    assert not recorder.records
+    optimizer.step()
+    assert [record["step"] for record in recorder.records] == [3]
+
+
+def test_one_domain_has_no_agreement_and_none_is_refused() -> None:
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, F.cross_entropy, lambda step: [_batch(step)]) as recorder:
+        F.cross_entropy(model(_batch(0, 1)[0]), _batch(0, 1)[1]).backward()
+        optimizer.step()
+    assert "agreement/mean" not in recorder.records[0]
+    assert "osgr/taken_fresh" in recorder.records[0]
+    with (
+        Recorder(model, optimizer, F.cross_entropy, lambda step: []),
+        pytest.raises(ValueError, match="no batch at step 1"),
+    ):
+        optimizer.step()
+
+
 class _Writer:
     def __init__(self) -> None:
         self.written: list[tuple[str, float, int]] = []

@@ -18,6 +18,7 @@ from shiftproof.diagnostics.mean_loss import flat_weights
 from shiftproof.diagnostics.moments import GradientMoments, gradient_moments
 from shiftproof.diagnostics.osgr import (
     GenieDistance,
+    HalvesEstimate,
     StepContributions,
     genie_distance,
     genie_factor,
@@ -54,6 +55,7 @@ __all__ = [
     "GenieDistance",
     "GradientAgreement",
     "GradientMoments",
+    "HalvesEstimate",
     "Plane",
     "Ratio",
     "Recorder",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from shiftproof.diagnostics.mean_loss import trained_weights
 from shiftproof.domain_gradients import (
     DomainGradient,
     check_domains,
@@ -125,7 +126,7 @@ def gradient_agreement(
         ValueError: there are fewer than two domains, or no parameter requires a gradient.
     """
     check_domains("gradient agreement", len(batches))
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = trained_weights(model)
 
     def domain_loss(inputs: Tensor, targets: Tensor) -> Tensor:
         return loss(model(inputs), targets)

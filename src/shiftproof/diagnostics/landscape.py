@@ -174,9 +174,9 @@ class Simulation:
         rows = -(-len(self.runs) // columns)
         below = 0.75 + 0.2 * (len(self.runs) + 1)
         with rc_context(STYLE):
-            figure = Figure(figsize=(2 * COLUMN, 1.65 * rows + below), layout="constrained")
-            upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.65 * rows, below)).flat
-            grid = upper.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+            figure = Figure(figsize=(2 * COLUMN, 1.8 * rows + below), layout="constrained")
+            upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.8 * rows, below)).flat
+            grid = upper.subplots(rows, columns, squeeze=False).flat
             for index, (axes, (name, runs)) in enumerate(zip(grid, self.runs.items(), strict=False)):
                 _draw_runs(axes, runs, line_style(index).color)
                 axes.set_title(f"{name}\nlr {runs.lr:.2g}", fontsize=8)
@@ -334,11 +334,11 @@ def _final_losses(paths: Tensor) -> Tensor:
 
 def _draw_runs(axes: Axes, runs: Runs, color: str) -> None:
     """Draw contours, some paths and all ends."""
-    x, y = torch.linspace(-4.6, 4.6, 231), torch.linspace(-3.2, 3.2, 161)
+    x, y = torch.linspace(-4.6, 4.6, 116), torch.linspace(-3.2, 3.2, 81)
     losses = landscape(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1))
     axes.grid(False)
     axes.set_aspect("equal")
-    axes.contour(x, y, losses, levels=[0.1 * k for k in range(1, 20)], cmap="Greys_r", linewidths=0.4, vmax=3.0)
+    axes.contour(x, y, losses, levels=[0.15 * k for k in range(1, 13)], cmap="Greys_r", linewidths=0.4, vmax=3.0)
     (x0, y0), half = MINIMA[0][1:3], START_SIDE / 2
     square = [(x0 + half * a, y0 + half * b) for a, b in ((-1, -1), (-1, 1), (1, 1), (1, -1), (-1, -1))]
     axes.plot(*zip(*square, strict=True), color="black", linewidth=0.6, linestyle=(0, (3, 3)))
@@ -359,7 +359,7 @@ def _draw_shares(axes: Axes, named: Mapping[str, Sequence[Share]]) -> None:
             value, low, high = values[basin]
             axes.errorbar(
                 value,
-                row + 0.2 * (basin - 1),
+                row + 0.23 * (basin - 1),
                 xerr=[[value - low], [high - value]],
                 color="black" if not row else line_style(row - 1).color,
                 marker=marker,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from shiftproof.evaluation_mode import evaluation_mode
 from shiftproof.randomness import seed_generators, torch_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -112,17 +113,10 @@ class MeanLoss:
 
     @contextmanager
     def _evaluation(self) -> Iterator[None]:
-        flags = {module: module.training for module in self._model.modules()}
         device = self.weights.device
-        try:
-            for module in flags:  # not by eval(), which a module may have given another meaning
-                module.training = False
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                seed_generators(torch_seed("mean loss"), device)
-                yield
-        finally:
-            for module, training in flags.items():
-                module.training = training
+        with evaluation_mode(self._model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            seed_generators(torch_seed("mean loss"), device)
+            yield
 
 
 def checked(value: float, name: str) -> float:

@@ -110,10 +110,13 @@ class _RunningMoments:
         self.count = 0
         self.mean = self.deviations = torch.zeros(())
 
-    def add(self, count: int, sums: Tensor, squares: Tensor) -> None:
+    def add_sums(self, count: int, sums: Tensor, squares: Tensor) -> None:
         """Merge the sum and the sum of squares of so many values; overwrites both."""
         mean = sums.div_(count)
-        deviations = squares.addcmul_(mean, mean, value=-count).clamp_(min=0)  # rounding may leave less
+        self.add(count, mean, squares.addcmul_(mean, mean, value=-count).clamp_(min=0))  # rounding may leave less
+
+    def add(self, count: int, mean: Tensor, deviations: Tensor) -> None:
+        """Merge the mean of so many values and their sum of squared deviations; keeps or overwrites both."""
         if self.count == 0:
             self.count, self.mean, self.deviations = count, mean, deviations
             return
@@ -154,23 +157,23 @@ def gradient_moments(
     for index, batches in enumerate(domains):
         moments = _RunningMoments()
         for inputs, targets in batches:
-            for x, y in zip(inputs.split(chunk_size), targets.split(chunk_size), strict=True):
+            for x, y in zip(torch.split(inputs, chunk_size), torch.split(targets, chunk_size), strict=True):
                 chunk = per_sample(x, y)
-                moments.add(len(x), _flat(chunk.sums), _flat(chunk.squares))
+                moments.add_sums(len(x), _flat(chunk.sums), _flat(chunk.squares))
         if moments.count < 2:
             raise ValueError(f"domain {index} has {moments.count} samples: a variance needs at least two")
         counts.append(moments.count)
         variance = moments.deviations.div_(moments.count - 1)
         errors = errors + variance / moments.count
         variances = variances + variance
-        means.add(1, moments.mean, moments.mean.square())
+        means.add(1, moments.mean, torch.zeros_like(moments.mean))
 
     def by_name(values: Tensor) -> dict[str, Tensor]:
-        parts = values.split([values.numel() for values in chunk.sums.values()])
+        parts = torch.split(values, [part.numel() for part in chunk.sums.values()])
         return {name: part.view_as(chunk.sums[name]) for name, part in zip(chunk.sums, parts, strict=True)}
 
     number = len(counts)
-    spread = means.deviations / (number - 1)  # 0 / 0 for one domain
+    spread = means.deviations / (number - 1)  # 0 / 0, not a number, for one domain
     return GradientMoments(
         tuple(counts),
         by_name(means.mean),

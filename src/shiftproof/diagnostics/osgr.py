@@ -20,21 +20,19 @@ stratified by domain, :math:`\mu` is the mean over the domains and :math:`s^2` t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from shiftproof.diagnostics.mean_loss import Loss, trained_weights
 from shiftproof.diagnostics.ratio import Ratio, ratio_of_means
 from shiftproof.evaluation_mode import evaluation_mode
 
 if TYPE_CHECKING:
     from shiftproof.diagnostics.moments import GradientMoments
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Of a model's outputs and the targets: the mean over the samples."""
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 """A set of samples: inputs and targets of one batch per domain. Its loss is the mean of the domains' losses."""
@@ -80,26 +78,51 @@ def preconditioners(mean_square: Tensor, variance: Tensor, n: float) -> dict[str
     }
 
 
-def osgr_of_moments(first: GradientMoments, second: GradientMoments, n: float) -> dict[str, float]:
-    """Return the OSGR of each of `preconditioners`, estimated from two halves of the samples.
+class HalvesEstimate(NamedTuple):
+    """An OSGR estimated from two halves of the samples.
+
+    Attributes:
+        value: the mean of the two; how far they lie apart says how little it may be worth.
+        forward: with the preconditioner of the first half, on the second.
+        backward: with that of the second, on the first.
+    """
+
+    value: float
+    forward: float
+    backward: float
+
+
+def osgr_of_moments(
+    first: GradientMoments, second: GradientMoments, n: float, beta: float = 0.95
+) -> dict[str, HalvesEstimate]:
+    """Return the OSGR of each of `preconditioners` and of GENIE's step, estimated from two halves of the samples.
 
     The preconditioner is made from one half's moments and its OSGR estimated from the other's, in both directions, and
     the two are averaged: where both come from the same samples, the elements whose signal is overestimated have the
     largest weights. Of the corrected ``mean_square``, single elements of which may be negative, only sums are used.
+    Elements whose gradient does not vary in both halves are left out. "genie_step" is `genie_factor`.
 
     Args:
         first: moments of one half of the samples, at the same weights.
         second: those of the other half.
         n: images of a step, of all domains together.
+        beta: of `genie_factor`.
 
     Raises:
-        ValueError: as `preconditioners`.
+        ValueError: as `osgr`.
     """
-    halves = [(half.flat("mean_square"), half.flat("within")) for half in (first, second)]
-    directions = [
-        {name: osgr(p, *halves[1 - i], n) for name, p in preconditioners(*halves[i], n).items()} for i in (0, 1)
-    ]
-    return {name: (value + directions[1][name]) / 2 for name, value in directions[0].items()}
+    varies = (first.flat("within") > 0) & (second.flat("within") > 0)
+    halves = [(half.flat("mean_square")[varies], half.flat("within")[varies]) for half in (first, second)]
+    forward, backward = (
+        {
+            name: osgr(p, *halves[1 - i], n)
+            for name, p in (preconditioners(*half, n) | {"genie_step": genie_factor(*half, n, beta)}).items()
+        }
+        for i, half in enumerate(halves)
+    )
+    return {
+        name: HalvesEstimate((value + backward[name]) / 2, value, backward[name]) for name, value in forward.items()
+    }
 
 
 def genie_osgr(gsnr: Tensor, n: float) -> float:
@@ -258,12 +281,12 @@ def osgr_of_gradients(
 
     Args:
         model: its parameters that require a gradient count.
-        loss: see `Loss`.
+        loss: of outputs and targets, the mean over the samples.
         draws: pairs of sets, independent of each other and of the preconditioner; see `Batches`.
         preconditioner: one tensor per such parameter; None for 1.
 
     Raises:
-        ValueError: there is no draw, or the preconditioner is not one tensor per parameter.
+        ValueError: there is no draw, no parameter trains, or the preconditioner is not one tensor per parameter.
     """
     contributions = []
     with _measured(model, preconditioner) as (parameters, factors):
@@ -289,13 +312,13 @@ def osgr_by_definition(
 
     Args:
         model: its parameters that require a gradient are stepped.
-        loss: see `Loss`.
+        loss: of outputs and targets, the mean over the samples.
         draws: pairs of sets, independent of each other and of the preconditioner; see `Batches`.
         preconditioner: P, one tensor per such parameter; None for 1.
         lr: :math:`\eta`.
 
     Raises:
-        ValueError: there is no draw, or the preconditioner is not one tensor per parameter.
+        ValueError: there is no draw, no parameter trains, or the preconditioner is not one tensor per parameter.
     """
     decreases: list[tuple[float, float]] = []
     with _measured(model, preconditioner) as (parameters, factors):
@@ -323,7 +346,7 @@ def _measured(
     model: nn.Module, preconditioner: Sequence[Tensor] | None
 ) -> Iterator[tuple[list[nn.Parameter], Sequence[Tensor | float]]]:
     """Put a model into evaluation mode, and give the parameters that train with their factors."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = list(trained_weights(model).values())
     factors: Sequence[Tensor | float] = [1.0] * len(parameters) if preconditioner is None else preconditioner
     if preconditioner is not None and [f.shape for f in preconditioner] != [p.shape for p in parameters]:
         raise ValueError(f"the preconditioner must have one tensor for each of the {len(parameters)} parameters")

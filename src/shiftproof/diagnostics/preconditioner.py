@@ -44,12 +44,15 @@ def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
     if factor is None or not (stepped or name == "SGD"):
         return None
     result = []
-    for p, group in members:
-        state = optimizer.state.get(p, {})
-        if name == "SGD" or state.get("step", 0) > 0:
-            result.append(float(group["lr"]) * factor(p, state, group))
-        else:
-            result.append(torch.zeros_like(p))
+    try:
+        for p, group in members:
+            state = optimizer.state.get(p, {})
+            if name == "SGD" or state.get("step", 0) > 0:
+                result.append(float(group["lr"]) * factor(p, state, group))
+            else:
+                result.append(torch.zeros_like(p))
+    except KeyError:  # another library's, of the same name, with a state of its own
+        return None
     return result
 
 

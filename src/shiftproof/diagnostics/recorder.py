@@ -46,10 +46,13 @@ class Recorder:
       ratio :math:`E[u \cdot g_{D'}] / E[u \cdot g_D]`, for the step as taken and for :math:`u = P_t g_D` with the
       preconditioner as it was before the step (see `shiftproof.diagnostics.preconditioner`).
     * ``"balance"``: how evenly the update is spread over all elements (see `UpdateBalance`).
-    * ``"agreement"``: cosines of the domains' gradients on the fresh batches (see `gradient_agreement`).
+    * ``"agreement"``: cosines of the domains' gradients on the fresh batches (see `gradient_agreement`); nothing
+      where there is one domain.
 
     The gradients on fresh batches are taken where the step begins, with the model in evaluation mode. The step's own
-    is what the optimizer finds in ``.grad``, or, where its step is given a closure, what the first call leaves there.
+    is what the optimizer finds in ``.grad``, or, where its step is given a closure, what the first call leaves there:
+    a ratio is that of the theory only where this is the gradient of ``loss`` too, which dropout, the statistics of a
+    batch, clipping and scaled losses change.
 
     Args:
         model: what is trained.
@@ -174,6 +177,7 @@ class Recorder:
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.step += 1
+        self._pending = None  # of a step that failed
         if (self.step - 1) % self.every:
             return None
         parameters = list(self._named.values())
@@ -208,6 +212,8 @@ class Recorder:
         device = parameters[0].device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # loaders draw from torch's generators
             batches = list(self.fresh(self.step))
+            if not batches:
+                raise ValueError(f"fresh gave no batch at step {self.step}")
             if self.unseen is not None:
                 batches.append(self.unseen(self.step))
 

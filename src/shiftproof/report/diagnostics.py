@@ -9,6 +9,7 @@ from shiftproof.report.figure_files import embedded
 from shiftproof.studies import Results, Store
 from shiftproof.studies.figures import DIAGNOSTICS_FOLDER
 from shiftproof.studies.plan import method_of
+from shiftproof.training import RunSpec
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ def diagnostic_figures(results: Results, output: Path) -> list[DiagnosticFigure]
         output: its folder, where the page goes.
     """
     store = Store(output)
-    folders = {"all methods": output} | {
-        f"{method_of(spec)}, {'+'.join(spec.targets)} unseen, trial {spec.trial_seed}": store.folder(spec)
-        for spec in results.plan.distinct
-    }
+    folders = [("all methods", output), *((_named(spec), store.folder(spec)) for spec in results.plan.distinct)]
     return [
         DiagnosticFigure(of, str(svg.relative_to(output)), embedded(svg.read_bytes()), caption.read_text().strip())
-        for of, folder in folders.items()
+        for of, folder in folders
         for svg in sorted((folder / DIAGNOSTICS_FOLDER).glob("*.svg"))
         if (caption := svg.with_suffix(".txt")).exists()
     ]
+
+
+def _named(spec: RunSpec) -> str:
+    setting = f", setting {spec.hparam_seed}" if spec.hparam_seed else ""
+    return f"{method_of(spec)} on {spec.dataset}, {'+'.join(spec.targets)} unseen{setting}, trial {spec.trial_seed}"

@@ -7,22 +7,29 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from shiftproof.cli import main
 from shiftproof.diagnostics import simulate, step_ratios
 from shiftproof.files import DamagedFileError
 from shiftproof.registry import UnknownNameError
+from shiftproof.report.diagnostics import diagnostic_figures
 from shiftproof.studies import Study, train_one
 from shiftproof.studies.figures import diagnose, figure_balance, figure_embedding, figure_osgr, figure_sensitivity
 from shiftproof.studies.figures import flatness as flatness_figure
 from shiftproof.studies.figures import landscape as landscape_figure
+from shiftproof.studies.figures import osgr as osgr_figure
 from shiftproof.studies.figures import sensitivity as sensitivity_figure
 from shiftproof.studies.figures import traces as traces_module
-from shiftproof.studies.figures.traces import figure_subjects, trace
+from shiftproof.studies.figures.osgr import draw_osgr
+from shiftproof.studies.figures.traces import Trace, figure_subjects, trace
+from shiftproof.studies.planning import plan_run
 from shiftproof.training import read_result
 from shiftproof.training.run import state_digest
 
@@ -102,11 +109,28 @@ def test_osgr_and_balance_are_drawn_of_one_training(tmp_path: Path) -> None:
     ]
     assert float(row["value"]) == step_ratios(found.contributions)["transfer"].value
     moments = _rows(tmp_path / "diagnostics" / "osgr_moments.csv")
-    assert {(row["path"], row["preconditioner"]) for row in moments} >= {
-        (path, name) for path in ("sgd", "genie") for name in ("sgd", "adam", "uniform", "genie")
+    assert {(row["path"], row["quantity"]) for row in moments} >= {
+        (path, name) for path in ("sgd", "genie") for name in ("sgd", "adam", "uniform", "genie", "genie_step")
     }
     balance = [row for row in _rows(tmp_path / "diagnostics" / "balance.csv") if row["optimizer"] == "sgd"]
     assert [float(row["gini"]) for row in balance] == [record["balance/gini"] for record in found.records]
+
+
+def test_an_interval_without_bounds_is_drawn_over_the_whole_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(osgr_figure, "WINDOW", 5)
+    monkeypatch.setattr(osgr_figure, "write_figure", lambda figure, *rest: drawn.append(figure))
+    sure = [(2.0 + 0.1 * i, 1.0 + 0.1 * i, None, None, None, None) for i in range(5)]
+    unsure = [((-1.0) ** i + 0.1, 0.5, None, None, None, None) for i in range(5)]
+    records = [{"step": i} for i in range(1, 11)]
+    recorder = {"records": records, "contributions": [*sure, *unsure]}
+    draw_osgr({"sgd": Trace(recorder, torch.zeros(1, 1), [0], {})}, tmp_path, "nothing")
+    [axes, *_] = drawn[0].axes
+    [band] = axes.collections[0].get_paths()
+    at_the_end = band.vertices[band.vertices[:, 0] == 10, 1]
+    assert at_the_end.min() < axes.get_ylim()[0] < axes.get_ylim()[1] < at_the_end.max()
 
 
 def test_features_are_drawn_before_and_after(tmp_path: Path) -> None:
@@ -170,7 +194,23 @@ def test_a_finished_run_is_diagnosed_and_its_report_shows_it(
     assert main(["study", "report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     assert page.count('<figure class="diagnostic">') == len(drawn)
-    assert "erm + adam, 0 unseen, trial 0" in page
+    assert "erm + adam on rotated_digits, 0 unseen, trial 0" in page
+
+
+def test_the_report_shows_the_runs_of_all_settings(tmp_path: Path) -> None:
+    other = replace(STUDY, datasets=("colored_digits",), targets=("plus90",))
+    specs = [plan_run(STUDY, 0, 0), plan_run(STUDY, 0, 3), plan_run(other, 0, 0)]
+    for spec in specs:
+        folder = tmp_path / "runs" / spec.name / "diagnostics"
+        folder.mkdir(parents=True)
+        (folder / "osgr.svg").write_text("<svg/>")
+        (folder / "osgr.txt").write_text("seen")
+    results: Any = SimpleNamespace(plan=SimpleNamespace(distinct=specs))
+    assert [figure.of for figure in diagnostic_figures(results, tmp_path)] == [
+        "erm + genie on rotated_digits, 0 unseen, trial 0",
+        "erm + genie on rotated_digits, 0 unseen, setting 3, trial 0",
+        "erm + genie on colored_digits, plus90 unseen, trial 0",
+    ]
 
 
 def test_what_cannot_be_diagnosed_is_refused(tmp_path: Path) -> None:

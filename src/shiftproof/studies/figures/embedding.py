@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shiftproof.diagnostics import Embedding, embed, embedding_figure, featurize
 from shiftproof.diagnostics.features import MOST_SAMPLES, Method, check_method
-from shiftproof.drawing import write_figure
+from shiftproof.drawing import COLUMN, STYLE, line_style, write_figure
 from shiftproof.models import Network
 from shiftproof.studies.figures.traces import DIAGNOSTICS_FOLDER, Subject, traced
 from shiftproof.studies.study import Study
@@ -62,8 +62,8 @@ def draw_embedding(
     caption = (
         f"Features of held-out images of all domains in two dimensions ({method.upper()}), before and after training "
         f"with {subject.name}: {subject.setting}. Beneath: silhouette and cross-validated linear probe of all "
-        f"features, not of their projection, on {both[1].separation.samples} images, as many of every class and "
-        "domain."
+        f"features, not of their projection, on {both[1].separation.samples} images, spread as evenly over classes and "
+        "domains as there are images of each."
     )
     return write_figure(figure, folder, name, Embedding.HEADER, rows, caption)
 
@@ -78,8 +78,6 @@ def draw_separation(found: Mapping[str, tuple[Embedding, Embedding]], folder: Pa
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-
-    from shiftproof.drawing import COLUMN, STYLE, line_style
 
     rows = [
         (optimizer, when, groups, *getattr(embedding.separation, groups))

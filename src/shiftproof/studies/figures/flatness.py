@@ -18,7 +18,7 @@ from shiftproof.training.run import reproducible
 
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Relative changes of the filters."""
-IMAGES = 64
+IMAGES = 16
 """Held-out images per source domain, and as many of the target as of all sources."""
 _SIDES = {"sources": "-", "target": ":"}
 

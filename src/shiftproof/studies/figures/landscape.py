@@ -108,6 +108,11 @@ def figure_landscape(study: Study, output: Path, trial_seed: int = 0) -> list[Pa
     Raises:
         ValueError: the study is not valid, or its parts cannot work together.
     """
+    for name in study.optimizers:
+        if OPTIMIZERS[name].needs_graph:
+            raise ValueError(
+                f"the simulated landscape gives gradients without a graph, which {name} needs: leave it out"
+            )
     runs, folder = traced(study, output, trial_seed), output / DIAGNOSTICS_FOLDER
     subject = next(iter(runs.values()))[0]
     found = {name: flatness(one, one.algorithm(run.state)) for name, (one, run) in runs.items()}

@@ -69,11 +69,12 @@ class Subject:
         """What is trained on what, but for the optimizer and the trial."""
         spec = self.spec
         annealer = "" if spec.annealer == "none" else f" with {spec.annealer}"
+        clipped = "" if spec.clip_norm is None else f", gradients clipped at {spec.clip_norm:g}"
         start = "random weights" if spec.weights is None else "given weights"
         return (
             f"{spec.algorithm}{annealer} on {spec.dataset}, unseen domain {'+'.join(spec.targets)}, {spec.model} from "
             f"{start}, {self.data.image_shape[-1]} pixels, {spec.steps} steps of {spec.axis('data')['batch_size']} "
-            "images per source domain"
+            f"images per source domain{clipped}"
         )
 
     @property
@@ -135,12 +136,14 @@ class Trace:
         recorder: what a `Recorder` measured, as its ``state_dict`` has it.
         path: the trained parameters at the start and at every snapshot, flat, (1 + snapshots, elements).
         path_steps: the steps of the snapshots, the start's 0 included.
+        buffers: of the algorithm at the snapshots, such as running statistics.
         state: of the algorithm at the end.
     """
 
     recorder: dict[str, Any]
     path: Tensor
     path_steps: list[int]
+    buffers: list[dict[str, Tensor]]
     state: dict[str, Tensor]
 
     @property
@@ -198,14 +201,23 @@ class _Tracing:
             unseen=self.inputs.unseen_batch,
             every=-(-spec.steps // MEASUREMENTS),
         )
-        self.path, self.path_steps = [self._flat()], [0]
+        self.path: list[Tensor] = []
+        self.path_steps: list[int] = []
+        self.buffers: list[dict[str, Tensor]] = []
         if checkpoint.exists():
-            progress = load_checkpoint(checkpoint, self.algorithm, {"recorder", "path", "path_steps"})
+            progress = load_checkpoint(checkpoint, self.algorithm, {"recorder", "path", "path_steps", "buffers"})
             self.recorder.load_state_dict(progress["recorder"])
             self.path, self.path_steps = list(progress["path"]), progress["path_steps"]
+            self.buffers = progress["buffers"]
+        else:
+            self._snapshot(0)
 
-    def _flat(self) -> Tensor:
-        return flat_weights(self.algorithm).cpu()
+    def _snapshot(self, step: int) -> None:
+        parameters = dict(self.algorithm.named_parameters())
+        state = self.algorithm.state_dict()
+        self.path.append(flat_weights(self.algorithm).cpu())
+        self.path_steps.append(step)
+        self.buffers.append({name: t.to("cpu", copy=True) for name, t in state.items() if name not in parameters})
 
     def train(self) -> dict[str, Any]:
         spec = self.subject.spec
@@ -220,8 +232,7 @@ class _Tracing:
             if not math.isfinite(loss):
                 raise NonFiniteLossError(f"the loss of {self.subject.name} was {loss} at step {step}")
             if step % every == 0 or step == spec.steps:
-                self.path.append(self._flat())
-                self.path_steps.append(step)
+                self._snapshot(step)
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(self.checkpoint, self.algorithm, self._progress())
                 saved = time.perf_counter()
@@ -232,6 +243,7 @@ class _Tracing:
             "recorder": self.recorder.state_dict(),
             "path": torch.stack(self.path),
             "path_steps": self.path_steps,
+            "buffers": self.buffers,
         }
 
 

@@ -1,0 +1,154 @@
+"""What diagnostics cost: gradient moments beside one backward pass, and a recorder beside the step that it measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shiftproof.diagnostics import Recorder, gradient_moments
+from shiftproof.studies import Study, open_data
+from shiftproof.studies.planning import plan_run
+from shiftproof.training.inputs import Inputs
+from shiftproof.training.run import build_steps, reproducible
+
+Batch = tuple[Tensor, Tensor]
+
+SOURCES = 3
+_NOTES = (
+    "Medians over rounds in which all take turns, on the same samples in chunks of the same size; the first round is",
+    "not counted. The ratio is to one forward and backward pass, which gives the mean gradient alone. The loop",
+    "evaluates one sample after the other, and adds up its gradient and the square. Normalisation is in evaluation",
+    "mode. The recorded step measures OSGR, balance and agreement each time, on fresh batches of the sources and",
+    "on one of the unseen domains; its ratio is to the training step.",
+)
+
+
+def bench_diagnostics(study: Study, *, samples: int = 256, chunk_size: int = 64, rounds: int = 10) -> dict[str, Any]:
+    """Time gradient moments and recorded steps on the network and the images of a study's first run, at its start.
+
+    Sets torch to one thread, as every run does.
+
+    Args:
+        study: on any data; without targets, all domains but three are left out.
+        samples: of each source domain, at most.
+        chunk_size: samples that are evaluated at once.
+        rounds: turns of each.
+
+    Returns:
+        What JSON can hold: ``setting``, ``notes`` and ``rows``, each with ``name``, milliseconds per sample
+        (``milliseconds``, ``least``, ``most``) and ``ratio``.
+
+    Raises:
+        ValueError: the study is not valid, a number is below 1, or samples below 2.
+    """
+    for name, number, least in (("samples", samples, 2), ("chunk_size", chunk_size, 1), ("rounds", rounds, 1)):
+        if number < least:
+            raise ValueError(f"{name} must be a whole number, at least {least}, not {number}")
+    data, device = open_data(study, study.datasets[0]), torch.device(study.device)
+    if study.targets is None:
+        study = replace(study, targets=("+".join(data.domain_names[: -SOURCES or None]),))
+    spec = plan_run(study, 0, 0)
+    with reproducible():
+        network = build_steps(spec, data, device, study.weights).algorithm.network.eval()
+        inputs = Inputs(data, spec, network.normalisation, device)
+        domains = [inputs.sample(domain, "in", samples) for domain in inputs.sources]
+        chunks = [
+            chunk
+            for images, labels in domains
+            for chunk in zip(torch.split(images, chunk_size), torch.split(labels, chunk_size), strict=True)
+        ]
+        plain, recorded = (build_steps(spec, data, device, study.weights) for _ in range(2))
+        Recorder(
+            recorded.algorithm,
+            recorded.algorithm.optimizers["all"],
+            F.cross_entropy,
+            inputs.fresh_batches,
+            unseen=inputs.unseen_batch,
+            every=1,
+        )
+        total = sum(len(labels) for _, labels in domains)
+        batches = inputs.batches(1)
+        trained = sum(len(labels) for _, labels in batches)
+        # by name: what is timed, its samples, and what its ratio is to
+        works: dict[str, tuple[Callable[[], object], int, str]] = {
+            "backward pass": (lambda: _backward(network, chunks), total, "backward pass"),
+            "gradient moments": (
+                lambda: gradient_moments(
+                    network, [[domain] for domain in domains], F.cross_entropy, chunk_size=chunk_size
+                ),
+                total,
+                "backward pass",
+            ),
+            "loop over samples": (lambda: _loop(network, domains), total, "backward pass"),
+            "training step": (lambda: plain.take(batches, 1), trained, "training step"),
+            "recorded step": (lambda: recorded.take(batches, 1), trained, "training step"),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in works}
+        for _ in range(rounds + 1):
+            for name, (work, _, _) in works.items():
+                begin = time.perf_counter()
+                work()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                seconds[name].append(time.perf_counter() - begin)
+    typical = {name: median(taken[1:]) for name, taken in seconds.items()}
+    return {
+        "setting": {
+            "dataset": spec.dataset,
+            "source domains": len(domains),
+            "model": spec.model,
+            "weights": sum(p.numel() for p in network.parameters()),
+            "image size": data.image_shape[-1],
+            "samples": total,
+            "chunk": chunk_size,
+            "rounds": rounds,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": 1,
+            "torch": torch.__version__,
+        },
+        "notes": list(_NOTES),
+        "rows": [
+            {
+                "name": name,
+                "milliseconds": 1e3 * typical[name] / count,
+                "least": 1e3 * min(seconds[name][1:]) / count,
+                "most": 1e3 * max(seconds[name][1:]) / count,
+                "ratio": typical[name] / typical[baseline],
+            }
+            for name, (_, count, baseline) in works.items()
+        ],
+    }
+
+
+def diagnostics_table(result: dict[str, Any]) -> str:
+    """Return what `bench_diagnostics` measured as text."""
+    lines = [", ".join(f"{name} {value}" for name, value in result["setting"].items()), ""]
+    lines.append(f"{'':20}{'ms per sample':>28}{'ratio':>8}")
+    for row in result["rows"]:
+        spread = f"{row['milliseconds']:.3f} ({row['least']:.3f} to {row['most']:.3f})"
+        lines.append(f"{row['name']:20}{spread:>28}{row['ratio']:8.2f}")
+    return "\n".join([*lines, "", *result["notes"]])
+
+
+def _backward(network: nn.Module, chunks: Sequence[Batch]) -> None:
+    for images, labels in chunks:
+        network.zero_grad()
+        F.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+
+
+def _loop(network: nn.Module, domains: Sequence[Batch]) -> None:
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    sums, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    for images, labels in domains:
+        for image, label in zip(torch.split(images, 1), torch.split(labels, 1), strict=True):
+            gradients = torch.autograd.grad(F.cross_entropy(network(image), label), parameters)
+            for total, square, gradient in zip(sums, squares, gradients, strict=True):
+                total.add_(gradient)
+                square.addcmul_(gradient, gradient)
