@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from shiftproof.diagnostics.agreement import Cosines, GradientAgreement, agreement_of
 from shiftproof.diagnostics.balance import UpdateBalance
@@ -107,6 +108,12 @@ class Recorder:
         self.magnitudes: list[Tensor] = []
         self.balance = UpdateBalance(self._named)
         self._pending: _Before | None = None
+        self._hooks: list[RemovableHandle] = []
+        self.follow(optimizer)
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Go on with another optimizer of the same parameters, where a loop replaces the one it had."""
+        self.close()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),

@@ -86,6 +86,17 @@ def test_a_trace_that_was_killed_continues_to_the_same_end(tmp_path: Path, monke
     assert [path.suffix for path in (tmp_path / "broken").iterdir()] == [".pt"]  # the checkpoint is gone
 
 
+def test_a_trace_follows_an_optimizer_that_starts_anew(tmp_path: Path) -> None:
+    study = replace(STUDY, algorithms=("vrex",), fixed=STUDY.fixed | {"algorithm.anneal_steps": 3})
+    train_one(study, tmp_path / "run", 0, 0)
+    [subject] = figure_subjects(study, 0)
+    found = trace(subject, tmp_path / "traces")
+    result = read_result(tmp_path / "run")
+    assert result is not None
+    assert state_digest(found.state) == result["weights_sha256"]
+    assert [record["step"] for record in found.records] == [1, 2, 3, 5, 6]  # at 4 there is another optimizer
+
+
 def test_osgr_and_balance_are_drawn_of_one_training(tmp_path: Path) -> None:
     study = replace(STUDY, optimizers=("sgd", "genie"))
     files = figure_osgr(study, tmp_path)

@@ -225,10 +225,15 @@ class _Tracing:
         self.algorithm.train()
         saved = time.perf_counter()
         taken = self.recorder.step
+        optimizer = self.algorithm.optimizers["all"]
         for step in tqdm(
             range(taken + 1, spec.steps + 1), initial=taken, total=spec.steps, unit="step", desc=self.subject.name
         ):
             loss = float(self.steps.take(self.inputs.batches(step), step))
+            self.recorder.step = step
+            if self.algorithm.optimizers["all"] is not optimizer:  # it started anew, and this step was not recorded
+                optimizer = self.algorithm.optimizers["all"]
+                self.recorder.follow(optimizer)
             if not math.isfinite(loss):
                 raise NonFiniteLossError(f"the loss of {self.subject.name} was {loss} at step {step}")
             if step % every == 0 or step == spec.steps:
