@@ -163,15 +163,18 @@ def test_the_network_raises_the_loss_that_the_discriminator_lowers(kind):
 
 
 @KINDS
-def test_one_source_domain_is_erm_and_warns(kind):
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "genie"])
+def test_one_source_domain_is_erm_and_warns(kind, optimizer):
     with pytest.warns(UserWarning, match=f"{kind.__name__} with one source domain is ERM"):
         algorithm = kind(double_network(), 1)
     erm = ERM(double_network(), 1)
     batches = uneven_batches((6,))
     assert torch.equal(algorithm.objective(batches), erm.objective(batches))
     for each in (algorithm, erm):
-        built_steps(each, "sgd", momentum=0.9).take(batches, 1)
-    assert list(algorithm.optimizers) == ["generator"]
+        steps = built_steps(each, optimizer, lr=0.01)
+        for step in (1, 2, 3):
+            steps.take(batches, step)
+    assert list(algorithm.optimizers) == ["all"]
     assert all(torch.equal(a, b) for a, b in zip(algorithm.parameters(), erm.parameters(), strict=True))
 
 

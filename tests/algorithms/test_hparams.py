@@ -45,6 +45,14 @@ def test_arm_has_eight_photographs_of_a_domain(search):
     assert [s["data.batch_size"] for s in small_images] == [s["data.batch_size"] for s in others]
 
 
+@pytest.mark.parametrize("protocol", ["domainbed", "swad"])
+def test_what_arm_draws_after_its_batch_size_is_what_others_draw(protocol):
+    for hparam_seed in (1, 2, 3):
+        arm, erm = (_setting(name, hparam_seed, protocol=protocol) for name in ("arm", "erm"))
+        assert arm["optimizer.weight_decay"] == erm["optimizer.weight_decay"]
+        assert arm["data.batch_size"] == 8
+
+
 @pytest.mark.parametrize(("protocol", "constant"), [("domainbed", True), ("swad", True), ("domainbed-head", False)])
 def test_the_dialects_of_the_published_table_draw_no_alpha_for_mixup(protocol, constant):
     alphas = [_setting("mixup", hparam_seed, protocol=protocol)["algorithm.alpha"] for hparam_seed in range(10)]

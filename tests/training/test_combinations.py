@@ -41,6 +41,11 @@ REASONS = {
         {"algorithm": "pairs", "accumulate": 2}, 2, 300,
         "the loss of pairs is not the mean over parts of a batch: set accumulate to 1, not 2",
     ),
+    "averaged context": (
+        {"algorithm": "arm", "averaging": "swad"}, 3, 300,
+        "swad re-estimates batch norms from the images of all domains together, and arm reads those of one at a time: "
+        "take ema, or no averaging",
+    ),
 }  # fmt: skip
 
 

@@ -159,19 +159,23 @@ class DANN(Algorithm):
 
     def build_optimizers(self, factory: OptimizerFactory) -> None:
         """Build the network's optimizer and the discriminator's."""
+        if self.discriminator is None:
+            super().build_optimizers(factory)
+            return
         beta1 = self._options["beta1"]
         network = (p for p in self.network.parameters() if p.requires_grad)
         self.optimizers = {"generator": factory(network, name="generator", beta1=beta1)}
-        if self.discriminator is not None:
-            self.optimizers["discriminator"] = factory(
-                self.discriminator.parameters(), name="discriminator", **self._options
-            )
+        self.optimizers["discriminator"] = factory(
+            self.discriminator.parameters(), name="discriminator", **self._options
+        )
 
     def update(self, batches: Sequence[Batch], step: int, make_closure: MakeClosure) -> Tensor:
         """Take the steps of the network and of the discriminator and return the detached loss."""
-        if self.alternate and self.discriminator is not None and step % (1 + self.d_steps) < self.d_steps:
+        if self.discriminator is None:
+            return super().update(batches, step, make_closure)
+        if self.alternate and step % (1 + self.d_steps) < self.d_steps:
             return self._step("discriminator", make_closure(batches, annealed=False))
-        if self.alternate or self.discriminator is None:
+        if self.alternate:
             return self._step("generator", make_closure(batches))
         seen: list[list[Batch]] = []
         self._seen = seen

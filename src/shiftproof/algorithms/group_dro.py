@@ -53,7 +53,7 @@ class GroupDRO(Algorithm):
         losses = losses_by_domain(logits, batches)
         q = (self.q.log() + self.eta * losses.detach()).softmax(0)  # normalised without overflow
         self.carry("q", q)
-        return q @ losses
+        return (q * losses).sum()  # a matrix product would be of bfloat16 under autocast
 
 
 ALGORITHMS.register("groupdro", GroupDRO)

@@ -126,7 +126,7 @@ class _Meter:
 
     def _image(self, spec: RunSpec) -> float:
         """Return the seconds of evaluating one image."""
-        key = ("evaluation", self.data.image_shape)
+        key = ("evaluation", spec.algorithm, self.data.image_shape)
         if key not in self.timed:
             device = torch.device(self.study.device)
             algorithm = build_steps(spec, self.data, device, self.study.weights).algorithm.eval()

@@ -38,4 +38,9 @@ def check_combination(spec: RunSpec, num_domains: int) -> None:
             f"the loss of {spec.algorithm} is not the mean over parts of a batch: set accumulate to 1, not "
             f"{spec.accumulate}"
         )
+    if spec.averaging == "swad" and algorithm.transductive:
+        raise ValueError(
+            f"swad re-estimates batch norms from the images of all domains together, and {spec.algorithm} reads those "
+            "of one at a time: take ema, or no averaging"
+        )
     ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)

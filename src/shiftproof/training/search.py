@@ -46,7 +46,9 @@ def search_space(
     else:
         batch_size = Hparam(64, log2_int(3, 9))
     if photographs and of_algorithm.photograph_batch_size is not None:
-        batch_size = Hparam(of_algorithm.photograph_batch_size)
+        fixed, drawn = of_algorithm.photograph_batch_size, batch_size.draw
+        # drawn and not used, as in DomainBed's published code and SWAD's: what is drawn after it depends on it
+        batch_size = Hparam(fixed, published_draw=None if drawn is None else unused(drawn, fixed))
     return {
         "data": {"batch_size": batch_size},
         "model": {"dropout": dropout},
