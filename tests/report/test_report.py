@@ -89,7 +89,15 @@ def test_the_page_shows_the_numbers_of_the_table(compared):
 def test_every_term_and_rule_has_a_meaning(hostile_plan):
     studies = (
         Study(accumulate=2, clip_norm=1.0, fixed={"data.batch_size": 4}, targets=("0",), trials=1, averaging="ema"),
-        Study(protocol="swad", search="protocol", trials=1, single_source=True, tune="shared", steps=200),
+        Study(
+            algorithms=("mtl",),
+            protocol="swad",
+            search="protocol",
+            trials=1,
+            single_source=True,
+            tune="shared",
+            steps=200,
+        ),
     )
     grids = [*(make_plan(study).grids[0] for study in studies), hostile_plan.grids[0]]
     names = {name for grid in grids for name in grid.terms}

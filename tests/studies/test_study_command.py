@@ -19,6 +19,7 @@ def test_there_are_seven_named_studies():
     assert sorted(path.stem for path in STUDIES.glob("*.yaml")) == sorted(NAMES)
 
 
+@pytest.mark.filterwarnings("ignore:CORAL .* is ERM:UserWarning")  # of a single source
 @pytest.mark.parametrize("name", NAMES)
 def test_a_named_study_runs_from_plan_to_report(name, tmp_path, capsys):
     file, output = str(STUDIES / f"{name}.yaml"), str(tmp_path / "out")
