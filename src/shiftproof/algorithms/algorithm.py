@@ -97,6 +97,9 @@ class Algorithm(nn.Module):
     accumulates: ClassVar[bool] = True
     """Whether the loss of a batch is, but for what is drawn, the mean of its parts': gradients can be accumulated."""
 
+    pools_domains: ClassVar[bool] = True
+    """Whether its batch norms may see the images of all domains together."""
+
     transductive: ClassVar[bool] = False
     """Whether predictions depend on the other images of a test batch."""
 

@@ -38,7 +38,7 @@ def check_combination(spec: RunSpec, num_domains: int) -> None:
             f"the loss of {spec.algorithm} is not the mean over parts of a batch: set accumulate to 1, not "
             f"{spec.accumulate}"
         )
-    if spec.averaging == "swad" and algorithm.transductive:
+    if spec.averaging == "swad" and not algorithm.pools_domains:
         raise ValueError(
             f"swad re-estimates batch norms from the images of all domains together, and {spec.algorithm} reads those "
             "of one at a time: take ema, or no averaging"
