@@ -137,7 +137,7 @@ def test_an_interval_without_bounds_is_drawn_over_the_whole_axis(
     unsure = [((-1.0) ** i + 0.1, 0.5, None, None, None, None) for i in range(5)]
     records = [{"step": i} for i in range(1, 11)]
     recorder = {"records": records, "contributions": [*sure, *unsure]}
-    draw_osgr({"sgd": Trace(recorder, torch.zeros(1, 1), [0], {})}, tmp_path, "nothing")
+    draw_osgr({"sgd": Trace(recorder, torch.zeros(1, 1), [0], [{}], {})}, tmp_path, "nothing")
     [axes, *_] = drawn[0].axes
     [band] = axes.collections[0].get_paths()
     at_the_end = band.vertices[band.vertices[:, 0] == 10, 1]
