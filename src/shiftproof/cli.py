@@ -418,9 +418,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _shown(result: dict[str, Any], table: str, output: Path | None) -> int:
+    """Print what a benchmark measured, and write all of it if there is a file to write to."""
+    from shiftproof.files import write_json
+
+    print(table)
+    if output is not None:
+        write_json(output, result)
+    return 0
+
+
 def _bench_data(options: argparse.Namespace) -> int:
     from shiftproof.bench import bench_data, data_table
-    from shiftproof.files import write_json
     from shiftproof.studies import Study
 
     study = Study(
@@ -435,21 +444,14 @@ def _bench_data(options: argparse.Namespace) -> int:
         fixed={"data.batch_size": options.batch_size},
     )
     result = bench_data(study, workers=_cores(), steps=options.steps)
-    print(data_table(result))
-    if options.output is not None:
-        write_json(options.output, result)
-    return 0
+    return _shown(result, data_table(result), options.output)
 
 
 def _bench_optimizer(options: argparse.Namespace) -> int:
     from shiftproof.bench import bench_optimizer, optimizer_table
-    from shiftproof.files import write_json
 
     result = bench_optimizer(options.model, elements=options.elements, device=options.device, rounds=options.rounds)
-    print(optimizer_table(result))
-    if options.output is not None:
-        write_json(options.output, result)
-    return 0
+    return _shown(result, optimizer_table(result), options.output)
 
 
 def _target(options: argparse.Namespace) -> dict[str, Any]:
@@ -458,15 +460,11 @@ def _target(options: argparse.Namespace) -> dict[str, Any]:
 
 def _bench_annealer(options: argparse.Namespace) -> int:
     from shiftproof.bench import annealer_table, bench_annealer
-    from shiftproof.files import write_json
     from shiftproof.studies import Study
 
     study = Study(**{"optimizers": ("adam",), **_fields(options), **_target(options)})
     result = bench_annealer(study, candidates=options.candidates, rounds=options.rounds)
-    print(annealer_table(result))
-    if options.output is not None:
-        write_json(options.output, result)
-    return 0
+    return _shown(result, annealer_table(result), options.output)
 
 
 def _figure_agreement(options: argparse.Namespace) -> int:
@@ -518,12 +516,8 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 def _bench_diagnostics(options: argparse.Namespace) -> int:
     from shiftproof.bench import bench_diagnostics, diagnostics_table
-    from shiftproof.files import write_json
     from shiftproof.studies import Study
 
     study = Study(**{"optimizers": ("adam",), **_fields(options), **_target(options)})
     result = bench_diagnostics(study, samples=options.samples, rounds=options.rounds)
-    print(diagnostics_table(result))
-    if options.output is not None:
-        write_json(options.output, result)
-    return 0
+    return _shown(result, diagnostics_table(result), options.output)

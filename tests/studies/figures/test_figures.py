@@ -28,7 +28,7 @@ from shiftproof.studies.figures import osgr as osgr_figure
 from shiftproof.studies.figures import sensitivity as sensitivity_figure
 from shiftproof.studies.figures import traces as traces_module
 from shiftproof.studies.figures.osgr import draw_osgr
-from shiftproof.studies.figures.traces import Trace, figure_subjects, trace
+from shiftproof.studies.figures.traces import Subject, Trace, figure_subjects, trace
 from shiftproof.studies.planning import plan_run
 from shiftproof.training import read_result
 from shiftproof.training.run import state_digest
@@ -50,14 +50,20 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_trace_takes_the_steps_of_the_run(tmp_path: Path) -> None:
-    study = replace(STUDY, optimizers=("sam",))
-    train_one(study, tmp_path / "run", 0, 0)
+def _traced_as_trained(study: Study, folder: Path) -> tuple[Subject, Trace]:
+    """Train and trace a run, which must reach the same weights."""
+    train_one(study, folder / "run", 0, 0)
     [subject] = figure_subjects(study, 0)
-    found = trace(subject, tmp_path / "traces")
-    result = read_result(tmp_path / "run")
+    found = trace(subject, folder / "traces")
+    result = read_result(folder / "run")
     assert result is not None
     assert state_digest(found.state) == result["weights_sha256"]
+    return subject, found
+
+
+def test_a_trace_takes_the_steps_of_the_run(tmp_path: Path) -> None:
+    study = replace(STUDY, optimizers=("sam",))
+    subject, found = _traced_as_trained(study, tmp_path)
     assert found.path_steps == [0, 1, 2, 3, 4, 5, 6]
     assert torch.equal(found.path[0], traces_module.flat_weights(subject.algorithm()))
     assert torch.equal(found.path[-1], traces_module.flat_weights(subject.algorithm(found.state)))
@@ -88,12 +94,7 @@ def test_a_trace_that_was_killed_continues_to_the_same_end(tmp_path: Path, monke
 
 def test_a_trace_follows_an_optimizer_that_starts_anew(tmp_path: Path) -> None:
     study = replace(STUDY, algorithms=("vrex",), fixed=STUDY.fixed | {"algorithm.anneal_steps": 3})
-    train_one(study, tmp_path / "run", 0, 0)
-    [subject] = figure_subjects(study, 0)
-    found = trace(subject, tmp_path / "traces")
-    result = read_result(tmp_path / "run")
-    assert result is not None
-    assert state_digest(found.state) == result["weights_sha256"]
+    _, found = _traced_as_trained(study, tmp_path)
     assert [record["step"] for record in found.records] == [1, 2, 3, 5, 6]  # at 4 there is another optimizer
 
 
