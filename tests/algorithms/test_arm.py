@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from algorithms.made_up_batches import uneven_batches
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.arm import ARM
 from shiftproof.annealing import Annealer
@@ -30,17 +31,6 @@ def _opened(algorithm):
     return algorithm
 
 
-def _batches(*sizes, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(n, 1, 16, 16, dtype=torch.float64, generator=random),
-            torch.randint(3, (n,), generator=random),
-        )
-        for n in sizes
-    ]
-
-
 def _reference(network, batches):
     maps = network.context(torch.cat([images for images, _ in batches]))  # batch norm sees all domains
     losses, begin = [], 0
@@ -56,7 +46,7 @@ def _reference(network, batches):
 
 
 def test_objective_and_one_update():
-    algorithm, batches = _opened(_algorithm(3)), _batches(3, 5, 1)
+    algorithm, batches = _opened(_algorithm(3)), uneven_batches((3, 5, 1))
     network = copy.deepcopy(algorithm.network)
     loss = _reference(network, batches)
     gradients = torch.autograd.grad(loss, list(network.parameters()))
@@ -73,21 +63,21 @@ def test_the_context_network_is_trained():
     start = copy.deepcopy(dict(algorithm.network.context.named_parameters()))
     builder = StepBuilder(algorithm, Annealer(), seed=0)
     for step in range(1, 4):
-        builder.take(_batches(4, 4), step)
+        builder.take(uneven_batches((4, 4)), step)
     for name, p in algorithm.network.context.named_parameters():
         # what a batch norm follows has no use for a bias
         assert not torch.equal(p, start[name]) or name in ("0.bias", "3.bias"), name
 
 
 def test_it_starts_as_the_network_that_was_given():
-    network, batches = _network(), _batches(4, 4)
+    network, batches = _network(), uneven_batches((4, 4))
     expected = ERM(copy.deepcopy(network), 2).objective(batches)
     torch.testing.assert_close(ARM(network, 2).double().objective(batches), expected, rtol=1e-12, atol=0)
 
 
 def test_in_evaluation_the_context_is_that_of_the_batch():
     algorithm = _opened(_algorithm(2)).eval()
-    (images, _), (others, _) = _batches(4, 4)
+    (images, _), (others, _) = uneven_batches((4, 4))
     network = algorithm.network
     context = sum(network.context(image[None]) for image in images) / 4
     for image, logits in zip(images, algorithm.predict(images), strict=True):
@@ -132,10 +122,10 @@ def test_featurizers_that_do_not_begin_with_a_convolution_are_refused():
 def test_resumed_it_continues_bit_equal():
     whole, again = (StepBuilder(_algorithm(2), Annealer(), seed=0) for _ in range(2))
     for step in (1, 2):
-        whole.take(_batches(3, 4, seed=step), step)
+        whole.take(uneven_batches((3, 4), step), step)
     again.algorithm.load_state_dict(copy.deepcopy(whole.algorithm.state_dict()))
     for step in (3, 4):
-        batches = _batches(3, 4, seed=step)
+        batches = uneven_batches((3, 4), step)
         assert torch.equal(whole.take(batches, step), again.take(batches, step))
     for name, value in whole.algorithm.state_dict().items():
         assert torch.equal(value, again.algorithm.state_dict()[name])
@@ -145,5 +135,5 @@ def test_the_extended_network_predicts_alone():
     algorithm = _opened(_algorithm(2))
     loaded = ARM.extend(_network()).double()
     loaded.load_state_dict(algorithm.network.state_dict())
-    images = _batches(4)[0][0]
+    images = uneven_batches((4,))[0][0]
     assert torch.equal(loaded.eval()(images), algorithm.eval().predict(images))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from algorithms.made_up_batches import uneven_batches
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.mixup import Mixup
 from shiftproof.annealing import Annealer
@@ -17,17 +18,6 @@ def _network():
     return build_network("small_conv", (1, 16, 16), 3, dropout=0.0, seed=0).double()
 
 
-def _batches(*sizes):
-    random = torch.Generator().manual_seed(0)
-    return [
-        (
-            torch.randn(n, 1, 16, 16, dtype=torch.float64, generator=random),
-            torch.randint(3, (n,), generator=random),
-        )
-        for n in sizes
-    ]
-
-
 def _cross_entropy(logits, label):
     return logits.exp().sum().log() - logits[label]
 
@@ -38,7 +28,7 @@ def _share():
 
 
 def test_objective_is_the_mean_over_the_pairs_of_a_ring():
-    algorithm, batches = Mixup(_network(), 3), _batches(3, 5, 2)
+    algorithm, batches = Mixup(_network(), 3), uneven_batches((3, 5, 2))
     torch.manual_seed(1)
     loss = algorithm.objective(batches)
     torch.manual_seed(1)
@@ -58,7 +48,7 @@ def test_objective_is_the_mean_over_the_pairs_of_a_ring():
 
 
 def test_one_domain_is_mixed_within():
-    algorithm, batches = Mixup(_network(), 1), _batches(4)
+    algorithm, batches = Mixup(_network(), 1), uneven_batches((4,))
     torch.manual_seed(2)
     loss = algorithm.objective(batches)
     torch.manual_seed(2)
@@ -75,7 +65,7 @@ def test_one_domain_is_mixed_within():
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_without_mixing_it_is_erm(share, monkeypatch):
-    network, batches = _network(), _batches(4, 4)
+    network, batches = _network(), uneven_batches((4, 4))
     algorithm = Mixup(network, 2)
     monkeypatch.setattr(algorithm._shares, "sample", lambda: torch.tensor(share))
     torch.testing.assert_close(algorithm.objective(batches), ERM(network, 2).objective(batches), rtol=1e-12, atol=0)
@@ -99,7 +89,7 @@ def test_a_step_draws_by_seed_and_step_alone():
         builder = StepBuilder(algorithm, Annealer(), seed=0)
         for step in steps:
             torch.manual_seed(step * 1000)  # must not matter
-            builder.take(_batches(4, 4), step)
+            builder.take(uneven_batches((4, 4)), step)
         return copy.deepcopy((algorithm.state_dict(), algorithm.optimizers["all"].state_dict()))
 
     whole, resumed = trained(range(1, 5)), trained(range(3, 5), trained(range(1, 3)))

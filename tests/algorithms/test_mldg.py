@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from algorithms.made_up_batches import uneven_batches
 from shiftproof.algorithms.mldg import MLDG
 from shiftproof.annealing import Annealer
 from shiftproof.hparams import draw
@@ -25,17 +26,6 @@ def _algorithm(domains, **hparams):
     algorithm = MLDG(_network(), domains, **hparams)
     algorithm.build_optimizers(lambda params: torch.optim.SGD(params, lr=LR))
     return algorithm
-
-
-def _batches(*sizes):
-    random = torch.Generator().manual_seed(0)
-    return [
-        (
-            torch.randn(n, 1, 16, 16, dtype=torch.float64, generator=random),
-            torch.randint(3, (n,), generator=random),
-        )
-        for n in sizes
-    ]
 
 
 def _gradient(network, batches):
@@ -65,7 +55,10 @@ def _divided(batches, held_out, seed):
 
 @pytest.mark.parametrize(("domains", "n_meta_test", "held_out"), [(2, 2, 1), (3, 2, 2), (3, 1, 1), (5, 2, 2)])
 def test_objective(domains, n_meta_test, held_out):
-    algorithm, batches = _algorithm(domains, n_meta_test=n_meta_test, beta=0.7), _batches(3, 4, 2, 3, 3)[:domains]
+    algorithm, batches = (
+        _algorithm(domains, n_meta_test=n_meta_test, beta=0.7),
+        uneven_batches((3, 4, 2, 3, 3))[:domains],
+    )
     meta_train, meta_test = _divided(batches, held_out, seed=3)
     loss = algorithm.objective(batches)
     expected, _, _ = _reference(algorithm.network, meta_train, meta_test, 0.7)
@@ -73,7 +66,7 @@ def test_objective(domains, n_meta_test, held_out):
 
 
 def test_the_gradient_goes_through_the_inner_step():
-    algorithm, batches = _algorithm(3, beta=0.7), _batches(3, 4, 2)
+    algorithm, batches = _algorithm(3, beta=0.7), uneven_batches((3, 4, 2))
     meta_train, meta_test = _divided(batches, 2, seed=3)
     algorithm.backward(batches)
     parameters = list(algorithm.network.parameters())
@@ -95,7 +88,7 @@ def test_the_gradient_goes_through_the_inner_step():
 
 
 def test_first_order_leaves_the_second_derivatives_out():
-    algorithm, batches = _algorithm(3, beta=0.7, first_order=True), _batches(3, 4, 2)
+    algorithm, batches = _algorithm(3, beta=0.7, first_order=True), uneven_batches((3, 4, 2))
     meta_train, meta_test = _divided(batches, 2, seed=3)
     loss = algorithm.backward(batches)
     expected, gradient, held_out = _reference(algorithm.network, meta_train, meta_test, 0.7)
@@ -115,14 +108,14 @@ def test_first_order_trains_a_compiled_network():
     losses = []
     for algorithm in (plain, compiled):
         torch.manual_seed(3)
-        losses.append(algorithm.backward(_batches(3, 4)))
+        losses.append(algorithm.backward(uneven_batches((3, 4))))
     torch.testing.assert_close(*losses, rtol=1e-9, atol=0)
     gradients = ([p.grad for p in algorithm.parameters()] for algorithm in (plain, compiled))
     torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-12)
 
 
 def test_without_the_meta_test_it_trains_the_meta_train_domains():
-    algorithm, batches = _algorithm(2, beta=0.0), _batches(4, 4)
+    algorithm, batches = _algorithm(2, beta=0.0), uneven_batches((4, 4))
     (kept,), _ = _divided(batches, 1, seed=1)
     start = copy.deepcopy(algorithm.network)
     torch.manual_seed(1)
@@ -139,8 +132,8 @@ def test_all_passes_of_an_optimizer_hold_out_the_same_domains_and_step_by_its_le
     builder = StepBuilder(algorithm, Annealer(), seed=0)
     plain = StepBuilder(_algorithm(3, n_meta_test=1), Annealer(), seed=0)
     for step in range(1, 4):  # so small a perturbation changes nothing but by another draw
-        builder.take(_batches(3, 4, 2), step)
-        plain.take(_batches(3, 4, 2), step)
+        builder.take(uneven_batches((3, 4, 2)), step)
+        plain.take(uneven_batches((3, 4, 2)), step)
     for p, expected in zip(algorithm.parameters(), plain.algorithm.parameters(), strict=True):
         torch.testing.assert_close(p, expected, rtol=0, atol=1e-7)
 
@@ -148,11 +141,11 @@ def test_all_passes_of_an_optimizer_hold_out_the_same_domains_and_step_by_its_le
 def test_resumed_it_continues_bit_equal():
     whole = StepBuilder(_algorithm(3), Annealer(), seed=0)
     for step in (1, 2):
-        whole.take(_batches(3, 4, 2), step)
+        whole.take(uneven_batches((3, 4, 2)), step)
     again = StepBuilder(_algorithm(3), Annealer(), seed=0)
     again.algorithm.load_state_dict(copy.deepcopy(whole.algorithm.state_dict()))
     for step in (3, 4):
-        assert torch.equal(whole.take(_batches(3, 4, 2), step), again.take(_batches(3, 4, 2), step))
+        assert torch.equal(whole.take(uneven_batches((3, 4, 2)), step), again.take(uneven_batches((3, 4, 2)), step))
     for p, expected in zip(again.algorithm.parameters(), whole.algorithm.parameters(), strict=True):
         assert torch.equal(p, expected)
 

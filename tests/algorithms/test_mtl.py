@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from algorithms.made_up_batches import uneven_batches
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.mtl import MTL
 from shiftproof.annealing import Annealer
@@ -25,17 +26,6 @@ def _algorithm(domains, build=lambda params: torch.optim.SGD(params, lr=0.1), **
     torch.nn.init.normal_(algorithm.network.embedding_classifier.weight)
     algorithm.build_optimizers(build)
     return algorithm
-
-
-def _batches(*sizes, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(n, 1, 16, 16, dtype=torch.float64, generator=random),
-            torch.randint(3, (n,), generator=random),
-        )
-        for n in sizes
-    ]
 
 
 def _step(algorithm, batches, step=1):
@@ -71,7 +61,7 @@ def test_three_updates(ema):
     algorithm = _algorithm(3, ema=ema)
     network, memory = copy.deepcopy(algorithm.network), [None] * 3
     for step in (1, 2, 3):
-        batches = _batches(3, 5, 1, seed=step)
+        batches = uneven_batches((3, 5, 1), step)
         loss, memory = _reference(network, batches, memory, ema)
         gradients = torch.autograd.grad(loss, list(network.parameters()))
         with torch.no_grad():
@@ -86,7 +76,7 @@ def test_three_updates(ema):
 
 def test_in_evaluation_the_embedding_is_the_mean_of_the_batch():
     algorithm = _algorithm(2).eval()
-    (images, _), (others, _) = _batches(4, 4)
+    (images, _), (others, _) = uneven_batches((4, 4))
     network = algorithm.network
     features = network.featurizer(images)
     weight = torch.cat([network.classifier.weight, network.embedding_classifier.weight], dim=1)
@@ -99,14 +89,14 @@ def test_in_evaluation_the_embedding_is_the_mean_of_the_batch():
 
 
 def test_it_starts_as_the_network_that_was_given():
-    network, batches = _network(), _batches(4, 4)
+    network, batches = _network(), uneven_batches((4, 4))
     expected = ERM(network, 2).objective(batches)
     torch.testing.assert_close(MTL(network, 2).double().objective(batches), expected, rtol=1e-12, atol=0)
 
 
 def test_two_evaluations_are_equal_and_a_step_of_many_passes_moves_the_embeddings_once():
     algorithm = _algorithm(2, lambda params: SAM(params, base=torch.optim.SGD, rho=0.5, lr=0.1), ema=0.5)
-    batches = _batches(4, 4)
+    batches = uneven_batches((4, 4))
     assert torch.equal(algorithm.objective(batches), algorithm.objective(batches))
     assert not algorithm.embeddings.any()
     first = [algorithm.network.featurizer(images).mean(0).detach() for images, _ in batches]
@@ -118,17 +108,17 @@ def test_accumulated_parts_give_the_embeddings_of_the_whole():
     whole, parts = (_algorithm(2, ema=0.5) for _ in range(2))
     builders = [StepBuilder(whole, Annealer(), seed=0), StepBuilder(parts, Annealer(), seed=0, accumulate=2)]
     for builder in builders:
-        builder.take(_batches(4, 6), 1)
+        builder.take(uneven_batches((4, 6)), 1)
     torch.testing.assert_close(parts.embeddings, whole.embeddings, rtol=1e-9, atol=1e-12)
 
 
 def test_resumed_it_continues_bit_equal():
     whole, again = (StepBuilder(_algorithm(2, ema=0.5), Annealer(), seed=0) for _ in range(2))
     for step in (1, 2):
-        whole.take(_batches(3, 4, seed=step), step)
+        whole.take(uneven_batches((3, 4), step), step)
     again.algorithm.load_state_dict(copy.deepcopy(whole.algorithm.state_dict()))
     for step in (3, 4):
-        batches = _batches(3, 4, seed=step)
+        batches = uneven_batches((3, 4), step)
         assert torch.equal(whole.take(batches, step), again.take(batches, step))
     assert torch.equal(whole.algorithm.embeddings, again.algorithm.embeddings)
 
@@ -137,13 +127,13 @@ def test_the_extended_network_predicts_alone():
     algorithm = _algorithm(2)
     loaded = MTL.extend(_network()).double()
     loaded.load_state_dict(algorithm.network.state_dict())
-    images = _batches(4)[0][0]
+    images = uneven_batches((4,))[0][0]
     assert torch.equal(loaded.eval()(images), algorithm.eval().predict(images))
 
 
 def test_under_autocast_the_embeddings_are_float32():
     algorithm = MTL(_network().float(), 2)
-    batches = [(images.float(), labels) for images, labels in _batches(4, 4)]
+    batches = [(images.float(), labels) for images, labels in uneven_batches((4, 4))]
     with torch.autocast("cpu", torch.bfloat16):
         half = algorithm.objective(batches)
     assert float(half.detach()) == pytest.approx(float(algorithm.objective(batches).detach()), rel=0.02)

@@ -179,10 +179,15 @@ class Algorithm(nn.Module):
             self._carried = None
             return loss
 
-        # torch types a closure as returning a float; a tensor spares the synchronisation
-        loss: Tensor = self.optimizers["all"].step(closure)  # type: ignore[arg-type, assignment]
+        loss = self._step("all", closure)
         for name, values in carried.items():
             self.get_buffer(name).copy_(torch.stack(values).mean(0))
+        return loss
+
+    def _step(self, name: str, closure: Closure) -> Tensor:
+        """Step one of the optimizers and return the detached loss."""
+        # torch types a closure as returning a float; a tensor spares the synchronisation
+        loss: Tensor = self.optimizers[name].step(closure)  # type: ignore[arg-type, assignment]
         return loss
 
     def domain_losses(self, batches: Sequence[Batch]) -> list[Tensor]:

@@ -189,10 +189,9 @@ class DANN(Algorithm):
     def _step(self, name: str, closure: Closure) -> Tensor:
         self._discriminating = name == "discriminator"
         try:
-            loss: Tensor = self.optimizers[name].step(closure)  # type: ignore[arg-type, assignment]
+            return super()._step(name, closure)
         finally:
             self._discriminating = False
-        return loss
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return what the network minimises; its gradient does not reach the discriminator."""

@@ -1,4 +1,4 @@
-"""From one forward pass of all domains to the losses of each."""
+"""To one forward pass of all domains, and from it to the losses of each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import Batch
+
+
+def pooled(batches: Sequence[Batch]) -> Batch:
+    """Return the images and the labels of all domains, in their order, as one batch."""
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return images, labels
 
 
 def split_domains(rows: Tensor, batches: Sequence[Batch]) -> list[Tensor]:

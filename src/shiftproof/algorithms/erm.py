@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.domain_loss import pooled
 
 
 class ERM(Algorithm):
@@ -16,7 +16,7 @@ class ERM(Algorithm):
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the loss of all batches in one forward pass."""
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        images, labels = pooled(batches)
         return F.cross_entropy(self.predict(images), labels)
 
 

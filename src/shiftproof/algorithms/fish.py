@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Batch, Closure, MakeClosure
+from shiftproof.algorithms.algorithm import ALGORITHMS, Batch, MakeClosure
 from shiftproof.algorithms.erm import ERM
 from shiftproof.hparams import Hparam, choice
 from shiftproof.models import Network
@@ -48,15 +48,11 @@ class Fish(ERM):
         parameters = [p for p in self.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters]
         order: list[int] = torch.randperm(len(batches)).tolist()
-        losses = [self._step(make_closure([batches[domain]])) for domain in order]
+        losses = [self._step("all", make_closure([batches[domain]])) for domain in order]
         with torch.no_grad():
             for p, weight in zip(parameters, start, strict=True):
                 p.copy_(weight.lerp_(p, self.meta_lr))
         return torch.stack(losses).mean()
-
-    def _step(self, closure: Closure) -> Tensor:
-        loss: Tensor = self.optimizers["all"].step(closure)  # type: ignore[arg-type, assignment]
-        return loss
 
 
 ALGORITHMS.register("fish", Fish)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
 from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
-from shiftproof.algorithms.domain_loss import split_domains
+from shiftproof.algorithms.domain_loss import pooled, split_domains
 from shiftproof.hparams import Hparam, log10_uniform, uniform, uniform_int
 from shiftproof.models import Network
 
@@ -78,7 +78,7 @@ class Fishr(AnnealedPenalty):
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return loss and weighted penalty, of one forward pass."""
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        images, labels = pooled(batches)
         features = self.network.dropout(self.network.featurizer(images))
         logits = self.network.classifier(features)
         loss = F.cross_entropy(logits, labels)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
+from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.erm import ERM
 from shiftproof.hparams import Hparam, uniform
 from shiftproof.models import Network
@@ -59,7 +60,7 @@ class GSNRDropout(ERM):
         return loss
 
     def _masks(self, batches: Sequence[Batch]) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        images, labels = pooled(batches)
         with torch.autocast(images.device.type, enabled=False):
             _, sums, squares = self._per_sample(images, labels)
         for name, p in self.network.named_parameters():

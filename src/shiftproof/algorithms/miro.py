@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch, OptimizerFactory
+from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.stages import Stage, StageOutputs, find_stages
 from shiftproof.hparams import Hparam, choice
 from shiftproof.models import Network
@@ -80,7 +81,7 @@ class MIRO(Algorithm):
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the cross-entropy over all images and the penalty."""
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        images, labels = pooled(batches)
         with self._outputs.recorded() as outputs:
             loss = F.cross_entropy(self.predict(images), labels)
         with self._start_outputs.recorded() as start_outputs, torch.no_grad():

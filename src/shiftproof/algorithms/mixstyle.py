@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.stages import find_stages
 from shiftproof.hparams import Hparam
 from shiftproof.models import Network
@@ -67,7 +68,7 @@ class MixStyle(Algorithm):
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the cross-entropy over all images, in training with mixed styles."""
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        images, labels = pooled(batches)
         if self.training:
             self._draws = self._draw(images)
         try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.hparams import Hparam, uniform
 from shiftproof.models import Network
 
@@ -54,7 +55,7 @@ class RSC(Algorithm):
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the cross-entropy over all images, of features of which some are hidden."""
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        images, labels = pooled(batches)
         features = self.network.dropout(self.network.featurizer(images))
         return F.cross_entropy(self.network.classifier(features * self._kept(features.detach(), labels)), labels)
 

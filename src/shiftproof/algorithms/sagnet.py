@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.hparams import Hparam, log10_uniform
 from shiftproof.models import Network
 
@@ -62,7 +63,7 @@ class SagNet(Algorithm):
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the sum of the three losses, each with a gradient in what it is minimised over."""
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        images, labels = pooled(batches)
         features = self.network.dropout(self.network.featurizer(images))
         restyled, refilled = randomised(features)
         content = F.cross_entropy(self.network.classifier(restyled), labels)
