@@ -1,6 +1,7 @@
 """Domain data sets: what one is, the built-in and folder sets, splits and batches."""
 
 from shiftproof.data import digits as _digits  # noqa: F401 - registers its data sets
+from shiftproof.data import mnist as _mnist  # noqa: F401 - registers its data sets
 from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
@@ -8,6 +9,7 @@ from shiftproof.data.dataset import DATASETS, DatasetNotFoundError, Domain, Doma
 from shiftproof.data.folder import DomainFiles, FolderError, labelled_images, open_folder
 from shiftproof.data.images import ImageError, decode, to_pixels
 from shiftproof.data.splits import SPLIT_RULES, Split, SplitRule, grouped_split, random_split, split_domain
+from shiftproof.data.transfer import on_device
 
 __all__ = [
     "DATASETS",
@@ -30,6 +32,7 @@ __all__ = [
     "draw_augmentations",
     "grouped_split",
     "labelled_images",
+    "on_device",
     "open_folder",
     "random_split",
     "split_domain",

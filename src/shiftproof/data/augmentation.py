@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shiftproof.data.transfer import on_device
 from shiftproof.randomness import generator
 
 CROP_SCALE = (0.7, 1.0)
@@ -133,14 +134,14 @@ def augment(images: Tensor, draws: Augmentations) -> Tensor:
     sequence = np.lexsort(draws.orders.T[::-1])
     draws = draws[sequence]
     result = _resized_crop(images, sequence, draws)
-    factors = torch.from_numpy(draws.factors).float().to(images.device)[:, :, None, None, None]
+    factors = on_device(draws.factors.astype(np.float32), images.device)[:, :, None, None, None]
     for run in _runs(draws.orders):
         for column in draws.orders[run.start].tolist():
             _ADJUSTMENTS[column](result[run], factors[run, column])
     for position in np.flatnonzero(draws.greys).tolist():
         grey = result[position : position + 1]
         grey.copy_(_grey(grey).expand_as(grey))
-    return result.index_select(0, torch.from_numpy(np.argsort(sequence)).to(images.device))
+    return result.index_select(0, on_device(np.argsort(sequence), images.device))
 
 
 def _runs(orders: NDArray[np.int64]) -> Iterator[slice]:
@@ -162,13 +163,13 @@ def _resized_crop(images: Tensor, sequence: NDArray[np.int64], draws: Augmentati
 
     row, weight = _neighbours(top, height, size)
     planes = sequence[:, None] * channels + np.arange(channels)
-    above = torch.from_numpy((planes[:, :, None] * size + row[:, None]).reshape(-1)).to(device)
+    above = on_device((planes[:, :, None] * size + row[:, None]).reshape(-1), device)
     lines = images.reshape(-1, size)
     shape = (count, channels, size, size)
     rows = lines.index_select(0, above).float().view(shape)
     rows.lerp_(
         lines.index_select(0, above + 1).float().view(shape),
-        torch.from_numpy(weight).to(device)[:, None, :, None],
+        on_device(weight, device)[:, None, :, None],
     )
 
     column, weight = _neighbours(left, width, size)
@@ -179,7 +180,7 @@ def _resized_crop(images: Tensor, sequence: NDArray[np.int64], draws: Augmentati
     if not images.is_floating_point():
         columns /= 255
     with torch.autocast(device.type, enabled=False):
-        return torch.bmm(rows.view(count, -1, size), torch.from_numpy(columns).to(device)).view(shape)
+        return torch.bmm(rows.view(count, -1, size), on_device(columns, device)).view(shape)
 
 
 def _neighbours(

@@ -104,6 +104,7 @@ class DatasetEntry:
             (None: the set's own).
         photographs: as in `DomainDataset`.
         outline: of a published data set.
+        embedded: whether it needs no data folder.
 
     ``open`` raises `DatasetNotFoundError` where there is none.
     """
@@ -111,6 +112,7 @@ class DatasetEntry:
     open: Callable[[Path | None, int | None], DomainDataset]
     photographs: bool
     outline: Outline | None = None
+    embedded: bool = False
 
 
 DATASETS: Registry[DatasetEntry] = Registry("data set")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from shiftproof.data.cache import cached_images, file_states
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Outline
+from shiftproof.registry import UnknownNameError
 
 IMAGE_SIZE = 224
 _LAYOUT = "expected <root>/<domain>/<class>/<image>"
@@ -63,6 +64,63 @@ def open_folder(data_dir: Path | None, image_size: int | None = None) -> DomainD
     root = _absolute(data_dir)
     classes, files = _domain_files(root)
     return _dataset(root.name, root, classes, files, image_size)
+
+
+class FolderContents(NamedTuple):
+    """What a folder data set holds.
+
+    Attributes:
+        root: the folder of its domains.
+        name: of the published data set that it is compared with; None for any other.
+        classes: class names; labels are indices into them.
+        files: domain by domain.
+        differences: from what is published, in words; empty where nothing is.
+    """
+
+    root: Path
+    name: str | None
+    classes: tuple[str, ...]
+    files: tuple[DomainFiles, ...]
+    differences: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of images by domain and class."""
+        return {
+            domain.name: dict(
+                zip(self.classes, np.bincount(domain.labels, minlength=len(self.classes)).tolist(), strict=True)
+            )
+            for domain in self.files
+        }
+
+
+def list_folder(data_dir: Path, name: str | None = None) -> FolderContents:
+    """List the images of a folder data set and compare them with what is published; no image is read.
+
+    Args:
+        data_dir: the folder of the domains, or, where `name` is given, the one that holds it.
+        name: of the published data set; None to go by the folder's name.
+
+    Raises:
+        FolderError: the folder is missing or empty, a class is empty, or classes differ between domains.
+        UnknownNameError: there is no published folder data set of that name.
+    """
+    data_dir = _absolute(data_dir)
+    published = {benchmark.name: benchmark for benchmark in _BENCHMARKS}
+    if name is None:
+        names = [one.name for one in _BENCHMARKS if data_dir.name in (one.name, one.folder)]
+        name = names[0] if names else None
+    elif name not in published:
+        raise UnknownNameError("published folder data set", name, list(published))
+    if name is None:
+        classes, files = _domain_files(data_dir)
+        return FolderContents(data_dir, None, classes, tuple(files), ())
+    try:
+        root = _benchmark_root(published[name], data_dir)
+    except FolderNotFoundError:  # a folder of another name
+        root = data_dir
+    classes, files = _domain_files(root)
+    return FolderContents(root, name, classes, tuple(files), tuple(_differences(published[name], classes, files)))
 
 
 def labelled_images(root: Path, classes: Sequence[str]) -> tuple[DomainFiles, ...]:
@@ -195,6 +253,7 @@ class _Benchmark:
         domains: the names of every domain's folder that are in use, in order.
         classes: number of classes.
         counts: number of images per domain, or of all.
+        class_counts: number of images per domain and class, where it is known.
     """
 
     name: str
@@ -202,6 +261,7 @@ class _Benchmark:
     domains: tuple[tuple[str, ...], ...]
     classes: int
     counts: tuple[int, ...] | int
+    class_counts: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def outline(self) -> Outline:
@@ -210,9 +270,27 @@ class _Benchmark:
 
 
 _BENCHMARKS = (
-    _Benchmark("PACS", "PACS", (("art_painting",), ("cartoon",), ("photo",), ("sketch",)), 7, (2048, 2344, 1670, 3929)),
+    _Benchmark(
+        "PACS",
+        "PACS",
+        (("art_painting",), ("cartoon",), ("photo",), ("sketch",)),
+        7,
+        (2048, 2344, 1670, 3929),
+        (
+            (379, 255, 285, 184, 201, 295, 449),
+            (389, 457, 346, 135, 324, 288, 405),
+            (189, 202, 182, 186, 199, 280, 432),
+            (772, 740, 753, 608, 816, 80, 160),
+        ),
+    ),
     _Benchmark("VLCS", "VLCS", (("Caltech101",), ("LabelMe",), ("SUN09",), ("VOC2007",)), 5, 10729),
-    _Benchmark("OfficeHome", "office_home", (("Art",), ("Clipart",), ("Product",), ("Real World", "Real")), 65, 15588),
+    _Benchmark(
+        "OfficeHome",
+        "office_home",
+        (("Art",), ("Clipart",), ("Product",), ("Real World", "Real")),
+        65,
+        (2427, 4365, 4439, 4357),
+    ),
     _Benchmark(
         "TerraIncognita",
         "terra_incognita",
@@ -225,7 +303,7 @@ _BENCHMARKS = (
         "domain_net",
         (("clipart",), ("infograph",), ("painting",), ("quickdraw",), ("real",), ("sketch",)),
         345,
-        586575,
+        (48129, 51605, 72266, 172500, 172947, 69128),
     ),
 )
 
@@ -277,6 +355,15 @@ def _differences(benchmark: _Benchmark, classes: Sequence[str], files: Sequence[
         differences += [
             f"{count} images in {name} instead of {published}"
             for name, count, published in zip(names, counts, benchmark.counts, strict=True)
+            if count != published
+        ]
+    if benchmark.class_counts is not None and not differences:
+        differences += [
+            f"{count} images of {class_name} in {domain.name} instead of {published}"
+            for domain, known in zip(files, benchmark.class_counts, strict=True)
+            for class_name, count, published in zip(
+                classes, np.bincount(domain.labels, minlength=len(classes)).tolist(), known, strict=True
+            )
             if count != published
         ]
     return differences

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -19,9 +20,15 @@ class Normalisation:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Normalise float images (n, channels, height, width) in [0, 1]."""
-        shape = (1, -1, 1, 1)
-        mean, std = (torch.tensor(v, device=pixels.device).view(shape) for v in (self.mean, self.std))
+        mean, std = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         return (pixels - mean) / std
+
+
+@lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return constants (1, channels, 1, 1); kept, because a GPU must be waited for to get them."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 class Network(nn.Module):

@@ -1,0 +1,173 @@
+"""What is wrong with a data set on the disk: missing images, unreadable ones, and the same image twice."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from shiftproof.data.dataset import DATASETS
+from shiftproof.data.folder import DomainFiles, list_folder
+from shiftproof.data.images import ImageError
+from shiftproof.data.mnist import IMAGES, MNIST_SETS
+
+_LISTED = 10
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What was found.
+
+    Attributes:
+        root: the folder that was looked at.
+        name: of the published data set that it was compared with; None for any other.
+        counts: number of images by domain and class.
+        differences: from what is published, in words.
+        unreadable: images that cannot be decoded to their end.
+        across_domains: groups of files that are byte for byte the same, in more than one domain.
+        across_classes: groups in more than one class of one domain.
+    """
+
+    root: Path
+    name: str | None
+    counts: dict[str, dict[str, int]]
+    differences: tuple[str, ...] = ()
+    unreadable: tuple[ImageError, ...] = ()
+    across_domains: tuple[tuple[Path, ...], ...] = ()
+    across_classes: tuple[tuple[Path, ...], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether all images are there and readable; equal files are not counted: published sets have them."""
+        return not self.differences and not self.unreadable
+
+    def text(self) -> str:
+        """Return a report: the table of counts, then what was found."""
+        lines = [f"{self.root}", "", *counts_table(self.counts), ""]
+        if self.name is None:
+            lines.append("not compared with a published data set")
+        elif not self.differences:
+            lines.append(f"the counts are those of the published {self.name}")
+        lines += [f"differs from the published {self.name}: {difference}" for difference in self.differences]
+        lines += _listing("unreadable images", [str(error) for error in self.unreadable])
+        for what, groups in (("domains", self.across_domains), ("classes of a domain", self.across_classes)):
+            names = [" = ".join(path.relative_to(self.root).as_posix() for path in group) for group in groups]
+            lines += _listing(f"images that are in several {what}", names)
+        return "\n".join(lines)
+
+
+def counts_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return the lines of a table of classes x domains, with sums."""
+    domains = list(counts)
+    classes = list(dict.fromkeys(chain.from_iterable(counts.values())))
+    rows = [["class", *domains, "all"]]
+    for name in classes:
+        row = [counts[domain].get(name, 0) for domain in domains]
+        rows.append([name, *map(str, row), str(sum(row))])
+    sums = [sum(counts[domain].values()) for domain in domains]
+    rows.append(["all", *map(str, sums), str(sum(sums))])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+
+
+def _listing(title: str, entries: Sequence[str]) -> list[str]:
+    more = [f"  and {len(entries) - _LISTED} more"] if len(entries) > _LISTED else []
+    return [f"{title}: {len(entries)}", *(f"  {entry}" for entry in entries[:_LISTED]), *more]
+
+
+def check_data(data_dir: Path, dataset: str | None = None) -> DataCheck:
+    """Look at a data set: its layout, its counts, every image file. Progress goes to the standard error.
+
+    Every file is read and decoded to its end, JPEG at an eighth of its size.
+
+    Args:
+        data_dir: the folder of the domains; where `dataset` is given, also the one that holds it.
+        dataset: name of the published data set to compare with; None to go by the folder's name.
+
+    Raises:
+        FolderError: the folder is missing or not laid out as a data set.
+        MNISTError: the files of MNIST are damaged.
+        UnknownNameError: there is no published data set of that name.
+    """
+    if dataset in MNIST_SETS:
+        opened = DATASETS[dataset].open(data_dir, None)
+        counts = {
+            domain.name: {name: int((domain.labels == label).sum()) for label, name in enumerate(opened.classes)}
+            for domain in opened.domains
+        }
+        images, expected = sum(len(domain) for domain in opened.domains), sum(IMAGES.values())
+        differences = () if images == expected else (f"{images} images instead of {expected}",)
+        return DataCheck(data_dir, dataset, counts, differences)
+    listed = list_folder(data_dir, dataset)
+    unreadable, equal = _read_all(listed.files, listed.root.name)
+    across_domains = [group for group in equal if len({_domain(path, listed.root) for path in group}) > 1]
+    across_classes = [
+        group
+        for group in equal
+        if group not in across_domains and len({path.relative_to(listed.root).parts[1] for path in group}) > 1
+    ]
+    return DataCheck(
+        listed.root,
+        listed.name,
+        listed.counts,
+        listed.differences,
+        tuple(unreadable),
+        tuple(across_domains),
+        tuple(across_classes),
+    )
+
+
+def _domain(path: Path, root: Path) -> str:
+    return path.relative_to(root).parts[0]
+
+
+def _read_all(files: Sequence[DomainFiles], name: str) -> tuple[list[ImageError], list[tuple[Path, ...]]]:
+    """Return the images that cannot be decoded, and the groups of equal files."""
+    from tqdm import tqdm
+
+    paths = [path for domain in files for path in domain.paths]
+    unreadable: list[ImageError] = []
+    by_digest: dict[bytes, list[Path]] = defaultdict(list)
+    truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc=name, unit="image") as bar:
+            for start in range(0, len(paths), _BLOCK):  # in blocks: an interrupt does not wait for all of them
+                block = paths[start : start + _BLOCK]
+                for path, outcome in zip(block, pool.map(_read, block), strict=True):
+                    if isinstance(outcome, ImageError):
+                        unreadable.append(outcome)
+                    else:
+                        by_digest[outcome].append(path)
+                bar.update(len(block))
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+    return unreadable, [tuple(group) for group in by_digest.values() if len(group) > 1]
+
+
+def _read(path: Path) -> bytes | ImageError:
+    """Return a digest of an image file, or what is wrong with it."""
+    try:
+        content = path.read_bytes()
+        if not content:
+            return ImageError(path, "the file is empty")
+        # Pillow's own verify() looks at the checksums of PNG alone; half a JPEG would pass
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+    except UnidentifiedImageError:
+        return ImageError(path, "not an image")
+    except Exception as error:  # decoders raise errors of many types on damaged files
+        return ImageError(path, str(error) or type(error).__name__)
+    return hashlib.blake2b(content, digest_size=16).digest()

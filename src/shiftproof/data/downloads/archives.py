@@ -1,0 +1,118 @@
+"""Archives, unpacked without letting a name in them choose where a file goes."""
+
+from __future__ import annotations
+
+import gzip
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+_DAMAGE = (zipfile.BadZipFile, tarfile.ReadError, gzip.BadGzipFile, zlib.error, EOFError)
+
+
+class ArchiveError(ValueError):
+    """An archive that is damaged, or that would write outside its folder."""
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip or tar archive; progress goes to the standard error.
+
+    Args:
+        archive: the file; its suffix tells which it is (.zip, .tar, .tar.gz, ...).
+        folder: where to, created if need be.
+
+    Raises:
+        ArchiveError: a name in it is absolute or leads out of the folder, a link does, or the archive is damaged;
+            a damaged one is removed, so that it is fetched again.
+    """
+    with removed_if_damaged(archive):
+        if archive.suffix == ".zip":
+            _unpack_zip(archive, folder)
+        else:
+            _unpack_tar(archive, folder)
+
+
+@contextmanager
+def removed_if_damaged(archive: Path) -> Iterator[None]:
+    """Remove an archive that proves damaged while it is read.
+
+    Raises:
+        ArchiveError: it did.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        archive.unlink()
+        raise ArchiveError(
+            f"{archive} was damaged and is removed ({error}); the same command fetches it anew"
+        ) from error
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    from tqdm import tqdm
+
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+        for member in members:
+            check_inside(member.filename, archive)
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise ArchiveError(f"{archive}: {member.filename} is a link")
+        for member in tqdm(members, desc=archive.name, unit="file"):
+            opened.extract(member, folder)
+
+
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    from tqdm import tqdm
+
+    with tarfile.open(archive) as opened:
+        for member in tqdm(opened, desc=archive.name, unit="file"):
+            check_inside(member.name, archive)
+            try:
+                opened.extract(member, folder, filter="data")
+            except tarfile.FilterError as error:
+                raise ArchiveError(f"{archive}: {error}") from error
+        read_to_end(opened)
+
+
+def read_to_end(archive: tarfile.TarFile) -> None:
+    """Read what lies behind the last member: tarfile does not, and the checksum of gzip is the very last.
+
+    Raises:
+        BadGzipFile: the checksum is wrong.
+    """
+    while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+        pass
+
+
+def check_inside(name: str, where: Path) -> None:
+    """Raise unless a relative path stays below the folder that it is taken relative to.
+
+    Args:
+        name: the path, as a file from elsewhere gives it.
+        where: that file, for the message.
+
+    Raises:
+        ArchiveError: the path is empty or absolute, has a drive, or goes up.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise ArchiveError(f"{where}: the name '{name}' leads out of the folder")
+
+
+def check_plain(name: str, where: Path) -> str:
+    """Return a name if it is that of one file or folder, not hidden.
+
+    Args:
+        name: the name, as a file from elsewhere gives it.
+        where: that file, for the message.
+
+    Raises:
+        ArchiveError: it is not.
+    """
+    if not name or name.startswith(".") or any(sign in name for sign in "/\\:\0"):
+        raise ArchiveError(f"{where}: '{name}' is no name of a file or folder")
+    return name

@@ -1,0 +1,104 @@
+"""Data sets whose archives hold the folders of the domains already, and MNIST's files."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from shiftproof.data.downloads.archives import check_inside, removed_if_damaged, unpack
+from shiftproof.data.downloads.http import RemoteFile, download
+
+
+def fetch_folders(archives: Sequence[RemoteFile], inside: str, downloads: Path, folder: Path) -> list[str]:
+    """Fetch archives and move the domains that they hold into a folder.
+
+    An archive is removed once it is unpacked, and not fetched again if what comes after it is interrupted.
+
+    Args:
+        archives: to fetch, one after the other.
+        inside: the folder in them that holds the domains; "." where they lie at the top.
+        downloads: for the archives.
+        folder: for the domains; created if need be.
+
+    Returns:
+        Remarks.
+
+    Raises:
+        DownloadError: an archive cannot be fetched.
+        ArchiveError: one is damaged or holds unsafe names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in archives:
+        unpacked = downloads / f"{file.name}.unpacked"
+        if unpacked.exists():
+            continue
+        archive = download(file, downloads)
+        part = downloads / f"{file.name}.unpacking"
+        shutil.rmtree(part, ignore_errors=True)
+        unpack(archive, part)
+        for domain in sorted((part / inside).iterdir()):
+            if domain.is_dir() and not domain.name.startswith((".", "__MACOSX")):
+                shutil.rmtree(folder / domain.name, ignore_errors=True)  # of a move that was interrupted
+                domain.rename(folder / domain.name)
+        unpacked.touch()
+        archive.unlink()
+        shutil.rmtree(part)
+    return []
+
+
+def fetch_without_duplicates(
+    archives: Sequence[RemoteFile], duplicates: RemoteFile, downloads: Path, folder: Path
+) -> list[str]:
+    """Fetch archives as `fetch_folders` does, and remove the images on a list, as DomainBed does for DomainNet.
+
+    Args:
+        archives: to fetch; the domains lie at their top.
+        duplicates: a text file of paths `<domain>/<class>/<image>`, one a line.
+        downloads: for archives and list.
+        folder: for the domains; created if need be.
+
+    Returns:
+        Remarks: how many images were removed.
+
+    Raises:
+        DownloadError: a file cannot be fetched.
+        ArchiveError: an archive is damaged, or it or the list holds unsafe names.
+    """
+    remarks = fetch_folders(archives, ".", downloads, folder)
+    listing = download(duplicates, downloads)
+    names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for name in names:
+        check_inside(name, listing)
+    found = [path for name in names if (path := folder / name).is_file()]
+    for path in found:
+        path.unlink()
+    return [
+        *remarks,
+        f"{len(found)} of the {len(names)} images on DomainBed's list of duplicates were there and removed",
+    ]
+
+
+def fetch_mnist(files: Sequence[RemoteFile], downloads: Path, folder: Path) -> list[str]:
+    """Fetch MNIST's compressed idx files and write them unpacked to `<folder>/raw`, as torchvision has them.
+
+    Args:
+        files: named `<idx file>.gz`.
+        downloads: for the compressed files.
+        folder: called MNIST in the end.
+
+    Returns:
+        Remarks.
+
+    Raises:
+        DownloadError: a file cannot be fetched.
+        ArchiveError: one is damaged.
+    """
+    raw = folder / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        packed = download(file, downloads)
+        with removed_if_damaged(packed), gzip.open(packed) as source, (raw / packed.stem).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return []

@@ -1,0 +1,174 @@
+"""Files from the network: continued where they broke off, and kept only if length and checksum are right."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from shiftproof.data.downloads.extra import require
+
+_CHUNK = 1 << 20
+_TIMEOUT_SECONDS = 60.0
+_PAUSE_SECONDS = 2.0
+_GOOGLE_DRIVE = "drive.google.com"
+
+
+class DownloadError(OSError):
+    """A file could not be fetched whole; the message names its address and where it was to go."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on a server.
+
+    Attributes:
+        url: its address.
+        name: what it is called here.
+        checksum: algorithm and hexadecimal digest, as in "md5:d41d..."; None where none is known.
+        size: in bytes; None where it is not known beforehand.
+    """
+
+    url: str
+    name: str
+    checksum: str | None = None
+    size: int | None = None
+
+
+def download(file: RemoteFile, folder: Path) -> Path:
+    """Fetch a file into a folder and return its path; one that is there already was verified when it came.
+
+    What has arrived is kept beside it as `<name>.partial` and continued, by itself after a broken connection as
+    long as every attempt gets further, else by the next call. Progress goes to the standard error.
+
+    Args:
+        file: the file.
+        folder: created if need be.
+
+    Raises:
+        DownloadError: the server refuses or cannot be reached, the connection keeps breaking, or length or checksum
+            are wrong. What has a wrong checksum is removed.
+        ValueError: a library that the file needs is not installed.
+    """
+    path = folder / file.name
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{file.name}.partial"
+    if urlsplit(file.url).hostname == _GOOGLE_DRIVE:
+        _from_google_drive(file, partial)
+    else:
+        _from_server(file, partial)
+    _verify(file, partial)
+    partial.replace(path)
+    return path
+
+
+def _verify(file: RemoteFile, partial: Path) -> None:
+    """Raise and remove the file unless its length and checksum are the known ones."""
+    size = partial.stat().st_size
+    if file.size not in (None, size):
+        partial.unlink()
+        raise DownloadError(f"{file.url} -> {partial}: expected {file.size} bytes, found {size}; removed")
+    if file.checksum is None:
+        return
+    algorithm, _, expected = file.checksum.partition(":")
+    with partial.open("rb") as content:
+        found = hashlib.file_digest(content, algorithm).hexdigest()
+    if found != expected:
+        partial.unlink()
+        raise DownloadError(f"{file.url} -> {partial}: expected {algorithm} {expected}, found {found}; removed")
+
+
+def _from_google_drive(file: RemoteFile, partial: Path) -> None:
+    """Fetch with gdown, which answers Google's question about large files and continues broken downloads."""
+    gdown = require("gdown")
+    try:
+        gdown.download(url=file.url, output=str(partial), resume=True)
+    except Exception as error:  # of gdown's own types and of requests'
+        raise DownloadError(
+            f"{file.url} -> {partial}: {str(error).partition(chr(10))[0]} "
+            f"(what has arrived is in {partial}*.part; the same command continues there)"
+        ) from error
+
+
+class _Received(NamedTuple):
+    """How an attempt ended: the length that was announced for the whole file, and what broke it off, if anything."""
+
+    expected: int | None
+    broken: str | None
+
+
+def _from_server(file: RemoteFile, partial: Path) -> None:
+    """Write the partial file until it is as long as the server says."""
+    reached = partial.stat().st_size if partial.exists() else 0
+    while True:
+        received = _receive(file, partial)
+        size = partial.stat().st_size if partial.exists() else 0
+        if received.broken is None and received.expected in (None, size):
+            return
+        if size <= reached:
+            lengths = "" if received.expected is None else f"expected {received.expected} bytes, found {size}; "
+            raise DownloadError(
+                f"{file.url} -> {partial}: {lengths}{received.broken or 'the connection was closed'}; "
+                "the same command continues there"
+            )
+        reached = size
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _receive(file: RemoteFile, partial: Path) -> _Received:
+    """Ask for what the partial file lacks and append it; where the server sends all of it, begin anew."""
+    from tqdm import tqdm
+
+    start = partial.stat().st_size if partial.exists() else 0
+    request = Request(file.url, headers={"User-Agent": "shiftproof"})  # noqa: S310  (addresses are ours)
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        response: HTTPResponse = urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
+    except HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
+            raise DownloadError(f"{file.url} -> {partial}: the server answers {error.code} {error.reason}") from error
+        if error.headers.get("Content-Range") == f"bytes */{start}":
+            return _Received(start, None)  # it is all there
+        partial.unlink()  # of another file
+        return _receive(file, partial)
+    except (HTTPException, OSError) as error:
+        return _Received(None, _reason(error))
+    with response:
+        if start and not _continues(response, start):
+            start = 0
+        length = response.headers.get("Content-Length")
+        expected = None if length is None else start + int(length)
+        with (
+            partial.open("ab" if start else "wb") as output,
+            tqdm(total=expected, initial=start, desc=file.name, unit="B", unit_scale=True) as bar,
+        ):
+            while True:
+                try:
+                    chunk = response.read(_CHUNK)
+                except (HTTPException, OSError) as error:
+                    return _Received(expected, _reason(error))
+                if not chunk:
+                    return _Received(expected, None)
+                output.write(chunk)
+                bar.update(len(chunk))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _continues(response: HTTPResponse, start: int) -> bool:
+    """Return whether an answer begins where it was asked to."""
+    given = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return response.status == HTTPStatus.PARTIAL_CONTENT and given is not None and int(given[1]) == start

@@ -1,0 +1,155 @@
+"""Data sets of the Hugging Face hub: parquet files with the columns image, domain and label."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shiftproof.data.downloads.archives import check_plain
+from shiftproof.data.downloads.extra import require
+from shiftproof.data.downloads.http import DownloadError, RemoteFile, download
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set of the hub.
+
+    Attributes:
+        repository: owner and name.
+        revision: the commit.
+        checksums: of files, by path, where they are known here; of all others the hub's own are taken.
+    """
+
+    repository: str
+    revision: str
+    checksums: dict[str, str] = field(default_factory=dict)
+
+
+def fetch_from_hub(dataset: HubDataset, downloads: Path, folder: Path) -> list[str]:
+    """Fetch a data set and write it as `<folder>/<domain>/<class>/<image>`.
+
+    Args:
+        dataset: what to fetch.
+        downloads: for the parquet files.
+        folder: for the images.
+
+    Returns:
+        Remarks.
+
+    Raises:
+        DownloadError: the hub refuses or cannot be reached, or a file arrives damaged.
+        ValueError: the files are not of the expected form, or a library is not installed.
+    """
+    require("pyarrow.parquet")
+    files = [download(file, downloads) for file in hub_files(dataset)]
+    return write_images(files, folder)
+
+
+def hub_files(dataset: HubDataset, endpoint: str | None = None) -> list[RemoteFile]:
+    """List the parquet files of a data set, with the SHA-256 sums that the hub states.
+
+    Args:
+        dataset: the data set.
+        endpoint: address of the hub; None for the usual one.
+
+    Raises:
+        DownloadError: the hub cannot be asked, or has no such files.
+        ValueError: huggingface_hub is not installed.
+    """
+    hub = require("huggingface_hub")
+    repository, revision = dataset.repository, dataset.revision
+    try:
+        found = hub.HfApi(endpoint=endpoint).dataset_info(repository, revision=revision, files_metadata=True)
+    except Exception as error:  # of the library's types and of those of the HTTP library under it
+        raise DownloadError(f"the hub does not list {repository} at {revision}: {error}") from error
+    files = []
+    for entry in sorted(found.siblings or (), key=lambda entry: str(entry.rfilename)):
+        if not entry.rfilename.endswith(".parquet"):
+            continue
+        known = dataset.checksums.get(entry.rfilename)
+        stated = f"sha256:{entry.lfs.sha256}" if entry.lfs else None
+        url = hub.hf_hub_url(repository, entry.rfilename, repo_type="dataset", revision=found.sha, endpoint=endpoint)
+        files.append(RemoteFile(url, PurePosixPath(entry.rfilename).name, known or stated, entry.size))
+    if not files:
+        raise DownloadError(f"{repository} at {revision} holds no parquet files")
+    return files
+
+
+def write_images(files: Sequence[Path], folder: Path) -> list[str]:
+    """Write the images of parquet files, byte for byte, as `<folder>/<domain>/<class>/<image>`.
+
+    An image keeps the name that its row states, where these are unique within every class of a domain: the order of
+    files, and with it DomainBed's splits, then are the original ones. Else it is named by its row.
+
+    Args:
+        files: with the columns image (bytes and path), domain (text) and label (a number whose names the schema
+            holds, as the library datasets writes them), in order.
+        folder: made anew.
+
+    Returns:
+        Remarks.
+
+    Raises:
+        ValueError: columns or names are not as expected.
+    """
+    from tqdm import tqdm
+
+    parquet = require("pyarrow.parquet")
+    shutil.rmtree(folder, ignore_errors=True)
+    opened = [parquet.ParquetFile(file) for file in files]
+    classes = [check_plain(name, files[0]) for name in _class_names(opened[0], files[0])]
+    stated = Counter(
+        (row["domain"], row["label"], PurePosixPath(row["image"]["path"] or "").name)
+        for row in _rows(opened, ["image.path", "domain", "label"])
+    )
+    by_name = all(count == 1 and name for (_, _, name), count in stated.items())
+    total = sum(stated.values())
+    rows = _rows(opened, ["image", "domain", "label"])
+    for number, row in enumerate(tqdm(rows, total=total, desc=folder.name, unit="image")):
+        image, domain, label = row["image"], check_plain(row["domain"], files[0]), row["label"]
+        if not 0 <= label < len(classes):
+            raise ValueError(f"{files[0]}: row {number} has label {label}, but there are {len(classes)} classes")
+        if by_name:
+            name = check_plain(PurePosixPath(image["path"]).name, files[0])
+        else:
+            name = f"{number:06d}{_suffix(image['bytes'], number, files[0])}"
+        target = folder / domain / classes[label] / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(image["bytes"])
+    if by_name:
+        return []
+    return ["the copy does not state the names of its files: their order, and so DomainBed's splits, may differ"]
+
+
+def _class_names(opened: Any, file: Path) -> list[str]:
+    """Return the names of the labels, which the library datasets keeps in the schema's metadata."""
+    try:
+        metadata = json.loads(opened.schema_arrow.metadata[b"huggingface"])
+        names = metadata["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: the schema does not name the classes") from error
+    return [str(name) for name in names]
+
+
+def _rows(opened: Sequence[Any], columns: list[str]) -> Iterator[dict[str, Any]]:
+    for file in opened:
+        for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _suffix(content: bytes, number: int, file: Path) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return {"JPEG": ".jpg", "PNG": ".png"}[str(image.format)]
+    except (UnidentifiedImageError, KeyError) as error:
+        raise ValueError(f"{file}: row {number} is neither JPEG nor PNG") from error
