@@ -1,0 +1,52 @@
+"""The trackers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+
+from shiftproof.registry import Registry
+from shiftproof.training.tracking.mlflow import MLflowTracker
+from shiftproof.training.tracking.tensorboard import TensorBoardTracker
+from shiftproof.training.tracking.tracker import TrackedRun, Tracker
+from shiftproof.training.tracking.wandb import WandbTracker
+
+
+@dataclass(frozen=True)
+class TrackerEntry:
+    """One tracker.
+
+    Attributes:
+        title: what it is called.
+        modules: what has to be importable.
+        open: opens it for a run.
+    """
+
+    title: str
+    modules: tuple[str, ...]
+    open: Callable[[TrackedRun], Tracker]
+
+
+TRACKERS: Registry[TrackerEntry] = Registry("tracker")
+TRACKERS.register("tensorboard", TrackerEntry("TensorBoard", ("torch.utils.tensorboard",), TensorBoardTracker))
+TRACKERS.register("mlflow", TrackerEntry("MLflow", ("mlflow", "sqlalchemy", "alembic"), MLflowTracker))
+TRACKERS.register("wandb", TrackerEntry("W&B", ("wandb",), WandbTracker))
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise unless the trackers can be used.
+
+    Args:
+        names: their names.
+
+    Raises:
+        ValueError: there is no tracker of a name, or it is not installed.
+    """
+    for name in names:
+        entry = TRACKERS[name]
+        for module in entry.modules:
+            try:
+                import_module(module)
+            except ImportError as error:
+                raise ValueError(f"{entry.title} is not installed: pip install 'shiftproof[{name}]'") from error
