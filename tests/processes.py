@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 
-def run_processes(file, folder, limit):
-    """Run a worker's file on a folder and return what it printed, after a line that says so where it was stuck."""
+def run_processes(file, *arguments, limit):
+    """Run a worker's file and return what it printed, after a line that says so where it was stuck."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     process = subprocess.Popen(
-        [sys.executable, file, folder],
+        [sys.executable, file, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

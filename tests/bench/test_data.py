@@ -46,16 +46,23 @@ def test_a_run_is_made_of_its_costs():
     assert run_time(costs, 3, 10)["seconds"] == pytest.approx(0.3 + 0.9 + 8)
 
 
-def test_both_ways_are_measured_on_equal_terms(root):
+def test_all_ways_are_measured_on_equal_terms(root):
     result = bench_data(_study(root), workers=1, steps=2, rounds=2)
     assert multiprocessing.active_children() == []  # workers left over would slow what is measured next
-    ours, usual = result["ways"]["shiftproof"], result["ways"]["usual way"]
-    for measured in (*ours["rounds"], *usual["rounds"]):
+    ours, usual, best = (result["ways"][name] for name in ("shiftproof", "usual way", "data for nothing"))
+    for measured in (*ours["rounds"], *usual["rounds"], *best["rounds"]):
         assert measured["images"]["data"] == measured["images"]["training"] == 2 * 2 * 4
     assert len(ours["rounds"]) == len(usual["rounds"]) == 2
     assert ours["evaluated"] == [1 + 2 + 2, 1 + 2 + 2 + 2 * 10]
     assert usual["evaluated"] == [30, 30]
-    for way in (ours, usual):
+    assert best["evaluated"] == ours["evaluated"]
+    assert best["speed"] == 1
+    speeds = [
+        (b["data"] + b["training"]) / (r["data"] + r["training"])
+        for b, r in zip(best["rounds"], ours["rounds"], strict=True)
+    ]
+    assert ours["speed"] == pytest.approx(sum(speeds) / 2)
+    for way in (ours, usual, best):
         first, second = way["rounds"]
         assert way["costs"]["data"] == pytest.approx((first["data"] + second["data"]) / 2)
         assert way["images_per_second"] > 0
@@ -63,15 +70,17 @@ def test_both_ways_are_measured_on_equal_terms(root):
             assert run["data"] + run["training"] + run["evaluation"] == pytest.approx(1)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     lines = data_table(result).splitlines()
-    assert [line.split() for line in lines if line.startswith("  images")] == [["images", "5", "30"]]
+    assert [line.split() for line in lines if line.startswith("  images")] == [["images", "5", "30", "5"]]
     shares = [line.split()[1::2] for line in lines if line.startswith("  evaluation")]
-    assert shares == [[f"{100 * way['runs'][run]['evaluation']:.1f}" for way in (ours, usual)] for run in (0, 1)]
+    assert shares == [[f"{100 * way['runs'][run]['evaluation']:.1f}" for way in (ours, usual, best)] for run in (0, 1)]
 
 
 def test_the_usual_way_evaluates_the_same_pixels(root):
     study = _study(root)
     network = build_network("small_conv", (3, 16, 16), 2, dropout=0.0, seed=0)
-    stream = _Loaders(open_data(study, "folder"), make_plan(study).runs[0], network, root, 1).evaluation()
+    stream = _Loaders(
+        open_data(study, "folder"), make_plan(study).runs[0], network, root, 1, torch.device("cpu")
+    ).evaluation()
     images, labels = next(stream)
     stream.close()
     known = torch.cat([torch.from_numpy(domain.images.copy()) for domain in open_data(study, "folder").domains])
@@ -85,7 +94,9 @@ def test_the_usual_way_evaluates_the_same_pixels(root):
 def test_the_usual_way_augments_a_batch_of_every_source(root):
     study = _study(root)
     network = build_network("small_conv", (3, 16, 16), 2, dropout=0.0, seed=0)
-    stream = _Loaders(open_data(study, "folder"), make_plan(study).runs[0], network, root, 2).training()
+    stream = _Loaders(
+        open_data(study, "folder"), make_plan(study).runs[0], network, root, 2, torch.device("cpu")
+    ).training()
     batches = list(islice(stream, 2))
     stream.close()
     assert [[images.shape for images, _ in step] for step in batches] == [[(4, 3, 16, 16)] * 2] * 2
@@ -102,7 +113,7 @@ def test_the_command_writes_json(root, tmp_path, capsys):
     result = json.loads(output.read_text())
     assert result["setting"]["images per domain and step"] == 2
     assert result["setting"]["target"] == "sketch"
-    assert set(result["ways"]) == {"shiftproof", "usual way"}
+    assert set(result["ways"]) == {"shiftproof", "usual way", "data for nothing"}
 
 
 def test_bad_input_is_refused(root):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from processes import run_processes
+
 from . import distributed_worker as worker
-from .processes import run_processes
 
 pytestmark = pytest.mark.skipif(
     not (hasattr(os, "fork") and torch.distributed.is_gloo_available()),
@@ -29,7 +30,7 @@ def findings(tmp_path_factory):
         folder.mkdir(exist_ok=True)
     with FileLock(folder / "lock"):
         if not (folder / "output").exists():
-            (folder / "output").write_text(run_processes(worker.__file__, folder, LIMIT))
+            (folder / "output").write_text(run_processes(worker.__file__, folder, limit=LIMIT))
     output = (folder / "output").read_text()
     found = {}
     for world in worker.WORLDS:

@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
+from processes import run_processes
+
 from . import multipass_worker as worker
-from .processes import run_processes
 
 pytestmark = pytest.mark.skipif(
     not (hasattr(os, "fork") and torch.distributed.is_gloo_available()),
@@ -19,7 +20,7 @@ LIMIT = 200  # seconds; some 15 are needed on two cores
 def findings(tmp_path_factory):
     """What each process found."""
     folder = tmp_path_factory.mktemp("multipass")
-    output = run_processes(worker.__file__, folder, LIMIT)
+    output = run_processes(worker.__file__, folder, limit=LIMIT)
     if output.startswith("stuck"):
         pytest.fail(output)
     found = [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]

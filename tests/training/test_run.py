@@ -11,7 +11,7 @@ from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import Study
 from shiftproof.studies.planning import plan_run
 from shiftproof.studies.selection import training_domain
-from shiftproof.training import read_result, train
+from shiftproof.training import read_result, run, train
 from training.killed import train_killed_at
 
 CPU = torch.device("cpu")
@@ -193,3 +193,38 @@ def test_the_process_keeps_its_settings(study, tmp_path):
     torch.set_num_threads(2)
     train(_spec(study), DIGITS, tmp_path, device=CPU)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_eager_one_to_rounding_and_another_run(study, tmp_path):
+    spec = _spec(study, "adam")
+    compiled = dataclasses.replace(spec, compile=True)
+    assert compiled.name != spec.name
+    eager, other = (train(one, DIGITS, tmp_path / one.name, device=CPU) for one in (spec, compiled))
+    for expected, record in zip(eager["metrics"], other["metrics"], strict=True):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    for name, value in shiftproof.load(tmp_path / spec.name).state_dict().items():
+        torch.testing.assert_close(
+            shiftproof.load(tmp_path / compiled.name).state_dict()[name], value, rtol=1e-3, atol=1e-3
+        )
+
+
+def test_losses_that_are_read_later_are_the_same(study, tmp_path, monkeypatch):
+    seen = {}
+
+    def trained(name, **changes):
+        steps = seen[name] = []
+        spec = dataclasses.replace(_spec(study, "sgd"), **changes)
+        result = train(
+            spec, DIGITS, tmp_path / name, device=CPU, on_progress=lambda step, loss: steps.append((step, loss))
+        )
+        return {**result, "seconds": None, "passes": None}
+
+    at_once, diverged = trained("a"), trained("b", hparams={**_spec(study, "sgd").hparams, "optimizer.lr": 1e30})
+    monkeypatch.setitem(run.STEPS_BETWEEN_READS, "cpu", 3)  # evaluated after every fourth
+    assert trained("c") == at_once
+    assert seen["c"] == seen["a"]
+    assert [step for step, _ in seen["c"]] == list(range(1, 13))
+    later = trained("d", hparams=diverged["spec"]["hparams"])
+    assert later["status"] == "failed"
+    assert (later["error"], later["steps"]) == (diverged["error"], diverged["steps"])

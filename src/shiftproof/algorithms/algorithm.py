@@ -103,6 +103,12 @@ class Algorithm(nn.Module):
     transductive: ClassVar[bool] = False
     """Whether predictions depend on the other images of a test batch."""
 
+    single_device: ClassVar[str | None] = None
+    """Why its batches cannot be split over several devices; None where all it knows of images are their features."""
+
+    reads_heads: ClassVar[bool] = False
+    """Whether it reads weights of its heads, not their outputs alone, so that they cannot be sharded."""
+
     def __init__(self, network: Network, num_domains: int) -> None:
         super().__init__()
         self.network = self.extend(network)

@@ -37,6 +37,7 @@ class ANDMask(Algorithm):
 
     hparams: ClassVar[Mapping[str, Hparam]] = {"tau": Hparam(1.0, uniform(0.5, 1.0)), "rescale": Hparam(False)}
     accumulates: ClassVar[bool] = False
+    single_device: ClassVar[str | None] = "it compares the gradients of domains, of which a device has parts"
 
     def __init__(self, network: Network, num_domains: int, *, tau: float = 1.0, rescale: bool = False) -> None:
         super().__init__(network, num_domains)

@@ -94,6 +94,7 @@ class ARM(Algorithm):
     photograph_batch_size: ClassVar[int | None] = 8
     accumulates: ClassVar[bool] = False
     transductive: ClassVar[bool] = True
+    single_device: ClassVar[str | None] = "its context is of all images of a domain"
     pools_domains: ClassVar[bool] = False  # its context networks have batch norms that see one domain at a time
     network: ContextNetwork
 

@@ -98,6 +98,7 @@ class DANN(Algorithm):
         ValueError: an argument is out of its range.
     """
 
+    reads_heads: ClassVar[bool] = True
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "penalty_weight": Hparam(1.0, log10_uniform(-2, 2), seed_name="lambda"),
         "weight_decay_d": Hparam(0.0, log10_uniform(-6, -2)),

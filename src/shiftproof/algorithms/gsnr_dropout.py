@@ -43,6 +43,7 @@ class GSNRDropout(ERM):
 
     hparams: ClassVar[Mapping[str, Hparam]] = {"ratio": Hparam(1 / 3, uniform(0.0, 0.5))}
     accumulates: ClassVar[bool] = False
+    single_device: ClassVar[str | None] = "it compares gradients of single images"
 
     def __init__(self, network: Network, num_domains: int, *, ratio: float = 1 / 3) -> None:
         super().__init__(network, num_domains)

@@ -48,6 +48,7 @@ class MIRO(Algorithm):
         ValueError: the weight is out of its range.
     """
 
+    single_device: ClassVar[str | None] = "its penalty is on feature maps inside the featurizer"
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "penalty_weight": Hparam(0.1, choice(1.0, 0.1, 0.01, 0.001), seed_name="ld")
     }

@@ -45,6 +45,7 @@ class MixStyle(Algorithm):
         ValueError: the featurizer has no feature maps before its last stage, or an argument is out of its range.
     """
 
+    single_device: ClassVar[str | None] = "it mixes images inside the featurizer"
     hparams: ClassVar[Mapping[str, Hparam]] = {"p": Hparam(0.5), "alpha": Hparam(0.1)}
 
     def __init__(self, network: Network, num_domains: int, p: float = 0.5, alpha: float = 0.1) -> None:

@@ -55,6 +55,7 @@ class MLDG(Algorithm):
     }
     min_domains: ClassVar[int] = 2
     accumulates: ClassVar[bool] = False
+    single_device: ClassVar[str | None] = "it differentiates at weights other than those that are averaged over devices"
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class RSC(Algorithm):
         "batch_drop": Hparam(1 / 3, uniform(0, 0.5), seed_name="rsc_b_drop_factor"),
     }
     accumulates: ClassVar[bool] = False
+    reads_heads: ClassVar[bool] = True
 
     def __init__(
         self, network: Network, num_domains: int, feature_drop: float = 1 / 3, batch_drop: float = 1 / 3

@@ -50,6 +50,7 @@ class SagNet(Algorithm):
         ValueError: the weight is out of its range.
     """
 
+    reads_heads: ClassVar[bool] = True
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "adversary_weight": Hparam(0.1, log10_uniform(-2, 1), seed_name="sag_w_adv")
     }

@@ -76,6 +76,7 @@ class GGA(Annealer):
         "search": Hparam("ball"),
     }
 
+    single_device = True
     _rejects_early = True  # what the benchmark and a test turn off
 
     def __init__(

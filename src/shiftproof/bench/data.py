@@ -1,7 +1,8 @@
 """The data path against the usual one: images per second, and what a run spends on data and evaluation.
 
 The usual way is DomainBed's: the workers of one loader per domain decode and augment image by image, and every split
-of every domain is evaluated. Network, training step, scoring and memory format are the same for both.
+of every domain is evaluated. A third way has the same made-up batch on the device for every step: what training could
+do if data cost nothing. Network, training step, scoring and memory format are the same for all.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ WARM_UP = 3  # batches before the clock starts: workers start, and their queues 
 EVALUATION_BATCHES = 16
 _ENDLESS = 2**40
 _NOTES = (
-    "Means over rounds in which the two ways take turns; in brackets the least and the most.",
+    "Means over rounds in which the ways take turns; in brackets the least and the most.",
     "Training has one thread. shiftproof prepares batches on it and leaves the other cores to other runs;",
     "the usual way has its loader workers on them, and on all cores where data is measured alone.",
-    "Data is what training waits for. Decoding the files into the cache, once per data set, is not counted.",
+    "Data is what training waits for; on a GPU the host hands its batches on without waiting, and data is that time.",
+    "Decoding the files into the cache, once per data set, is not counted.",
     "shiftproof evaluates what the selection rules read, the usual way every split of every domain, equally often;",
     f"{EVALUATION_BATCHES} batches of up to {EVALUATION_BATCH} images are timed and scaled to all.",
 )
@@ -84,36 +86,38 @@ def run_time(costs: Costs, steps: int, checkpoint_freq: int) -> dict[str, float]
 
 
 def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) -> dict[str, Any]:
-    """Time the first run of a study with the batches of shiftproof and of the usual way, in turn.
+    """Time the first run of a study with the batches of shiftproof, of the usual way and of made-up data, in turn.
 
     Sets torch to one thread, as every run does.
 
     Args:
-        study: on a folder data set and the CPU.
+        study: on a folder data set.
         workers: processes that decode for the usual way; training loaders share them, with at least one each.
         steps: steps timed per round.
         rounds: turns of each way.
 
     Returns:
-        What JSON can hold: ``setting``, ``notes`` and ``ways``. Of a way: ``images_per_second`` of data alone,
-        ``evaluated`` images (in one evaluation, in the last), ``costs`` (see `Costs`), ``runs`` (see `run_time`; with
-        ``steps``), and all ``rounds``, with the numbers of ``images`` that were timed.
+        What JSON can hold: ``setting``, ``notes`` and ``ways``. Of a way: ``images_per_second`` of data alone, the
+        ``speed`` of training over that with data for nothing, ``evaluated`` images (in one evaluation, in the last),
+        ``costs`` (see `Costs`), ``runs`` (see `run_time`; with ``steps``), and all ``rounds``, with the numbers of
+        ``images`` that were timed.
 
     Raises:
-        ValueError: the data set is no folder of images, the device not the CPU, or a number below 1.
+        ValueError: the data set is no folder of images, or a number below 1.
     """
     for name, number in (("workers", workers), ("steps", steps), ("rounds", rounds)):
         if number < 1:
             raise ValueError(f"{name} must be a whole number above 0, not {number}")
     data = open_data(study, study.datasets[0])
     root = data.root
-    if root is None or study.device != "cpu":
-        raise ValueError("the data path is measured on a folder of images and on the CPU")
+    if root is None:
+        raise ValueError("the data path is measured on a folder of images")
     torch.set_num_threads(1)
     spec = make_plan(study).runs[0]
-    trainer = _Trainer(data, spec, study.weights)
-    loaders = _Loaders(data, spec, trainer.network, root, workers)
-    ways: dict[str, _Way] = {"shiftproof": _Cache(data, spec, trainer.network), "usual way": loaders}
+    trainer = _Trainer(data, spec, study.weights, torch.device(study.device))
+    loaders = _Loaders(data, spec, trainer.network, root, workers, trainer.device)
+    cache = _Cache(data, spec, trainer)
+    ways: dict[str, _Way] = {"shiftproof": cache, "usual way": loaders, "data for nothing": _MadeUp(cache)}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -129,11 +133,14 @@ def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) 
             "steps per round": steps,
             "workers per training loader": loaders.training_workers,
             "workers of evaluation": workers,
+            "precision": spec.precision,
+            "compiled": spec.compile,
+            "device": str(study.device) if trainer.device.type == "cpu" else torch.cuda.get_device_name(trainer.device),
             "cores": os.cpu_count(),
             "torch": torch.__version__,
         },
         "notes": list(_NOTES),
-        "ways": {name: _summary(way, measured[name]) for name, way in ways.items()},
+        "ways": {name: _summary(way, measured[name], measured["data for nothing"]) for name, way in ways.items()},
     }
 
 
@@ -157,6 +164,7 @@ def data_table(result: dict[str, Any]) -> str:
         row("data alone, images per second", over_rounds("images_per_second")),
         row("100 steps without evaluation, s", over_rounds("data", "training")),
         row("  of these, waiting for data", over_rounds("data")),
+        row("  speed, of that with data for nothing", [f"{100 * way['speed']:.1f} %" for way in ways]),
         row("one evaluation, s", over_rounds("evaluation")),
         row("  images", [str(way["evaluated"][0]) for way in ways]),
     ]
@@ -167,13 +175,17 @@ def data_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *result["notes"]])
 
 
-def _summary(way: _Way, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(way: _Way, rounds: list[dict[str, Any]], unhindered: list[dict[str, Any]]) -> dict[str, Any]:
     def mean(entry: str) -> float:
         return fmean(r[entry] for r in rounds)
+
+    def seconds(r: dict[str, Any]) -> float:
+        return float(r["data"] + r["training"])
 
     costs = Costs(*(mean(field.name) for field in fields(Costs)))
     return {
         "images_per_second": mean("images_per_second"),
+        "speed": fmean(seconds(best) / seconds(own) for best, own in zip(unhindered, rounds, strict=True)),
         "evaluated": way.evaluated,
         "costs": asdict(costs),
         "runs": [{"steps": steps, **run_time(costs, steps, checkpoint_freq)} for steps, checkpoint_freq in RUNS],
@@ -187,6 +199,7 @@ def _round(way: _Way, trainer: _Trainer, steps: int) -> dict[str, Any]:
         list(islice(stream, WARM_UP))
         begin = time.perf_counter()
         data_images = sum(_images(batches) for batches in islice(stream, steps))
+        trainer.wait()
         data_alone = time.perf_counter() - begin
 
     waited = trained = 0.0
@@ -197,6 +210,8 @@ def _round(way: _Way, trainer: _Trainer, steps: int) -> dict[str, Any]:
             batches = next(stream)
             ready = time.perf_counter()
             trainer.step(batches)
+            if step in (0, steps):
+                trainer.wait()  # as a run does at its evaluations
             if step > 0:
                 waited += ready - begin
                 trained += time.perf_counter() - ready
@@ -225,16 +240,22 @@ def _images(batches: Sequence[Batch]) -> int:
 class _Trainer:
     """The network and its training step, as in a run."""
 
-    def __init__(self, data: DomainDataset, spec: RunSpec, weights: Path | None) -> None:
+    def __init__(self, data: DomainDataset, spec: RunSpec, weights: Path | None, device: torch.device) -> None:
+        self.device = device
         self._classes, self._precision = len(data.classes), spec.precision
-        self._steps = build_steps(spec, data, torch.device("cpu"), weights)
+        self._steps = build_steps(spec, data, device, weights)
         self._algorithm = self._steps.algorithm
         self.network = self._algorithm.network
         self._taken = 0
 
     def step(self, batches: Sequence[Batch]) -> None:
         self._taken += 1
-        float(self._steps.take(batches, self._taken))
+        self._steps.take(batches, self._taken)
+
+    def wait(self) -> None:
+        """Wait for what the device has been given to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def evaluate(self, batches: Iterable[Batch]) -> int:
         """Score batches and return the number of images."""
@@ -265,8 +286,8 @@ class _Way(ABC):
 class _Cache(_Way):
     """Ours: images decoded once, batches augmented in the training process, evaluation of what is read."""
 
-    def __init__(self, dataset: DomainDataset, spec: RunSpec, network: Network) -> None:
-        self._inputs = Inputs(dataset, spec, network.normalisation, torch.device("cpu"))
+    def __init__(self, dataset: DomainDataset, spec: RunSpec, trainer: _Trainer) -> None:
+        self._inputs = Inputs(dataset, spec, trainer.network.normalisation, trainer.device)
         splits = _splits(dataset, spec)
         read = sum(len(split.out) for split in splits)
         # after the last step the rest of the target is scored, at that step and at the selected one
@@ -282,6 +303,23 @@ class _Cache(_Way):
                 yield from self._inputs.evaluation_batches(i, "out")
 
 
+class _MadeUp(_Way):
+    """One batch again and again, which is there already; what is evaluated, too."""
+
+    def __init__(self, cache: _Cache) -> None:
+        self.evaluated = cache.evaluated
+        self._batches = [(torch.rand_like(images), labels) for images, labels in next(cache.training())]
+        self._evaluated = next(cache.evaluation())
+
+    def training(self) -> Generator[list[Batch], None, None]:
+        while True:
+            yield self._batches
+
+    def evaluation(self) -> Generator[Batch, None, None]:
+        while True:
+            yield self._evaluated
+
+
 class _Loaders(_Way):
     """The usual way: loaders whose workers decode and augment image by image, evaluation of everything.
 
@@ -289,8 +327,17 @@ class _Loaders(_Way):
         training_workers: processes of each training loader; as many as `workers` in all where that is possible.
     """
 
-    def __init__(self, dataset: DomainDataset, spec: RunSpec, network: Network, root: Path, workers: int) -> None:
+    def __init__(
+        self,
+        dataset: DomainDataset,
+        spec: RunSpec,
+        network: Network,
+        root: Path,
+        workers: int,
+        device: torch.device,
+    ) -> None:
         size = dataset.image_shape[-1]
+        self._device = device
         tensor = [
             transforms.ToTensor(),
             transforms.Normalize(network.normalisation.mean, network.normalisation.std),
@@ -321,10 +368,14 @@ class _Loaders(_Way):
 
     def training(self) -> Generator[list[Batch], None, None]:
         for batches in zip(*self._training, strict=True):
-            yield [_channels_last(batch) for batch in batches]
+            yield [self._moved(batch) for batch in batches]
 
     def evaluation(self) -> Generator[Batch, None, None]:
-        return (_channels_last(batch) for batch in self._evaluation)
+        return (self._moved(batch) for batch in self._evaluation)
+
+    def _moved(self, batch: Batch) -> Batch:
+        images, labels = batch
+        return images.to(self._device, memory_format=torch.channels_last), labels.to(self._device)
 
 
 class _Files(Dataset[tuple[Tensor, int]]):
@@ -343,11 +394,6 @@ class _Files(Dataset[tuple[Tensor, int]]):
 def _loader(images: Dataset[tuple[Tensor, int]], batch_size: int, workers: int) -> DataLoader[Any]:
     endless = RandomSampler(images, replacement=True, num_samples=_ENDLESS)  # type: ignore[arg-type]
     return DataLoader(images, batch_size, sampler=endless, num_workers=workers)
-
-
-def _channels_last(batch: Batch) -> Batch:
-    images, labels = batch
-    return images.contiguous(memory_format=torch.channels_last), labels
 
 
 def _splits(dataset: DomainDataset, spec: RunSpec) -> list[Split]:

@@ -15,6 +15,7 @@ MEANINGS = {
     "images per domain and step": "batch size, per source domain",
     "model": "the network",
     "precision": "of the forward passes",
+    "compiled": "what was turned into code of its own, which computes the same to rounding",
     "device": "where the runs were trained",
     "image size": "side of the images, in pixels",
     "weights": "the file of weights that training started from",

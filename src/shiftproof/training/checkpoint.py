@@ -12,26 +12,36 @@ import torch
 
 from shiftproof.algorithms import Algorithm
 from shiftproof.files import DamagedFileError, write_bytes
+from shiftproof.training.parallel import (
+    ALONE,
+    Ranks,
+    full_optimizer_state,
+    full_state,
+    load_full_optimizer_state,
+    load_full_state,
+)
 
 
-def save_checkpoint(path: Path, algorithm: Algorithm, progress: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, algorithm: Algorithm, progress: dict[str, Any], ranks: Ranks = ALONE) -> None:
     """Write the algorithm, its optimizers and the run's progress, atomically.
+
+    What is sharded over ranks is written whole, so that any number of them can continue.
 
     Args:
         path: the file.
         algorithm: saved with its optimizers.
         progress: what else the run must remember, of tensors and plain Python values.
+        ranks: the processes that train the run; all of them call this, and the first writes.
     """
-    content = io.BytesIO()
-    torch.save(
-        {
-            "algorithm": algorithm.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in algorithm.optimizers.items()},
-            "progress": progress,
-        },
-        content,
-    )
-    write_bytes(path, content.getvalue())
+    state = {
+        "algorithm": full_state(algorithm),
+        "optimizers": {name: full_optimizer_state(optimizer) for name, optimizer in algorithm.optimizers.items()},
+        "progress": progress,
+    }
+    if ranks.first:
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_bytes(path, content.getvalue())
 
 
 def load_checkpoint(path: Path, algorithm: Algorithm, entries: set[str]) -> dict[str, Any]:
@@ -48,9 +58,9 @@ def load_checkpoint(path: Path, algorithm: Algorithm, entries: set[str]) -> dict
     remedy = "delete it to train this run from the start"
     content = read_saved(path, remedy)
     try:
-        algorithm.load_state_dict(content["algorithm"])
+        load_full_state(algorithm, content["algorithm"])
         for name, optimizer in algorithm.optimizers.items():
-            optimizer.load_state_dict(content["optimizers"][name])
+            load_full_optimizer_state(optimizer, content["optimizers"][name])
         progress: dict[str, Any] = content["progress"]
     except (RuntimeError, KeyError, ValueError) as error:
         raise DamagedFileError(path, str(error).partition("\n")[0], remedy) from error
@@ -70,11 +80,13 @@ def read_saved(path: Path, remedy: str) -> dict[str, Any]:
         DamagedFileError: the file is incomplete or altered.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
-            altered = archive.testzip()
-        if altered is not None:
-            raise DamagedFileError(path, f"checksum of {altered}", remedy)
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            with zipfile.ZipFile(file) as archive:  # torch does not compare the checksums that it writes
+                altered = archive.testzip()
+            if altered is not None:
+                raise DamagedFileError(path, f"checksum of {altered}", remedy)
+            file.seek(0)
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
         raise DamagedFileError(path, str(error).partition("\n")[0], remedy) from error
     return content

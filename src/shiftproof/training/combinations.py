@@ -5,15 +5,17 @@ from __future__ import annotations
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.training.parallel import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
 
-def check_combination(spec: RunSpec, num_domains: int) -> None:
+def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> None:
     """Raise, before anything is trained, if the parts of a run cannot work together.
 
     Args:
         spec: the run.
         num_domains: number of source domains.
+        ranks: the processes that train it.
 
     Raises:
         ValueError: they cannot; the message says why.
@@ -44,3 +46,29 @@ def check_combination(spec: RunSpec, num_domains: int) -> None:
             "of one at a time: take ema, or no averaging"
         )
     ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)
+    if ranks.size > 1:
+        _check_ranks(spec, ranks)
+
+
+def _check_ranks(spec: RunSpec, ranks: Ranks) -> None:
+    algorithm = ALGORITHMS[spec.algorithm]
+    if algorithm.single_device is not None:
+        raise ValueError(f"{spec.algorithm} trains on one device, not {ranks.size}: {algorithm.single_device}")
+    if ANNEALERS[spec.annealer].single_device:
+        raise ValueError(
+            f"{spec.annealer} trains on one device, not {ranks.size}: it compares the gradients of domains, of which a "
+            "device has parts"
+        )
+    if OPTIMIZERS[spec.optimizer].needs_graph:
+        raise ValueError(
+            f"{spec.optimizer} trains on one device, not {ranks.size}: it differentiates the gradient, and their sum "
+            "over devices is not differentiable"
+        )
+    if ranks.sharded and algorithm.reads_heads:
+        raise ValueError(f"{spec.algorithm} reads the weights of its heads, which fsdp shards: take ddp")
+    batch_size = spec.axis("data")["batch_size"]
+    if batch_size % (spec.accumulate * ranks.size):
+        parts = f"{spec.accumulate} parts on " if spec.accumulate > 1 else ""
+        raise ValueError(
+            f"a batch of {batch_size} images per domain cannot be split evenly into {parts}{ranks.size} devices"
+        )

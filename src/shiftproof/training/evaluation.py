@@ -30,21 +30,22 @@ def evaluate(
         ``count`` of images, ``accuracy`` over all of them (top 1, in [0, 1]), ``per_class``, the accuracy of every
         class, None for a class without images, and ``loss``, the mean cross-entropy in nats, None if it is not finite.
     """
-    counts = torch.zeros(num_classes, dtype=torch.int64)
-    correct = torch.zeros(num_classes, dtype=torch.int64)
-    loss = 0.0
+    sums: list[Tensor] = []  # of a batch: losses, images by class, right ones by class; read at the end, all at once
     for images, labels in batches:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = predict(images)
-        right = logits.argmax(dim=1) == labels
-        loss += float(F.cross_entropy(logits.float(), labels, reduction="none").double().sum())
-        counts += torch.bincount(labels, minlength=num_classes).cpu()
-        correct += torch.bincount(labels[right], minlength=num_classes).cpu()
+        by_class = F.one_hot(labels, num_classes).double()
+        right = (logits.argmax(dim=1) == labels).double()
+        loss = F.cross_entropy(logits.float(), labels, reduction="none").double().sum()
+        sums.append(torch.cat([loss[None], by_class.sum(0), right @ by_class]))
+    losses, *numbers = zip(*torch.stack(sums).tolist(), strict=True)
+    total = sum(losses)
+    counts, correct = ([int(sum(n)) for n in part] for part in (numbers[:num_classes], numbers[num_classes:]))
     return {
-        "count": int(counts.sum()),
-        "accuracy": int(correct.sum()) / int(counts.sum()),
-        "per_class": [c / n if n else None for c, n in zip(correct.tolist(), counts.tolist(), strict=True)],
-        "loss": loss / int(counts.sum()) if math.isfinite(loss) else None,
+        "count": sum(counts),
+        "accuracy": sum(correct) / sum(counts),
+        "per_class": [c / n if n else None for c, n in zip(correct, counts, strict=True)],
+        "loss": total / sum(counts) if math.isfinite(total) else None,
     }
 
 

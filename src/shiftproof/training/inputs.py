@@ -10,15 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shiftproof.algorithms import Batch
-from shiftproof.data import DomainDataset, augment, batch_indices, draw_augmentations, split_domain
+from shiftproof.algorithms import ALGORITHMS, Batch
+from shiftproof.data import DomainDataset, augment, batch_indices, draw_augmentations, on_device, split_domain
 from shiftproof.models import Normalisation
 from shiftproof.randomness import torch_seed
+from shiftproof.training.parallel import ALONE, Ranks
 from shiftproof.training.protocol import PROTOCOLS
 from shiftproof.training.spec import RunSpec
 
 Part = Literal["in", "out"]
 EVALUATION_BATCH = 64
+GPU_EVALUATION_BATCH = 512
+"""What keeps a GPU busy; predictions that depend on the images beside them are made 64 at a time there too."""
 
 
 class Inputs:
@@ -29,10 +32,16 @@ class Inputs:
         spec: names the targets and determines splits and batches.
         normalisation: of the network's input.
         device: where batches go.
+        ranks: the processes that train the run: each fills its own rows of a step's batches, and leaves the others 0.
     """
 
     def __init__(
-        self, dataset: DomainDataset, spec: RunSpec, normalisation: Normalisation, device: torch.device
+        self,
+        dataset: DomainDataset,
+        spec: RunSpec,
+        normalisation: Normalisation,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._dataset = dataset
         self._seed = spec.seed
@@ -40,6 +49,9 @@ class Inputs:
         self._batch_size: int = spec.axis("data")["batch_size"]
         self._normalisation = normalisation
         self._device = device
+        large = device.type == "cuda" and not ALGORITHMS[spec.algorithm].transductive
+        self._evaluation_batch = GPU_EVALUATION_BATCH if large else EVALUATION_BATCH
+        self._ranks = ranks
         self.targets = [dataset.domain_index(name) for name in spec.targets]
         self.sources = [i for i in range(len(dataset.domains)) if i not in self.targets]
         self._splits = [
@@ -69,16 +81,29 @@ class Inputs:
     ) -> list[Batch]:
         indices = batch_indices(candidates, batch_size, seed, step)
         return [
-            (self._prepared(self._augmented(domain, chosen, seed, step)), self._labels(domain, chosen))
+            (self._own_rows(domain, chosen, seed, step), self._labels(domain, chosen))
             for domain, chosen in zip(domains, indices, strict=True)
         ]
 
-    def _augmented(self, domain: int, indices: NDArray[np.int64], seed: int, step: int) -> Tensor:
-        """Return images as floats in [0, 1], photographs augmented."""
-        images = self._pixels(domain, indices)
+    def _own_rows(self, domain: int, indices: NDArray[np.int64], seed: int, step: int) -> Tensor:
+        """Return the normalised images of a batch; those that other ranks compute the features of are 0."""
+        own = np.arange(self._ranks.rank, len(indices), self._ranks.size)
+        images = self._prepared(self._augmented(domain, indices, own, seed, step))
+        if self._ranks.size == 1:
+            return images
+        whole = images.new_zeros(len(indices), *images.shape[1:]).contiguous(memory_format=torch.channels_last)
+        whole[self._ranks.rank :: self._ranks.size] = images
+        return whole
+
+    def _augmented(
+        self, domain: int, indices: NDArray[np.int64], own: NDArray[np.int64], seed: int, step: int
+    ) -> Tensor:
+        """Return images at some positions of a batch as floats in [0, 1], photographs augmented."""
+        images = self._pixels(domain, indices[own])
         if not self._dataset.photographs:
             return images.float() / 255
-        return augment(images, draw_augmentations(len(indices), images.shape[-1], seed, step, domain))
+        draws = draw_augmentations(len(indices), images.shape[-1], seed, step, domain)
+        return augment(images, draws[own])
 
     def evaluation_batches(self, domain: int, part: Part, step: int = 0) -> Iterator[Batch]:
         """Yield all images of one part of a domain, in order, at the evaluation after step number ``step``.
@@ -90,8 +115,8 @@ class Inputs:
         if self._augments_validation and part == "out" and domain in self.sources:
             size = self._dataset.image_shape[-1]
             draws = draw_augmentations(len(indices), size, self._seed, -step, domain)  # training's steps are above 0
-        for start in range(0, len(indices), EVALUATION_BATCH):
-            batch = slice(start, start + EVALUATION_BATCH)
+        for start in range(0, len(indices), self._evaluation_batch):
+            batch = slice(start, start + self._evaluation_batch)
             pixels = self._pixels(domain, indices[batch])
             images = pixels.float() / 255 if draws is None else augment(pixels, draws[batch])
             yield self._prepared(images), self._labels(domain, indices[batch])
@@ -108,7 +133,7 @@ class Inputs:
 
     def _pixels(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
         # fancy indexing copies the chosen images, also out of a memory-mapped array
-        return torch.from_numpy(self._dataset.domains[domain].images[indices]).to(self._device)
+        return on_device(self._dataset.domains[domain].images[indices], self._device)
 
     def _labels(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self._dataset.domains[domain].labels[indices]).to(self._device)
+        return on_device(self._dataset.domains[domain].labels[indices], self._device)

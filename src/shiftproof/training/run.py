@@ -22,6 +22,7 @@ from shiftproof.data import DomainDataset
 from shiftproof.files import DamagedFileError, read_json, write_json, write_json_lines
 from shiftproof.models import build_network, weights_fingerprint
 from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.optim.sharding import local_part
 from shiftproof.randomness import seed_generators, torch_seed
 from shiftproof.training.averaging import EMA, SWAD, Segment, State, build_average, copy_state
 from shiftproof.training.checkpoint import load_checkpoint, save_checkpoint
@@ -29,11 +30,12 @@ from shiftproof.training.combinations import check_combination
 from shiftproof.training.evaluation import evaluate, training_domain_validation, validation_loss
 from shiftproof.training.inputs import Inputs, Part
 from shiftproof.training.optimizer_factory import RunOptimizers
+from shiftproof.training.parallel import ALONE, Ranks, full_state, load_full_state, split_over_ranks
 from shiftproof.training.protocol import PROTOCOLS
 from shiftproof.training.saved_model import save_model
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.step import StepBuilder
-from shiftproof.training.tensorboard import TENSORBOARD_FOLDER, TensorBoardLog
+from shiftproof.training.tracking import Tracking, track
 
 CHECKPOINT_FILE = "checkpoint.pt"
 METRICS_FILE = "metrics.jsonl"
@@ -41,6 +43,8 @@ RESULT_FILE = "result.json"
 SPEC_FILE = "spec.json"
 ERROR_FILE = "error.txt"
 CHECKPOINT_SECONDS = 60.0
+STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 20}
+"""How often the host looks at the losses, for which it waits for a GPU, between evaluations; 1 for other devices."""
 BATCH_NORM_STEPS = 500
 """Training batches that SWAD's code re-estimates batch norms from."""
 VERSIONED = ("shiftproof", "torch", "torchvision", "timm", "numpy", "pillow")
@@ -67,7 +71,8 @@ def train(
     weights: Path | None = None,
     on_progress: OnProgress = lambda step, loss: None,
     on_record: OnRecord = lambda record: None,
-    tensorboard: bool = False,
+    tracking: Tracking | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train one run in its folder, from its checkpoint if there is one, and return its result.
 
@@ -82,32 +87,34 @@ def train(
         weights: file of the weights to start from.
         on_progress: told of every step.
         on_record: told of every evaluation.
-        tensorboard: whether evaluations are written for TensorBoard too, in ``tensorboard`` in the folder.
+        tracking: trackers that every evaluation is written to too; None for none.
+        ranks: the processes that train the run; each calls this, with its own device, and the first of them writes
+            and reports. Any number can continue what any other began.
 
     Raises:
         DamagedFileError: the folder holds a damaged checkpoint.
         ValueError: a part of the spec is not valid or its parts cannot work together, data set or weights are not the
-            spec's, or TensorBoard is not installed.
+            spec's, or a tracker has no such name or is not installed.
     """
     check_inputs(spec, dataset, weights)
-    check_combination(spec, len(dataset.domains) - len(spec.targets))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SPEC_FILE, asdict(spec))
-    with reproducible(), ExitStack() as logs:
-        run = _Run(spec, dataset, folder, device, weights)
-        listeners = [on_record]
-        if tensorboard:
-            log = TensorBoardLog(folder / TENSORBOARD_FOLDER, run.step, spec.targets)
-            listeners.insert(0, logs.enter_context(log).write)
+    check_combination(spec, len(dataset.domains) - len(spec.targets), ranks)
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SPEC_FILE, asdict(spec))
+    with reproducible(), ExitStack() as tracked:
+        run = _Run(spec, dataset, folder, device, weights, ranks)
+        trackers = tracked.enter_context(track(tracking if ranks.first else None, spec, folder, run.metrics))
         try:
-            run.train(on_progress, listeners)
+            run.train(on_progress, [trackers.write, on_record])
             status, error = "finished", None
         except NonFiniteLossError as diverged:
             status, error = "failed", str(diverged)
+        trackers.end(status)
         result = run.result(status, error)
-    (folder / ERROR_FILE).unlink(missing_ok=True)
-    write_json(folder / RESULT_FILE, result)
-    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    if ranks.first:
+        (folder / ERROR_FILE).unlink(missing_ok=True)
+        write_json(folder / RESULT_FILE, result)
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return result
 
 
@@ -160,7 +167,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def build_steps(spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None) -> StepBuilder:
+def build_steps(
+    spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks = ALONE
+) -> StepBuilder:
     """Build what takes a run's steps: network, algorithm, optimizers and annealer, as functions of the spec alone.
 
     Args:
@@ -168,9 +177,10 @@ def build_steps(spec: RunSpec, dataset: DomainDataset, device: torch.device, wei
         dataset: the data set that the spec names.
         device: where to train.
         weights: file of the weights to start from.
+        ranks: the processes that train the run.
 
     Raises:
-        ValueError: a part of the spec is not valid, or the weights do not fit.
+        ValueError: a part of the spec is not valid, the weights do not fit, or the network cannot be split over ranks.
     """
     protocol = PROTOCOLS[spec.protocol]
     network = build_network(
@@ -187,7 +197,11 @@ def build_steps(spec: RunSpec, dataset: DomainDataset, device: torch.device, wei
         torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))
         sources = len(dataset.domains) - len(spec.targets)
         algorithm = ALGORITHMS[spec.algorithm](network, sources, **spec.axis("algorithm"))
-        algorithm.to(device).to(memory_format=torch.channels_last)
+        # FSDP2 shards no weights with the channels last
+        algorithm.to(device).to(memory_format=torch.contiguous_format if ranks.sharded else torch.channels_last)
+        if spec.compile:
+            algorithm.network.featurizer.compile()
+        split_over_ranks(algorithm, ranks)
         algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer")))
     return StepBuilder(
         algorithm,
@@ -208,16 +222,19 @@ class _Run:
         folder: Path,
         device: torch.device,
         weights: Path | None,
+        ranks: Ranks,
     ) -> None:
         self.spec, self.dataset, self.folder = spec, dataset, folder
-        self.steps = build_steps(spec, dataset, device, weights)
+        self.device, self.ranks = device, ranks
+        self.steps = build_steps(spec, dataset, device, weights, ranks)
         self.algorithm = self.steps.algorithm
         self.protocol = PROTOCOLS[spec.protocol]
-        self.inputs = Inputs(dataset, spec, self.algorithm.network.normalisation, device)
-        self.average = build_average(spec, self.algorithm.state_dict())
+        self.inputs = Inputs(dataset, spec, self.algorithm.network.normalisation, device, ranks)
+        self.average = build_average(spec, full_state(self.algorithm))
         self.metrics: list[dict[str, Any]] = []
         self.listeners: Sequence[OnRecord] = ()
-        self.losses: list[float] = []
+        self.losses: list[float] = []  # since the last evaluation
+        self.unread: list[Tensor] = []  # losses of the last steps, where the host does not wait for every one
         self.selected: State = {}  # the algorithm's state at the step with the highest validation
         self.step = 0
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "checkpoints"), 0.0)
@@ -233,30 +250,30 @@ class _Run:
             self.steps.annealer.totals = progress["annealer"]
             if self.average is not None:
                 self.average.load_state_dict(progress["average"], self.algorithm.state_dict())
-        write_json_lines(self.folder / METRICS_FILE, self.metrics)
+        self._write_metrics()
 
     def train(self, on_progress: OnProgress, listeners: Sequence[OnRecord]) -> None:
         saved = time.perf_counter()
         self.listeners = listeners
         self.algorithm.train()
+        read = STEPS_BETWEEN_READS.get(self.device.type, 1)
         while not self._ended:
             step = self.step + 1
             with self._timed("data"):
                 batches = self.inputs.batches(step)
             with self._timed("step"):
-                loss = float(self.steps.take(batches, step))
+                self.unread.append(self.steps.take(batches, step))
                 if self.average is not None:
-                    self.average.update(self.algorithm.state_dict(), step)
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(f"the loss was {loss} at step {step}")
+                    self.average.update(full_state(self.algorithm), step)
             self.step = step
-            self.losses.append(loss)
-            on_progress(step, loss)
             due = self.protocol.evaluated(step, self.spec.steps, self.spec.checkpoint_freq)
+            if not due and len(self.unread) < read:
+                continue
+            self._read_losses(on_progress)
             if due:
                 with self._timed("evaluation"):
                     self._evaluate()
-            if due or time.perf_counter() - saved > CHECKPOINT_SECONDS:
+            if due or self.ranks.agreed(time.perf_counter() - saved > CHECKPOINT_SECONDS, self.device):
                 with self._timed("checkpoints"):
                     self._save()
                 saved = time.perf_counter()
@@ -265,6 +282,18 @@ class _Run:
                 self._score_average(self.average.finish())
             else:
                 self._score_selected()
+
+    def _read_losses(self, on_progress: OnProgress) -> None:
+        """Look at the losses of the last steps; the host waits for a GPU here."""
+        with self._timed("step"):
+            losses = torch.stack(self.unread).tolist()
+        self.unread = []
+        for step, loss in enumerate(losses, self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                self.step = step - 1
+                raise NonFiniteLossError(f"the loss was {loss} at step {step}")
+            self.losses.append(loss)
+            on_progress(step, loss)
 
     @property
     def _ended(self) -> bool:
@@ -284,17 +313,18 @@ class _Run:
         if state is None:
             yield
             return
-        reached = copy_state(self.algorithm.state_dict())
-        self.algorithm.load_state_dict(state)
+        reached = copy_state(full_state(self.algorithm))
+        load_full_state(self.algorithm, state)
         yield
-        self.algorithm.load_state_dict(reached)
+        load_full_state(self.algorithm, reached)
 
     def _evaluate(self) -> None:
         """Score only what the selection rules read: all held-out parts, at the end the rest of the target.
 
         With a moving average its weights are scored and kept.
         """
-        if not all(bool(p.isfinite().all()) for p in self.algorithm.parameters()):
+        finite = torch.stack([local_part(p.detach()).isfinite().all() for p in self.algorithm.parameters()]).all()
+        if not self.ranks.all(finite):
             raise NonFiniteLossError(f"the weights were not finite after step {self.step}")
         last = self.step == self.protocol.last_evaluated(self.spec.steps, self.spec.checkpoint_freq)
         whole = last or self.spec.score_targets or self.protocol.oracle == "best"
@@ -305,24 +335,31 @@ class _Run:
             if isinstance(self.average, SWAD):
                 self.average.evaluated(validation_loss(self.metrics[-1], self.spec.targets))
             elif self._selected_record() is self.metrics[-1]:
-                self.selected = copy_state(self.algorithm.state_dict())
+                self.selected = copy_state(full_state(self.algorithm))
                 self._keep_model()
 
     def _record(self, record: dict[str, Any]) -> None:
         self.metrics.append(record)
-        write_json_lines(self.folder / METRICS_FILE, self.metrics)
+        self._write_metrics()
         for listener in self.listeners:
             listener(record)
 
+    def _write_metrics(self) -> None:
+        if self.ranks.first:
+            write_json_lines(self.folder / METRICS_FILE, self.metrics)
+
     def _keep_model(self) -> None:
-        save_model(
-            self.folder,
-            self.algorithm.network,
-            self.spec.model,
-            self.spec.algorithm,
-            self.dataset.classes,
-            self.dataset.image_shape,
-        )
+        weights = full_state(self.algorithm.network)
+        if self.ranks.first:
+            save_model(
+                self.folder,
+                self.algorithm.network,
+                weights,
+                self.spec.model,
+                self.spec.algorithm,
+                self.dataset.classes,
+                self.dataset.image_shape,
+            )
 
     def _selected_record(self) -> dict[str, Any]:
         """Return the evaluation with the highest training-domain validation, the earliest on a tie."""
@@ -336,7 +373,7 @@ class _Run:
                 scores = record["domains"][self.dataset.domain_names[domain]]
                 if "in" not in scores:  # the last step has it
                     scores["in"] = self._score(domain, "in")
-        write_json_lines(self.folder / METRICS_FILE, self.metrics)
+        self._write_metrics()
 
     def _score_average(self, average: Segment | None) -> None:
         """Score and keep what SWAD averaged, beside the curve; the last weights where it averaged nothing."""
@@ -355,11 +392,10 @@ class _Run:
         network = self.algorithm.network
         if network.freeze_batch_norm:
             return
-        device = next(network.parameters()).device
-        seed_generators(torch_seed(self.spec.seed, "batch norm"), device)
+        seed_generators(torch_seed(self.spec.seed, "batch norm"), self.device)
         following = range(self.step + 1, self.step + 1 + min(BATCH_NORM_STEPS, self.spec.steps))
         images = (torch.cat([images for images, _ in self.inputs.batches(step)]) for step in following)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
             update_bn(images, network)
 
     def _scores(self, whole_targets: bool) -> dict[str, dict[str, Any]]:
@@ -388,7 +424,7 @@ class _Run:
             "selected": self.selected,
             "average": None if self.average is None else self.average.state_dict(),
         }
-        save_checkpoint(self.folder / CHECKPOINT_FILE, self.algorithm, progress)
+        save_checkpoint(self.folder / CHECKPOINT_FILE, self.algorithm, progress, self.ranks)
 
     def result(self, status: str, error: str | None) -> dict[str, Any]:
         return {
@@ -399,7 +435,8 @@ class _Run:
             "seconds": self.seconds,
             "passes": self.steps.passes + self.steps.annealer.extra_passes,
             "annealer": self.steps.annealer.report(),
-            "weights_sha256": state_digest(self.algorithm.state_dict()),
+            "devices": self.ranks.size,
+            "weights_sha256": state_digest(full_state(self.algorithm)),
             "versions": {name: version(name) for name in VERSIONED},
             "metrics": self.metrics,
         }

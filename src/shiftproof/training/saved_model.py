@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from shiftproof.algorithms import ALGORITHMS, Batch
 from shiftproof.data import decode, labelled_images, to_pixels
-from shiftproof.files import DamagedFileError, read_json, write_bytes, write_json
+from shiftproof.files import DamagedFileError, output_path, read_json, write_bytes, write_json
 from shiftproof.models import Network, Normalisation, build_network
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import EVALUATION_BATCH
@@ -58,13 +59,14 @@ class SavedModel(nn.Module):
 def save_model(
     folder: Path,
     network: Network,
+    weights: Mapping[str, Tensor],
     model: str,
     algorithm: str,
     classes: tuple[str, ...],
     image_shape: tuple[int, int, int],
 ) -> None:
-    """Keep a network in a run's folder, atomically file by file; the algorithm's name tells its parts."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    """Keep a network with some weights in a run's folder, file by file; the algorithm's name tells its parts."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     write_bytes(folder / WEIGHTS_FILE, save(tensors))
     write_json(
         folder / DESCRIPTION_FILE,
@@ -84,13 +86,13 @@ def load(run: str | Path) -> SavedModel:
     """Return the model that a run selected, in evaluation mode.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or its address on an object store.
 
     Raises:
         FileNotFoundError: the folder holds no model.
         DamagedFileError: a file of the model is damaged.
     """
-    folder = Path(run)
+    folder = output_path(run) if isinstance(run, str) else run
     if not (folder / DESCRIPTION_FILE).exists():
         raise FileNotFoundError(f"{folder} holds no model: there is no {DESCRIPTION_FILE} in it")
     remedy = "train the run again"
@@ -106,7 +108,7 @@ def load(run: str | Path) -> SavedModel:
     except (KeyError, TypeError) as error:
         raise DamagedFileError(folder / DESCRIPTION_FILE, f"no valid {error}", remedy) from error
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        network.load_state_dict(read_tensors((folder / WEIGHTS_FILE).read_bytes()))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DamagedFileError(folder / WEIGHTS_FILE, str(error).partition("\n")[0], remedy) from error
     return SavedModel(network, classes, image_shape).eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ AVERAGINGS: tuple[Averaging, ...] = ("none", "swad", "ema")
 RESULTS_VERSION = 4
 """Raised whenever the same spec gives other numbers than before, so that no table mixes the two."""
 _LABELS = ("hparam_seed", "variant")
-_LATER = ("averaging", "score_targets")
+_LATER = ("averaging", "score_targets", "compile")
 """Fields that are not in the hash at their defaults: runs from before they were added keep their names."""
 
 
@@ -48,6 +48,7 @@ class RunSpec:
         accumulate: parts that a batch is split into for its gradient.
         clip_norm: largest norm of the gradient; None for no clipping.
         precision: of the forward passes.
+        compile: whether the featurizer is compiled by ``torch.compile``.
         device: type of the device ("cpu", "cuda").
         protocol: dialect of the DomainBed protocol, by its name in `PROTOCOLS`.
         averaging: of the weights over the steps: "none", "swad" or "ema" (see `shiftproof.training.averaging`).
@@ -77,6 +78,7 @@ class RunSpec:
     precision: Precision = "float32"
     device: str = "cpu"
     protocol: str = "shiftproof"
+    compile: bool = False
     averaging: Averaging = "none"
     score_targets: bool = False
     variant: str = ""
@@ -85,11 +87,11 @@ class RunSpec:
     @cached_property
     def name(self) -> str:
         """The hash that names the run's folder."""
-        defaults = {field.name: field.default for field in fields(self)}
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         facts = {
             name: value
-            for name, value in asdict(self).items()
-            if name not in _LABELS and not (name in _LATER and value == defaults[name])
+            for name, (value, default) in values.items()
+            if name not in _LABELS and not (name in _LATER and value == default)
         }
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,90 @@
+"""The processes that train one run: those that `torchrun` started, or our own on this machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
+
+from shiftproof.training.parallel import STRATEGIES, Ranks, Strategy
+
+Work = Callable[[Ranks, torch.device], None]
+"""What a process does, given its place and its device."""
+
+
+def check_devices(device: str, devices: int, strategy: str) -> None:
+    """Raise ValueError unless a run can be trained so: on ``devices`` of the kind ``device``, by ``strategy``."""
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown strategy '{strategy}'; the strategies are {', '.join(STRATEGIES)}")
+    if devices < 1:
+        raise ValueError(f"devices must be at least 1, not {devices}")
+    kind, _, number = device.partition(":")
+    if devices > 1 and number:
+        raise ValueError(f"{device} is one device, not {devices}: give the kind alone, as in {kind}")
+    if devices > 1 and kind == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(f"{devices} GPUs are asked for, and there are {torch.cuda.device_count()}")
+
+
+def from_torchrun() -> bool:
+    """Return whether `torchrun` started this process, as one of several."""
+    return distributed.is_torchelastic_launched()
+
+
+@contextmanager
+def torchrun_group(device: str, strategy: Strategy) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the processes that `torchrun` started and give this one's place and device.
+
+    Args:
+        device: "cpu" or "cuda".
+        strategy: how the run is trained on them.
+    """
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    with _group(Ranks(rank, size, strategy), device, local, "env://") as place:
+        yield place
+
+
+def launch(work: Work, device: str, devices: int, strategy: Strategy) -> None:
+    """Do some work in as many processes as there are devices, and wait for all of them.
+
+    Args:
+        work: picklable.
+        device: "cpu" or "cuda".
+        devices: number of processes.
+        strategy: how they train a run.
+
+    Raises:
+        ChildProcessError: the work raised in one of them; the others are ended.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = (Path(folder) / "processes").as_uri()
+        try:
+            start_processes(_work, (work, device, devices, strategy, meeting), devices, daemon=True)  # type: ignore[no-untyped-call]
+        except ProcessRaisedException as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ChildProcessError(f"process {error.error_index} of {devices} failed: {reason}") from error
+
+
+def _work(rank: int, work: Work, device: str, devices: int, strategy: Strategy, meeting: str) -> None:
+    with _group(Ranks(rank, devices, strategy), device, rank, meeting) as (ranks, own):
+        work(ranks, own)
+
+
+@contextmanager
+def _group(ranks: Ranks, device: str, local: int, meeting: str) -> Iterator[tuple[Ranks, torch.device]]:
+    own = torch.device(device, local) if device == "cuda" else torch.device(device)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    distributed.init_process_group(
+        "nccl" if own.type == "cuda" else "gloo", init_method=meeting, rank=ranks.rank, world_size=ranks.size
+    )
+    try:
+        yield ranks, own
+        distributed.barrier()  # the first has written what the others may read
+    finally:
+        distributed.destroy_process_group()

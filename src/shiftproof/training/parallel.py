@@ -1,0 +1,237 @@
+"""One run on several devices: every rank computes the features of its rows, and all else of all rows.
+
+The featurizer takes a batch's rows ``rank, rank + size, ...`` and gives the features of all: its outputs are gathered,
+differentiably. So an objective sees what it sees on one device, whatever it compares; the loss, the heads and their
+gradients are the same on every rank, and no rank needs to know of the others. Only the gradients of the featurizer are
+of a rank's own rows; DDP or FSDP2 average them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from shiftproof.algorithms import Algorithm
+from shiftproof.training.averaging import State
+
+Strategy = Literal["ddp", "fsdp"]
+STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp")
+
+
+class Ranks(NamedTuple):
+    """The place of this process among those that train a run.
+
+    Attributes:
+        rank: its number.
+        size: how many there are.
+        strategy: "ddp", a whole network on every rank, or "fsdp", parameters, gradients and the optimizer's state
+            sharded over the ranks (FSDP2).
+    """
+
+    rank: int = 0
+    size: int = 1
+    strategy: Strategy = "ddp"
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and reports."""
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds a part of the parameters only."""
+        return self.size > 1 and self.strategy == "fsdp"
+
+    def agreed(self, decision: bool, device: torch.device) -> bool:
+        """Return the first rank's decision on every rank."""
+        if self.size == 1:
+            return decision
+        flag = torch.tensor(float(decision), device=device)
+        distributed.broadcast(flag, src=0)
+        return bool(flag)
+
+    def all(self, condition: Tensor) -> bool:
+        """Return whether a condition, a scalar tensor, holds on every rank."""
+        if self.size > 1:
+            condition = condition.float()
+            distributed.all_reduce(condition, op=distributed.ReduceOp.MIN)
+        return bool(condition)
+
+
+ALONE = Ranks()
+
+
+class _Gathered(torch.autograd.Function):
+    """The rows of all ranks, of equally many each, interleaved: row i is of rank i modulo the number of ranks.
+
+    All ranks compute the same loss of them. So the gradient of a rank's rows needs no communication; it is multiplied
+    by the number of ranks, by which DDP and FSDP2 divide the sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.size, ctx.rank = distributed.get_world_size(), distributed.get_rank()
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(ctx.size)]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        own: Tensor = gradient[ctx.rank :: ctx.size] * ctx.size
+        return own
+
+
+class _Replica(DistributedDataParallel):
+    """DDP whose state has the names of the module that it holds, so that it fits any number of ranks."""
+
+    def __init__(self, module: nn.Module) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the new name of the argument is not in older versions
+            super().__init__(module, broadcast_buffers=False)
+        self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.state_dict(*args, **kwargs)
+
+
+def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[f"{prefix}module.{name.removeprefix(prefix)}"] = state.pop(name)
+
+
+def split_over_ranks(algorithm: Algorithm, ranks: Ranks) -> None:
+    """Let the algorithm's network compute on every rank the features of its own rows; before optimizers are built.
+
+    Args:
+        algorithm: on its device, the same on every rank.
+        ranks: of an initialised process group.
+
+    Raises:
+        ValueError: the featurizer's batch norms follow the batches, on CPUs, or it draws at random: neither would be
+            as on one device.
+    """
+    if ranks.size == 1:
+        return
+    network = algorithm.network
+    _check_featurizer(network.featurizer, next(network.parameters()).device)
+    network.featurizer = nn.SyncBatchNorm.convert_sync_batchnorm(network.featurizer)  # type: ignore[no-untyped-call]
+    network.train()  # what is converted is frozen again, where it is to be
+    if ranks.sharded:
+        _gather_features(network.featurizer, ranks)
+        _shard(algorithm)
+    else:
+        network.featurizer = _Replica(network.featurizer)
+        _gather_features(network.featurizer, ranks)
+
+
+def _gather_features(featurizer: nn.Module, ranks: Ranks) -> None:
+    """Let a featurizer compute the features of this rank's rows and give those of all."""
+    rows: list[int] = []  # of the batches that are on their way through it
+
+    def own_rows(_: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
+        (images,) = arguments
+        rows.append(len(images))
+        # equally many on all ranks: where there are too few, the last row once more
+        own = torch.arange(ranks.rank, -(-len(images) // ranks.size) * ranks.size, ranks.size, device=images.device)
+        return images[own.clamp_max(len(images) - 1)]
+
+    def all_features(_: nn.Module, arguments: tuple[Tensor, ...], features: Tensor) -> Tensor:
+        gathered: Tensor = _Gathered.apply(features)
+        count = rows.pop()
+        return gathered if count == len(gathered) else gathered[:count]
+
+    featurizer.register_forward_pre_hook(own_rows)
+    featurizer.register_forward_hook(all_features)
+
+
+def _check_featurizer(featurizer: nn.Module, device: torch.device) -> None:
+    for name, module in featurizer.named_modules():
+        if isinstance(module, _BatchNorm) and module.training and device.type == "cpu":
+            raise ValueError(
+                f"the batch norm {name} of the model follows the batches, of which CPUs would each see a part: start "
+                "from weights, whose statistics are kept, or train on one device"
+            )
+        if getattr(module, "p", 0) or getattr(module, "drop_prob", 0):
+            raise ValueError(f"{name} of the model drops at random, which devices would do alike: train on one device")
+
+
+def _shard(algorithm: Algorithm) -> None:
+    """Shard the featurizer child by child, and the other modules that have parameters of their own."""
+    from torch.distributed.fsdp import fully_shard
+
+    featurizer = algorithm.network.featurizer
+    inside = set(featurizer.modules())
+    for child in _called(featurizer):
+        if any(True for _ in child.parameters()):
+            fully_shard(child)
+    fully_shard(featurizer)
+    for module in algorithm.modules():
+        if module not in inside and any(True for _ in module.parameters(recurse=False)):
+            fully_shard(module)
+
+
+def _called(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the children that a module calls; lists of modules are not called themselves."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _called(child)
+        else:
+            yield child
+
+
+def full_state(module: nn.Module) -> State:
+    """Return a module's state with whole tensors; if it is sharded all ranks must ask."""
+    return {name: _whole(tensor) for name, tensor in module.state_dict().items()}
+
+
+def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state of whole tensors, of which a sharded module keeps its parts.
+
+    Raises:
+        RuntimeError: the state is not of this module.
+    """
+    own = module.state_dict()
+    module.load_state_dict({name: _like(value, own.get(name)) for name, value in state.items()})
+
+
+def full_optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state with whole tensors; if it is sharded all ranks must ask."""
+    state = optimizer.state_dict()
+    return {**state, "state": {i: {k: _whole(v) for k, v in own.items()} for i, own in state["state"].items()}}
+
+
+def load_full_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state of whole tensors, of which one of sharded parameters keeps its parts.
+
+    Raises:
+        ValueError: the state is not of such an optimizer.
+        KeyError: likewise.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = {i: {k: _like(v, parameters[i]) for k, v in entries.items()} for i, entries in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": own})
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if _is_sharded(value) else value
+
+
+def _like(value: Any, like: Any) -> Any:
+    """Return a whole tensor as a part where it is the value of a sharded tensor."""
+    if not _is_sharded(like) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _is_sharded(value: Any) -> bool:
+    return hasattr(value, "full_tensor")

@@ -1,0 +1,179 @@
+"""Several devices give what one gives: tests of two gloo processes, which parallel_worker.py starts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from processes import run_processes
+from shiftproof.algorithms import ALGORITHMS
+from shiftproof.cli import main
+from shiftproof.data import DATASETS
+from shiftproof.models import Normalisation
+from shiftproof.training import read_result
+from shiftproof.training.combinations import check_combination
+from shiftproof.training.inputs import Inputs
+from shiftproof.training.launch import check_devices
+from shiftproof.training.parallel import Ranks
+from shiftproof.training.saved_model import load
+from training.parallel_worker import PARALLEL, algorithm_cases, option_cases, spec_of
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+LIMIT = 500  # seconds
+ROUNDING = 1e-4  # of the way that the weights went; those that divide by small differences are the largest
+BFLOAT16 = 0.05
+
+
+@pytest.fixture(scope="session")
+def worked(tmp_path_factory):
+    """A function that runs a part of the worker, once, and returns its folder."""
+    done = {}
+
+    def work(part):
+        if part not in done:
+            folder = tmp_path_factory.mktemp(part)
+            printed = run_processes(WORKER, part, folder, limit=LIMIT)
+            done[part] = folder, printed
+        return done[part]
+
+    return work
+
+
+def _check_steps(worked, part, name):
+    folder, printed = worked(part)
+    assert (folder / "differences.json").exists(), printed
+    found = json.loads((folder / "differences.json").read_text())[name]
+    allowed = BFLOAT16 if "bf16" in name else ROUNDING
+    assert found["state"] < allowed
+    assert found["losses"] < allowed
+    assert found["logits"] < allowed
+
+
+@pytest.mark.parametrize("name", algorithm_cases())
+def test_steps_of_an_algorithm_on_two_devices_are_those_on_one(worked, name):
+    _check_steps(worked, "algorithms", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", option_cases())
+def test_steps_of_an_optimizer_on_two_devices_are_those_on_one(worked, name):
+    _check_steps(worked, "options", name)
+
+
+def _accuracies(folder):
+    return [
+        score["accuracy"]
+        for record in read_result(folder)["metrics"]
+        for parts in record["domains"].values()
+        for score in parts.values()
+    ]
+
+
+@pytest.mark.parametrize("other", ["two", "parts"])
+def test_a_run_on_two_devices_or_in_parts_on_several_is_that_on_one(worked, other):
+    folder, printed = worked("runs")
+    assert (folder / "parts" / "result.json").exists(), printed
+    one, result = read_result(folder / "one"), read_result(folder / other)
+    assert [record["step"] for record in result["metrics"]] == [4, 8, 12]
+    for expected, record in zip(one["metrics"], result["metrics"], strict=True):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert _accuracies(folder / other) == pytest.approx(_accuracies(folder / "one"), abs=0.04)  # two images in 60
+    assert result["passes"] == one["passes"] == 12
+    assert result["devices"] == {"two": 2, "parts": 1}[other]
+    model, expected = load(folder / other).state_dict(), load(folder / "one").state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(model[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_checkpoints_of_sharded_and_whole_networks_are_alike(worked):
+    folder, printed = worked("runs")
+    assert (folder / "fsdp.pt").exists(), printed
+    whole, sharded = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("ddp", "fsdp"))
+    shapes = [
+        {
+            **{name: value.shape for name, value in state["algorithm"].items()},
+            **{
+                (number, name): torch.as_tensor(value).shape
+                for number, entries in state["optimizers"]["all"]["state"].items()
+                for name, value in entries.items()
+            },
+        }
+        for state in (whole, sharded)
+    ]
+    assert shapes[0] == shapes[1]
+    assert {type(value) for value in sharded["algorithm"].values()} == {torch.Tensor}
+    assert not any("module" in name for name in whole["algorithm"])
+
+
+def test_a_rank_prepares_its_own_rows_as_one_device_does():
+    digits, spec, device = DATASETS["rotated_digits"].open(None, None), spec_of(), torch.device("cpu")
+    normalisation = Normalisation((0.5,), (0.5,))
+    whole = Inputs(digits, spec, normalisation, device).batches(3)
+    for rank in range(4):
+        part = Inputs(digits, spec, normalisation, device, Ranks(rank, 4)).batches(3)
+        for (images, labels), (expected, all_labels) in zip(part, whole, strict=True):
+            assert torch.equal(images[rank::4], expected[rank::4])
+            images[rank::4] = 0
+            assert not images.any()
+            assert torch.equal(labels, all_labels)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes", "message"),
+    [
+        ("ddp", {"algorithm": "arm"}, "arm trains on one device, not 3: its context is of all images of a domain"),
+        ("ddp", {"annealer": "gga_l"}, "gga_l trains on one device, not 3: it compares the gradients of domains"),
+        ("ddp", {"optimizer": "adahessian"}, "adahessian trains on one device, not 3: it differentiates the gradient"),
+        ("fsdp", {"algorithm": "rsc"}, "rsc reads the weights of its heads, which fsdp shards: take ddp"),
+        ("ddp", {}, "a batch of 8 images per domain cannot be split evenly into 3 devices"),
+        ("ddp", {"accumulate": 2}, "a batch of 8 images per domain cannot be split evenly into 2 parts on 3 devices"),
+    ],
+)
+def test_what_cannot_be_split_is_refused_with_the_reason(strategy, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_combination(spec_of(**changes), 3, Ranks(0, 3, strategy))
+
+
+def test_every_other_algorithm_says_why_it_trains_on_one_device():
+    assert set(ALGORITHMS) - set(PARALLEL) == {"arm", "mldg", "and_mask", "gsnr_dropout", "miro", "mixstyle"}
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "strategy", "message"),
+    [
+        ("cpu", 2, "fdsp", "unknown strategy 'fdsp'; the strategies are ddp, fsdp"),
+        ("cpu", 0, "ddp", "devices must be at least 1, not 0"),
+        ("cuda:1", 2, "ddp", "cuda:1 is one device, not 2: give the kind alone, as in cuda"),
+        ("cuda", 1000, "ddp", "1000 GPUs are asked for, and there are"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(device, devices, strategy, message):
+    with pytest.raises(ValueError, match=message):
+        check_devices(device, devices, strategy)
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_on_several_devices_and_under_torchrun(tmp_path, capfd):
+    def train(folder, *options):
+        return ["train", "--target", "0", "--steps", "8", "--output", str(tmp_path / folder), *options]
+
+    assert main(train("one", "--optimizer", "adam")) == 0
+    expected = capfd.readouterr().out
+    assert main(train("two", "--optimizer", "adam", "--devices", "2", "--strategy", "fsdp")) == 0
+    assert capfd.readouterr().out == expected
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "shiftproof"]
+    done = subprocess.run([*torchrun, *train("torchrun", "--optimizer", "adam")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected
+    assert read_result(tmp_path / "torchrun")["devices"] == 2
+
+
+
+def test_the_command_line_refuses_what_cannot_be_split_before_processes_start(tmp_path, capsys):
+    command = ["train", "--target", "0", "--steps", "8", "--batch-size", "16", "--output", str(tmp_path / "run")]
+    assert main([*command, "--devices", "3"]) == 1
+    expected = "shiftproof: error: a batch of 16 images per domain cannot be split evenly into 3 devices\n"
+    assert capsys.readouterr().err == expected
