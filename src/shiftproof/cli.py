@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from shiftproof import __version__
 
 if TYPE_CHECKING:
-    from shiftproof.studies import Study
+    from shiftproof.studies import RayCluster, Study
 
 INTERRUPTED = 130
+_RAY_OPTIONS = ("address", "cpus_per_run", "gpus_per_run")
 FIGURE_CANDIDATES = 25
 """Of GGA's search in a figure, unless they are fixed by hand: a tenth of the published, so that it takes a minute."""
 
@@ -64,14 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--target", nargs="+", required=True, metavar="DOMAIN", help="the domains left out")
     train.add_argument("--trial-seed", type=int, default=0, metavar="N")
     train.add_argument("--hparam-seed", type=int, default=0, metavar="N", help="setting; 0 is the default")
-    train.add_argument("--output", type=Path, required=True, metavar="RUN", help="the run's folder")
-    train.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs into the run's folder")
+    train.add_argument("--output", type=_place, required=True, metavar="RUN", help="the run's folder")
+    _add_tracker_option(train)
+    train.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="devices that train it together (default: 1)"
+    )
+    train.add_argument("--strategy", default="ddp", metavar="NAME", help="of several devices: ddp (default) or fsdp")
     train.set_defaults(command=_train)
 
     _add_study_commands(commands.add_parser("study", help="whole tables, from a file"))
 
     evaluate = commands.add_parser("evaluate", help="score a run's model on a folder of images")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    evaluate.add_argument("run", type=_place, metavar="RUN", help="the run's folder")
     evaluate.add_argument(
         "--data-dir",
         type=Path,
@@ -83,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_evaluate)
 
     diagnose = commands.add_parser("diagnose", help="measure and draw what the theory speaks of, of a finished run")
-    diagnose.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    diagnose.add_argument("run", type=_folder, metavar="RUN", help="the run's folder")
     diagnose.add_argument(
         "--what", nargs="+", default=["osgr", "balance", "sharpness", "landscape", "embedding"], metavar="NAME",
         help="osgr balance sharpness landscape embedding (default: all)",
@@ -92,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--weights", type=Path, metavar="FILE", help="weights that the run started from")
     diagnose.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
     diagnose.set_defaults(command=_diagnose)
+
+    _add_data_commands(commands.add_parser("data", help="fetch data sets, look at those on the disk"))
 
     bench = commands.add_parser("bench", help="measure what runs cost").add_subparsers(required=True, metavar="what")
     data = bench.add_parser("data", help="time the data path against the usual one")
@@ -102,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--weights", type=Path, metavar="FILE", help="weights to start from: safetensors or torch")
     data.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images (default: the model's)")
     data.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per source domain (default: 32)")
+    data.add_argument("--precision", default="float32", metavar="NAME", help="float32 (default) or bf16")
+    data.add_argument("--compile", action="store_true", help="compile the featurizer (torch.compile)")
+    data.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
     data.add_argument("--steps", type=int, default=20, metavar="N", help="steps timed per round (default: 20)")
     data.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
     data.set_defaults(command=_bench_data)
@@ -126,6 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     diagnostics.add_argument("--rounds", type=int, default=10, metavar="N", help="turns of each (default: 10)")
     diagnostics.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
     diagnostics.set_defaults(command=_bench_diagnostics)
+    store = bench.add_parser("store", help="time what is done with a store of many runs, which are made up")
+    store.add_argument("--runs", type=int, default=10_000, metavar="N", help="at least (default: 10000)")
+    store.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
+    store.set_defaults(command=_bench_store)
 
     figure = commands.add_parser("figure", help="draw what the papers draw").add_subparsers(
         required=True, metavar="what"
@@ -139,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     agreement.add_argument("--annealer", default="gga", metavar="NAME", help="gga (default) or gga_l")
     agreement.add_argument("--target", nargs="+", metavar="DOMAIN", help="the domains left out (default: the first)")
     agreement.add_argument("--trial-seed", type=int, default=0, metavar="N")
-    agreement.add_argument("--output", type=Path, default=Path("runs/agreement"), metavar="DIR")
+    agreement.add_argument("--output", type=_folder, default=Path("runs/agreement"), metavar="DIR")
     agreement.set_defaults(command=_figure_agreement)
     for name, what in (
         ("balance", "how evenly updates are spread over the parameters"),
@@ -161,9 +175,26 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--trial-seed", type=int, default=0, metavar="N")
         if name == "embedding":
             command.add_argument("--method", default="pca", metavar="NAME", help="pca (default) or umap")
-        command.add_argument("--output", type=Path, default=Path("runs/figures"), metavar="DIR")
+        command.add_argument("--output", type=_folder, default=Path("runs/figures"), metavar="DIR")
         command.set_defaults(command=_figure, figure=name)
     return parser
+
+
+def _add_data_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="what")
+    get = commands.add_parser("get", help="fetch a published data set; interrupted, it continues")
+    get.add_argument(
+        "name", metavar="NAME",
+        help="pacs vlcs officehome terraincognita domainnet rotated_mnist colored_mnist",
+    )  # fmt: skip
+    get.add_argument("--output", type=Path, default=Path("data"), metavar="DIR", help="(default: data)")
+    get.set_defaults(command=_data_get)
+    check = commands.add_parser("check", help="count images, find unreadable ones and the same one twice")
+    check.add_argument("folder", type=Path, metavar="DIR", help="<domain>/<class>/<image>")
+    check.add_argument(
+        "--dataset", metavar="NAME", help="the published one to compare with (default: by the folder's name)"
+    )
+    check.set_defaults(command=_data_check)
 
 
 def _add_study_commands(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +210,7 @@ def _add_study_commands(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--name", metavar="TEXT", help="what the study is called")
         command.add_argument("--published", metavar="TABLE", help="the published table that it stands beside")
         command.add_argument("--variants", nargs="+", metavar="NAME", help="those of the file's that are run")
-    plan.add_argument("--output", type=Path, metavar="DIR", help="leave out the runs that this store holds")
+    plan.add_argument("--output", type=_place, metavar="DIR", help="leave out the runs that this store holds")
     plan.set_defaults(command=_study_plan)
     _add_store_options(run, default=None)
     run.set_defaults(command=_study_run)
@@ -188,7 +219,7 @@ def _add_study_commands(parser: argparse.ArgumentParser) -> None:
     report = commands.add_parser("report", help="write the report of what there is of a study")
     status = commands.add_parser("status", help="how far a study is, also while it runs")
     for command in (table, report, status):
-        command.add_argument("output", type=Path, metavar="DIR", help="the study's output")
+        command.add_argument("output", type=_place, metavar="DIR", help="the study's output")
     table.add_argument("--format", default="text", metavar="NAME", help="text (default), markdown, latex or csv")
     table.add_argument("--rule", metavar="NAME", help="selection rule (default: the study's first)")
     table.add_argument("--baseline", metavar="METHOD", help="what differences are taken from, as in 'erm + sgd'")
@@ -198,9 +229,28 @@ def _add_study_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_store_options(parser: argparse.ArgumentParser, default: Path | None) -> None:
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: cores; 1 on a GPU)")
-    parser.add_argument("--output", type=Path, default=default, required=default is None, metavar="DIR")
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard logs into the runs' folders")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N",
+        help="runs at a time (default: cores; 1 on a GPU; with ray: as many as there are resources for)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=_place, default=default, required=default is None, metavar="DIR",
+        help="a folder, or an address on an object store, as in s3://bucket/study",
+    )  # fmt: skip
+    parser.add_argument("--backend", default="local", metavar="NAME", help="local (default), or ray: on a cluster")
+    parser.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: one of this machine)")
+    parser.add_argument("--cpus-per-run", type=int, metavar="N", help="that a run reserves with ray (default: 1)")
+    parser.add_argument(
+        "--gpus-per-run", type=float, metavar="F",
+        help="that a run reserves with ray, 0.5 for two runs on each (default: 1 if the device is cuda)",
+    )  # fmt: skip
+    _add_tracker_option(parser)
+
+
+def _add_tracker_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--track", nargs="+", default=[], metavar="NAME", help="write the curves to tensorboard, mlflow or wandb too"
+    )
 
 
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
@@ -265,6 +315,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulate", type=int, metavar="N", help="parts to split a batch into")
     parser.add_argument("--clip-norm", type=float, metavar="X", help="largest norm of the gradient")
     parser.add_argument("--precision", metavar="NAME", help="float32 (default) or bf16")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="compile the featurizer (torch.compile)"
+    )
     parser.add_argument("--averaging", metavar="NAME", help="of the weights: none (default), swad or ema")
     parser.add_argument("--device", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument(
@@ -286,6 +339,24 @@ def _assignment(text: str) -> tuple[str, bool | int | float | str]:
     return name, parsed
 
 
+def _place(text: str) -> Path:
+    from shiftproof.files import output_path
+
+    try:
+        return output_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _folder(text: str) -> Path:
+    from shiftproof.files import is_local
+
+    place = _place(text)
+    if not is_local(place):
+        raise argparse.ArgumentTypeError(f"this takes a folder of this machine, not {text}")
+    return place
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -295,6 +366,21 @@ def _jobs(options: argparse.Namespace, device: str) -> int:
     if jobs < 1:
         raise ValueError(f"jobs must be a whole number above 0, not {jobs}")
     return jobs
+
+
+def _workers(options: argparse.Namespace, device: str) -> int | RayCluster:
+    """Return what trains the runs: processes here, or a cluster."""
+    from shiftproof.registry import UnknownNameError
+    from shiftproof.studies import RayCluster
+
+    given = {name: value for name in _RAY_OPTIONS if (value := getattr(options, name)) is not None}
+    if options.backend == "ray":
+        return RayCluster(**{"gpus_per_run": float(device.startswith("cuda")), **given}, jobs=options.jobs)
+    if options.backend != "local":
+        raise UnknownNameError("backend", options.backend, ["local", "ray"])
+    if given:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} is an option of --backend ray")
+    return _jobs(options, device)
 
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
@@ -344,7 +430,7 @@ def _run_and_report(options: argparse.Namespace, study: Study) -> int:
 
     output: Path = options.output
     try:
-        results = run_study(study, output, _jobs(options, study.device), tensorboard=options.tensorboard)
+        results = run_study(study, output, _workers(options, study.device), trackers=tuple(options.track))
     except KeyboardInterrupt:
         if (output / "table.csv").exists():
             print(f"written: {write_report(read_results(output), output)}")  # of what there is
@@ -393,13 +479,40 @@ def _study_status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _data_get(options: argparse.Namespace) -> int:
+    from shiftproof.data.downloads import SOURCES, get_dataset
+
+    print(SOURCES[options.name].text(), flush=True)
+    obtained = get_dataset(options.name, options.output)
+    print(obtained.text())
+    return 1 if obtained.differences else 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    from shiftproof.data.check import check_data
+
+    checked = check_data(options.folder, options.dataset)
+    print(checked.text())
+    return 0 if checked.ok else 1
+
+
 def _train(options: argparse.Namespace) -> int:
     from shiftproof.studies import Study, train_one
 
     study = Study(**{"optimizers": ("genie",), **_fields(options), **_target(options)})
     if len(study.datasets) > 1:
         raise ValueError(f"one run has one data set, not {', '.join(study.datasets)}")
-    row = train_one(study, options.output, options.trial_seed, options.hparam_seed, tensorboard=options.tensorboard)
+    row = train_one(
+        study,
+        options.output,
+        options.trial_seed,
+        options.hparam_seed,
+        trackers=tuple(options.track),
+        devices=options.devices,
+        strategy=options.strategy,
+    )
+    if os.environ.get("RANK", "0") != "0":  # torchrun started several of this, of which the first reports
+        return 0
     if row["status"] == "failed":
         raise ValueError(f"the run failed: {row['error']}")
     print(f"accuracy on {row['target']}, unseen in training, {row['steps']} steps, protocol {row['protocol']}:")
@@ -442,6 +555,9 @@ def _bench_data(options: argparse.Namespace) -> int:
         image_size=options.image_size,
         weights=options.weights,
         fixed={"data.batch_size": options.batch_size},
+        precision=options.precision,
+        compile=options.compile,
+        device=options.device,
     )
     result = bench_data(study, workers=_cores(), steps=options.steps)
     return _shown(result, data_table(result), options.output)
@@ -521,3 +637,10 @@ def _bench_diagnostics(options: argparse.Namespace) -> int:
     study = Study(**{"optimizers": ("adam",), **_fields(options), **_target(options)})
     result = bench_diagnostics(study, samples=options.samples, rounds=options.rounds)
     return _shown(result, diagnostics_table(result), options.output)
+
+
+def _bench_store(options: argparse.Namespace) -> int:
+    from shiftproof.bench import bench_store, store_table
+
+    result = bench_store(options.runs)
+    return _shown(result, store_table(result), options.output)

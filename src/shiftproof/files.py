@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import unquote
 
 
 class DamagedFileError(ValueError):
@@ -16,6 +17,38 @@ class DamagedFileError(ValueError):
 
     def __init__(self, path: Path, reason: str, remedy: str) -> None:
         super().__init__(f"{path} is damaged ({reason}); {remedy}")
+
+
+def output_path(text: str) -> Path:
+    """Return the place that a text names: a path, or `scheme://...` of any file system that fsspec knows.
+
+    The latter is a `UPath`, not a `Path` by inheritance; it has what runs and the store use of one.
+
+    Raises:
+        ValueError: there is no such scheme, or what it needs is not installed.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if scheme == "file":
+        if not rest.startswith("/"):
+            raise ValueError(f"{text} is not of the form file:///folder")
+        return Path(unquote(rest))
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise ValueError(f"{text} needs a package that is not installed: pip install 'shiftproof[remote]'") from error
+    try:
+        place = UPath(text, use_listings_cache=False)  # what other processes write is seen
+        _ = place.fs  # imports the scheme's own package
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{text} cannot be used: {error}") from error
+    return cast(Path, place)
+
+
+def is_local(path: Path) -> bool:
+    """Return whether a path is one of the operating system's, which has locks, and not of another file system."""
+    return isinstance(path, Path)
 
 
 def cache_folder() -> Path:
@@ -44,6 +77,10 @@ def locked(file: Path, waiting: str) -> Iterator[None]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: a reader, or a run started after a crash, sees the old content or the new."""
+    if not is_local(path):  # an object store's put is atomic
+        place = cast(Any, path)
+        place.fs.pipe_file(place.path, content)
+        return
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:

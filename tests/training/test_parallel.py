@@ -171,7 +171,6 @@ def test_the_command_line_trains_on_several_devices_and_under_torchrun(tmp_path,
     assert read_result(tmp_path / "torchrun")["devices"] == 2
 
 
-
 def test_the_command_line_refuses_what_cannot_be_split_before_processes_start(tmp_path, capsys):
     command = ["train", "--target", "0", "--steps", "8", "--batch-size", "16", "--output", str(tmp_path / "run")]
     assert main([*command, "--devices", "3"]) == 1

@@ -4,6 +4,7 @@ from shiftproof.studies.figures.agreement import measure_agreement, write_agreem
 from shiftproof.studies.formats import FORMATS, as_csv, as_latex, as_markdown, as_text
 from shiftproof.studies.plan import Grid, Plan, read_plan
 from shiftproof.studies.planning import make_plan, open_data
+from shiftproof.studies.ray_cluster import RayCluster
 from shiftproof.studies.results import Outcome, Results
 from shiftproof.studies.runner import run_study, time_shares, train_one
 from shiftproof.studies.status import Status, read_status
@@ -20,6 +21,7 @@ __all__ = [
     "Method",
     "Outcome",
     "Plan",
+    "RayCluster",
     "Results",
     "Status",
     "Store",

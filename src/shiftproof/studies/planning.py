@@ -82,8 +82,8 @@ def open_data(study: Study, dataset: str) -> DomainDataset:
 
 def data_folder(study: Study, dataset: str) -> Path | None:
     """Return the folder that holds a data set of a study; an embedded one beside others has none."""
-    embedded = not DATASETS[dataset].photographs
-    if study.data_dir is None or (embedded and any(DATASETS[name].photographs for name in study.datasets)):
+    embedded = DATASETS[dataset].embedded
+    if study.data_dir is None or (embedded and not all(DATASETS[name].embedded for name in study.datasets)):
         return None
     return study.data_dir.expanduser().absolute()
 
@@ -259,6 +259,7 @@ def _spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: 
         accumulate=study.accumulate,
         clip_norm=study.clip_norm,
         precision=study.precision,
+        compile=study.compile,
         device=torch.device(study.device).type,
         protocol=study.protocol,
         averaging=study.averaging,
@@ -307,6 +308,7 @@ def _terms(study: Study, photographs: bool, specs: Sequence[RunSpec]) -> dict[st
         "batch norm": ("frozen" if given and protocol.freeze_batch_norm else "free") if photographs else None,
         "classifier start": ("zero" if protocol.zero_classifier else "random") if given else None,
         "split": study.split if study.split != "random" else None,
+        "compiled": "the featurizer, by torch.compile" if study.compile else None,
         "accumulate": study.accumulate if study.accumulate > 1 else None,
         "clip norm": study.clip_norm,
         "averaging": study.averaging if study.averaging != "none" else None,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from shiftproof.studies.plan import Grid, Plan, method_of
@@ -19,6 +19,9 @@ Row = dict[str, Any]
 Result = dict[str, Any]
 """A run's `result.json`."""
 
+RowKey = tuple[str, Method, int]
+"""A place of a study: a run may stand at several, by its method and the number of its setting."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -31,7 +34,7 @@ class Outcome:
         status: whether a run finished that the rule can choose, or else whether one failed.
         row: the chosen run's line of `runs.jsonl`, None if there is none to choose.
         selected: its selected checkpoint: step, validation, accuracy and class_mean; None if there is none.
-        metrics: its evaluations.
+        read_metrics: reads its evaluations.
     """
 
     method: Method
@@ -40,7 +43,12 @@ class Outcome:
     status: Literal["finished", "failed", "missing"]
     row: Row | None
     selected: dict[str, Any] | None
-    metrics: list[Record]
+    read_metrics: Callable[[], list[Record]]
+
+    @cached_property
+    def metrics(self) -> list[Record]:
+        """Its evaluations."""
+        return self.read_metrics()
 
     @property
     def target(self) -> str:
@@ -59,12 +67,16 @@ class Results:
     def __init__(self, plan: Plan, found: Mapping[str, Result]) -> None:
         self.plan = plan
         self._found = found
-        self._rows: dict[tuple[str, Method, int], Row | None] = {}
+        self._rows: dict[RowKey, Row | None] = {}
+        self._by_method: dict[str, dict[Method, list[Row]]] = {}
         self._chosen: dict[tuple[str, Method, tuple[str, ...], int, str], Outcome] = {}
 
     def result(self, spec: RunSpec) -> Result | None:
         """Return the result of a run, None if it has not ended."""
-        return self._found.get(spec.name)
+        return self._read(spec.name)
+
+    def _read(self, name: str) -> Result | None:
+        return self._found.get(name)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -73,25 +85,45 @@ class Results:
 
     def row(self, grid: Grid, spec: RunSpec) -> Row | None:
         """Return the line of a run, None if it has not ended."""
-        key = (spec.name, method_of(spec), spec.hparam_seed)  # a run may stand at several places
+        key = row_key(spec)
         if key not in self._rows:
-            result = self.result(spec)
-            self._rows[key] = None if result is None else run_row(spec, result, self._pairs(grid, spec))
+            self._rows[key] = self._make_row(grid, spec)
         return self._rows[key]
 
-    def _pairs(self, grid: Grid, spec: RunSpec) -> dict[str, list[Record]]:
-        """Return the evaluations of the runs that leave out a run's target and one other domain, by the other."""
+    def _make_row(self, grid: Grid, spec: RunSpec) -> Row | None:
+        result = self.result(spec)
+        return None if result is None else run_row(spec, result, self._pairs(grid, spec))
+
+    def rows_by_method(self, grid: Grid) -> dict[Method, list[Row]]:
+        """Return the rows of a data set, those of a method in the plan's order."""
+        if grid.dataset not in self._by_method:
+            rows: dict[Method, list[Row]] = {}
+            for spec in grid.runs:
+                if (row := self.row(grid, spec)) is not None:
+                    rows.setdefault(method_of(spec), []).append(row)
+            self._by_method[grid.dataset] = rows
+        return self._by_method[grid.dataset]
+
+    def _pair_specs(self, grid: Grid, spec: RunSpec) -> dict[str, RunSpec]:
+        """Return the runs that leave out a run's target and one other domain, by the other."""
         if len(spec.targets) > 1 or not spec.score_targets:
             return {}
         pairs = {}
         for other in grid.domains:
             targets = tuple(name for name in grid.domains if name in (*spec.targets, other))
             for pair in grid.settings.get((method_of(spec), targets, spec.trial_seed), []):
-                result = self.result(pair)
-                if pair.hparam_seed == spec.hparam_seed and result is not None and result["status"] == "finished":
-                    pairs[other] = result["metrics"]
-        pairs.pop(spec.targets[0], None)
+                if pair.hparam_seed == spec.hparam_seed and other not in spec.targets:
+                    pairs[other] = pair
         return pairs
+
+    def _pairs(self, grid: Grid, spec: RunSpec) -> dict[str, list[Record]]:
+        """Return the evaluations of the runs of `_pair_specs` that finished."""
+        results = {other: self.result(pair) for other, pair in self._pair_specs(grid, spec).items()}
+        return {
+            other: result["metrics"]
+            for other, result in results.items()
+            if result is not None and result["status"] == "finished"
+        }
 
     def outcomes(self, grid: Grid, rule: str, method: Method, targets: tuple[str, ...] | None = None) -> list[Outcome]:
         """Return the outcomes of a method, on one set of targets or on all, by target and trial.
@@ -121,9 +153,15 @@ class Results:
         row = choose_setting(candidates, rule, self.plan.protocol)
         if row is None:
             failed = any(row["status"] == "failed" for row in rows)
-            return Outcome(method, targets, trial, "failed" if failed else "missing", None, None, [])
-        metrics = self._found[row["run"]]["metrics"]
-        return Outcome(method, targets, trial, "finished", row, row["selection"][rule], metrics)
+            return Outcome(method, targets, trial, "failed" if failed else "missing", None, None, list)
+        return Outcome(method, targets, trial, "finished", row, row["selection"][rule], partial(self._metrics, row))
+
+    def _metrics(self, row: Row) -> list[Record]:
+        result = self._read(row["run"])
+        if result is None:
+            raise FileNotFoundError(f"the result of run {row['run']} was deleted while it was read")
+        metrics: list[Record] = result["metrics"]
+        return metrics
 
     def _settings(self, grid: Grid, method: Method, targets: tuple[str, ...], trial: int) -> list[Row]:
         specs = grid.settings.get((method, targets, trial), [])
@@ -160,9 +198,9 @@ class Results:
         """The sets of library versions that the runs were trained with."""
         return sorted(
             {
-                ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-                for result in self._found.values()
-                if "versions" in result  # a run that broke has none
+                ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+                for row in self.rows
+                if row["versions"]  # a run that broke has none
             }
         )
 
@@ -190,15 +228,24 @@ def run_row(spec: RunSpec, result: Result, pairs: Mapping[str, Sequence[Record]]
         "hparams": spec.hparams,
         "status": result["status"],
         "error": result["error"],
+        "retry": result.get("retry", False),
         "seconds": sum(result["seconds"].values()),
         "passes": result["passes"],
         "annealing": result.get("annealer"),
         "steps": result.get("steps", spec.steps),  # SWAD may stop early
         "protocol": spec.protocol,
+        "versions": result.get("versions"),
         "selection": {
             rule: select(rule, result["metrics"], spec.targets, protocol, pairs) if finished else None for rule in RULES
         },
     }
+
+
+def row_key(place: RunSpec | Row) -> RowKey:
+    """Return the place of a run, or of its row."""
+    if isinstance(place, RunSpec):
+        return place.name, method_of(place), place.hparam_seed
+    return place["run"], Method(*(place[name] for name in Method._fields)), place["hparam_seed"]
 
 
 def choose_setting(rows: Sequence[Row], rule: str, protocol: str = "shiftproof") -> Row | None:

@@ -1,11 +1,14 @@
-"""Runs a study on this machine: what is missing, in parallel, with nothing lost."""
+"""Runs a study here or on a Ray cluster: what is missing, in parallel, with nothing lost."""
 
 from __future__ import annotations
 
+import socket
 import sys
 import traceback
 import warnings
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,17 +16,21 @@ import torch
 from tqdm import tqdm
 
 from shiftproof.algorithms import SingleDomainWarning
-from shiftproof.files import DamagedFileError, read_json
+from shiftproof.files import DamagedFileError, is_local, read_json
 from shiftproof.studies.formats import as_csv
-from shiftproof.studies.plan import Plan, method_of, read_plan, read_spec
+from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_spec
 from shiftproof.studies.planning import data_folder, make_plan, open_data, open_dataset, plan_run
 from shiftproof.studies.pool import run_tasks
+from shiftproof.studies.ray_cluster import RayCluster, run_on_ray
 from shiftproof.studies.results import Results, run_row
-from shiftproof.studies.store import Store, claim
+from shiftproof.studies.store import Store, claim, claim_run
 from shiftproof.studies.study import Study
 from shiftproof.training import RunSpec, read_result, train
+from shiftproof.training.combinations import check_combination
+from shiftproof.training.launch import check_devices, from_torchrun, launch, torchrun_group
+from shiftproof.training.parallel import ALONE, Ranks, Strategy
 from shiftproof.training.run import ERROR_FILE, SPEC_FILE
-from shiftproof.training.tensorboard import check_tensorboard
+from shiftproof.training.tracking import Tracking, check_trackers
 
 TRIES = 3
 """How often a run is begun that ends in an error or takes its worker down, before it is recorded as failed."""
@@ -38,11 +45,35 @@ class RunTask(NamedTuple):
     data_dir: Path | None
     weights: Path | None
     device: str
-    tensorboard: bool
+    tracking: Tracking
 
 
 def execute(task: RunTask) -> dict[str, Any]:
     """Train one run and return its result; the traceback of an error is left in the run's folder."""
+    with claim_run(task.folder):
+        ended = read_result(task.folder)
+        if ended is not None and not ended.get("retry"):  # by a process that outlived its driver or its node
+            return ended
+        return _train_run(task)
+
+
+def execute_elsewhere(task: RunTask) -> dict[str, Any]:
+    """Train one run where files that are here may not be.
+
+    Raises:
+        FileNotFoundError: output, data or weights are not there.
+    """
+    for what, path in (
+        ("the output", task.folder.parents[1] / PLAN_FILE),
+        ("the data folder", task.data_dir),
+        ("the weights", task.weights),
+    ):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"node {socket.gethostname()} does not reach {what}: there is no {path}")
+    return execute(task)
+
+
+def _train_run(task: RunTask) -> dict[str, Any]:
     try:
         # what there is to say of the data set and the methods, the study has said
         with warnings.catch_warnings():
@@ -56,10 +87,9 @@ def execute(task: RunTask) -> dict[str, Any]:
                 task.folder,
                 device=torch.device(task.device),
                 weights=task.weights,
-                tensorboard=task.tensorboard,
+                tracking=task.tracking,
             )
     except Exception:
-        task.folder.mkdir(parents=True, exist_ok=True)
         (task.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         raise
 
@@ -76,22 +106,30 @@ def time_shares(results: Results) -> dict[str, float]:
     return {part: seconds / sum(parts.values()) for part, seconds in parts.items()}
 
 
-def run_study(study: Study, output: Path, jobs: int, *, tensorboard: bool = False) -> Results:
+def run_study(study: Study, output: Path, jobs: int | RayCluster, *, trackers: tuple[str, ...] = ()) -> Results:
     """Train what is missing of a study and return its results; its plan, rows and table are written beside the runs.
 
     Args:
         study: what to run.
-        output: the store's folder; runs that it holds already are not trained again.
-        jobs: runs trained at a time; changes no result.
-        tensorboard: whether every run writes TensorBoard logs into its folder.
+        output: the store's folder, on this machine or an object store; runs that it holds already are not trained
+            again.
+        jobs: runs trained at a time in processes of this machine, or the Ray cluster that trains them, every node of
+            which must reach output, data and weights; changes no result.
+        trackers: names of the trackers that every run is written to.
 
     Raises:
-        ValueError: the study is not valid, or the output cannot be written.
+        ValueError: the study is not valid, the output cannot be written, a tracker is unknown or not installed, or
+            the cluster cannot train such runs.
         StoreBusyError: another process works on the output.
         DamagedFileError: a recorded result cannot be read.
+        OSError: there is no connection to the cluster.
     """
-    if tensorboard:
-        check_tensorboard()
+    check_trackers(trackers)
+    if trackers and not is_local(output):
+        raise ValueError(f"trackers write beside the runs, which must be on this machine or a mounted folder: {output}")
+    if isinstance(jobs, RayCluster):
+        jobs.check(study.device)
+    output = output.absolute()  # workers may have another working directory
     plan = make_plan(study)
     store = Store(output)
     with claim(output):
@@ -99,7 +137,7 @@ def run_study(study: Study, output: Path, jobs: int, *, tensorboard: bool = Fals
         _tell_of_another_plan(output, plan)
         plan.write(output)
         try:
-            _train_all(study, plan, store, missing, jobs, tensorboard)
+            _train_all(study, plan, store, missing, jobs, trackers)
         finally:
             results = store.results(plan)
             store.write_runs(results)
@@ -119,7 +157,20 @@ def _tell_of_another_plan(output: Path, plan: Plan) -> None:
         )
 
 
-def _train_all(study: Study, plan: Plan, store: Store, specs: list[RunSpec], jobs: int, tensorboard: bool) -> None:
+def _tags(study: str, spec: RunSpec) -> dict[str, str]:
+    """Return what a run is found by among those of a tracker."""
+    return {
+        "study": study,
+        "method": str(method_of(spec)),
+        "target": "+".join(spec.targets),
+        "trial": str(spec.trial_seed),
+        "setting": str(spec.hparam_seed),
+    }
+
+
+def _train_all(
+    study: Study, plan: Plan, store: Store, specs: list[RunSpec], jobs: int | RayCluster, trackers: tuple[str, ...]
+) -> None:
     keys = {grid.dataset: key for grid, key in zip(plan, study.datasets, strict=True)}
     tasks = [
         RunTask(
@@ -127,15 +178,19 @@ def _train_all(study: Study, plan: Plan, store: Store, specs: list[RunSpec], job
             store.folder(spec),
             keys[spec.dataset],
             data_folder(study, keys[spec.dataset]),
-            study.weights,
+            None if study.weights is None else study.weights.expanduser().absolute(),
             study.device,
-            tensorboard,
+            Tracking(trackers, store.root, _tags(plan.name, spec)),
         )
         for spec in specs
     ]
     total = len(plan.distinct)
+    if isinstance(jobs, RayCluster):
+        outcomes = run_on_ray(execute_elsewhere, tasks, jobs, TRIES)
+    else:
+        outcomes = run_tasks(execute if is_local(store.root) else execute_elsewhere, tasks, jobs, TRIES)
     with (
-        closing(run_tasks(execute, tasks, jobs, TRIES)) as outcomes,  # ends the workers before the output is released
+        closing(outcomes),  # ends the workers before the output is released
         tqdm(total=total, initial=total - len(tasks), unit="run", desc="runs") as bar,
     ):
         for outcome in outcomes:
@@ -152,49 +207,96 @@ def _train_all(study: Study, plan: Plan, store: Store, specs: list[RunSpec], job
 
 
 def train_one(
-    study: Study, folder: Path, trial_seed: int, hparam_seed: int, *, tensorboard: bool = False
+    study: Study,
+    folder: Path,
+    trial_seed: int,
+    hparam_seed: int,
+    *,
+    trackers: tuple[str, ...] = (),
+    devices: int = 1,
+    strategy: Strategy = "ddp",
 ) -> dict[str, Any]:
     """Train the one method and target of a study in a folder of its own; return the run's line.
 
+    Processes that `torchrun` started train it together, and each of them calls this.
+
     Args:
         study: has one data set, one method and one set of targets.
-        folder: the run's folder; a run that it holds is continued.
+        folder: the run's folder; a run that it holds is continued, on any number of devices.
         trial_seed: number of the trial.
         hparam_seed: number of the hyperparameter setting; 0 is the defaults.
-        tensorboard: whether it writes TensorBoard logs into its folder.
+        trackers: names of the trackers that it is written to.
+        devices: how many, of the study's kind on this machine, train it, each in a process of its own; `torchrun`
+            has started its own number.
+        strategy: how several devices train it, "ddp" or "fsdp".
 
     Raises:
-        ValueError: the study is not valid, or the folder holds another run or cannot be written.
+        ValueError: the study is not valid, the folder holds another run or cannot be written, a tracker is unknown or
+            not installed, or the run cannot be trained on so many devices.
         StoreBusyError: another process trains in the folder.
+        ChildProcessError: one of the processes failed.
     """
     for name, value in (("trial seed", trial_seed), ("hparam seed", hparam_seed)):
         if value < 0:
             raise ValueError(f"{name} must be at least 0, not {value}")
-    if tensorboard:
-        check_tensorboard()
+    check_trackers(trackers)
+    check_devices(study.device, devices, strategy)
     spec = plan_run(study, trial_seed, hparam_seed)
+    work = partial(_train_rank, spec, study, folder, trackers)
+    if from_torchrun():
+        if devices > 1:
+            raise ValueError("torchrun has started the processes: leave out the number of devices")
+        with torchrun_group(study.device, strategy) as (ranks, device):
+            if ranks.first:
+                with _own_folder(folder, spec):
+                    work(ranks, device)
+            else:
+                work(ranks, device)
+    else:
+        with _own_folder(folder, spec):
+            if devices > 1:
+                sources = len(open_data(study, study.datasets[0]).domains) - len(spec.targets)
+                check_combination(spec, sources, Ranks(0, devices, strategy))
+                launch(work, study.device, devices, strategy)
+            else:
+                work(ALONE, torch.device(study.device))
+    result = read_result(folder)
+    assert result is not None  # noqa: S101  (it was trained)
+    return run_row(spec, result)
+
+
+@contextmanager
+def _own_folder(folder: Path, spec: RunSpec) -> Iterator[None]:
+    """Keep other processes out of a folder, which holds this run or none."""
     with claim(folder):
         if (folder / SPEC_FILE).exists():
             recorded = read_json(folder / SPEC_FILE, "delete the folder to train from the start")
             if read_spec(recorded).name != spec.name:
                 raise ValueError(f"{folder} holds another run; choose another output")
-        result = read_result(folder)
-        if result is None:
-            with tqdm(total=spec.steps, unit="step", desc=str(method_of(spec))) as bar:
+        yield
 
-                def show(step: int, loss: float) -> None:
-                    if bar.n == 0:
-                        bar.initial = bar.n = step - 1  # resumed: the speed is that of the steps taken now
-                    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                    bar.update(step - bar.n)
 
-                result = train(
-                    spec,
-                    open_data(study, study.datasets[0]),
-                    folder,
-                    device=torch.device(study.device),
-                    weights=study.weights,
-                    on_progress=show,
-                    tensorboard=tensorboard,
-                )
-    return run_row(spec, result)
+def _train_rank(
+    spec: RunSpec, study: Study, folder: Path, trackers: tuple[str, ...], ranks: Ranks, device: torch.device
+) -> None:
+    """Train a run that has not ended; one of the processes that do so."""
+    if ranks.agreed(read_result(folder) is not None, device):  # the first has the folder
+        return
+    with tqdm(total=spec.steps, unit="step", desc=str(method_of(spec)), disable=not ranks.first) as bar:
+
+        def show(step: int, loss: float) -> None:
+            if bar.n == 0:
+                bar.initial = bar.n = step - 1  # resumed: the speed is that of the steps taken now
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update(step - bar.n)
+
+        train(
+            spec,
+            open_data(study, study.datasets[0]),
+            folder,
+            device=device,
+            weights=study.weights,
+            on_progress=show,
+            tracking=Tracking(trackers, tags=_tags(study.name, spec)),
+            ranks=ranks,
+        )

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from shiftproof.files import is_local
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan
-from shiftproof.studies.store import Store
+from shiftproof.studies.store import LOCK_FILE, Store
 from shiftproof.training import RunSpec
 from shiftproof.training.run import METRICS_FILE, RESULT_FILE, SPEC_FILE
 
@@ -27,7 +28,7 @@ class Status:
         finished: runs that finished, by data set.
         failed: runs that failed, with their reasons.
         begun: runs that have begun and not ended, with the last evaluated step.
-        working: whether a process works on the study.
+        working: whether a process works on the study; None on an object store, which cannot tell.
         seconds_left: until it is done, at the pace of the last runs; None while nothing tells.
     """
 
@@ -35,16 +36,17 @@ class Status:
     finished: Counter[str]
     failed: list[tuple[RunSpec, str]]
     begun: list[tuple[RunSpec, int]]
-    working: bool
+    working: bool | None
     seconds_left: float | None
 
     def text(self) -> str:
         """Return the status for a terminal."""
         total, finished = len(self.plan.distinct), self.finished.total()
         waiting = total - finished - len(self.failed) - len(self.begun)
+        worker = {True: "a process works on it", False: "no process works on it", None: "it may be worked on"}
         lines = [
             f"{self.plan.name}: {finished} of {total} runs finished, {len(self.failed)} failed, {len(self.begun)} "
-            f"begun, {waiting} waiting; {'a' if self.working else 'no'} process works on it"
+            f"begun, {waiting} waiting; {worker[self.working]}"
         ]
         if self.working and self.seconds_left is not None:
             lines.append(f"at the pace of the last runs it is done in {duration(self.seconds_left)}")
@@ -64,19 +66,20 @@ def read_status(folder: Path) -> Status:
         DamagedFileError: its plan or a result cannot be read.
     """
     plan, store = read_plan(folder), Store(folder)
+    rows = {row["run"]: row for row in store.results(plan).rows}
     finished: Counter[str] = Counter()
     failed, begun, ended = [], [], []
     for spec in plan.distinct:
-        result = store.result(spec)
-        if result is None:
+        row = rows.get(spec.name)
+        if row is None:
             if (store.folder(spec) / SPEC_FILE).exists():
                 begun.append((spec, _last_step(store.folder(spec) / METRICS_FILE)))
             continue
         ended.append((store.folder(spec) / RESULT_FILE).stat().st_mtime)
-        if result["status"] == "finished":
+        if row["status"] == "finished":
             finished[spec.dataset] += 1
         else:
-            failed.append((spec, result["error"]))
+            failed.append((spec, row["error"]))
     left = len(plan.distinct) - len(ended)
     resumed = (folder / PLAN_FILE).stat().st_mtime  # written whenever a process begins to work on it
     pace = _seconds_left(sorted(moment for moment in ended if moment > resumed), left)
@@ -91,8 +94,10 @@ def _last_step(metrics: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-def _claimed(folder: Path) -> bool:
-    lock = FileLock(folder / ".lock")
+def _claimed(folder: Path) -> bool | None:
+    if not is_local(folder):
+        return None
+    lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from shiftproof.files import write_bytes, write_json, write_json_lines
+from shiftproof.files import is_local, locked, write_bytes, write_json, write_json_lines
+from shiftproof.studies.index import Index
 from shiftproof.studies.plan import Plan, read_plan, read_spec
 from shiftproof.studies.results import Results, run_row
+from shiftproof.studies.stored_results import StoredResults
 from shiftproof.training import RunSpec, read_result
 from shiftproof.training.run import RESULT_FILE
+
+LOCK_FILE = ".lock"
 
 
 class StoreBusyError(OSError):
@@ -25,14 +29,17 @@ class StoreBusyError(OSError):
 def claim(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder, which is made if need be.
 
+    Object stores have no locks: there nothing is kept out.
+
     Raises:
         ValueError: the folder cannot be made or written.
         StoreBusyError: another process has it.
     """
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK_FILE) if is_local(folder) else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        if lock is not None:
+            lock.acquire(timeout=0)
     except Timeout:
         raise StoreBusyError(f"another process is working on {folder}; wait for it or choose another output") from None
     except OSError as error:
@@ -40,7 +47,21 @@ def claim(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
+
+
+@contextmanager
+def claim_run(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder of a run, which is made if need be; wait for one that has it.
+
+    What still trains there is left of a driver or a node that died, and ends soon. The operating system releases the
+    lock of a process that dies. Object stores have no locks, and nothing is kept out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = f"another process trains the run in {folder}; waiting for it"
+    with locked(folder / LOCK_FILE, waiting) if is_local(folder) else nullcontext():
+        yield
 
 
 class Store:
@@ -71,8 +92,7 @@ class Store:
         Raises:
             DamagedFileError: a result cannot be read.
         """
-        found = ((spec.name, self.result(spec)) for spec in plan.distinct)
-        return Results(plan, {name: result for name, result in found if result is not None})
+        return StoredResults(plan, self.root)
 
     def record_failure(self, spec: RunSpec, error: str) -> dict[str, Any]:
         """Record that a run failed for a reason that may pass; it is tried again the next time."""
@@ -95,14 +115,19 @@ class Store:
         Raises:
             DamagedFileError: a result cannot be read.
         """
-        results = [(spec, self.result(spec)) for spec in specs]
-        return [spec for spec, result in results if result is None or result.get("retry")]
+        index = Index(self.root)
+
+        def ended(spec: RunSpec) -> bool:
+            found = index.of_run(spec.name) or self.result(spec)
+            return found is not None and not found.get("retry")
+
+        return [spec for spec in specs if not ended(spec)]
 
     def write_runs(self, results: Results) -> None:
         """Rebuild `runs.jsonl`: the runs of a study and, after them, all others that the store holds."""
         planned = {spec.name for spec in results.plan.runs}
         others = []
-        for folder in sorted((self.root / "runs").glob("*")):
+        for folder in sorted((self.root / "runs").glob("*"), key=lambda folder: folder.name):
             if folder.name not in planned and (result := read_result(folder)) is not None:
                 others.append(run_row(read_spec(result["spec"]), result))
         write_json_lines(self.root / "runs.jsonl", results.rows + others)

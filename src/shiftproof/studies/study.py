@@ -101,6 +101,7 @@ class Study:
         accumulate: parts that a batch is split into.
         clip_norm: largest norm of the gradient.
         precision: of the forward passes.
+        compile: whether the featurizer is compiled by ``torch.compile``: the same to rounding, faster on a GPU.
         averaging: of the weights over the steps.
         device: where to train.
 
@@ -135,6 +136,7 @@ class Study:
     accumulate: int = 1
     clip_norm: float | None = None
     precision: Precision = "float32"
+    compile: bool = False
     averaging: Averaging = "none"
     device: str = "cpu"
 

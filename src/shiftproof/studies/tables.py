@@ -214,8 +214,8 @@ class _Builder:
         finished = [
             row
             for grid in grids
-            for spec in grid.runs
-            if method_of(spec) == method and (row := self.results.row(grid, spec)) and row["status"] == "finished"
+            for row in self.results.rows_by_method(grid).get(method, [])
+            if row["status"] == "finished"
         ]
         return MethodRow(
             method,
@@ -305,9 +305,10 @@ class _Builder:
             same = len(set(map(str, values.values()))) == 1
             each = ", ".join(f"{value} on {dataset}" for dataset, value in values.items())
             terms[name] = next(iter(values.values())) if same else ", ".join(values) if name == "dataset" else each
-        runs = {spec.name: self.results.result(spec) for grid in grids for spec in grid.runs}
-        finished = sum(result is not None and result["status"] == "finished" for result in runs.values())
-        return {**terms, "selection": self.rule, "runs finished": f"{finished} of {len(runs)}"}
+        planned = {spec.name for grid in grids for spec in grid.runs}
+        rows = [row for grid in grids for each in self.results.rows_by_method(grid).values() for row in each]
+        finished = {row["run"] for row in rows if row["status"] == "finished"}
+        return {**terms, "selection": self.rule, "runs finished": f"{len(finished)} of {len(planned)}"}
 
 
 def _annealing(reports: Sequence[dict[str, float | None]]) -> dict[str, float | None]:

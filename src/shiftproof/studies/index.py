@@ -1,0 +1,91 @@
+"""The index of a store: the rows of runs whose results are as they were when they were read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from shiftproof.files import is_local
+from shiftproof.studies.results import Row, RowKey, row_key
+from shiftproof.training.run import RESULT_FILE
+
+INDEX_FILE = "index.jsonl"
+INDEX_VERSION = 1
+"""Raised whenever an unchanged result gives another row, so that no table is made of rows of earlier code."""
+
+Stamp = tuple[int, float] | None
+"""Size and time of change of a result, by which a change is noticed; None where there is none."""
+
+
+class Index:
+    """Rows of a store, each with the stamps of the results that it was made of.
+
+    It saves time and holds nothing of its own: a row whose results changed does not count, a line that cannot be read
+    is passed over, and without the file all results are read. Object stores have none: nothing is appended there.
+
+    Args:
+        root: the store's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._file, self._runs, self._local = root / INDEX_FILE, root / "runs", is_local(root)
+        self._rows: dict[RowKey, tuple[list[Stamp], Row]] = {}
+        self._by_run: dict[str, tuple[Stamp, Row]] = {}
+        self._stamps: dict[str, Stamp] = {}
+        if self._local and self._file.exists():
+            with self._file.open(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    self._take(line)
+
+    def _take(self, line: str) -> None:
+        try:
+            version, stamps, row = json.loads(line)
+            if version == INDEX_VERSION:  # a later line is of a later result
+                held: list[Stamp] = [stamp and (stamp[0], stamp[1]) for stamp in stamps]
+                self._rows[row_key(row)] = held, row
+                self._by_run[row["run"]] = held[0], row
+        except (ValueError, TypeError, LookupError):  # a line that a crash cut short
+            return
+
+    def stamps(self, names: Iterable[str]) -> list[Stamp]:
+        """Return the stamps of runs' results, as they were when they were first asked for."""
+        return [self._stamp(name) for name in names]
+
+    def _stamp(self, name: str) -> Stamp:
+        if name not in self._stamps:
+            try:
+                found = (self._runs / name / RESULT_FILE).stat() if self._local else None
+            except FileNotFoundError:
+                found = None
+            self._stamps[name] = found and (found.st_size, found.st_mtime)
+        return self._stamps[name]
+
+    def row(self, key: RowKey, names: Iterable[str]) -> Row | None:
+        """Return the row of a run at one place of a study, None unless the results that it was made of are unchanged.
+
+        Args:
+            key: the place.
+            names: of the runs whose results it is made of, its own first.
+        """
+        stamps, row = self._rows.get(key, (None, None))
+        return row if row is not None and stamps == self.stamps(names) else None
+
+    def of_run(self, name: str) -> Row | None:
+        """Return a row of a run, of any place, None unless its result is unchanged."""
+        stamp, row = self._by_run.get(name, (None, None))
+        return row if row is not None and stamp == self._stamp(name) else None
+
+    def append(self, entries: Sequence[tuple[list[Stamp], Row]]) -> None:
+        """Write rows for the next reader, unless another process does so now or the store cannot be written."""
+        if not entries or not self._local:
+            return
+        text = "".join(json.dumps([INDEX_VERSION, stamps, row]) + "\n" for stamps, row in entries)
+        lock = FileLock(self._file.with_name(f".{INDEX_FILE}.lock"))
+        try:
+            with lock.acquire(timeout=0), self._file.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except (Timeout, OSError):
+            return
