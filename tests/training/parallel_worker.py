@@ -67,6 +67,10 @@ def option_cases():
         found[f"{strategy}, accumulated"] = (strategy, spec_of(accumulate=4))
         found[f"{strategy}, clipped"] = (strategy, spec_of(clip_norm=0.1))
         found[f"{strategy}, bf16"] = (strategy, spec_of(precision="bf16"))
+        found[f"{strategy}, compiled"] = (strategy, spec_of(compile=True))
+    for name in PARALLEL:
+        if ALGORITHMS[name].min_domains == 1 and not ALGORITHMS[name].mixes_images:
+            found[f"ddp, {name}, one source"] = ("ddp", spec_of(name, targets=("0", "15", "30", "45", "60")))
     return found
 
 
@@ -119,13 +123,15 @@ def train_part(folder, spec, stop, ranks, device):
 
 
 def train_runs(folder):
-    """Train one run on 1, and on 2, and the same in parts on 2 (DDP), 2 (FSDP2) and 1."""
+    """Train one run on 1; on 2, also in two parts; and in parts on 2 (DDP), 2 (FSDP2) and 1."""
     spec = spec_of("vrex", "adam", averaging="ema")
     train_part(folder / "one", spec, None, ALONE, torch.device("cpu"))
     launch(partial(train_part, folder / "two", spec, None), "cpu", 2, "ddp")
     parts = folder / "parts"
     launch(partial(train_part, parts, spec, 5), "cpu", 2, "ddp")
     shutil.copy(parts / "checkpoint.pt", folder / "ddp.pt")
+    shutil.copytree(parts, folder / "continued")
+    launch(partial(train_part, folder / "continued", spec, None), "cpu", 2, "ddp")
     launch(partial(train_part, parts, spec, 9), "cpu", 2, "fsdp")
     shutil.copy(parts / "checkpoint.pt", folder / "fsdp.pt")
     train_part(parts, spec, None, ALONE, torch.device("cpu"))

@@ -46,6 +46,15 @@ REASONS = {
         "swad re-estimates batch norms from the images of all domains together, and arm reads those of one at a time: "
         "take ema, or no averaging",
     ),
+    "compiled, second order": (
+        {"optimizer": "adahessian", "compile": True}, 3, 300,
+        "adahessian differentiates the gradient, which torch.compile cannot: leave out compile",
+    ),
+    "compiled, a step ahead": (
+        {"algorithm": "mldg", "compile": True, "hparams": {"data.batch_size": 4, "algorithm.first_order": False}},
+        3, 300,
+        "mldg differentiates the gradient, which torch.compile cannot: leave out compile, or set algorithm.first_order",
+    ),
 }  # fmt: skip
 
 

@@ -1,23 +1,28 @@
 """Several devices give what one gives: tests of two gloo processes, which parallel_worker.py starts."""
 
 import json
+import math
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d, DropPath
+from torch import nn
 
 from processes import run_processes
-from shiftproof.algorithms import ALGORITHMS
+from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.cli import main
 from shiftproof.data import DATASETS
-from shiftproof.models import Normalisation
+from shiftproof.models import Network, Normalisation
 from shiftproof.training import read_result
 from shiftproof.training.combinations import check_combination
 from shiftproof.training.inputs import Inputs
-from shiftproof.training.launch import check_devices
-from shiftproof.training.parallel import Ranks
+from shiftproof.training.launch import check_devices, launch
+from shiftproof.training.parallel import Ranks, check_featurizer, split_over_ranks, synchronised
 from shiftproof.training.saved_model import load
 from training.parallel_worker import PARALLEL, algorithm_cases, option_cases, spec_of
 
@@ -88,6 +93,13 @@ def test_a_run_on_two_devices_or_in_parts_on_several_is_that_on_one(worked, othe
         torch.testing.assert_close(model[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_a_run_on_two_devices_continues_on_two_bit_for_bit(worked):
+    folder, printed = worked("runs")
+    assert (folder / "parts" / "result.json").exists(), printed
+    one, other = ({**read_result(folder / name), "seconds": None} for name in ("two", "continued"))
+    assert one == other
+
+
 def test_checkpoints_of_sharded_and_whole_networks_are_alike(worked):
     folder, printed = worked("runs")
     assert (folder / "fsdp.pt").exists(), printed
@@ -116,8 +128,8 @@ def test_a_rank_prepares_its_own_rows_as_one_device_does():
         part = Inputs(digits, spec, normalisation, device, Ranks(rank, 4)).batches(3)
         for (images, labels), (expected, all_labels) in zip(part, whole, strict=True):
             assert torch.equal(images[rank::4], expected[rank::4])
-            images[rank::4] = 0
-            assert not images.any()
+            images[rank::4] = math.nan
+            assert images.isnan().all()
             assert torch.equal(labels, all_labels)
 
 
@@ -128,13 +140,18 @@ def test_a_rank_prepares_its_own_rows_as_one_device_does():
         ("ddp", {"annealer": "gga_l"}, "gga_l trains on one device, not 3: it compares the gradients of domains"),
         ("ddp", {"optimizer": "adahessian"}, "adahessian trains on one device, not 3: it differentiates the gradient"),
         ("fsdp", {"algorithm": "rsc"}, "rsc reads the weights of its heads, which fsdp shards: take ddp"),
+        (
+            "ddp",
+            {"algorithm": "mixup"},
+            "mixup with one source domain trains on one device, not 3: it mixes the images",
+        ),
         ("ddp", {}, "a batch of 8 images per domain cannot be split evenly into 3 devices"),
         ("ddp", {"accumulate": 2}, "a batch of 8 images per domain cannot be split evenly into 2 parts on 3 devices"),
     ],
 )
 def test_what_cannot_be_split_is_refused_with_the_reason(strategy, changes, message):
     with pytest.raises(ValueError, match=message):
-        check_combination(spec_of(**changes), 3, Ranks(0, 3, strategy))
+        check_combination(spec_of(**changes), 1 if "mixup" in changes.values() else 3, Ranks(0, 3, strategy))
 
 
 def test_every_other_algorithm_says_why_it_trains_on_one_device():
@@ -146,13 +163,79 @@ def test_every_other_algorithm_says_why_it_trains_on_one_device():
     [
         ("cpu", 2, "fdsp", "unknown strategy 'fdsp'; the strategies are ddp, fsdp"),
         ("cpu", 0, "ddp", "devices must be at least 1, not 0"),
-        ("cuda:1", 2, "ddp", "cuda:1 is one device, not 2: give the kind alone, as in cuda"),
+        ("cuda:1", 2, "ddp", "several devices are of the kind cpu or cuda, not cuda:1"),
         ("cuda", 1000, "ddp", "1000 GPUs are asked for, and there are"),
     ],
 )
 def test_devices_that_are_not_there_are_refused(device, devices, strategy, message):
     with pytest.raises(ValueError, match=message):
         check_devices(device, devices, strategy)
+
+
+def test_torchrun_says_how_many_devices_there_are(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    check_devices("cpu", 1, "ddp")
+    with pytest.raises(ValueError, match="torchrun has started the processes: leave out the number of devices"):
+        check_devices("cpu", 2, "ddp")
+    with pytest.raises(ValueError, match="of the kind cpu or cuda, not cuda:1"):
+        check_devices("cuda:1", 1, "ddp")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.BatchNorm2d(3), "the batch norm 0 of the model follows the batches, of which CPUs would each see a part"),
+        (nn.Dropout(0.1), "0 of the model drops at random"),
+        (DropPath(0.1), "0 of the model drops at random"),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), "0 of the model drops at random"),
+    ],
+)
+def test_a_featurizer_that_parts_would_change_is_refused(module, message):
+    network = Network(nn.Sequential(module), 4, 2, Normalisation((0.5,), (0.5,)))
+    with pytest.raises(ValueError, match=message):
+        split_over_ranks(ERM(network, 3), Ranks(0, 2))
+    if isinstance(module, nn.BatchNorm2d):
+        module.eval()
+    module.__dict__.update(p=0.0, dropout=0.0, drop_prob=0.0)
+    check_featurizer(network.featurizer, torch.device("cpu"))
+
+
+def test_batch_norms_are_synchronised_with_their_activations_and_frozen_ones_left():
+    norm = BatchNormAct2d(4)
+    featurizer = nn.Sequential(nn.Conv2d(3, 4, 3), norm)
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert synchronised(featurizer.eval()) is featurizer
+    expected = featurizer(images)
+    assert (expected == 0).any()  # of the activation
+    converted = synchronised(featurizer.train())
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+    torch.testing.assert_close(converted.eval()(images), expected)
+
+
+def _fail(ranks, device):
+    if ranks.rank == 1:
+        raise OSError("No space left:\nall of it")
+    torch.distributed.barrier()
+
+
+def _end(ranks, device):
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.barrier()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (_fail, "process 1 of 2 failed: OSError: No space left:\nall of it"),
+        (_end, "process 1 of 2 was ended: process 1 terminated with signal SIGKILL"),
+    ],
+)
+def test_the_error_of_a_process_is_told(work, message):
+    with pytest.raises(ChildProcessError, match=message):
+        launch(work, "cpu", 2, "ddp")
 
 
 @pytest.mark.slow

@@ -106,6 +106,9 @@ class Algorithm(nn.Module):
     single_device: ClassVar[str | None] = None
     """Why its batches cannot be split over several devices; None where all it knows of images are their features."""
 
+    mixes_images: ClassVar[bool] = False
+    """Whether it mixes images of other places in a batch where there is one domain, which devices have parts of."""
+
     reads_heads: ClassVar[bool] = False
     """Whether it reads weights of its heads, not their outputs alone, so that they cannot be sharded."""
 

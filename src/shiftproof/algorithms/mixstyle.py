@@ -83,7 +83,8 @@ class MixStyle(Algorithm):
         for mixes in (torch.rand(len(self.stages)) < self.p).tolist():
             weights = torch.distributions.Beta(self.alpha, self.alpha).sample((len(images),))
             partners = torch.randperm(len(images))
-            draws.append((weights.to(images), partners.to(images.device)) if mixes else None)
+            moved = weights.to(images, non_blocking=True), partners.to(images.device, non_blocking=True)
+            draws.append(moved if mixes else None)
         return draws
 
     def _mix(self, stage: int, module: nn.Module, inputs: object, maps: Tensor) -> Tensor | None:

@@ -42,6 +42,7 @@ class Mixup(Algorithm):
         ValueError: ``alpha`` is out of its range.
     """
 
+    mixes_images: ClassVar[bool] = True
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "alpha": Hparam(0.2, log10_uniform(-1, 1), seed_name="mixup_alpha", published_draw=log10_uniform(-1, -1))
     }
@@ -61,7 +62,7 @@ class Mixup(Algorithm):
         for i, j in zip(order, order[1:] + order[:1], strict=True):
             (images, labels), (others, other_labels) = batches[i], batches[j]
             if i == j:
-                shuffled = torch.randperm(len(labels), device="cpu").to(labels.device)
+                shuffled = torch.randperm(len(labels), device="cpu").to(labels.device, non_blocking=True)
                 others, other_labels = others[shuffled], other_labels[shuffled]
             count = min(len(labels), len(other_labels))
             share = float(self._shares.sample())

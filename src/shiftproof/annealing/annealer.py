@@ -32,8 +32,8 @@ class Annealer:
     leaves_mean: bool = False
     """Whether `edit_gradients`, where no parameter has a gradient yet, leaves that of the mean of the domain losses
     first, and for it evaluates every domain once."""
-    single_device: bool = False
-    """Whether it reads gradients that are whole on one device only."""
+    single_device: str | None = None
+    """Why a run with it cannot be split over several devices; None where it can."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -76,7 +76,7 @@ class GGA(Annealer):
         "search": Hparam("ball"),
     }
 
-    single_device = True
+    single_device = "it compares the gradients of domains, of which a device has parts"
     _rejects_early = True  # what the benchmark and a test turn off
 
     def __init__(

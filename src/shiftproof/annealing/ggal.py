@@ -47,7 +47,7 @@ class GGAL(Annealer):
 
     hparams: ClassVar[Mapping[str, Hparam]] = {"gamma": Hparam(0.001), "noise": Hparam("uniform")}
     leaves_mean = True
-    single_device = True
+    single_device = "it compares the gradients of domains, of which a device has parts"
 
     def __init__(self, gamma: float = 0.001, noise: Noise = "uniform", *, seed: int = 0) -> None:
         super().__init__(seed)

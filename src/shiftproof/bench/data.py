@@ -32,8 +32,8 @@ from shiftproof.models import Network
 from shiftproof.studies import Study, make_plan, open_data
 from shiftproof.training import RunSpec
 from shiftproof.training.evaluation import evaluate
-from shiftproof.training.inputs import EVALUATION_BATCH, Inputs
-from shiftproof.training.run import build_steps
+from shiftproof.training.inputs import EVALUATION_BATCH, GPU_EVALUATION_BATCH, Inputs
+from shiftproof.training.run import build_steps, reproducible
 
 RUNS = ((200, 40), (5001, 300))
 """Steps, and steps between evaluations, of the runs whose time is worked out."""
@@ -47,7 +47,8 @@ _NOTES = (
     "Data is what training waits for; on a GPU the host hands its batches on without waiting, and data is that time.",
     "Decoding the files into the cache, once per data set, is not counted.",
     "shiftproof evaluates what the selection rules read, the usual way every split of every domain, equally often;",
-    f"{EVALUATION_BATCHES} batches of up to {EVALUATION_BATCH} images are timed and scaled to all.",
+    f"{EVALUATION_BATCHES} batches of up to {EVALUATION_BATCH} images are timed and scaled to all; on a GPU of up to",
+    f"{GPU_EVALUATION_BATCH}, but for the usual way.",
 )
 
 
@@ -88,8 +89,6 @@ def run_time(costs: Costs, steps: int, checkpoint_freq: int) -> dict[str, float]
 def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) -> dict[str, Any]:
     """Time the first run of a study with the batches of shiftproof, of the usual way and of made-up data, in turn.
 
-    Sets torch to one thread, as every run does.
-
     Args:
         study: on a folder data set.
         workers: processes that decode for the usual way; training loaders share them, with at least one each.
@@ -112,16 +111,16 @@ def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) 
     root = data.root
     if root is None:
         raise ValueError("the data path is measured on a folder of images")
-    torch.set_num_threads(1)
     spec = make_plan(study).runs[0]
-    trainer = _Trainer(data, spec, study.weights, torch.device(study.device))
+    trainer = _Trainer(data, spec, study.weights, study.device_here())
     loaders = _Loaders(data, spec, trainer.network, root, workers, trainer.device)
     cache = _Cache(data, spec, trainer)
     ways: dict[str, _Way] = {"shiftproof": cache, "usual way": loaders, "data for nothing": _MadeUp(cache)}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            measured[name].append(_round(way, trainer, steps))
+    with reproducible():  # as runs are
+        for _ in range(rounds):
+            for name, way in ways.items():
+                measured[name].append(_round(way, trainer, steps))
     return {
         "setting": {
             "dataset": spec.dataset,

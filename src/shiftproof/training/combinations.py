@@ -40,6 +40,13 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
             f"the loss of {spec.algorithm} is not the mean over parts of a batch: set accumulate to 1, not "
             f"{spec.accumulate}"
         )
+    if spec.compile and OPTIMIZERS[spec.optimizer].needs_graph:
+        raise ValueError(f"{spec.optimizer} differentiates the gradient, which torch.compile cannot: leave out compile")
+    if spec.compile and spec.axis("algorithm").get("first_order") is False:
+        raise ValueError(
+            f"{spec.algorithm} differentiates the gradient, which torch.compile cannot: leave out compile, or set "
+            "algorithm.first_order"
+        )
     if spec.averaging == "swad" and not algorithm.pools_domains:
         raise ValueError(
             f"swad re-estimates batch norms from the images of all domains together, and {spec.algorithm} reads those "
@@ -47,18 +54,19 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
         )
     ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)
     if ranks.size > 1:
-        _check_ranks(spec, ranks)
+        _check_ranks(spec, num_domains, ranks)
 
 
-def _check_ranks(spec: RunSpec, ranks: Ranks) -> None:
+def _check_ranks(spec: RunSpec, num_domains: int, ranks: Ranks) -> None:
     algorithm = ALGORITHMS[spec.algorithm]
     if algorithm.single_device is not None:
         raise ValueError(f"{spec.algorithm} trains on one device, not {ranks.size}: {algorithm.single_device}")
-    if ANNEALERS[spec.annealer].single_device:
+    if num_domains == 1 and algorithm.mixes_images:
         raise ValueError(
-            f"{spec.annealer} trains on one device, not {ranks.size}: it compares the gradients of domains, of which a "
-            "device has parts"
+            f"{spec.algorithm} with one source domain trains on one device, not {ranks.size}: it mixes the images"
         )
+    if (reason := ANNEALERS[spec.annealer].single_device) is not None:
+        raise ValueError(f"{spec.annealer} trains on one device, not {ranks.size}: {reason}")
     if OPTIMIZERS[spec.optimizer].needs_graph:
         raise ValueError(
             f"{spec.optimizer} trains on one device, not {ranks.size}: it differentiates the gradient, and their sum "

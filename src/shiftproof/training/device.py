@@ -5,10 +5,23 @@ from __future__ import annotations
 import torch
 
 
-def check_device(device: str) -> None:
-    """Raise ValueError unless torch can use the device here."""
+def check_device_name(device: str) -> None:
+    """Raise ValueError unless torch knows such devices, on this machine or another."""
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device '{device}': {_first_line(error)}") from error
+
+
+def check_device(device: str) -> torch.device:
+    """Return the device of a name; raise ValueError unless torch can use it here."""
+    check_device_name(device)
     try:
         float(torch.zeros(1, device=device))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {device} is not available here: {reason}") from error
+        raise ValueError(f"device {device} is not available here: {_first_line(error)}") from error
+    return torch.device(device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

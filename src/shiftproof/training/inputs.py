@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -32,7 +33,7 @@ class Inputs:
         spec: names the targets and determines splits and batches.
         normalisation: of the network's input.
         device: where batches go.
-        ranks: the processes that train the run: each fills its own rows of a step's batches, and leaves the others 0.
+        ranks: the processes that train the run: each fills its own rows of a step's batches; the others are NaN.
     """
 
     def __init__(
@@ -86,12 +87,13 @@ class Inputs:
         ]
 
     def _own_rows(self, domain: int, indices: NDArray[np.int64], seed: int, step: int) -> Tensor:
-        """Return the normalised images of a batch; those that other ranks compute the features of are 0."""
+        """Return the normalised images of a batch; those that other ranks compute the features of are NaN."""
         own = np.arange(self._ranks.rank, len(indices), self._ranks.size)
         images = self._prepared(self._augmented(domain, indices, own, seed, step))
         if self._ranks.size == 1:
             return images
-        whole = images.new_zeros(len(indices), *images.shape[1:]).contiguous(memory_format=torch.channels_last)
+        whole = images.new_full((len(indices), *images.shape[1:]), math.nan)  # so that nothing reads them unseen
+        whole = whole.contiguous(memory_format=torch.channels_last)
         whole[self._ranks.rank :: self._ranks.size] = images
         return whole
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from shiftproof.training.parallel import STRATEGIES, Ranks, Strategy
 
@@ -24,10 +24,15 @@ def check_devices(device: str, devices: int, strategy: str) -> None:
         raise ValueError(f"unknown strategy '{strategy}'; the strategies are {', '.join(STRATEGIES)}")
     if devices < 1:
         raise ValueError(f"devices must be at least 1, not {devices}")
-    kind, _, number = device.partition(":")
-    if devices > 1 and number:
-        raise ValueError(f"{device} is one device, not {devices}: give the kind alone, as in {kind}")
-    if devices > 1 and kind == "cuda" and devices > torch.cuda.device_count():
+    if from_torchrun():
+        if devices > 1:
+            raise ValueError("torchrun has started the processes: leave out the number of devices")
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+    elif devices == 1:
+        return
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"several devices are of the kind cpu or cuda, not {device}")
+    if device == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(f"{devices} GPUs are asked for, and there are {torch.cuda.device_count()}")
 
 
@@ -62,17 +67,25 @@ def launch(work: Work, device: str, devices: int, strategy: Strategy) -> None:
         ChildProcessError: the work raised in one of them; the others are ended.
     """
     with tempfile.TemporaryDirectory() as folder:
-        meeting = (Path(folder) / "processes").as_uri()
+        arguments = (work, device, devices, strategy, Path(folder))
         try:
-            start_processes(_work, (work, device, devices, strategy, meeting), devices, daemon=True)  # type: ignore[no-untyped-call]
-        except ProcessRaisedException as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ChildProcessError(f"process {error.error_index} of {devices} failed: {reason}") from error
+            start_processes(_work, arguments, devices, daemon=True)  # type: ignore[no-untyped-call]
+        except ProcessException as error:
+            # the first that was written is the cause; the others lost the connection to that process
+            if errors := sorted(Path(folder).glob("*.error"), key=lambda file: file.stat().st_mtime_ns):
+                reason = errors[0].read_text(encoding="utf-8")
+                raise ChildProcessError(f"process {errors[0].stem} of {devices} failed: {reason}") from error
+            ended = str(error).strip().splitlines()[-1]
+            raise ChildProcessError(f"process {error.error_index} of {devices} was ended: {ended}") from error
 
 
-def _work(rank: int, work: Work, device: str, devices: int, strategy: Strategy, meeting: str) -> None:
-    with _group(Ranks(rank, devices, strategy), device, rank, meeting) as (ranks, own):
-        work(ranks, own)
+def _work(rank: int, work: Work, device: str, devices: int, strategy: Strategy, folder: Path) -> None:
+    try:
+        with _group(Ranks(rank, devices, strategy), device, rank, (folder / "meeting").as_uri()) as (ranks, own):
+            work(ranks, own)
+    except Exception as error:
+        (folder / f"{rank}.error").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        raise
 
 
 @contextmanager
@@ -83,8 +96,6 @@ def _group(ranks: Ranks, device: str, local: int, meeting: str) -> Iterator[tupl
     distributed.init_process_group(
         "nccl" if own.type == "cuda" else "gloo", init_method=meeting, rank=ranks.rank, world_size=ranks.size
     )
-    try:
-        yield ranks, own
-        distributed.barrier()  # the first has written what the others may read
-    finally:
-        distributed.destroy_process_group()
+    yield ranks, own
+    distributed.barrier()
+    distributed.destroy_process_group()  # not after an error: it would wait for others that wait for this process

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -49,18 +50,26 @@ class Ranks(NamedTuple):
         """Whether this process holds a part of the parameters only."""
         return self.size > 1 and self.strategy == "fsdp"
 
-    def agreed(self, decision: bool, device: torch.device) -> bool:
-        """Return the first rank's decision on every rank."""
+    def agreed(self, values: Tensor) -> Tensor:
+        """Return the first rank's values on every rank."""
+        if self.size > 1:
+            values = values.clone()
+            distributed.broadcast(values, src=0)
+        return values
+
+    def check_same(self, what: str, value: Tensor) -> None:
+        """Raise RuntimeError unless a scalar, not NaN, is the same on all ranks, which wait for one another here."""
         if self.size == 1:
-            return decision
-        flag = torch.tensor(float(decision), device=device)
-        distributed.broadcast(flag, src=0)
-        return bool(flag)
+            return
+        values = [torch.empty_like(value) for _ in range(self.size)]
+        distributed.all_gather(values, value)
+        if any(bool(one != value) for one in values):
+            raise RuntimeError(f"the devices differ in {what}: {', '.join(str(one.item()) for one in values)}")
 
     def all(self, condition: Tensor) -> bool:
         """Return whether a condition, a scalar tensor, holds on every rank."""
         if self.size > 1:
-            condition = condition.float()
+            condition = condition.to(torch.float32, copy=True)
             distributed.all_reduce(condition, op=distributed.ReduceOp.MIN)
         return bool(condition)
 
@@ -121,9 +130,8 @@ def split_over_ranks(algorithm: Algorithm, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     network = algorithm.network
-    _check_featurizer(network.featurizer, next(network.parameters()).device)
-    network.featurizer = nn.SyncBatchNorm.convert_sync_batchnorm(network.featurizer)  # type: ignore[no-untyped-call]
-    network.train()  # what is converted is frozen again, where it is to be
+    check_featurizer(network.featurizer, next(network.parameters()).device)
+    network.featurizer = synchronised(network.featurizer)
     if ranks.sharded:
         _gather_features(network.featurizer, ranks)
         _shard(algorithm)
@@ -134,33 +142,52 @@ def split_over_ranks(algorithm: Algorithm, ranks: Ranks) -> None:
 
 def _gather_features(featurizer: nn.Module, ranks: Ranks) -> None:
     """Let a featurizer compute the features of this rank's rows and give those of all."""
-    rows: list[int] = []  # of the batches that are on their way through it
+    count = 0  # of the images that are on their way through it
 
     def own_rows(_: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
+        nonlocal count
         (images,) = arguments
-        rows.append(len(images))
+        count = len(images)
         # equally many on all ranks: where there are too few, the last row once more
-        own = torch.arange(ranks.rank, -(-len(images) // ranks.size) * ranks.size, ranks.size, device=images.device)
-        return images[own.clamp_max(len(images) - 1)]
+        own = torch.arange(ranks.rank, -(-count // ranks.size) * ranks.size, ranks.size, device=images.device)
+        return images[own.clamp_max(count - 1)]
 
     def all_features(_: nn.Module, arguments: tuple[Tensor, ...], features: Tensor) -> Tensor:
         gathered: Tensor = _Gathered.apply(features)
-        count = rows.pop()
         return gathered if count == len(gathered) else gathered[:count]
 
     featurizer.register_forward_pre_hook(own_rows)
     featurizer.register_forward_hook(all_features)
 
 
-def _check_featurizer(featurizer: nn.Module, device: torch.device) -> None:
+def synchronised(featurizer: nn.Module) -> nn.Module:
+    """Return a featurizer whose batch norms that follow the batches see those of all ranks."""
+    if not any(isinstance(module, _BatchNorm) and module.training for module in featurizer.modules()):
+        return featurizer
+    from timm.layers import convert_sync_batchnorm  # timm's batch norms hold activations, which torch's would lose
+
+    converted: nn.Module = convert_sync_batchnorm(featurizer)
+    return converted
+
+
+def check_featurizer(featurizer: nn.Module, device: torch.device) -> None:
+    """Raise ValueError if parts of a batch have other features than the whole; see `split_over_ranks`."""
     for name, module in featurizer.named_modules():
         if isinstance(module, _BatchNorm) and module.training and device.type == "cpu":
             raise ValueError(
-                f"the batch norm {name} of the model follows the batches, of which CPUs would each see a part: start "
-                "from weights, whose statistics are kept, or train on one device"
+                f"the batch norm {name} of the model follows the batches, of which CPUs would each see a part: train "
+                "on one device, or on GPUs"
             )
-        if getattr(module, "p", 0) or getattr(module, "drop_prob", 0):
+        if _drops(module):
             raise ValueError(f"{name} of the model drops at random, which devices would do alike: train on one device")
+
+
+def _drops(module: nn.Module) -> bool:
+    if isinstance(module, _DropoutNd):
+        return bool(module.p)
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout)
+    return bool(getattr(module, "drop_prob", 0.0))  # timm's DropPath
 
 
 def _shard(algorithm: Algorithm) -> None:
@@ -171,17 +198,17 @@ def _shard(algorithm: Algorithm) -> None:
     inside = set(featurizer.modules())
     for child in _called(featurizer):
         if any(True for _ in child.parameters()):
-            fully_shard(child)
-    fully_shard(featurizer)
+            fully_shard(child, reshard_after_forward=True)
+    fully_shard(featurizer, reshard_after_forward=True)
     for module in algorithm.modules():
         if module not in inside and any(True for _ in module.parameters(recurse=False)):
-            fully_shard(module)
+            fully_shard(module, reshard_after_forward=True)
 
 
 def _called(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the children that a module calls; lists of modules are not called themselves."""
+    """Yield the children that a module calls, of sequences their members; lists are not called themselves."""
     for child in module.children():
-        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
             yield from _called(child)
         else:
             yield child

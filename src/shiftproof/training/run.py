@@ -89,7 +89,8 @@ def train(
         on_record: told of every evaluation.
         tracking: trackers that every evaluation is written to too; None for none.
         ranks: the processes that train the run; each calls this, with its own device, and the first of them writes
-            and reports. Any number can continue what any other began.
+            files and trackers; ``on_progress`` and ``on_record`` are called by all. Any number can continue what any
+            other began.
 
     Raises:
         DamagedFileError: the folder holds a damaged checkpoint.
@@ -109,6 +110,7 @@ def train(
             status, error = "finished", None
         except NonFiniteLossError as diverged:
             status, error = "failed", str(diverged)
+            run.keep_selected()
         trackers.end(status)
         result = run.result(status, error)
     if ranks.first:
@@ -250,6 +252,7 @@ class _Run:
             self.steps.annealer.totals = progress["annealer"]
             if self.average is not None:
                 self.average.load_state_dict(progress["average"], self.algorithm.state_dict())
+        self.ranks.check_same("the step that they continue from", torch.tensor(self.step, device=self.device))
         self._write_metrics()
 
     def train(self, on_progress: OnProgress, listeners: Sequence[OnRecord]) -> None:
@@ -273,20 +276,29 @@ class _Run:
             if due:
                 with self._timed("evaluation"):
                     self._evaluate()
-            if due or self.ranks.agreed(time.perf_counter() - saved > CHECKPOINT_SECONDS, self.device):
+            if due or self._long_since(saved):
                 with self._timed("checkpoints"):
                     self._save()
                 saved = time.perf_counter()
+        if self.unread:  # of steps after the last evaluation
+            self._read_losses(on_progress)
         with self._timed("evaluation"):
             if isinstance(self.average, SWAD):
                 self._score_average(self.average.finish())
             else:
                 self._score_selected()
+        with self._timed("checkpoints"):
+            self.keep_selected()
+
+    def _long_since(self, saved: float) -> bool:
+        """Return whether a checkpoint is due, which the clock of the first rank says for all."""
+        late = torch.tensor(float(time.perf_counter() - saved > CHECKPOINT_SECONDS), device=self.device)
+        return bool(self.ranks.agreed(late))
 
     def _read_losses(self, on_progress: OnProgress) -> None:
         """Look at the losses of the last steps; the host waits for a GPU here."""
         with self._timed("step"):
-            losses = torch.stack(self.unread).tolist()
+            losses = self.ranks.agreed(torch.stack(self.unread)).tolist()
         self.unread = []
         for step, loss in enumerate(losses, self.step - len(losses) + 1):
             if not math.isfinite(loss):
@@ -328,6 +340,7 @@ class _Run:
             raise NonFiniteLossError(f"the weights were not finite after step {self.step}")
         last = self.step == self.protocol.last_evaluated(self.spec.steps, self.spec.checkpoint_freq)
         whole = last or self.spec.score_targets or self.protocol.oracle == "best"
+        self._check_heads()
         mean_loss = math.fsum(self.losses) / len(self.losses)
         self.losses = []
         with self._weights(self.average.average if isinstance(self.average, EMA) else None):
@@ -336,7 +349,13 @@ class _Run:
                 self.average.evaluated(validation_loss(self.metrics[-1], self.spec.targets))
             elif self._selected_record() is self.metrics[-1]:
                 self.selected = copy_state(full_state(self.algorithm))
-                self._keep_model()
+
+    def _check_heads(self) -> None:
+        """Raise RuntimeError where the heads, which every rank trains for itself, have come apart."""
+        if not self.ranks.sharded:
+            inside = set(self.algorithm.network.featurizer.parameters())
+            heads = [p.detach().double().sum() for p in self.algorithm.parameters() if p not in inside]
+            self.ranks.check_same("the weights of their heads", torch.stack(heads).sum())
 
     def _record(self, record: dict[str, Any]) -> None:
         self.metrics.append(record)
@@ -347,6 +366,15 @@ class _Run:
     def _write_metrics(self) -> None:
         if self.ranks.first:
             write_json_lines(self.folder / METRICS_FILE, self.metrics)
+
+    def keep_selected(self) -> None:
+        """Keep the model of the selected step, if there is one.
+
+        At the end and not before: what another process has left of the run's folder is then never half of this one.
+        """
+        if self.selected:
+            with self._weights(self.selected):
+                self._keep_model()
 
     def _keep_model(self) -> None:
         weights = full_state(self.algorithm.network)

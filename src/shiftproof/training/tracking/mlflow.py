@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
+from shiftproof.files import locked
 from shiftproof.training.tracking.tracker import PROJECT, TrackedRun
 
 if TYPE_CHECKING:
@@ -33,12 +32,16 @@ class MLflowTracker:
         if mlflow.is_tracking_uri_set():  # type: ignore[no-untyped-call]
             self._client = mlflow.MlflowClient()
         else:
-            with FileLock(run.shared / f".{DATABASE}.lock"):  # two workers that make one database spoil it
+            waiting = f"another process opens {run.shared / DATABASE}; waiting for it"
+            with locked(run.shared / f".{DATABASE}.lock", waiting):  # two workers that make one database spoil it
                 self._client = mlflow.MlflowClient(f"sqlite:///{(run.shared / DATABASE).resolve()}")
         experiment = _experiment(self._client, os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-        tracked = self._find(experiment, run) or self._client.create_run(
-            experiment, run_name=run.title, tags={RUN_TAG: run.spec.name, **run.tags}
-        )
+        tracked = self._find(experiment, run)
+        if tracked is None:
+            tags = {RUN_TAG: run.spec.name, **run.tags}
+            tracked = self._client.create_run(experiment, run_name=run.title, tags=tags)
+        else:
+            self._client.update_run(tracked.info.run_id, status="RUNNING")
         self._id = tracked.info.run_id
         self._logged = {
             (name, metric.step)

@@ -30,6 +30,7 @@ class TensorBoardTracker:
         if not known:  # texts are never dropped
             self._write_text("spec", json.dumps(asdict(run.spec), indent=2))
             self._write_text("tags", json.dumps(dict(run.tags), indent=2))
+            self._writer.flush()  # a run that is killed early has them too
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         """Write an evaluation, unless it was written before the run was killed."""

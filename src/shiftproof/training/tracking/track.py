@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,9 @@ class OpenTrackers:
         try:
             yield
         except Exception as error:
-            self._open.pop(name, None)
+            if (tracker := self._open.pop(name, None)) is not None:
+                with suppress(Exception):
+                    tracker.close()
             message = f"the run goes on without {TRACKERS[name].title}: {type(error).__name__}: {error}"
             warnings.warn(message, TrackerWarning, stacklevel=3)
 
