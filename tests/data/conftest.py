@@ -25,6 +25,7 @@ class Served:
     breaks_after: int | None = None  # closes the connection after so many bytes of every answer
     ignores_range: bool = False
     announces: int | None = None  # a length that is not the true one
+    hides_length: bool = False  # when it is asked for what lies behind the end
     status: int = 200
 
 
@@ -60,7 +61,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             total = len(served.content) if served.announces is None else served.announces
             if start and start >= total:
                 self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{total}")
+                if not served.hides_length:
+                    self.send_header("Content-Range", f"bytes */{total}")
                 self.end_headers()
                 return
             self.send_response(206 if start else 200)

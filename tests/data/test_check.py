@@ -6,6 +6,7 @@ import pytest
 from shiftproof.cli import main
 from shiftproof.data import FolderError, folder
 from shiftproof.data.check import check_data
+from shiftproof.data.downloads import SOURCES
 from shiftproof.registry import UnknownNameError
 
 TREE = {"art": {"cat": ["a.png", "b.png"], "dog": ["c.png"]}, "photo": {"cat": ["d.png"], "dog": ["e.jpg", "f.png"]}}
@@ -52,6 +53,16 @@ def test_equal_files_are_told_but_do_not_fail(image_tree):
     assert "  art/cat/a.png = photo/dog/f.png" in checked.text()
 
 
+def test_files_that_are_equal_in_both_ways_are_told_twice(image_tree):
+    root = image_tree(TREE)
+    for copy in ("art/dog/c.png", "photo/dog/f.png"):
+        shutil.copy(root / "art/cat/a.png", root / copy)
+    checked = check_data(root)
+    [group] = checked.across_domains
+    assert len(group) == 3
+    assert checked.across_classes == (group,)
+
+
 def test_a_published_set_is_known_by_its_folder_or_by_name(image_tree):
     root = image_tree(
         {domain: {"bus": ["a.png"]} for domain in ("Art", "Clipart", "Product", "Real World")}, "OfficeHome"
@@ -68,12 +79,20 @@ def test_a_published_set_is_known_by_its_folder_or_by_name(image_tree):
     moved = root.rename(root.with_name("mine"))
     assert check_data(moved).name is None
     assert check_data(moved, "OfficeHome").differences == expected
+    assert check_data(moved, "officehome").differences == expected  # as `data get` has it
+
+
+@pytest.mark.parametrize("name", list(SOURCES))
+def test_every_set_that_can_be_fetched_can_be_checked_by_the_same_name(tmp_path, name):
+    with pytest.raises(ValueError, match="no such f") as raised:
+        check_data(tmp_path / "gone", name)
+    assert not isinstance(raised.value, UnknownNameError)
 
 
 def test_bad_input_is_refused(image_tree, tmp_path):
     with pytest.raises(FolderError, match="gone: no such folder"):
         check_data(tmp_path / "gone")
-    with pytest.raises(UnknownNameError, match="Did you mean PACS"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean PACS\?.*DomainNet, rotated_mnist, colored_mnist"):
         check_data(image_tree(TREE), "PACs")
 
 

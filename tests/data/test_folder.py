@@ -192,9 +192,15 @@ def test_benchmark_reports_all_differences_in_one_warning(image_tree):
 def test_benchmark_reports_other_domains(image_tree):
     tree = {domain: {"bus": ["a.png"]} for domain in ("Caltech101", "LabelMe", "SUN09")}
     expected = (
-        "domains Caltech101, LabelMe, SUN09 instead of Caltech101, LabelMe, SUN09, VOC2007; .*3 images instead of 10729"
+        "domains Caltech101, LabelMe, SUN09 instead of Caltech101, LabelMe, SUN09, VOC2007; 1 classes instead of 5"
     )
     with pytest.warns(UserWarning, match=expected):
+        DATASETS["VLCS"].open(image_tree(tree, "VLCS"), 8)
+
+
+def test_vlcs_is_compared_domain_by_domain(image_tree):
+    tree = {domain: {"bus": ["a.png"]} for domain in ("Caltech101", "LabelMe", "SUN09", "VOC2007")}
+    with pytest.warns(UserWarning, match="1 images in LabelMe instead of 2656; 1 images in SUN09 instead of 3282"):
         DATASETS["VLCS"].open(image_tree(tree, "VLCS"), 8)
 
 

@@ -9,6 +9,7 @@ from data.mnist_files import COUNTS, made_up_mnist, write_mnist
 from shiftproof.data import DATASETS, DatasetNotFoundError
 from shiftproof.data.check import check_data
 from shiftproof.data.digit_domains import colored
+from shiftproof.data.downloads import SOURCES
 from shiftproof.data.downloads.folders import fetch_mnist
 from shiftproof.data.downloads.http import RemoteFile
 from shiftproof.data.mnist import MNISTError, read_mnist
@@ -93,13 +94,14 @@ def test_a_study_hands_them_its_data_folder_and_embedded_digits_none(data_dir):
     assert data_folder(study, "rotated_digits") is None
 
 
-def test_check_counts_the_domains_and_says_that_this_is_not_all_of_mnist(data_dir):
-    checked = check_data(data_dir, "rotated_mnist")
-    assert {domain: sum(classes.values()) for domain, classes in checked.counts.items()} == dict.fromkeys(
-        ("0", "15", "30", "45", "60", "75"), 12
-    )
-    assert checked.differences == ("72 images instead of 70000",)
+def test_check_counts_digits_and_says_that_this_is_not_all_of_mnist(data_dir):
+    checked = check_data(data_dir / "MNIST")
+    assert checked.counts["train"] == {str(digit): 6 for digit in range(10)}
+    assert checked.counts["test"] == {str(digit): 2 if digit < 2 else 1 for digit in range(10)}
+    assert checked.differences == ("60 images in train instead of 60000", "12 images in test instead of 10000")
     assert not checked.ok
+    assert check_data(data_dir, "rotated_mnist") == checked
+    assert SOURCES["rotated_mnist"].count(data_dir / "MNIST") == (checked.counts, checked.differences)
 
 
 def test_missing_and_damaged_files_are_named(data_dir, tmp_path):

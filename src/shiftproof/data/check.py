@@ -14,10 +14,10 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from shiftproof.data.dataset import DATASETS
-from shiftproof.data.folder import DomainFiles, list_folder
+from shiftproof.data.folder import DomainFiles, list_folder, published_names
 from shiftproof.data.images import ImageError
-from shiftproof.data.mnist import IMAGES, MNIST_SETS
+from shiftproof.data.mnist import FOLDER, MNIST_SETS, count_mnist
+from shiftproof.registry import UnknownNameError
 
 _LISTED = 10
 _BLOCK = 512
@@ -30,11 +30,11 @@ class DataCheck:
     Attributes:
         root: the folder that was looked at.
         name: of the published data set that it was compared with; None for any other.
-        counts: number of images by domain and class.
+        counts: number of images by domain and class; of MNIST by part and digit.
         differences: from what is published, in words.
         unreadable: images that cannot be decoded to their end.
         across_domains: groups of files that are byte for byte the same, in more than one domain.
-        across_classes: groups in more than one class of one domain.
+        across_classes: groups in more than one class of one domain; a group may be of both kinds.
     """
 
     root: Path
@@ -94,30 +94,32 @@ def check_data(data_dir: Path, dataset: str | None = None) -> DataCheck:
 
     Args:
         data_dir: the folder of the domains; where `dataset` is given, also the one that holds it.
-        dataset: name of the published data set to compare with; None to go by the folder's name.
+        dataset: name of the published data set to compare with, also as `shiftproof data get` spells it; None to go
+            by the folder's name.
 
     Raises:
         FolderError: the folder is missing or not laid out as a data set.
+        DatasetNotFoundError: files of MNIST are missing.
         MNISTError: the files of MNIST are damaged.
         UnknownNameError: there is no published data set of that name.
     """
-    if dataset in MNIST_SETS:
-        opened = DATASETS[dataset].open(data_dir, None)
-        counts = {
-            domain.name: {name: int((domain.labels == label).sum()) for label, name in enumerate(opened.classes)}
-            for domain in opened.domains
-        }
-        images, expected = sum(len(domain) for domain in opened.domains), sum(IMAGES.values())
-        differences = () if images == expected else (f"{images} images instead of {expected}",)
-        return DataCheck(data_dir, dataset, counts, differences)
-    listed = list_folder(data_dir, dataset)
+    valid = [*published_names(), *MNIST_SETS]
+    names = {spelling: name for name in valid for spelling in (name.lower(), name)}
+    if dataset is not None and dataset not in names:
+        raise UnknownNameError("published data set", dataset, valid)
+    if dataset in MNIST_SETS or (dataset is None and data_dir.absolute().name == FOLDER):
+        root = data_dir / FOLDER if (data_dir / FOLDER).is_dir() else data_dir
+        return DataCheck(root, FOLDER, *count_mnist(root / "raw"))
+    listed = list_folder(data_dir, None if dataset is None else names[dataset])
     unreadable, equal = _read_all(listed.files, listed.root.name)
-    across_domains = [group for group in equal if len({_domain(path, listed.root) for path in group}) > 1]
-    across_classes = [
-        group
-        for group in equal
-        if group not in across_domains and len({path.relative_to(listed.root).parts[1] for path in group}) > 1
-    ]
+    across_domains, across_classes = [], []
+    for group in equal:
+        places = {path.relative_to(listed.root).parts[:2] for path in group}  # domains and classes
+        domains = {domain for domain, _ in places}
+        if len(domains) > 1:
+            across_domains.append(group)
+        if len(places) > len(domains):
+            across_classes.append(group)
     return DataCheck(
         listed.root,
         listed.name,
@@ -127,10 +129,6 @@ def check_data(data_dir: Path, dataset: str | None = None) -> DataCheck:
         tuple(across_domains),
         tuple(across_classes),
     )
-
-
-def _domain(path: Path, root: Path) -> str:
-    return path.relative_to(root).parts[0]
 
 
 def _read_all(files: Sequence[DomainFiles], name: str) -> tuple[list[ImageError], list[tuple[Path, ...]]]:

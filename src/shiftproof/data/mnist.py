@@ -56,6 +56,21 @@ def read_mnist(raw: Path) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64
     return parts
 
 
+def count_mnist(raw: Path) -> tuple[dict[str, dict[str, int]], tuple[str, ...]]:
+    """Return the number of images by part and digit, and how it differs from what is published, in words.
+
+    Arguments and errors as for `read_mnist`.
+    """
+    parts = {part: digits for part, (_, digits) in read_mnist(raw).items()}
+    counts = {part: {str(digit): int((digits == digit).sum()) for digit in range(10)} for part, digits in parts.items()}
+    differences = tuple(
+        f"{len(digits)} images in {part} instead of {IMAGES[part]}"
+        for part, digits in parts.items()
+        if len(digits) != IMAGES[part]
+    )
+    return counts, differences
+
+
 def _shuffled(name: str, data_dir: Path | None, image_size: int | None) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if data_dir is None:
         raise DatasetNotFoundError(f"{name} needs a data folder: the one that holds the folder {FOLDER}")

@@ -48,18 +48,47 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
     assert not list((tmp_path / "in").glob("**/*.txt"))
 
 
-def test_links_that_lead_out_are_refused(tmp_path):
+def test_the_folder_that_was_packed_may_be_a_member(tmp_path):
+    (tmp_path / "set/a").mkdir(parents=True)
+    (tmp_path / "set/a/b.txt").write_text("one")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "set", ".")  # as `tar czf a.tar.gz .` does
+        assert archive.getnames() == [".", "./a", "./a/b.txt"]
+    unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+    assert (tmp_path / "out/a/b.txt").read_text() == "one"
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("goal", ["../../secret", "b.txt", "gone"])  # outside, inside, nowhere
+def test_links_in_tar_files_are_refused(tmp_path, kind, goal):
     link = tarfile.TarInfo("a/link")
-    link.type, link.linkname = tarfile.SYMTYPE, "../../secret"
-    tar = write_tar(tmp_path / "a.tar.gz", [(link, b"")])
+    link.type, link.linkname = kind, goal
+    tar = write_tar(tmp_path / "a.tar.gz", [(tarfile.TarInfo("b.txt"), b"x"), (link, b"")])
+    with pytest.raises(ArchiveError, match=r"a\.tar\.gz: a/link is a link"):
+        unpack(tar, tmp_path / "out")
+    assert not list(tmp_path.glob("out/**/link"))
+
+
+def test_links_in_zip_files_are_refused(tmp_path):
     entry = zipfile.ZipInfo("link")
     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
     packed = write_zip(tmp_path / "a.zip", [(entry, "../secret")])
-    with pytest.raises(ArchiveError, match="outside the destination"):
-        unpack(tar, tmp_path / "out")
     with pytest.raises(ArchiveError, match="link is a link"):
         unpack(packed, tmp_path / "out")
     assert not list(tmp_path.glob("out/**/link"))
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value", "message"),
+    [(6, 8, 1, "encrypted"), (8, 10, 99, "compression method is not supported")],  # flags, and the method
+)
+def test_zip_files_that_cannot_be_read_are_named(tmp_path, local, central, value, message):
+    path = write_zip(tmp_path / "a.zip", [("b.txt", b"x")])
+    content = bytearray(path.read_bytes())
+    content[local] = content[content.index(b"PK\1\2") + central] = value
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match=rf"a\.zip: b\.txt: .*{message}"):
+        unpack(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz"])

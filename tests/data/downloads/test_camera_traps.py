@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -47,8 +48,14 @@ def tar(members):
     return buffer.getvalue()
 
 
-def remote(server, images):
-    annotations = {"files/train.json": json.dumps(TRAIN).encode(), "files/test.json": json.dumps(TEST).encode()}
+ANNOTATIONS = {
+    "files/train.json": json.dumps(TRAIN).encode(),
+    "files/test.json": json.dumps(TEST).encode(),
+    "files/._test.json": b"\0\5\x16\7",  # as macOS packs them
+}
+
+
+def remote(server, images, annotations=ANNOTATIONS):
     return (
         RemoteFile(server.serve("images.tar.gz", tar(images)), "images.tar.gz"),
         RemoteFile(server.serve("annotations.tar.gz", tar(annotations)), "annotations.tar.gz"),
@@ -56,13 +63,33 @@ def remote(server, images):
 
 
 def test_images_go_by_location_and_by_every_kind_of_animal_in_use():
-    assert image_folders([TRAIN, TEST]) == FOLDERS
+    assert image_folders([(Path("train.json"), TRAIN), (Path("test.json"), TEST)]) == FOLDERS
 
 
 def test_file_names_cannot_lead_elsewhere():
     bad = {**TEST, "images": [{"id": "f", "file_name": "../f.jpg", "location": 100}]}
-    with pytest.raises(ArchiveError, match="is no name of a file"):
-        image_folders([bad])
+    with pytest.raises(ArchiveError, match=r"test\.json: '\.\./f\.jpg' is no name of a file"):
+        image_folders([(Path("test.json"), bad)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": []}, "there is no 'categories'"),
+        ({**TEST, "images": [{"id": "f", "location": 100}]}, "there is no 'file_name'"),
+        ({**TEST, "annotations": [{"image_id": "f", "category_id": 9}]}, "image 'f' is of category '9', which has no"),
+        ([TEST], "is not of COCO's form"),
+    ],
+)
+def test_annotations_of_another_form_are_named(content, message):
+    with pytest.raises(ArchiveError, match=rf"test\.json.*{message}"):
+        image_folders([(Path("test.json"), content)])
+
+
+def test_annotations_that_are_not_json_are_named(server, tmp_path):
+    files = remote(server, {}, {"files/train.json": b"{"})
+    with pytest.raises(ArchiveError, match=r"files/train\.json is not JSON"):
+        fetch_camera_traps(*files, tmp_path / "downloads", tmp_path / "set")
 
 
 def test_only_the_images_in_use_are_written(server, tmp_path):

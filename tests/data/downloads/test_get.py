@@ -4,12 +4,14 @@ import shutil
 import zipfile
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from shiftproof.cli import main
+from shiftproof.data import FolderError
 from shiftproof.data.downloads import SOURCES, DownloadError, RemoteFile, get_dataset
 from shiftproof.data.downloads.folders import fetch_folders, fetch_without_duplicates
 from shiftproof.data.folder import list_folder
@@ -104,6 +106,71 @@ def test_an_interrupted_unpacking_is_done_again(domainnet, tmp_path, monkeypatch
             get_dataset("domainnet", tmp_path)
     get_dataset("domainnet", tmp_path)
     assert list_folder(tmp_path / "domain_net").classes == ("ant", "bee")
+
+
+def test_domains_that_were_removed_are_fetched_again(domainnet, tmp_path, monkeypatch):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(SOURCES._entries, "domainnet", replace(SOURCES["domainnet"], count=interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            get_dataset("domainnet", tmp_path)
+    shutil.rmtree(tmp_path / "domain_net.partial/real")
+    domainnet.ranges.clear()
+    get_dataset("domainnet", tmp_path)
+    assert domainnet.ranges == [None]  # one archive
+    assert [len(domain.paths) for domain in list_folder(tmp_path / "domain_net").files] == [4, 4, 4, 4, 3, 3]
+
+
+def test_duplicates_that_an_interrupted_call_removed_are_counted(domainnet, tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def interrupted(path, missing_ok=False):
+        if path.name == "2.png":  # the second on the list
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            get_dataset("domainnet", tmp_path)
+    part = tmp_path / "domain_net.partial"
+    assert not (part / "real/ant/1.png").exists()
+    assert (part / "sketch/bee/2.png").exists()
+    [remark] = get_dataset("domainnet", tmp_path).remarks
+    assert remark.startswith("2 of the 3 images")
+
+
+def test_a_data_set_that_could_not_be_opened_is_not_finished(domainnet, tmp_path):
+    domainnet.serve("list.txt", b"real/ant/1.png\nreal/ant/2.png\n")
+    for _ in range(2):
+        with pytest.raises(FolderError, match=r"classes without images: .*real/ant"):
+            get_dataset("domainnet", tmp_path)
+    assert not (tmp_path / "domain_net").exists()
+    assert (tmp_path / "domain_net.partial/real/bee").is_dir()
+
+
+def test_downloads_that_cannot_be_removed_are_a_remark(domainnet, tmp_path):
+    get_dataset("domainnet", tmp_path)
+    (tmp_path / "domain_net.downloads").write_text("no folder")
+    again = get_dataset("domainnet", tmp_path)
+    assert "domain_net.downloads is no longer needed and could not be removed: " in again.remarks[-1]
+    assert again.remarks[-1] in again.text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["data", "get", "pacs", "--output"], "folder"),
+        (["data", "check"], "folder"),
+        (["bench", "store", "--output"], "file"),
+    ],
+)
+def test_commands_that_write_or_read_here_refuse_other_places(capsys, arguments, what):
+    with pytest.raises(SystemExit):
+        main([*arguments, "s3://bucket/x"])
+    assert f"this takes a {what} of this machine, not s3://bucket/x" in capsys.readouterr().err
 
 
 def test_a_folder_that_was_there_is_left_alone(domainnet, tmp_path):

@@ -1,5 +1,6 @@
 import hashlib
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,6 +58,28 @@ def test_a_partial_file_that_is_complete_already_needs_no_byte(server, tmp_path)
     (tmp_path / "a.bin.partial").write_bytes(CONTENT)
     assert download(remote(server, SHA256), tmp_path).read_bytes() == CONTENT
     assert server.ranges == ["bytes=100000-"]
+
+
+def test_the_known_size_tells_that_a_partial_file_is_complete_where_the_server_does_not(server, tmp_path):
+    (tmp_path / "a.bin.partial").write_bytes(CONTENT)
+    file = remote(server, SHA256, len(CONTENT), hides_length=True)
+    assert download(file, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=100000-"]
+
+
+def test_a_partial_file_is_kept_where_nothing_tells_its_length(server, tmp_path):
+    (tmp_path / "a.bin.partial").write_bytes(CONTENT)
+    with pytest.raises(DownloadError, match=r"a\.bin\.partial: the server has nothing after the 100000 bytes"):
+        download(remote(server, SHA256, hides_length=True), tmp_path)
+    assert (tmp_path / "a.bin.partial").read_bytes() == CONTENT
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a device that is always full")
+def test_a_full_disk_names_address_and_file(server, tmp_path):
+    (tmp_path / "a.bin.partial").symlink_to("/dev/full")
+    message = r"127\.0\.0\.1:\d+/a\.bin -> .*a\.bin\.partial: cannot be written: .*No space left on device"
+    with pytest.raises(DownloadError, match=message):
+        download(remote(server), tmp_path)
 
 
 def test_a_partial_file_that_is_too_long_is_dropped(server, tmp_path):

@@ -29,7 +29,7 @@ def png(number):
     return buffer.getvalue()
 
 
-def write_parquet(path, rows, classes=CLASSES, start=0):
+def write_parquet(path, rows, classes=CLASSES, start=0, without=()):
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     table = pa.table(
         {
@@ -41,7 +41,8 @@ def write_parquet(path, rows, classes=CLASSES, start=0):
         }
     )
     info = {"info": {"features": {"label": {"names": classes, "_type": "ClassLabel"}}}}
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)} if classes else {}), path)
+    table = table.replace_schema_metadata({"huggingface": json.dumps(info)} if classes else {})
+    pq.write_table(table.drop_columns(list(without)), path)
     return path
 
 
@@ -81,12 +82,44 @@ def test_what_an_interrupted_call_left_is_not_kept(tmp_path):
         ([("photo", 0, "a.png")], ["a/b", "c"], ArchiveError, "no name of a file"),
         ([("photo", 2, "a.png")], CLASSES, ValueError, "row 0 has label 2, but there are 2 classes"),
         ([("photo", 0, "a.png")], None, ValueError, r"a\.parquet: the schema does not name the classes"),
+        ([*ROWS, ("photo", None, "a.png")], CLASSES, ValueError, r"a\.parquet: row 5 has no label"),
+        ([*ROWS, (None, 0, "a.png")], CLASSES, ValueError, r"a\.parquet: row 5 has no domain"),
     ],
 )
 def test_unexpected_contents_are_refused(tmp_path, rows, classes, error, message):
     with pytest.raises(error, match=message):
         write_images([write_parquet(tmp_path / "a.parquet", rows, classes)], tmp_path / "set")
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("column", ["image", "domain", "label"])
+def test_a_file_without_a_column_is_named(tmp_path, column):
+    files = [write_parquet(tmp_path / "a.parquet", ROWS), write_parquet(tmp_path / "b.parquet", ROWS, without=[column])]
+    with pytest.raises(ValueError, match=rf"b\.parquet: there is no column {column}"):
+        write_images(files, tmp_path / "set")
+
+
+def test_a_row_without_an_image_is_named(tmp_path):
+    image = pa.array(
+        [{"bytes": None, "path": "a.png"}], type=pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    table = pq.read_table(write_parquet(tmp_path / "a.parquet", ROWS[:1]))
+    pq.write_table(table.set_column(0, "image", image), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: row 0 has no image\.bytes"):
+        write_images([tmp_path / "a.parquet"], tmp_path / "set")
+
+
+def test_files_are_closed(tmp_path, monkeypatch):
+    opened = []
+
+    class ParquetFile(pq.ParquetFile):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            opened.append(self)
+
+    monkeypatch.setattr(pq, "ParquetFile", ParquetFile)
+    write_images([write_parquet(tmp_path / "a.parquet", ROWS)], tmp_path / "set")
+    assert [file.closed for file in opened] == [True]
 
 
 def serve_hub(server, files, revision="abc"):
@@ -106,13 +139,21 @@ def test_the_hub_is_asked_for_files_and_their_sums(server, tmp_path, monkeypatch
     content = write_parquet(tmp_path / "a.parquet", ROWS).read_bytes()
     serve_hub(server, {"data/train-00000-of-00001.parquet": content})
     [file] = hub_files(HubDataset("me/set", "abc"), server.url)
-    assert file.name == "train-00000-of-00001.parquet"
+    assert file.name == "data_train-00000-of-00001.parquet"
     assert file.url == f"{server.url}/datasets/me/set/resolve/abc/data/train-00000-of-00001.parquet"
     assert (file.size, file.checksum) == (len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")
 
     monkeypatch.setattr("shiftproof.data.downloads.hub.hub_files", lambda dataset: [file])
     assert fetch_from_hub(HubDataset("me/set", "abc"), tmp_path / "downloads", tmp_path / "set") == []
     assert len(tree(tmp_path / "set")) == len(ROWS)
+
+
+def test_files_of_one_name_in_two_folders_are_both_fetched(server):
+    serve_hub(server, {"art/0.parquet": b"1", "photo/0.parquet": b"2"})
+    assert [file.name for file in hub_files(HubDataset("me/set", "abc"), server.url)] == [
+        "art_0.parquet",
+        "photo_0.parquet",
+    ]
 
 
 def test_a_sum_that_is_known_here_wins_over_the_hubs(server):

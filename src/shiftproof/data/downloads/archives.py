@@ -26,8 +26,8 @@ def unpack(archive: Path, folder: Path) -> None:
         folder: where to, created if need be.
 
     Raises:
-        ArchiveError: a name in it is absolute or leads out of the folder, a link does, or the archive is damaged;
-            a damaged one is removed, so that it is fetched again.
+        ArchiveError: a name in it is absolute or leads out of the folder, it holds a link, is encrypted or compressed
+            in a way that is not known, or is damaged; a damaged one is removed, so that it is fetched again.
     """
     with removed_if_damaged(archive):
         if archive.suffix == ".zip":
@@ -62,7 +62,10 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise ArchiveError(f"{archive}: {member.filename} is a link")
         for member in tqdm(members, desc=archive.name, unit="file"):
-            opened.extract(member, folder)
+            try:
+                opened.extract(member, folder)
+            except RuntimeError as error:  # encrypted, or of a compression that zipfile does not have
+                raise ArchiveError(f"{archive}: {member.filename}: {error}") from error
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
@@ -70,7 +73,11 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 
     with tarfile.open(archive) as opened:
         for member in tqdm(opened, desc=archive.name, unit="file"):
+            if member.isdir() and PurePosixPath(member.name) == PurePosixPath("."):
+                continue  # the folder that was packed: `tar -c .` has it as a member
             check_inside(member.name, archive)
+            if member.issym() or member.islnk():  # one that stays inside may lead out once its folder is moved
+                raise ArchiveError(f"{archive}: {member.name} is a link")
             try:
                 opened.extract(member, folder, filter="data")
             except tarfile.FilterError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,43 +36,63 @@ def fetch_camera_traps(images: RemoteFile, annotations: RemoteFile, downloads: P
 
     Raises:
         DownloadError: a file cannot be fetched.
-        ArchiveError: an archive is damaged, holds unsafe names, or lacks images that are annotated.
+        ArchiveError: an archive is damaged, holds unsafe names, or lacks images that are annotated; annotations are
+            not of the expected form.
     """
     image_archive, annotation_archive = download(images, downloads), download(annotations, downloads)
     unpacked = downloads / "annotations"
     unpack(annotation_archive, unpacked)
-    files = sorted(unpacked.rglob("*.json"))
-    folders = image_folders(json.loads(file.read_text(encoding="utf-8")) for file in files)
+    folders = image_folders(_annotations(unpacked))
     shutil.rmtree(folder, ignore_errors=True)
     _extract(image_archive, folders, folder)
     several = sum(len(places) > 1 for places in folders.values())
     return [f"{several} images show more than one kind of animal and are in each one's folder, as in DomainBed"]
 
 
-def image_folders(annotations: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _annotations(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """Read the JSON files of a folder, but for hidden ones, which macOS puts beside the true ones."""
+    for file in sorted(folder.rglob("*.json")):
+        if file.name.startswith("."):
+            continue
+        try:
+            yield file, json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ArchiveError(f"{file} is not JSON: {error}") from error
+
+
+def image_folders(annotations: Iterable[tuple[Path, Any]]) -> dict[str, list[str]]:
     """Return the folders (`location_<n>/<class>`) that every image goes to, by its file name.
 
     One pass over images and annotations each.
 
     Args:
-        annotations: objects with `images` (id, file_name, location), `annotations` (image_id, category_id) and
-            `categories` (id, name), which may share images and categories.
+        annotations: files with what they hold: `images` (id, file_name, location), `annotations` (image_id,
+            category_id) and `categories` (id, name), which may share images and categories.
 
     Raises:
-        ArchiveError: a file name is not that of one file.
+        ArchiveError: a file lacks one of these, a file name is not that of one file, or a category is not known.
     """
     categories: dict[Any, str] = {}
     names: dict[Any, tuple[str, str]] = {}
-    labels: list[tuple[Any, Any]] = []
-    for one in annotations:
-        categories |= {category["id"]: category["name"] for category in one["categories"]}
-        for image in one["images"]:
-            if str(image["location"]) in LOCATIONS:
-                names[image["id"]] = check_plain(image["file_name"], Path("annotations")), str(image["location"])
-        labels += [(label["image_id"], label["category_id"]) for label in one["annotations"]]
+    labels: list[tuple[Any, Any, Path]] = []
+    for file, content in annotations:
+        try:
+            categories |= {category["id"]: category["name"] for category in content["categories"]}
+            for image in content["images"]:
+                if str(image["location"]) in LOCATIONS:
+                    names[image["id"]] = check_plain(str(image["file_name"]), file), str(image["location"])
+            labels += [(label["image_id"], label["category_id"], file) for label in content["annotations"]]
+        except KeyError as error:
+            raise ArchiveError(f"{file}: there is no {error}") from error
+        except TypeError as error:
+            raise ArchiveError(f"{file} is not of COCO's form: {error}") from error
     folders: dict[str, list[str]] = {}
-    for image_id, category_id in labels:
-        if image_id in names and categories[category_id] in CLASSES:
+    for image_id, category_id, file in labels:
+        if image_id not in names:
+            continue
+        if category_id not in categories:
+            raise ArchiveError(f"{file}: image '{image_id}' is of category '{category_id}', which has no name")
+        if categories[category_id] in CLASSES:
             name, location = names[image_id]
             place = f"location_{location}/{categories[category_id]}"
             places = folders.setdefault(name, [])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shiftproof.data.downloads.archives import check_inside, removed_if_damaged, unpack
 from shiftproof.data.downloads.http import RemoteFile, download
+from shiftproof.files import read_json, write_json
 
 
 def fetch_folders(archives: Sequence[RemoteFile], inside: str, downloads: Path, folder: Path) -> list[str]:
@@ -31,18 +32,22 @@ def fetch_folders(archives: Sequence[RemoteFile], inside: str, downloads: Path, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in archives:
-        unpacked = downloads / f"{file.name}.unpacked"
-        if unpacked.exists():
+        unpacked = downloads / f"{file.name}.unpacked"  # the names of its domains
+        if unpacked.exists() and all((folder / name).is_dir() for name in read_json(unpacked, "remove it")):
             continue
         archive = download(file, downloads)
         part = downloads / f"{file.name}.unpacking"
         shutil.rmtree(part, ignore_errors=True)
         unpack(archive, part)
-        for domain in sorted((part / inside).iterdir()):
-            if domain.is_dir() and not domain.name.startswith((".", "__MACOSX")):
-                shutil.rmtree(folder / domain.name, ignore_errors=True)  # of a move that was interrupted
-                domain.rename(folder / domain.name)
-        unpacked.touch()
+        domains = [
+            path
+            for path in sorted((part / inside).iterdir())
+            if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
+        ]
+        for domain in domains:
+            shutil.rmtree(folder / domain.name, ignore_errors=True)  # of a move that was interrupted
+            domain.rename(folder / domain.name)
+        write_json(unpacked, [domain.name for domain in domains])
         archive.unlink()
         shutil.rmtree(part)
     return []
@@ -71,12 +76,15 @@ def fetch_without_duplicates(
     names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
     for name in names:
         check_inside(name, listing)
-    found = [path for name in names if (path := folder / name).is_file()]
-    for path in found:
-        path.unlink()
+    record = downloads / f"{duplicates.name}.removed"  # an interrupted call counts too
+    before = read_json(record, "remove it") if record.exists() else []
+    removed = sorted({*before, *(name for name in names if (folder / name).is_file())})
+    write_json(record, removed)
+    for name in removed:
+        (folder / name).unlink(missing_ok=True)
     return [
         *remarks,
-        f"{len(found)} of the {len(names)} images on DomainBed's list of duplicates were there and removed",
+        f"{len(removed)} of the {len(names)} images on DomainBed's list of duplicates were there and removed",
     ]
 
 

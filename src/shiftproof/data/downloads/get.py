@@ -23,7 +23,7 @@ class Obtained:
         fetched: whether this call fetched it; False where it was there.
         counts: number of images by domain and class (of MNIST: by part and digit).
         differences: from what is published, in words.
-        remarks: how it was made.
+        remarks: how it was made, and what of it could not be cleaned up.
     """
 
     root: Path
@@ -55,6 +55,7 @@ def get_dataset(name: str, output: Path) -> Obtained:
         FileExistsError: the folder is there and was not made by this function.
         DownloadError: a file cannot be fetched.
         ArchiveError: an archive is damaged or unsafe.
+        FolderError: a class is missing or empty in a domain, so that the data set could not be opened.
         ValueError: files are not of the expected form, or a library is not installed.
     """
     source = SOURCES[name]
@@ -82,6 +83,17 @@ def get_dataset(name: str, output: Path) -> Obtained:
             }
             write_json(part / RECORD, record)
             part.replace(root)
-        shutil.rmtree(downloads, ignore_errors=True)
+        left = _remove(downloads)
     written = read_json(root / RECORD, f"remove {root} and fetch it again")
-    return Obtained(root, fetched, written["counts"], tuple(written["differences"]), tuple(written["remarks"]))
+    return Obtained(root, fetched, written["counts"], tuple(written["differences"]), (*written["remarks"], *left))
+
+
+def _remove(downloads: Path) -> list[str]:
+    """Remove the folder of the downloads, and return a remark if that cannot be done."""
+    try:
+        shutil.rmtree(downloads)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [f"{downloads} is no longer needed and could not be removed: {error}"]
+    return []

@@ -54,8 +54,8 @@ def download(file: RemoteFile, folder: Path) -> Path:
         folder: created if need be.
 
     Raises:
-        DownloadError: the server refuses or cannot be reached, the connection keeps breaking, or length or checksum
-            are wrong. What has a wrong checksum is removed.
+        DownloadError: the server refuses or cannot be reached, the connection keeps breaking, length or checksum
+            are wrong, or the file cannot be written. What has a wrong checksum is removed.
         ValueError: a library that the file needs is not installed.
     """
     path = folder / file.name
@@ -127,8 +127,6 @@ def _from_server(file: RemoteFile, partial: Path) -> None:
 
 def _receive(file: RemoteFile, partial: Path) -> _Received:
     """Ask for what the partial file lacks and append it; where the server sends all of it, begin anew."""
-    from tqdm import tqdm
-
     start = partial.stat().st_size if partial.exists() else 0
     request = Request(file.url, headers={"User-Agent": "shiftproof"})  # noqa: S310  (addresses are ours)
     if start:
@@ -138,8 +136,15 @@ def _receive(file: RemoteFile, partial: Path) -> _Received:
     except HTTPError as error:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise DownloadError(f"{file.url} -> {partial}: the server answers {error.code} {error.reason}") from error
-        if error.headers.get("Content-Range") == f"bytes */{start}":
+        stated = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+        whole = int(stated[1]) if stated else file.size
+        if whole == start:
             return _Received(start, None)  # it is all there
+        if whole is None:
+            raise DownloadError(
+                f"{file.url} -> {partial}: the server has nothing after the {start} bytes that are there, and does not "
+                "say how long the file is; without the partial file the same command begins anew"
+            ) from error
         partial.unlink()  # of another file
         return _receive(file, partial)
     except (HTTPException, OSError) as error:
@@ -149,19 +154,33 @@ def _receive(file: RemoteFile, partial: Path) -> _Received:
             start = 0
         length = response.headers.get("Content-Length")
         expected = None if length is None else start + int(length)
-        with (
-            partial.open("ab" if start else "wb") as output,
-            tqdm(total=expected, initial=start, desc=file.name, unit="B", unit_scale=True) as bar,
-        ):
-            while True:
-                try:
-                    chunk = response.read(_CHUNK)
-                except (HTTPException, OSError) as error:
-                    return _Received(expected, _reason(error))
-                if not chunk:
-                    return _Received(expected, None)
-                output.write(chunk)
-                bar.update(len(chunk))
+        try:
+            return _Received(expected, _append(response, partial, start, expected))
+        except OSError as error:  # no space on the disk, say
+            raise DownloadError(f"{file.url} -> {partial}: cannot be written: {_reason(error)}") from error
+
+
+def _append(response: HTTPResponse, partial: Path, start: int, expected: int | None) -> str | None:
+    """Write an answer behind the first `start` bytes, and return what broke it off.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from tqdm import tqdm
+
+    with (
+        partial.open("ab" if start else "wb") as output,
+        tqdm(total=expected, initial=start, desc=partial.stem, unit="B", unit_scale=True) as bar,
+    ):
+        while True:
+            try:
+                chunk = response.read(_CHUNK)
+            except (HTTPException, OSError) as error:
+                return _reason(error)
+            if not chunk:
+                return None
+            output.write(chunk)
+            bar.update(len(chunk))
 
 
 def _reason(error: Exception) -> str:

@@ -6,8 +6,10 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +18,7 @@ from shiftproof.data.downloads.extra import require
 from shiftproof.data.downloads.http import DownloadError, RemoteFile, download
 
 _BATCH = 256
+_COLUMNS = {"image.bytes": "BYTE_ARRAY", "image.path": "BYTE_ARRAY", "domain": "BYTE_ARRAY", "label": "INT64"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def hub_files(dataset: HubDataset, endpoint: str | None = None) -> list[RemoteFi
         known = dataset.checksums.get(entry.rfilename)
         stated = f"sha256:{entry.lfs.sha256}" if entry.lfs else None
         url = hub.hf_hub_url(repository, entry.rfilename, repo_type="dataset", revision=found.sha, endpoint=endpoint)
-        files.append(RemoteFile(url, PurePosixPath(entry.rfilename).name, known or stated, entry.size))
+        files.append(RemoteFile(url, entry.rfilename.replace("/", "_"), known or stated, entry.size))
     if not files:
         raise DownloadError(f"{repository} at {revision} holds no parquet files")
     return files
@@ -98,35 +101,49 @@ def write_images(files: Sequence[Path], folder: Path) -> list[str]:
         Remarks.
 
     Raises:
-        ValueError: columns or names are not as expected.
+        ValueError: columns, rows or names are not as expected.
     """
     from tqdm import tqdm
 
     parquet = require("pyarrow.parquet")
     shutil.rmtree(folder, ignore_errors=True)
-    opened = [parquet.ParquetFile(file) for file in files]
-    classes = [check_plain(name, files[0]) for name in _class_names(opened[0], files[0])]
-    stated = Counter(
-        (row["domain"], row["label"], PurePosixPath(row["image"]["path"] or "").name)
-        for row in _rows(opened, ["image.path", "domain", "label"])
-    )
-    by_name = all(count == 1 and name for (_, _, name), count in stated.items())
-    total = sum(stated.values())
-    rows = _rows(opened, ["image", "domain", "label"])
-    for number, row in enumerate(tqdm(rows, total=total, desc=folder.name, unit="image")):
-        image, domain, label = row["image"], check_plain(row["domain"], files[0]), row["label"]
-        if not 0 <= label < len(classes):
-            raise ValueError(f"{files[0]}: row {number} has label {label}, but there are {len(classes)} classes")
-        if by_name:
-            name = check_plain(PurePosixPath(image["path"]).name, files[0])
-        else:
-            name = f"{number:06d}{_suffix(image['bytes'], number, files[0])}"
-        target = folder / domain / classes[label] / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(image["bytes"])
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(parquet.ParquetFile(file)) for file in files}
+        for file, one in opened.items():
+            _check_columns(one, file)
+        classes = [check_plain(name, files[0]) for name in _class_names(opened[files[0]], files[0])]
+        stated = Counter(
+            (row["domain"], row["label"], PurePosixPath(row["image"]["path"] or "").name)
+            for _, _, row in _rows(opened, ["image.path", "domain", "label"])
+        )
+        by_name = all(count == 1 and name for (_, _, name), count in stated.items())
+        rows = tqdm(
+            _rows(opened, ["image", "domain", "label"]), total=sum(stated.values()), desc=folder.name, unit="image"
+        )
+        for position, (file, number, row) in enumerate(rows):
+            image, domain, label = row["image"], check_plain(row["domain"], file), row["label"]
+            if not 0 <= label < len(classes):
+                raise ValueError(f"{file}: row {number} has label {label}, but there are {len(classes)} classes")
+            if image["bytes"] is None:
+                raise ValueError(f"{file}: row {number} has no image.bytes")
+            if by_name:
+                name = check_plain(PurePosixPath(image["path"]).name, file)
+            else:
+                name = f"{position:06d}{_suffix(image['bytes'], number, file)}"
+            target = folder / domain / classes[label] / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(image["bytes"])
     if by_name:
         return []
     return ["the copy does not state the names of its files: their order, and so DomainBed's splits, may differ"]
+
+
+def _check_columns(opened: Any, file: Path) -> None:
+    columns = [opened.schema.column(i) for i in range(len(opened.schema))]
+    found = {column.path: column.physical_type for column in columns}
+    for name, kind in _COLUMNS.items():
+        if found.get(name) != kind:
+            raise ValueError(f"{file}: there is no column {name} of type {kind}; there are {found}")
 
 
 def _class_names(opened: Any, file: Path) -> list[str]:
@@ -139,10 +156,18 @@ def _class_names(opened: Any, file: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _rows(opened: Sequence[Any], columns: list[str]) -> Iterator[dict[str, Any]]:
-    for file in opened:
-        for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
-            yield from batch.to_pylist()
+def _rows(opened: Mapping[Path, Any], columns: list[str]) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """Yield file, number and columns of every row.
+
+    Raises:
+        ValueError: one has no image, domain or label.
+    """
+    for file, one in opened.items():
+        rows = chain.from_iterable(batch.to_pylist() for batch in one.iter_batches(_BATCH, columns=columns))
+        for number, row in enumerate(rows):
+            if lacking := [name for name, value in row.items() if value is None]:
+                raise ValueError(f"{file}: row {number} has no {' and no '.join(lacking)}")
+            yield file, number, row
 
 
 def _suffix(content: bytes, number: int, file: Path) -> str:

@@ -18,7 +18,7 @@ from shiftproof.data.downloads.http import RemoteFile
 from shiftproof.data.downloads.hub import HubDataset, fetch_from_hub
 from shiftproof.data.folder import list_folder
 from shiftproof.data.mnist import FOLDER as MNIST_FOLDER
-from shiftproof.data.mnist import IMAGES, read_mnist
+from shiftproof.data.mnist import count_mnist
 from shiftproof.registry import Registry
 
 Fetch = Callable[[Path, Path], list[str]]
@@ -68,14 +68,7 @@ def _count_folder(name: str, folder: Path) -> Count:
 
 
 def _count_mnist(folder: Path) -> Count:
-    parts = {part: digits for part, (_, digits) in read_mnist(folder / "raw").items()}
-    counts = {part: {str(digit): int((digits == digit).sum()) for digit in range(10)} for part, digits in parts.items()}
-    differences = [
-        f"{len(digits)} images in {part} instead of {IMAGES[part]}"
-        for part, digits in parts.items()
-        if len(digits) != IMAGES[part]
-    ]
-    return Count(counts, tuple(differences))
+    return Count(*count_mnist(folder / "raw"))
 
 
 def _drive(file_id: str) -> str:
@@ -161,6 +154,7 @@ SOURCES.register(
     ),
 )
 
+_DOMAINBED = "https://raw.githubusercontent.com/facebookresearch/DomainBed/b93c22a1cfc3b2428398272c1a116c8de1f4139e"
 _VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 SOURCES.register(
     "domainnet",
@@ -183,11 +177,7 @@ SOURCES.register(
                     ("sketch.zip", "md5:658d8009644040ff7ce30bb2e820850f"),
                 )
             ),
-            RemoteFile(
-                "https://raw.githubusercontent.com/facebookresearch/DomainBed/main/domainbed/misc/"
-                "domain_net_duplicates.txt",
-                "domain_net_duplicates.txt",
-            ),
+            RemoteFile(f"{_DOMAINBED}/domainbed/misc/domain_net_duplicates.txt", "domain_net_duplicates.txt"),
         ),
         partial(_count_folder, "DomainNet"),
     ),
