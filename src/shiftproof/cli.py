@@ -113,32 +113,32 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--compile", action="store_true", help="compile the featurizer (torch.compile)")
     data.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
     data.add_argument("--steps", type=int, default=20, metavar="N", help="steps timed per round (default: 20)")
-    data.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
+    data.add_argument("--output", type=_file, metavar="FILE", help="where to write all numbers, as JSON")
     data.set_defaults(command=_bench_data)
     optimizer = bench.add_parser("optimizer", help="time the step of every optimizer beside fused AdamW")
     optimizer.add_argument("--model", default="resnet18", metavar="NAME", help="whose parameters (default: resnet18)")
     optimizer.add_argument("--elements", type=int, metavar="N", help="one tensor of so many elements instead")
     optimizer.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
     optimizer.add_argument("--rounds", type=int, default=15, metavar="N", help="turns of each (default: 15)")
-    optimizer.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
+    optimizer.add_argument("--output", type=_file, metavar="FILE", help="where to write all numbers, as JSON")
     optimizer.set_defaults(command=_bench_optimizer)
     annealer = bench.add_parser("annealer", help="time GGA's search beside the released one")
     _add_run_options(annealer)
     annealer.add_argument("--target", nargs="+", metavar="DOMAIN", help="left out (default: all but three domains)")
     annealer.add_argument("--candidates", type=int, default=100, metavar="N", help="of a search (default: 100)")
     annealer.add_argument("--rounds", type=int, default=3, metavar="N", help="searches of each (default: 3)")
-    annealer.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
+    annealer.add_argument("--output", type=_file, metavar="FILE", help="where to write all numbers, as JSON")
     annealer.set_defaults(command=_bench_annealer)
     diagnostics = bench.add_parser("diagnostics", help="time what diagnostics cost beside a plain backward pass")
     _add_run_options(diagnostics)
     diagnostics.add_argument("--target", nargs="+", metavar="DOMAIN", help="left out (default: all but three domains)")
     diagnostics.add_argument("--samples", type=int, default=256, metavar="N", help="images per domain (default: 256)")
     diagnostics.add_argument("--rounds", type=int, default=10, metavar="N", help="turns of each (default: 10)")
-    diagnostics.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
+    diagnostics.add_argument("--output", type=_file, metavar="FILE", help="where to write all numbers, as JSON")
     diagnostics.set_defaults(command=_bench_diagnostics)
     store = bench.add_parser("store", help="time what is done with a store of many runs, which are made up")
     store.add_argument("--runs", type=int, default=10_000, metavar="N", help="at least (default: 10000)")
-    store.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
+    store.add_argument("--output", type=_file, metavar="FILE", help="where to write all numbers, as JSON")
     store.set_defaults(command=_bench_store)
 
     figure = commands.add_parser("figure", help="draw what the papers draw").add_subparsers(
@@ -187,13 +187,14 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
         "name", metavar="NAME",
         help="pacs vlcs officehome terraincognita domainnet rotated_mnist colored_mnist",
     )  # fmt: skip
-    get.add_argument("--output", type=Path, default=Path("data"), metavar="DIR", help="(default: data)")
+    get.add_argument("--output", type=_folder, default=Path("data"), metavar="DIR", help="(default: data)")
     get.set_defaults(command=_data_get)
     check = commands.add_parser("check", help="count images, find unreadable ones and the same one twice")
-    check.add_argument("folder", type=Path, metavar="DIR", help="<domain>/<class>/<image>")
+    check.add_argument("folder", type=_folder, metavar="DIR", help="<domain>/<class>/<image>, or MNIST")
     check.add_argument(
-        "--dataset", metavar="NAME", help="the published one to compare with (default: by the folder's name)"
-    )
+        "--dataset", metavar="NAME",
+        help="the published one to compare with, as `data get` names it (default: by the folder's name)",
+    )  # fmt: skip
     check.set_defaults(command=_data_check)
 
 
@@ -349,12 +350,17 @@ def _place(text: str) -> Path:
 
 
 def _folder(text: str) -> Path:
-    from shiftproof.files import is_local
+    return _local(text, "folder")
 
-    place = _place(text)
-    if not is_local(place):
-        raise argparse.ArgumentTypeError(f"this takes a folder of this machine, not {text}")
-    return place
+
+def _file(text: str) -> Path:
+    return _local(text, "file")
+
+
+def _local(text: str, what: str) -> Path:
+    if "://" in text and not text.startswith("file://"):  # said first, whether its package is installed or not
+        raise argparse.ArgumentTypeError(f"this takes a {what} of this machine, not {text}")
+    return _place(text)
 
 
 def _cores() -> int:
@@ -449,7 +455,7 @@ def _study_plan(options: argparse.Namespace) -> int:
     study = _read_study(options, given)
     with naming_lines(options.file, options.scale, given):
         plan = make_plan(study, absent=True)
-    runs = plan.distinct if options.output is None else Store(options.output).missing(plan.distinct)
+    runs = plan.distinct if options.output is None else Store(options.output).missing(plan)
     print(plan_text(study, plan, study_costs(study, plan, runs), _cores()))
     return 0
 
@@ -511,7 +517,7 @@ def _train(options: argparse.Namespace) -> int:
         devices=options.devices,
         strategy=options.strategy,
     )
-    if os.environ.get("RANK", "0") != "0":  # torchrun started several of this, of which the first reports
+    if row is None:  # torchrun started several of this, of which the first reports
         return 0
     if row["status"] == "failed":
         raise ValueError(f"the run failed: {row['error']}")

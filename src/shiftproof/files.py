@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -59,16 +60,32 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def locked(file: Path, waiting: str) -> Iterator[None]:
-    """Hold a lock between processes; say ``waiting`` on the standard error when another one holds it."""
+def locked(file: Path, waiting: str | None = None) -> Iterator[None]:
+    """Hold a lock between processes, which the operating system releases when a process dies.
+
+    Args:
+        file: what is locked; made if need be, and left.
+        waiting: said on the standard error when another process holds it, which is waited for; None to raise then.
+
+    Raises:
+        TimeoutError: another process holds it.
+        OSError: the file cannot be made, or its file system has no locks.
+    """
     from filelock import FileLock, Timeout  # torch needs it too, so it is always there
 
-    lock = FileLock(file)
+    lock = FileLock(file, fallback_to_soft=False)  # a file in place of a lock would outlive its process
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(waiting, file=sys.stderr)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting is None:
+                raise
+            print(waiting, file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise OSError(error.errno, f"the file system of {file.parent} has no locks") from error
+        raise
     try:
         yield
     finally:

@@ -45,7 +45,7 @@ from shiftproof.studies import Study, make_plan
         ("--set model.dropout=1", "Invalid dropout value: 1.0; it must be in [0, 1)"),
         ("--set optimizer.lrr=1", "unknown hyperparameter 'optimizer.lrr'. Did you mean optimizer.lr"),
         ("--device cuda:77", "device cuda:77 is not available here"),
-        ("--device cup", "device cup is not available here"),
+        ("--device cup", "unknown device 'cup': Expected one of cpu"),
         ("--data-dir .", "rotated_digits is embedded"),
     ],
 )

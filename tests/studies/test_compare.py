@@ -126,13 +126,13 @@ def test_an_error_that_may_pass_is_recorded_and_tried_again(tmp_path):
     damaged = Store(tmp_path).folder(make_plan(study).runs[1])
     damaged.mkdir(parents=True)
     (damaged / "checkpoint.pt").write_text("nothing")
-    [table] = build_tables(run_study(study, tmp_path, jobs=1))
+    [table] = build_tables(run_study(study, tmp_path, workers=1))
     assert "checkpoint.pt is damaged" in table.failures[0]
     assert "(tried 3 times)" in table.failures[0]
     assert table.rows[0].cells["0"].trials == 1
     assert "DamagedFileError" in (damaged / "error.txt").read_text()
     (damaged / "checkpoint.pt").unlink()
-    assert build_tables(run_study(study, tmp_path, jobs=1))[0].failures == []
+    assert build_tables(run_study(study, tmp_path, workers=1))[0].failures == []
 
 
 def test_a_damaged_result_stops_before_anything_is_trained(compared, tmp_path, capsys):

@@ -78,7 +78,7 @@ def test_every_result_is_read_once_and_not_again(store, plan, reads):
     reads.clear()
     _texts(read_results(store.root))
     assert "198 of 200 runs finished, 2 failed" in read_status(store.root).text()
-    assert store.missing(plan.distinct) == [plan.distinct[1]]
+    assert store.missing(plan) == [plan.distinct[1]]
     store.write_runs(read_results(store.root))
     assert not reads
     write_report(read_results(store.root), store.root)
@@ -87,12 +87,10 @@ def test_every_result_is_read_once_and_not_again(store, plan, reads):
 
 
 def test_status_and_resume_read_no_result_twice_either(store, plan, reads):
-    assert store.missing(plan.distinct) == [plan.distinct[1]]
+    assert store.missing(plan) == [plan.distinct[1]]
     assert reads.total() == RUNS
-    reads.clear()
     assert "198 of 200 runs finished, 2 failed, 0 begun, 0 waiting" in read_status(store.root).text()
-    assert reads.total() == RUNS
-    read_status(store.root)
+    read_results(store.root)
     assert reads.total() == RUNS
 
 
@@ -107,7 +105,7 @@ def test_what_changed_is_read_again(store, plan, expected, reads):
     [row] = [row for row in results.rows if row["run"] == changed.name]
     assert row["passes"] == 77
     assert len(results.rows) == RUNS - 1
-    assert store.missing(plan.distinct) == [plan.distinct[1], deleted]
+    assert store.missing(plan) == [plan.distinct[1], deleted]
     # of equal size, at another time
     file = store.folder(plan.distinct[5]) / "result.json"
     file.write_text(file.read_text().replace('"passes": 600', '"passes": 601'))
@@ -120,7 +118,7 @@ def test_a_result_that_is_damaged_is_not_hidden_by_the_index(store, plan):
     read_results(store.root)
     file = store.folder(plan.distinct[7]) / "result.json"
     file.write_bytes(file.read_bytes()[:-20])
-    for read in (read_results, read_status, lambda root: Store(root).missing(plan.distinct)):
+    for read in (read_results, read_status, lambda root: Store(root).missing(plan)):
         with pytest.raises(DamagedFileError, match=plan.distinct[7].name):
             read(store.root)
 
@@ -134,6 +132,27 @@ def test_a_damaged_index_costs_time_only(store, expected, reads):
     reads.clear()
     assert _texts(read_results(store.root)) == _texts(expected)
     assert reads.total() == 3  # of the first line, the old one and the one that was cut short
+
+
+def test_rows_of_other_selection_rules_are_not_taken_from_the_index(store, monkeypatch, reads):
+    read_results(store.root)
+    reads.clear()
+    rules = ("training_domain", "oracle", "last")
+    for module in ("index", "results"):
+        monkeypatch.setattr(f"shiftproof.studies.{module}.RULES", rules)
+    assert all(tuple(row["selection"]) == rules for row in read_results(store.root).rows)
+    assert reads.total() == RUNS
+
+
+def test_what_rows_hold_is_that_of_the_index_version(expected):
+    """Whoever changes the entries of a row, or what they say, raises the version and writes both here."""
+    row = expected.rows[-1]
+    entries = (
+        "algorithm annealer annealing dataset error hparam_seed hparams optimizer passes protocol retry run seconds "
+        "selection status steps target trial_seed variant versions"
+    )
+    selected = "accuracy class_mean step validation"
+    assert (INDEX_VERSION, " ".join(sorted(row)), " ".join(sorted(row["selection"]["last"]))) == (1, entries, selected)
 
 
 def test_reading_works_where_the_index_cannot_be_written(store, expected):

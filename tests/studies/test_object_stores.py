@@ -1,6 +1,9 @@
 """Studies and runs on file systems that have no locks, as object stores are, and claims on those that have."""
 
+import errno
+import fcntl
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -12,8 +15,9 @@ from shiftproof.cli import main
 from shiftproof.data import DATASETS
 from shiftproof.files import is_local, output_path, write_bytes
 from shiftproof.studies import Study, as_csv, make_plan, read_results, read_status, run_study
+from shiftproof.studies.pool import NodeError
 from shiftproof.studies.runner import RunTask, execute
-from shiftproof.studies.store import Store, claim_run
+from shiftproof.studies.store import Store, claim, claim_run
 from shiftproof.training import train
 from shiftproof.training.tracking import Tracking
 
@@ -56,9 +60,13 @@ def test_commands_that_need_a_folder_say_so(capsys):
     assert "this takes a folder of this machine, not memory://bucket/figures" in capsys.readouterr().err
 
 
-def test_trackers_elsewhere_are_refused(tmp_path):
+def test_trackers_elsewhere_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="trackers write beside the runs"):
         run_study(STUDY, elsewhere(tmp_path), 1, trackers=("tensorboard",))
+    one = ["train", "--target", "0", "--steps", "1", "--track", "tensorboard", "--output", "memory://bucket/tracked"]
+    assert main(one) == 1
+    assert "trackers write beside the runs" in capsys.readouterr().err
+    assert not output_path("memory://bucket/tracked").exists()
 
 
 def test_a_study_elsewhere_ends_as_one_here(tmp_path):
@@ -68,7 +76,7 @@ def test_a_study_elsewhere_ends_as_one_here(tmp_path):
         here = execute(RunTask(spec, tmp_path / "here" / spec.name, "rotated_digits", None, None, "cpu", Tracking()))
         assert results.result(spec)["weights_sha256"] == here["weights_sha256"]
         assert results.result(spec)["metrics"] == here["metrics"]
-    assert Store(there).missing(results.plan.distinct) == []
+    assert Store(there).missing(results.plan) == []
     status = read_status(there)
     assert (status.finished.total(), status.working) == (2, None)
     assert "2 of 2 runs finished, 0 failed, 0 begun, 0 waiting; it may be worked on" in status.text()
@@ -76,9 +84,11 @@ def test_a_study_elsewhere_ends_as_one_here(tmp_path):
     assert not list((tmp_path / "there").rglob(".lock"))
 
 
-def test_a_study_whose_workers_do_not_reach_its_output_says_so(tmp_path, capsys):
-    run_study(STUDY, output_path(f"memory://{tmp_path.name}"), 1)  # every process has a memory of its own
-    assert "does not reach the output: there is no memory://" in capsys.readouterr().err
+def test_a_study_whose_workers_do_not_reach_its_output_ends_and_says_so(tmp_path):
+    place = output_path(f"memory://{tmp_path.name}")
+    with pytest.raises(NodeError, match="does not reach the output: there is no memory://"):
+        run_study(STUDY, place, 1)  # every process has a memory of its own
+    assert not (place / "runs").exists()  # no run is recorded as failed
 
 
 def test_a_run_in_memory_is_killed_and_continues_bit_for_bit(tmp_path):
@@ -131,3 +141,43 @@ def test_a_run_that_another_process_trains_is_waited_for_and_not_trained_again(t
     second.join(10)
     assert [result["weights_sha256"] for result in results] == [trained["weights_sha256"]]
     assert "another process trains the run in" in capsys.readouterr().err
+
+
+def test_a_failure_does_not_replace_what_another_process_ended(tmp_path):
+    store = Store(tmp_path)
+    [spec, other] = make_plan(STUDY).distinct
+    task = RunTask(spec, store.folder(spec), "rotated_digits", None, None, "cpu", Tracking())
+    trained = execute(task)
+    assert store.record_failure(spec, "the disk is away")["weights_sha256"] == trained["weights_sha256"]
+    assert store.result(spec)["status"] == "finished"
+    assert store.record_failure(other, "the disk is away")["error"] == "the disk is away"
+    assert store.record_failure(other, "the network is away")["error"] == "the network is away"
+    assert store.result(other)["error"] == "the network is away"
+
+
+def test_the_error_of_a_run_is_not_replaced_by_that_of_writing_it_down(tmp_path, monkeypatch):
+    [spec, _] = make_plan(STUDY).distinct
+    task = RunTask(spec, tmp_path / "run", "rotated_digits", None, None, "cpu", Tracking())
+
+    def fail(*_, **__):
+        (tmp_path / "run" / "error.txt").mkdir()  # so that no such file can be written
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr("shiftproof.studies.runner.train", fail)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        execute(task)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_refused(number, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.raises(ValueError, match=f"cannot be written: the file system of {tmp_path} has no locks"),
+        claim(tmp_path),
+    ):
+        pytest.fail("it is claimed")
+    with pytest.raises(OSError, match=f"the file system of {tmp_path} has no locks"), claim_run(tmp_path):
+        pytest.fail("it is claimed")

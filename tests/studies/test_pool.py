@@ -5,7 +5,9 @@ import sys
 import threading
 import time
 
-from shiftproof.studies.pool import run_tasks
+import pytest
+
+from shiftproof.studies.pool import NodeError, run_tasks
 
 
 def double(value):
@@ -45,6 +47,20 @@ def break_once(path):
 def test_a_task_that_raises_is_done_again_after_the_others(tmp_path):
     outcomes = list(run_tasks(break_once, [tmp_path / "a", tmp_path / "b"], jobs=1))
     assert [(outcome.value, outcome.error) for outcome in outcomes] == [("done", None)] * 2
+
+
+def lack(path):
+    """Raise what says that this machine can do no task."""
+    with path.open("a") as file:
+        file.write("tried\n")
+    raise NodeError(f"node a does not reach {path}")
+
+
+def test_a_machine_that_can_do_no_task_ends_them_all_at_once(tmp_path):
+    with pytest.raises(NodeError, match=f"node a does not reach {tmp_path / 'a'}"):
+        list(run_tasks(lack, [tmp_path / "a", tmp_path / "b"], jobs=1))
+    assert (tmp_path / "a").read_text() == "tried\n"
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_task_whose_worker_dies_is_done_again(tmp_path):

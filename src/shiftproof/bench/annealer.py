@@ -72,7 +72,7 @@ def bench_annealer(study: Study, *, candidates: int = 100, rounds: int = 3) -> d
     for name, number in (("candidates", candidates), ("rounds", rounds)):
         if number < 1:
             raise ValueError(f"{name} must be a whole number above 0, not {number}")
-    data, device = open_data(study, study.datasets[0]), torch.device(study.device)
+    data, device = open_data(study, study.datasets[0]), study.device_here()
     if study.targets is None:
         study = replace(study, targets=("+".join(data.domain_names[: -SOURCES or None]),))
     spec = plan_run(study, 0, 0)

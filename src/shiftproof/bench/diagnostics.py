@@ -51,7 +51,7 @@ def bench_diagnostics(study: Study, *, samples: int = 256, chunk_size: int = 64,
     for name, number, least in (("samples", samples, 2), ("chunk_size", chunk_size, 1), ("rounds", rounds, 1)):
         if number < least:
             raise ValueError(f"{name} must be a whole number, at least {least}, not {number}")
-    data, device = open_data(study, study.datasets[0]), torch.device(study.device)
+    data, device = open_data(study, study.datasets[0]), study.device_here()
     if study.targets is None:
         study = replace(study, targets=("+".join(data.domain_names[: -SOURCES or None]),))
     spec = plan_run(study, 0, 0)

@@ -159,7 +159,7 @@ def _evaluations(spec: RunSpec, domains: tuple[str, ...], draws: random.Random) 
 def _operations(study: Study, store: Store) -> dict[str, Callable[[], object]]:
     def resume() -> None:
         plan = make_plan(study, absent=True)
-        if read_plan(store.root).distinct != plan.distinct or store.missing(plan.distinct):
+        if read_plan(store.root).distinct != plan.distinct or store.missing(plan):
             raise AssertionError("the store does not hold the study")
 
     def report() -> None:

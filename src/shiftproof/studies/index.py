@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from shiftproof.files import is_local
+from shiftproof.files import is_local, locked
 from shiftproof.studies.results import Row, RowKey, row_key
+from shiftproof.studies.selection import RULES
 from shiftproof.training.run import RESULT_FILE
 
 INDEX_FILE = "index.jsonl"
@@ -33,7 +32,6 @@ class Index:
     def __init__(self, root: Path) -> None:
         self._file, self._runs, self._local = root / INDEX_FILE, root / "runs", is_local(root)
         self._rows: dict[RowKey, tuple[list[Stamp], Row]] = {}
-        self._by_run: dict[str, tuple[Stamp, Row]] = {}
         self._stamps: dict[str, Stamp] = {}
         if self._local and self._file.exists():
             with self._file.open(encoding="utf-8", errors="replace") as lines:
@@ -43,10 +41,9 @@ class Index:
     def _take(self, line: str) -> None:
         try:
             version, stamps, row = json.loads(line)
-            if version == INDEX_VERSION:  # a later line is of a later result
+            if version == INDEX_VERSION and tuple(row["selection"]) == RULES:  # a later line is of a later result
                 held: list[Stamp] = [stamp and (stamp[0], stamp[1]) for stamp in stamps]
                 self._rows[row_key(row)] = held, row
-                self._by_run[row["run"]] = held[0], row
         except (ValueError, TypeError, LookupError):  # a line that a crash cut short
             return
 
@@ -73,19 +70,13 @@ class Index:
         stamps, row = self._rows.get(key, (None, None))
         return row if row is not None and stamps == self.stamps(names) else None
 
-    def of_run(self, name: str) -> Row | None:
-        """Return a row of a run, of any place, None unless its result is unchanged."""
-        stamp, row = self._by_run.get(name, (None, None))
-        return row if row is not None and stamp == self._stamp(name) else None
-
     def append(self, entries: Sequence[tuple[list[Stamp], Row]]) -> None:
         """Write rows for the next reader, unless another process does so now or the store cannot be written."""
         if not entries or not self._local:
             return
         text = "".join(json.dumps([INDEX_VERSION, stamps, row]) + "\n" for stamps, row in entries)
-        lock = FileLock(self._file.with_name(f".{INDEX_FILE}.lock"))
         try:
-            with lock.acquire(timeout=0), self._file.open("a", encoding="utf-8") as file:
+            with locked(self._file.with_name(f".{INDEX_FILE}.lock")), self._file.open("a", encoding="utf-8") as file:
                 file.write(text)
-        except (Timeout, OSError):
+        except OSError:
             return

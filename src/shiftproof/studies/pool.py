@@ -33,6 +33,10 @@ class WorkerStartError(ChildProcessError):
         )
 
 
+class NodeError(OSError):
+    """The machine that a task came to can do none: it is not the task's fault, and ends them all."""
+
+
 class _Worker(Generic[Task]):
     """A process that does one task at a time."""
 
@@ -56,6 +60,7 @@ class _Worker(Generic[Task]):
 
         Raises:
             EOFError: the process ended without an outcome.
+            NodeError: the task raised it.
         """
         alive = self.process.is_alive()  # asked first: what a process sent before its end is still received
         if not self.connection.poll():
@@ -67,6 +72,8 @@ class _Worker(Generic[Task]):
             self.ready = True
             return None
         value, error = message
+        if isinstance(error, NodeError):
+            raise error
         index, self.index = self.index, None
         assert index is not None  # noqa: S101  (an outcome answers a task)
         return Outcome(index, value, error)
@@ -95,7 +102,9 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     while True:
         task = connection.recv()
         try:
-            message: tuple[Any, str | None] = (work(task), None)
+            message: tuple[Any, str | NodeError | None] = (work(task), None)
+        except NodeError as error:
+            message = (None, error)
         except Exception as error:  # whatever a task raises is its outcome; the others go on
             message = (None, f"{type(error).__name__}: {error}")
         connection.send(message)
@@ -123,6 +132,7 @@ def run_tasks(
 
     Raises:
         WorkerStartError: so many workers in a row ended while they started.
+        NodeError: a task raised it.
     """
     waiting = deque(range(len(tasks)))
     failures: Counter[int] = Counter()
@@ -143,6 +153,8 @@ def run_tasks(
             for worker in busy:
                 try:
                     outcome = worker.outcome()
+                except NodeError:
+                    raise
                 except (EOFError, OSError):
                     worker.process.join(1)  # its end of the pipe closes a moment before it has ended
                     worker.stop()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from shiftproof.studies.pool import Outcome
+from shiftproof.studies.pool import NodeError, Outcome
 
 Task = TypeVar("Task")
+
+LOOK_SECONDS = 10
+"""How often the nodes are looked at while no task ends."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def run_on_ray(
     """Do the tasks on a cluster and yield their outcomes as they come.
 
     A task that raises, or whose worker dies, is done again after the others; so is one whose node dies, which does not
-    count, because it says nothing of the task.
+    count, because it says nothing of the task. While no node has what a task reserves, tasks wait for one.
 
     Args:
         work: a function at the top level of a module that every node can import; what it raises becomes its task's
@@ -76,7 +81,8 @@ def run_on_ray(
 
     Raises:
         OSError: there is no connection to the cluster.
-        ValueError: no node of it has what a task reserves.
+        NodeError: a task raised it, or a node cannot import the work.
+        ValueError: the cluster that is started here has not what a task reserves.
     """
     if not tasks:
         return
@@ -85,29 +91,39 @@ def run_on_ray(
     waiting, running = deque(range(len(tasks))), dict[Any, int]()
     failures: Counter[int] = Counter()
     with _connected(cluster.address):
-        if not _places(cluster):
-            raise ValueError(
-                f"no node of the cluster has {cluster.cpus_per_run} CPUs and {cluster.gpus_per_run:g} GPUs for a run"
-            )
+        lack = f"no node of the cluster has {cluster.cpus_per_run} CPUs and {cluster.gpus_per_run:g} GPUs for a run"
+        if cluster.address is None and not _places(cluster):
+            raise ValueError(lack)
         remote: Any = ray.remote(_attempt).options(
             num_cpus=cluster.cpus_per_run, num_gpus=cluster.gpus_per_run, max_retries=0, name=work.__name__
         )
+        told = False
         try:
             while waiting or running:
+                places = _places(cluster)
+                if not places and not told:
+                    print(f"{lack} now; waiting for one", file=sys.stderr)
+                told = not places
                 # a few more than there are places for: nodes that come find work, and clusters that grow see a need
-                limit = 2 * max(_places(cluster), 1) if cluster.jobs is None else cluster.jobs
+                limit = 2 * max(places, 1) if cluster.jobs is None else cluster.jobs
                 while waiting and len(running) < limit:
                     index = waiting.popleft()
                     running[remote.remote(work, tasks[index])] = index
-                [done], _ = ray.wait(list(running), num_returns=1)
-                index = running.pop(done)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
+                if not done:
+                    continue
+                index = running.pop(done[0])
                 try:
-                    value, error = ray.get(done)
+                    value, error = ray.get(done[0])
                 except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):  # or its value went with it
                     waiting.append(index)
                     continue
+                except ray.exceptions.RayTaskError as crash:  # not from the work, whose errors are caught there
+                    raise NodeError(f"a node cannot begin a task: {_reason(crash)}") from crash
                 except ray.exceptions.RayError as crash:
                     value, error = None, str(crash).partition("\n")[0]
+                if isinstance(error, NodeError):
+                    raise error
                 if error is not None:
                     failures[index] += 1
                     if failures[index] < attempts:
@@ -120,11 +136,19 @@ def run_on_ray(
                 ray.cancel(reference, force=True)
 
 
-def _attempt(work: Callable[[Task], Any], task: Task) -> tuple[Any, str | None]:
+def _attempt(work: Callable[[Task], Any], task: Task) -> tuple[Any, str | NodeError | None]:
     try:
         return work(task), None
+    except NodeError as error:
+        return None, error
     except Exception as error:  # whatever a task raises is its outcome; the others go on
         return None, f"{type(error).__name__}: {error} (on node {socket.gethostname()})"
+
+
+def _reason(crash: Exception) -> str:
+    """Return the cause of a traceback as Ray prints it, which is its last line, and the first, which says where."""
+    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", str(crash)).splitlines() if line.strip()]
+    return f"{lines[-1]}, in {lines[0]}"
 
 
 def _places(cluster: RayCluster) -> int:

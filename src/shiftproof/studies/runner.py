@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +20,12 @@ from shiftproof.files import DamagedFileError, is_local, read_json
 from shiftproof.studies.formats import as_csv
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_spec
 from shiftproof.studies.planning import data_folder, make_plan, open_data, open_dataset, plan_run
-from shiftproof.studies.pool import run_tasks
+from shiftproof.studies.pool import NodeError, run_tasks
 from shiftproof.studies.ray_cluster import RayCluster, run_on_ray
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.store import Store, claim, claim_run
 from shiftproof.studies.study import Study
-from shiftproof.training import RunSpec, read_result, train
+from shiftproof.training import RunSpec, check_device, read_result, train
 from shiftproof.training.combinations import check_combination
 from shiftproof.training.launch import check_devices, from_torchrun, launch, torchrun_group
 from shiftproof.training.parallel import ALONE, Ranks, Strategy
@@ -61,15 +61,20 @@ def execute_elsewhere(task: RunTask) -> dict[str, Any]:
     """Train one run where files that are here may not be.
 
     Raises:
-        FileNotFoundError: output, data or weights are not there.
+        NodeError: output, data, weights or the device are not there.
     """
+    node = socket.gethostname()
     for what, path in (
         ("the output", task.folder.parents[1] / PLAN_FILE),
         ("the data folder", task.data_dir),
         ("the weights", task.weights),
     ):
         if path is not None and not path.exists():
-            raise FileNotFoundError(f"node {socket.gethostname()} does not reach {what}: there is no {path}")
+            raise NodeError(f"node {node} does not reach {what}: there is no {path}")
+    try:
+        check_device(task.device)
+    except ValueError as error:
+        raise NodeError(f"node {node}: {error}") from error
     return execute(task)
 
 
@@ -90,7 +95,8 @@ def _train_run(task: RunTask) -> dict[str, Any]:
                 tracking=task.tracking,
             )
     except Exception:
-        (task.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(OSError):  # the error itself says more than that it could not be written
+            (task.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         raise
 
 
@@ -106,15 +112,15 @@ def time_shares(results: Results) -> dict[str, float]:
     return {part: seconds / sum(parts.values()) for part, seconds in parts.items()}
 
 
-def run_study(study: Study, output: Path, jobs: int | RayCluster, *, trackers: tuple[str, ...] = ()) -> Results:
+def run_study(study: Study, output: Path, workers: int | RayCluster, *, trackers: tuple[str, ...] = ()) -> Results:
     """Train what is missing of a study and return its results; its plan, rows and table are written beside the runs.
 
     Args:
         study: what to run.
         output: the store's folder, on this machine or an object store; runs that it holds already are not trained
             again.
-        jobs: runs trained at a time in processes of this machine, or the Ray cluster that trains them, every node of
-            which must reach output, data and weights; changes no result.
+        workers: how many processes of this machine train the runs, or the Ray cluster that does, every node of which
+            must reach output, data and weights; changes no result.
         trackers: names of the trackers that every run is written to.
 
     Raises:
@@ -122,27 +128,34 @@ def run_study(study: Study, output: Path, jobs: int | RayCluster, *, trackers: t
             the cluster cannot train such runs.
         StoreBusyError: another process works on the output.
         DamagedFileError: a recorded result cannot be read.
+        NodeError: a node does not reach output, data or weights, or lacks the device.
         OSError: there is no connection to the cluster.
     """
-    check_trackers(trackers)
-    if trackers and not is_local(output):
-        raise ValueError(f"trackers write beside the runs, which must be on this machine or a mounted folder: {output}")
-    if isinstance(jobs, RayCluster):
-        jobs.check(study.device)
+    _check_tracking(trackers, output)
+    if isinstance(workers, RayCluster):
+        workers.check(study.device)
+    else:
+        study.device_here()
     output = output.absolute()  # workers may have another working directory
     plan = make_plan(study)
     store = Store(output)
     with claim(output):
-        missing = store.missing(plan.distinct)
+        missing = store.missing(plan)
         _tell_of_another_plan(output, plan)
         plan.write(output)
         try:
-            _train_all(study, plan, store, missing, jobs, trackers)
+            _train_all(study, plan, store, missing, workers, trackers)
         finally:
             results = store.results(plan)
             store.write_runs(results)
             store.write_text("table.csv", as_csv(results))
     return results
+
+
+def _check_tracking(trackers: tuple[str, ...], output: Path) -> None:
+    check_trackers(trackers)
+    if trackers and not is_local(output):
+        raise ValueError(f"trackers write beside the runs, which must be on this machine or a mounted folder: {output}")
 
 
 def _tell_of_another_plan(output: Path, plan: Plan) -> None:
@@ -169,7 +182,7 @@ def _tags(study: str, spec: RunSpec) -> dict[str, str]:
 
 
 def _train_all(
-    study: Study, plan: Plan, store: Store, specs: list[RunSpec], jobs: int | RayCluster, trackers: tuple[str, ...]
+    study: Study, plan: Plan, store: Store, specs: list[RunSpec], workers: int | RayCluster, trackers: tuple[str, ...]
 ) -> None:
     keys = {grid.dataset: key for grid, key in zip(plan, study.datasets, strict=True)}
     tasks = [
@@ -185,10 +198,10 @@ def _train_all(
         for spec in specs
     ]
     total = len(plan.distinct)
-    if isinstance(jobs, RayCluster):
-        outcomes = run_on_ray(execute_elsewhere, tasks, jobs, TRIES)
+    if isinstance(workers, RayCluster):
+        outcomes = run_on_ray(execute_elsewhere, tasks, workers, TRIES)
     else:
-        outcomes = run_tasks(execute if is_local(store.root) else execute_elsewhere, tasks, jobs, TRIES)
+        outcomes = run_tasks(execute if is_local(store.root) else execute_elsewhere, tasks, workers, TRIES)
     with (
         closing(outcomes),  # ends the workers before the output is released
         tqdm(total=total, initial=total - len(tasks), unit="run", desc="runs") as bar,
@@ -215,10 +228,10 @@ def train_one(
     trackers: tuple[str, ...] = (),
     devices: int = 1,
     strategy: Strategy = "ddp",
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train the one method and target of a study in a folder of its own; return the run's line.
 
-    Processes that `torchrun` started train it together, and each of them calls this.
+    Processes that `torchrun` started train it together, and each of them calls this; all but the first return None.
 
     Args:
         study: has one data set, one method and one set of targets.
@@ -239,27 +252,27 @@ def train_one(
     for name, value in (("trial seed", trial_seed), ("hparam seed", hparam_seed)):
         if value < 0:
             raise ValueError(f"{name} must be at least 0, not {value}")
-    check_trackers(trackers)
+    _check_tracking(trackers, folder)
+    here = study.device_here()
     check_devices(study.device, devices, strategy)
     spec = plan_run(study, trial_seed, hparam_seed)
     work = partial(_train_rank, spec, study, folder, trackers)
     if from_torchrun():
-        if devices > 1:
-            raise ValueError("torchrun has started the processes: leave out the number of devices")
         with torchrun_group(study.device, strategy) as (ranks, device):
             if ranks.first:
                 with _own_folder(folder, spec):
                     work(ranks, device)
             else:
                 work(ranks, device)
+                return None
     else:
         with _own_folder(folder, spec):
-            if devices > 1:
+            if devices > 1 and read_result(folder) is None:
                 sources = len(open_data(study, study.datasets[0]).domains) - len(spec.targets)
                 check_combination(spec, sources, Ranks(0, devices, strategy))
                 launch(work, study.device, devices, strategy)
-            else:
-                work(ALONE, torch.device(study.device))
+            elif devices == 1:
+                work(ALONE, here)
     result = read_result(folder)
     assert result is not None  # noqa: S101  (it was trained)
     return run_row(spec, result)
@@ -280,7 +293,8 @@ def _train_rank(
     spec: RunSpec, study: Study, folder: Path, trackers: tuple[str, ...], ranks: Ranks, device: torch.device
 ) -> None:
     """Train a run that has not ended; one of the processes that do so."""
-    if ranks.agreed(read_result(folder) is not None, device):  # the first has the folder
+    ended = torch.tensor(ranks.first and read_result(folder) is not None, device=device)  # the first has the folder
+    if bool(ranks.agreed(ended.float())):
         return
     with tqdm(total=spec.steps, unit="step", desc=str(method_of(spec)), disable=not ranks.first) as bar:
 

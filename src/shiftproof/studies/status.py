@@ -7,9 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from shiftproof.files import is_local
+from shiftproof.files import is_local, locked
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan
 from shiftproof.studies.store import LOCK_FILE, Store
 from shiftproof.training import RunSpec
@@ -97,15 +95,13 @@ def _last_step(metrics: Path) -> int:
 def _claimed(folder: Path) -> bool | None:
     if not is_local(folder):
         return None
-    lock = FileLock(folder / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with locked(folder / LOCK_FILE):
+            return False
+    except TimeoutError:
         return True
     except OSError:  # a folder that cannot be written is not being worked on from here
         return False
-    lock.release()
-    return False
 
 
 def _seconds_left(ended: list[float], left: int) -> float | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from shiftproof.files import is_local, locked, write_bytes, write_json, write_json_lines
-from shiftproof.studies.index import Index
 from shiftproof.studies.plan import Plan, read_plan, read_spec
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.stored_results import StoredResults
@@ -35,20 +32,18 @@ def claim(folder: Path) -> Iterator[None]:
         ValueError: the folder cannot be made or written.
         StoreBusyError: another process has it.
     """
-    lock = FileLock(folder / LOCK_FILE) if is_local(folder) else None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if lock is not None:
-            lock.acquire(timeout=0)
-    except Timeout:
-        raise StoreBusyError(f"another process is working on {folder}; wait for it or choose another output") from None
-    except OSError as error:
-        raise ValueError(f"the output {folder} cannot be written: {error.strerror or error}") from error
-    try:
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if is_local(folder):
+                held.enter_context(locked(folder / LOCK_FILE))
+        except TimeoutError:
+            raise StoreBusyError(
+                f"another process is working on {folder}; wait for it or choose another output"
+            ) from None
+        except OSError as error:
+            raise ValueError(f"the output {folder} cannot be written: {error.strerror or error}") from error
         yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 @contextmanager
@@ -95,7 +90,13 @@ class Store:
         return StoredResults(plan, self.root)
 
     def record_failure(self, spec: RunSpec, error: str) -> dict[str, Any]:
-        """Record that a run failed for a reason that may pass; it is tried again the next time."""
+        """Record that a run failed for a reason that may pass; it is tried again the next time.
+
+        Returns what is recorded of it: the result of another process that ended it stays.
+        """
+        held = self.result(spec)
+        if held is not None and not held.get("retry"):
+            return held
         result = {
             "spec": asdict(spec),
             "status": "failed",
@@ -109,19 +110,14 @@ class Store:
         write_json(self.folder(spec) / RESULT_FILE, result)
         return result
 
-    def missing(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
+    def missing(self, plan: Plan) -> list[RunSpec]:
         """Return the runs that have not ended, and those whose failure may pass.
 
         Raises:
             DamagedFileError: a result cannot be read.
         """
-        index = Index(self.root)
-
-        def ended(spec: RunSpec) -> bool:
-            found = index.of_run(spec.name) or self.result(spec)
-            return found is not None and not found.get("retry")
-
-        return [spec for spec in specs if not ended(spec)]
+        ended = {row["run"] for row in self.results(plan).rows if not row["retry"]}
+        return [spec for spec in plan.distinct if spec.name not in ended]
 
     def write_runs(self, results: Results) -> None:
         """Rebuild `runs.jsonl`: the runs of a study and, after them, all others that the store holds."""

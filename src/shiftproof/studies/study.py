@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
@@ -17,10 +17,13 @@ from shiftproof.optim.registry import OPTIMIZERS, SEARCHES, Search
 from shiftproof.registry import UnknownNameError
 from shiftproof.studies.published import published
 from shiftproof.studies.selection import RULES
-from shiftproof.training import check_device
+from shiftproof.training import check_device, check_device_name
 from shiftproof.training.protocol import PROTOCOLS
 from shiftproof.training.search import SearchSpace, check_fixed, names_of, search_space
 from shiftproof.training.spec import AVERAGINGS, PRECISIONS, Averaging, Precision
+
+if TYPE_CHECKING:
+    import torch
 
 Tuning = Literal["per_target", "shared"]
 TUNINGS: tuple[Tuning, ...] = ("per_target", "shared")
@@ -103,7 +106,7 @@ class Study:
         precision: of the forward passes.
         compile: whether the featurizer is compiled by ``torch.compile``: the same to rounding, faster on a GPU.
         averaging: of the weights over the steps.
-        device: where to train.
+        device: where to train; a cluster may have what this machine lacks.
 
     Raises:
         FieldError: a field is unknown, out of its range or contradicts another, before anything is opened or trained.
@@ -180,7 +183,7 @@ class Study:
         for name, known in words:
             _check_known(name, name, getattr(self, name), list(known))
         try:
-            check_device(self.device)
+            check_device_name(self.device)
         except ValueError as error:
             raise FieldError("device", str(error)) from error
         try:
@@ -220,6 +223,17 @@ class Study:
                 raise FieldError(name, str(error)) from error
         if self.baseline is not None:
             _check_known("baseline", "baseline", self.baseline, [str(method) for method in self.methods])
+
+    def device_here(self) -> torch.device:
+        """Return the device, to train on this machine.
+
+        Raises:
+            FieldError: this machine does not have it.
+        """
+        try:
+            return check_device(self.device)
+        except ValueError as error:
+            raise FieldError("device", str(error)) from error
 
     @property
     def _all(self) -> list[Method]:

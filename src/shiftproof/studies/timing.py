@@ -114,7 +114,7 @@ class _Meter:
             hparams = {name: value for name, value in spec.hparams.items() if not name.startswith("annealer.")}
             hparams["data.batch_size"] = self.images
             spec = replace(spec, targets=targets, hparams=hparams, accumulate=1, annealer="none")
-            device = torch.device(self.study.device)
+            device = self.study.device_here()
             steps = build_steps(spec, self.data, device, self.study.weights)
             inputs = Inputs(self.data, spec, steps.algorithm.network.normalisation, device)
 
@@ -128,7 +128,7 @@ class _Meter:
         """Return the seconds of evaluating one image."""
         key = ("evaluation", spec.algorithm, self.data.image_shape)
         if key not in self.timed:
-            device = torch.device(self.study.device)
+            device = self.study.device_here()
             algorithm = build_steps(spec, self.data, device, self.study.weights).algorithm.eval()
             inputs = Inputs(self.data, spec, algorithm.network.normalisation, device)
             images, _ = next(inputs.evaluation_batches(0, "in"))

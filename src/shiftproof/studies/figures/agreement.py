@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -79,7 +78,7 @@ def measure_agreement(study: Study, trial_seed: int = 0) -> list[Agreement]:
     if study.targets is None:
         study = replace(study, targets=open_data(study, study.datasets[0]).domain_names[:1])
     specs = [plan_run(study.only(method), trial_seed, 0) for method in study.methods]
-    data, device = open_data(study, study.datasets[0]), torch.device(study.device)
+    data, device = open_data(study, study.datasets[0]), study.device_here()
     measured = []
     for spec, method in zip(specs, study.methods, strict=True):
         with reproducible():

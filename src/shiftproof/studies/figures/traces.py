@@ -123,7 +123,7 @@ def figure_subjects(study: Study, trial_seed: int) -> list[Subject]:
     data = open_data(study, study.datasets[0])
     if study.targets is None:
         study = replace(study, targets=data.domain_names[:1])
-    device = torch.device(study.device)
+    device = study.device_here()
     specs = [plan_run(study.only(method), trial_seed, 0) for method in study.methods]
     return [Subject(spec, data, device, study.weights) for spec in specs]
 
