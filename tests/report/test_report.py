@@ -97,6 +97,7 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
             single_source=True,
             tune="shared",
             steps=200,
+            compile=True,
         ),
     )
     grids = [*(make_plan(study).grids[0] for study in studies), hostile_plan.grids[0]]
