@@ -1,6 +1,5 @@
 """A study whose driver and workers are killed with -9, again and again, ends as an undisturbed one."""
 
-import json
 import os
 import random
 import signal
@@ -10,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from studies.outputs import state_of
 
 STUDY = """
 name: killed
@@ -68,16 +69,6 @@ def _disturb(command, output, rng):
     return kills
 
 
-def _state(output):
-    """All that a study leaves, but for times."""
-    rows = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
-    results = {}
-    for folder in sorted((output / "runs").iterdir()):
-        result = json.loads((folder / "result.json").read_text())
-        results[folder.name] = {**result, "seconds": None}, (folder / "model.safetensors").read_bytes()
-    return [{**row, "seconds": None} for row in rows], results
-
-
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
 def test_killed_again_and_again_it_ends_as_an_undisturbed_one(tmp_path):
     file = tmp_path / "killed.yaml"
@@ -89,9 +80,9 @@ def test_killed_again_and_again_it_ends_as_an_undisturbed_one(tmp_path):
         drivers += 1
     assert kills >= 3
     subprocess.run(_command(file, tmp_path / "b"), check=True, capture_output=True)
-    rows, results = _state(tmp_path / "b")
+    rows, results = state_of(tmp_path / "b")
     assert len(rows) == len({row["run"] for row in rows}) == len(results) == RUNS
-    assert (rows, results) == _state(tmp_path / "a")
+    assert (rows, results) == state_of(tmp_path / "a")
 
 
 def test_two_drivers_on_one_output_do_not_run_the_same_run_twice(tmp_path):
@@ -107,4 +98,4 @@ def test_two_drivers_on_one_output_do_not_run_the_same_run_twice(tmp_path):
     assert second.returncode == 1
     assert "another process is working on" in second.stderr
     assert begun <= {folder.name for folder in (output / "runs").iterdir()}
-    assert len(_state(output)[0]) == RUNS
+    assert len(state_of(output)[0]) == RUNS

@@ -13,6 +13,7 @@ import pytest
 from shiftproof.cli import main
 from shiftproof.studies import RayCluster, Study, run_study
 from shiftproof.studies.ray_cluster import run_on_ray
+from studies.outputs import state_of
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -96,16 +97,6 @@ def _command(file, output, *options):
     return [sys.executable, "-m", "shiftproof", "study", "run", str(file), "--output", str(output), *options]
 
 
-def _state(output):
-    """All that a study leaves, but for times."""
-    rows = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
-    results = {}
-    for folder in sorted((output / "runs").iterdir()):
-        result = json.loads((folder / "result.json").read_text())
-        results[folder.name] = {**result, "seconds": None}, (folder / "model.safetensors").read_bytes()
-    return [{**row, "seconds": None} for row in rows], results
-
-
 def _alone(command):
     """Return a command that runs it with no network but the machine's own, where both nodes have one address."""
     inner = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh", *map(str, command)]
@@ -136,9 +127,9 @@ def test_a_study_on_two_nodes_one_of_which_is_killed_ends_as_an_undisturbed_one(
     again = [run for run, moment in begun_at.items() if moment > happened["killed"]]
     assert len(again) == 1  # the other node's run was left alone
     subprocess.run(_command(file, tmp_path / "local", "--jobs", "2"), check=True, capture_output=True)
-    rows, results = _state(output)
+    rows, results = state_of(output)
     assert len(rows) == len(results) == RUNS
-    assert (rows, results) == _state(tmp_path / "local")
+    assert (rows, results) == state_of(tmp_path / "local")
 
 
 def _training(output):
@@ -170,4 +161,4 @@ def test_a_driver_that_is_ended_ends_its_runs_and_the_same_command_continues(sig
     assert not _training(output)
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run(_command(file, tmp_path / "local", "--jobs", "2"), check=True, capture_output=True)
-    assert _state(output) == _state(tmp_path / "local")
+    assert state_of(output) == state_of(tmp_path / "local")
