@@ -141,6 +141,10 @@ def _training(output):
     return held
 
 
+def _heed_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="locks are found in /proc")
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGINT])
@@ -148,7 +152,9 @@ def test_a_driver_that_is_ended_ends_its_runs_and_the_same_command_continues(sig
     file, output = tmp_path / "killed.yaml", tmp_path / "out"
     file.write_text(STUDY)
     command = _command(file, output, "--backend", "ray")
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # what a shell runs in the background ignores interrupts, and so would what it starts
+    with subprocess.Popen(command, **quiet, preexec_fn=_heed_interrupts) as driver:
         while not any(folder.stat().st_size for folder in output.glob("runs/*/metrics.jsonl")):
             assert driver.poll() is None
             time.sleep(0.01)
