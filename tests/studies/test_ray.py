@@ -13,7 +13,6 @@ import pytest
 from shiftproof.cli import main
 from shiftproof.studies import RayCluster, Study, run_study
 from shiftproof.studies.ray_cluster import run_on_ray
-from studies.outputs import state_of
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -114,6 +113,8 @@ def _alone(command):
 
 @pytest.mark.slow
 def test_a_study_on_two_nodes_one_of_which_is_killed_ends_as_an_undisturbed_one(tmp_path):
+    from studies.outputs import state_of  # Ray's workers import this file, and have no folder of tests
+
     file, output = tmp_path / "two.yaml", tmp_path / "ray"
     file.write_text(STUDY)
     command = _alone([sys.executable, Path(__file__).with_name("two_nodes.py"), file, output])
@@ -149,6 +150,8 @@ def _heed_interrupts():
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="locks are found in /proc")
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_is_ended_ends_its_runs_and_the_same_command_continues(signal_, tmp_path):
+    from studies.outputs import state_of  # Ray's workers import this file, and have no folder of tests
+
     file, output = tmp_path / "killed.yaml", tmp_path / "out"
     file.write_text(STUDY)
     command = _command(file, output, "--backend", "ray")
