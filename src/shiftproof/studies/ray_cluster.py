@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from shiftproof.extras import require
 from shiftproof.studies.pool import NodeError, Outcome
 
 Task = TypeVar("Task")
@@ -51,10 +52,7 @@ class RayCluster:
 
     def check(self, device: str) -> None:
         """Raise ValueError unless Ray is installed and can give a run this device."""
-        try:
-            import ray  # noqa: F401
-        except ImportError as error:
-            raise ValueError("Ray is not installed: pip install 'shiftproof[ray]'") from error
+        require("ray", "ray", "Ray")
         kind, _, number = device.partition(":")
         if number:
             raise ValueError(f"Ray chooses the device of a run: give the kind alone, {kind}, not {device}")

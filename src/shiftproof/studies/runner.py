@@ -23,7 +23,7 @@ from shiftproof.studies.planning import data_folder, make_plan, open_data, open_
 from shiftproof.studies.pool import NodeError, run_tasks
 from shiftproof.studies.ray_cluster import RayCluster, run_on_ray
 from shiftproof.studies.results import Results, run_row
-from shiftproof.studies.store import Store, claim, claim_run
+from shiftproof.studies.store import Store, claim, claim_run, has_ended
 from shiftproof.studies.study import Study
 from shiftproof.training import RunSpec, check_device, read_result, train
 from shiftproof.training.combinations import check_combination
@@ -52,7 +52,7 @@ def execute(task: RunTask) -> dict[str, Any]:
     """Train one run and return its result; the traceback of an error is left in the run's folder."""
     with claim_run(task.folder):
         ended = read_result(task.folder)
-        if ended is not None and not ended.get("retry"):  # by a process that outlived its driver or its node
+        if has_ended(ended):  # by a process that outlived its driver or its node
             return ended
         return _train_run(task)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from shiftproof.files import is_local, locked, write_bytes, write_json, write_json_lines
 from shiftproof.studies.plan import Plan, read_plan, read_spec
@@ -59,6 +59,11 @@ def claim_run(folder: Path) -> Iterator[None]:
         yield
 
 
+def has_ended(result: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Return whether a run need not be trained again: it has a result, and not of a failure that may pass."""
+    return result is not None and not result.get("retry")
+
+
 class Store:
     """The output folder of a study; write to it while it is claimed.
 
@@ -95,7 +100,7 @@ class Store:
         Returns what is recorded of it: the result of another process that ended it stays.
         """
         held = self.result(spec)
-        if held is not None and not held.get("retry"):
+        if has_ended(held):
             return held
         result = {
             "spec": asdict(spec),

@@ -88,18 +88,16 @@ class Inputs:
 
     def _own_rows(self, domain: int, indices: NDArray[np.int64], seed: int, step: int) -> Tensor:
         """Return the normalised images of a batch; those that other ranks compute the features of are NaN."""
-        own = np.arange(self._ranks.rank, len(indices), self._ranks.size)
+        own = slice(self._ranks.rank, None, self._ranks.size)
         images = self._prepared(self._augmented(domain, indices, own, seed, step))
         if self._ranks.size == 1:
             return images
         whole = images.new_full((len(indices), *images.shape[1:]), math.nan)  # so that nothing reads them unseen
         whole = whole.contiguous(memory_format=torch.channels_last)
-        whole[self._ranks.rank :: self._ranks.size] = images
+        whole[own] = images
         return whole
 
-    def _augmented(
-        self, domain: int, indices: NDArray[np.int64], own: NDArray[np.int64], seed: int, step: int
-    ) -> Tensor:
+    def _augmented(self, domain: int, indices: NDArray[np.int64], own: slice, seed: int, step: int) -> Tensor:
         """Return images at some positions of a batch as floats in [0, 1], photographs augmented."""
         images = self._pixels(domain, indices[own])
         if not self._dataset.photographs:

@@ -352,7 +352,7 @@ class _Run:
 
     def _check_heads(self) -> None:
         """Raise RuntimeError where the heads, which every rank trains for itself, have come apart."""
-        if not self.ranks.sharded:
+        if self.ranks.size > 1 and not self.ranks.sharded:
             inside = set(self.algorithm.network.featurizer.parameters())
             heads = [p.detach().double().sum() for p in self.algorithm.parameters() if p not in inside]
             self.ranks.check_same("the weights of their heads", torch.stack(heads).sum())

@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from shiftproof.data.downloads.extra import require
+from shiftproof.extras import require
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60.0
@@ -90,7 +90,7 @@ def _verify(file: RemoteFile, partial: Path) -> None:
 
 def _from_google_drive(file: RemoteFile, partial: Path) -> None:
     """Fetch with gdown, which answers Google's question about large files and continues broken downloads."""
-    gdown = require("gdown")
+    gdown = require("gdown", "data")
     try:
         gdown.download(url=file.url, output=str(partial), resume=True)
     except Exception as error:  # of gdown's own types and of requests'

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shiftproof.data.downloads.archives import check_plain
-from shiftproof.data.downloads.extra import require
 from shiftproof.data.downloads.http import DownloadError, RemoteFile, download
+from shiftproof.extras import require
 
 _BATCH = 256
 _COLUMNS = {"image.bytes": "BYTE_ARRAY", "image.path": "BYTE_ARRAY", "domain": "BYTE_ARRAY", "label": "INT64"}
@@ -51,7 +51,7 @@ def fetch_from_hub(dataset: HubDataset, downloads: Path, folder: Path) -> list[s
         DownloadError: the hub refuses or cannot be reached, or a file arrives damaged.
         ValueError: the files are not of the expected form, or a library is not installed.
     """
-    require("pyarrow.parquet")
+    require("pyarrow.parquet", "data")
     files = [download(file, downloads) for file in hub_files(dataset)]
     return write_images(files, folder)
 
@@ -67,7 +67,7 @@ def hub_files(dataset: HubDataset, endpoint: str | None = None) -> list[RemoteFi
         DownloadError: the hub cannot be asked, or has no such files.
         ValueError: huggingface_hub is not installed.
     """
-    hub = require("huggingface_hub")
+    hub = require("huggingface_hub", "data")
     repository, revision = dataset.repository, dataset.revision
     try:
         found = hub.HfApi(endpoint=endpoint).dataset_info(repository, revision=revision, files_metadata=True)
@@ -105,7 +105,7 @@ def write_images(files: Sequence[Path], folder: Path) -> list[str]:
     """
     from tqdm import tqdm
 
-    parquet = require("pyarrow.parquet")
+    parquet = require("pyarrow.parquet", "data")
     shutil.rmtree(folder, ignore_errors=True)
     with ExitStack() as stack:
         opened = {file: stack.enter_context(parquet.ParquetFile(file)) for file in files}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module
 
+from shiftproof.extras import require
 from shiftproof.registry import Registry
 from shiftproof.training.tracking.mlflow import MLflowTracker
 from shiftproof.training.tracking.tensorboard import TensorBoardTracker
@@ -46,7 +46,4 @@ def check_trackers(names: Iterable[str]) -> None:
     for name in names:
         entry = TRACKERS[name]
         for module in entry.modules:
-            try:
-                import_module(module)
-            except ImportError as error:
-                raise ValueError(f"{entry.title} is not installed: pip install 'shiftproof[{name}]'") from error
+            require(module, name, entry.title)

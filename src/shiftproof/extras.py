@@ -1,0 +1,24 @@
+"""Libraries of the optional extras, imported where they are needed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def require(module: str, extra: str, title: str | None = None) -> Any:
+    """Import a module of an extra.
+
+    Args:
+        module: its name.
+        extra: what installs it.
+        title: what the library is called; None for the module's own name.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = title or module.partition(".")[0]
+        raise ValueError(f"{name} is not installed: pip install 'shiftproof[{extra}]'") from error
