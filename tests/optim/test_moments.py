@@ -283,3 +283,31 @@ def test_complex_and_sparse_gradients_are_refused(optimizer):
         p.grad = grad
         with pytest.raises(RuntimeError, match="sparse nor complex"):
             optimizer([p]).step()
+
+
+@pytest.mark.parametrize("optimizer", [Yogi, AdaBelief, AdaHessian])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("eps", [None, 1e-8, 1e-16])
+def test_zero_gradients_change_nothing_in_half_precision(optimizer, dtype, eps):
+    """An eps that the type cannot hold would be 0, and the step 0 / 0."""
+    p = nn.Parameter(torch.ones(5, dtype=dtype))
+    optimizer = optimizer([p], **({} if eps is None else {"eps": eps}))
+    for _ in range(3):
+        p.grad = torch.zeros_like(p)
+        optimizer.step()
+    assert torch.equal(p, torch.ones(5, dtype=dtype))
+
+
+def test_adabelief_s_steps_in_float16_follow_the_smallest_eps_that_it_holds():
+    """Two steps written out with eps 2^-14, in float64: gradients of 0.5 vary too little for their square to count."""
+    p = nn.Parameter(torch.ones(1, dtype=torch.float16))
+    optimizer, eps = AdaBelief([p], lr=0.25), 2.0**-14
+    m = v = 0.0
+    expected = 1.0
+    for t in (1, 2):
+        p.grad = torch.full_like(p, 0.5)
+        optimizer.step()
+        m = 0.9 * m + 0.1 * 0.5
+        v = 0.999 * v + 0.001 * (0.5 - m) ** 2 + eps
+        expected -= 0.25 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + eps)
+        assert p.item() == pytest.approx(expected, rel=5e-3)

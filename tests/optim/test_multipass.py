@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from shiftproof.optim import ASAM, FAD, GAM, GENIE, GSAM, SAGM, SAM, MultiPass
+from shiftproof.optim import ASAM, FAD, GAM, GENIE, GSAM, SAGM, SAM, AdaHessian, MultiPass, Yogi
 
 SGD = torch.optim.SGD
 OPTIMIZERS = (SAM, ASAM, GSAM, SAGM, GAM, FAD)
@@ -120,6 +120,102 @@ def test_steps_are_the_base_optimizer_s_with_the_published_gradient(cls, transcr
         momentum = 0.9 * momentum + transcription(gradient_at, w, **options)
         w = w - 0.005 * momentum
     torch.testing.assert_close(flat(params), w, rtol=1e-9, atol=0)
+
+
+def flat_gradient(params):
+    return torch.cat([p.grad.flatten() for p in params])
+
+
+@pytest.mark.parametrize(("cls", "transcription", "options"), CASES)
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_closure_that_zeroes_nothing_adds_to_what_was_left_in_every_pass(cls, transcription, options, clips):
+    """As the last part of accumulated gradients does, in Lightning for one; clipping changes gradients in place."""
+    params, _ = make_quadratic()
+    optimizer = cls(params, SGD, **options, lr=0.005)
+    left = torch.randn(8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def clipped(gradient):
+        return gradient * min(1.0, 2.0 / float(gradient.norm())) if clips else gradient
+
+    def closure():
+        w = torch.cat([p.flatten() for p in params])
+        (0.5 * w @ HESSIAN @ w).backward()
+        if clips:
+            nn.utils.clip_grad_norm_(params, 2.0)
+
+    w = START
+    for _ in range(3):
+        for p, part in zip(params, left.split([6, 2]), strict=True):
+            p.grad = part.reshape(p.shape).clone()
+        optimizer.step(closure)
+        w = w - 0.005 * transcription(lambda at: clipped(left + HESSIAN @ at), w, **options)
+        torch.testing.assert_close(flat(params), w, rtol=1e-5 if clips else 1e-9, atol=0)  # clipping adds an epsilon
+
+
+@pytest.mark.parametrize(("cls", "transcription", "options"), CASES)
+@pytest.mark.parametrize("zeroes", [False, True])
+def test_gradients_computed_before_step_count_unless_the_closure_zeroes(cls, transcription, options, zeroes):
+    """``loss.backward(); optimizer.step(closure)`` doubles the gradient, as it does with torch's optimizers."""
+    params, closure_for = make_quadratic()
+    optimizer = cls(params, SGD, **options, lr=1.0)
+    closure = closure_for(optimizer)
+    closure()
+    before = flat_gradient(params)
+
+    def adding():
+        w = torch.cat([p.flatten() for p in params])
+        (0.5 * w @ HESSIAN @ w).backward()
+
+    optimizer.step(closure if zeroes else adding)
+    left = 0.0 if zeroes else before
+    expected = transcription(lambda at: left + HESSIAN @ at, START, **options)
+    torch.testing.assert_close(START - flat(params), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(("cls", "transcription", "options"), CASES)
+def test_without_gradients_at_the_start_no_pass_adds_to_another(cls, transcription, options):
+    params, _ = make_quadratic()
+    unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = cls([*params, unused], SGD, **options, lr=1.0)
+
+    def closure():
+        w = torch.cat([p.flatten() for p in params])
+        (0.5 * w @ HESSIAN @ w).backward()
+
+    optimizer.step(closure)
+    expected = transcription(gradient_at, START, **options)
+    torch.testing.assert_close(START - flat(params), expected, rtol=1e-9, atol=0)
+    assert unused.grad is None
+
+
+@pytest.mark.parametrize("base", [SGD, torch.optim.Adam, GENIE])
+@pytest.mark.parametrize(("cls", "transcription", "options"), CASES)
+def test_maximizing_is_minimizing_the_negative(cls, transcription, options, base):
+    results = []
+    for sign, maximize in ((1, True), (-1, False)):
+        params, _ = make_quadratic()
+        optimizer = cls(params, base, **options, lr=0.005, maximize=maximize)
+
+        def closure(sign=sign, params=params, optimizer=optimizer):
+            optimizer.zero_grad()
+            w = torch.cat([p.flatten() for p in params])
+            (sign * (w @ HESSIAN @ w).sin()).backward()
+
+        for _ in range(5):
+            optimizer.step(closure)
+        results.append(flat(params))
+    assert not torch.equal(results[0], START)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(("cls", "transcription", "options"), CASES)
+def test_a_group_that_ascends_beside_one_that_descends_looks_at_its_own_worse_side(cls, transcription, options):
+    params, closure_for = make_quadratic()
+    optimizer = cls([{"params": params[:1]}, {"params": params[1:], "maximize": True}], SGD, **options, lr=0.01)
+    optimizer.step(closure_for(optimizer))
+    signs = torch.tensor([1.0] * 6 + [-1.0] * 2, dtype=torch.float64)
+    expected = START - 0.01 * transcription(lambda w: signs * (HESSIAN @ w), START, **options)
+    torch.testing.assert_close(flat(params), expected, rtol=1e-9, atol=0)
 
 
 def direction(cls, **options):
@@ -708,6 +804,39 @@ def test_options_of_groups_are_checked_too():
         FAD([{"params": [p], "beta": 2.0}], torch.optim.SGD, lr=0.1)
     with pytest.raises(ValueError, match="it must hold three numbers"):
         GAM([p], torch.optim.SGD, weights=(1.0, 2.0), lr=0.1)
+
+
+@every_optimizer
+def test_a_base_that_evaluates_the_loss_itself_is_refused(cls):
+    p = nn.Parameter(torch.ones(2))
+    for base in (torch.optim.LBFGS, partial(SAM, base=SGD)):
+        with pytest.raises(ValueError, match=f"evaluates the loss itself, and {cls.__name__} hands .* such as SGD"):
+            cls([p], base, lr=0.1)
+    with pytest.raises(ValueError, match=f"AdaHessian differentiates the gradients again.*{cls.__name__}.*Adam"):
+        cls([p], AdaHessian, lr=0.1)
+
+
+def test_a_group_that_is_refused_does_not_stay():
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    for cls, base, bad in (
+        (FAD, SGD, {"beta": 1.5}),
+        (FAD, GENIE, {"fad_beta": 1.5}),
+        (SAM, SGD, {"rho": -1}),
+        (SAM, GENIE, {"dropout": 2}),
+        (SAM, Yogi, {"eps": -1}),
+    ):
+        optimizer = cls([p], base, lr=0.1)
+        with pytest.raises(ValueError, match="Invalid"):
+            optimizer.add_param_group({"params": [q], **bad})
+        assert [group["params"] for group in optimizer.param_groups] == [[p]]
+        optimizer.add_param_group({"params": [q]})
+        assert optimizer.base.param_groups is optimizer.param_groups
+
+
+def test_schedulers_cycle_the_momentum_of_the_base():
+    optimizer = SAM([nn.Parameter(torch.ones(2))], torch.optim.Adam, lr=0.1)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10, base_momentum=0.5)
+    assert optimizer.base.param_groups[0]["betas"][0] == 0.95  # OneCycleLR's largest, where it starts
 
 
 def test_a_state_of_the_base_alone_can_be_loaded():

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.optim.moments import average, average_squares, begin_step, checked_options, decay, descend
+from shiftproof.optim.moments import MomentOptimizer, average, average_squares, begin_step, decay, descend, held_eps
 
 
-class AdaBelief(Optimizer):
+class AdaBelief(MomentOptimizer):
     r"""AdaBelief (Zhuang et al., "AdaBelief Optimizer", NeurIPS 2020, arXiv 2010.07468, algorithm 2).
 
     .. math::
@@ -21,8 +20,8 @@ class AdaBelief(Optimizer):
         \theta_t &= \theta_{t-1} - \eta\, (\hat m_t / (\sqrt{\hat s_t} + \epsilon) + \lambda \theta_{t-1})
 
     with Adam's bias correction (:math:`\hat m_t`, :math:`\hat s_t`) and, as in the authors' package, decoupled weight
-    decay :math:`\lambda`. Without the rectification that the package added after the paper. The default
-    :math:`\epsilon` of 1e-16 needs float32, bfloat16 or float64: in float16 it is 0.
+    decay :math:`\lambda`. Without the rectification that the package added after the paper. In float16,
+    which cannot hold 1e-16, :math:`\epsilon` is at least its least normal number, 6.1e-5.
 
     Ours, because torch has none and timm is only in the benchmark's extra.
 
@@ -45,7 +44,7 @@ class AdaBelief(Optimizer):
         eps: float = 1e-16,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, checked_options(lr, betas, eps, weight_decay))
+        super().__init__(params, lr, betas, eps, weight_decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -65,7 +64,7 @@ class AdaBelief(Optimizer):
             beta1, beta2 = batch.group["betas"]
             average(batch.exp_avgs, batch.grads, beta1)
             average_squares(batch.exp_avg_sqs, torch._foreach_sub(batch.grads, batch.exp_avgs), beta2)
-            torch._foreach_add_(batch.exp_avg_sqs, batch.group["eps"])
+            torch._foreach_add_(batch.exp_avg_sqs, held_eps(batch))
             decay(batch)
             descend(batch)
         return loss

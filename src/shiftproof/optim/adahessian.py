@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.optim.moments import Batch, average, average_squares, begin_step, checked_options, decay, descend
+from shiftproof.optim.moments import Batch, MomentOptimizer, average, average_squares, begin_step, decay, descend
 from shiftproof.optim.stream import Place, draw_signs
 
 _MISSING_GRAPH = """AdaHessian differentiates the gradients again, and they have no graph; write
@@ -22,7 +21,7 @@ _MISSING_GRAPH = """AdaHessian differentiates the gradients again, and they have
 _CYCLE_WARNING = r"Using backward\(\) with create_graph=True will create a reference cycle"
 
 
-class AdaHessian(Optimizer):
+class AdaHessian(MomentOptimizer):
     r"""AdaHessian (Yao et al., "ADAHESSIAN", AAAI 2021, arXiv 2006.00719, algorithm 1, Hessian power 1).
 
     .. math::
@@ -66,7 +65,7 @@ class AdaHessian(Optimizer):
         weight_decay: float = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(params, checked_options(lr, betas, eps, weight_decay, seed=seed))
+        super().__init__(params, lr, betas, eps, weight_decay, seed=seed)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

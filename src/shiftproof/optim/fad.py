@@ -80,9 +80,10 @@ class FAD(MultiPass):
         Raises:
             ValueError: an option is out of range.
         """
+        beta = self.option({**self.defaults, **param_group}, "beta")
+        if not beta <= 1:
+            raise ValueError(f"Invalid beta value: {beta}; it must be in [0, 1]")
         super().add_param_group(param_group)
-        if not self.option(param_group, "beta") <= 1:
-            raise ValueError(f"Invalid beta value: {self.option(param_group, 'beta')}; it must be in [0, 1]")
 
     def descent(self, at: Landscape, gradient: Vector) -> Vector:
         """Return the gradient of the loss and of its flatness."""

@@ -8,6 +8,74 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from shiftproof.optim.options import constructor_defaults, plain
+from shiftproof.optim.state import check_loaded_state, labelled, mismatch
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class MomentOptimizer(Optimizer):
+    """Base of the optimizers with Adam's two moments.
+
+    Args:
+        params: parameters or groups.
+        lr: learning rate.
+        betas: decay of the two moments.
+        eps: added to the denominator.
+        weight_decay: strength of the weight decay.
+        **others: further options of the groups.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        **others: Any,
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **others}
+        super().__init__(params, plain(options))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, whose options may differ from the optimizer's.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        param_group.update(plain(param_group))
+        _check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, value in constructor_defaults(type(self)).items():  # options that an older version did not have
+            self.defaults.setdefault(name, value)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state.
+
+        Raises:
+            ValueError: a moment has not its parameter's shape, or a step count is no number; nothing is loaded.
+        """
+
+        def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+            check_loaded_state(self, state_dict, _MOMENTS)
+
+        handle = self.register_load_state_dict_pre_hook(check)  # after the user's, which may change the state
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
 
 
 class Batch(NamedTuple):
@@ -15,7 +83,8 @@ class Batch(NamedTuple):
 
     Attributes:
         group: the group's options.
-        step: number of the step, from 1.
+        step: number of the step that begins, from 1.
+        steps: the counts of steps taken, which `descend` moves.
         params: the parameters.
         grads: their gradients, never changed in place.
         exp_avgs: first moments.
@@ -25,6 +94,7 @@ class Batch(NamedTuple):
 
     group: dict[str, Any]
     step: int
+    steps: list[Tensor]
     params: list[Tensor]
     grads: list[Tensor]
     exp_avgs: list[Tensor]
@@ -32,54 +102,60 @@ class Batch(NamedTuple):
     positions: list[int]
 
 
-def checked_options(
-    lr: float, betas: tuple[float, float], eps: float, weight_decay: float, **others: Any
-) -> dict[str, Any]:
-    """Return an optimizer's options as the defaults of its groups.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
-    for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"Invalid {name} value: {value}; it must be at least 0")
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"Invalid betas value: {betas}; each must be in [0, 1)")
-    return {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **others}
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise ValueError, naming the option, unless all are in range."""
+    for name in ("lr", "eps", "weight_decay", "initial_accumulator"):
+        if not 0 <= options.get(name, 0.0) < math.inf:
+            raise ValueError(f"Invalid {name} value: {options[name]}; it must be at least 0")
+    if not all(0 <= beta < 1 for beta in options["betas"]):
+        raise ValueError(f"Invalid betas value: {options['betas']}; each must be in [0, 1)")
 
 
 def begin_step(optimizer: Optimizer) -> list[Batch]:
-    """Count a step of every parameter that has a gradient, and return them with their moments.
+    """Return the parameters that have a gradient, with their moments; nothing has changed yet, nor is a step counted.
 
     Second moments start at the group's ``initial_accumulator``, or 0.
 
     Raises:
-        RuntimeError: a gradient is sparse or a parameter complex.
+        RuntimeError: a gradient is sparse or a parameter complex, or a tensor has not its parameter's shape or device.
     """
-    batches: list[Batch] = []
-    position = 0
-    for group in optimizer.param_groups:
-        batch_of: dict[object, Batch] = {}
-        for p in group["params"]:
-            if p.grad is not None:
-                if p.grad.layout is not torch.strided or p.is_complex():
-                    raise RuntimeError(f"{type(optimizer).__name__} supports neither sparse nor complex gradients")
-                state = optimizer.state[p]
-                if not state:
-                    state["step"] = torch.tensor(0.0, dtype=torch.float32)
-                    state["exp_avg"] = torch.zeros_like(p)
-                    state["exp_avg_sq"] = torch.full_like(p, group.get("initial_accumulator", 0.0))
-                state["step"] += 1
-                step = int(state["step"])
-                batch = batch_of.setdefault((p.device, p.dtype, step), Batch(group, step, [], [], [], [], []))
-                batch.params.append(p)
-                batch.grads.append(p.grad)
-                batch.exp_avgs.append(state["exp_avg"])
-                batch.exp_avg_sqs.append(state["exp_avg_sq"])
-                batch.positions.append(position)
-            position += 1
-        batches += batch_of.values()
-    return batches
+    batches: dict[object, Batch] = {}
+    for position, (p, group, label) in enumerate(labelled(optimizer)):
+        if p.grad is None:
+            continue
+        if p.grad.layout is not torch.strided or p.is_complex():
+            raise RuntimeError(f"{type(optimizer).__name__} supports neither sparse nor complex gradients")
+        state = optimizer.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+            state["exp_avg"] = torch.zeros_like(p)
+            state["exp_avg_sq"] = torch.full_like(p, group.get("initial_accumulator", 0.0))
+        if not isinstance(state["step"], Tensor):  # a state of another library's may hold a number
+            state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
+        tensors = {"the gradient": p.grad, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        for name, tensor in tensors.items():
+            if (reason := mismatch(tensor, p)) is not None:
+                raise RuntimeError(f"{name} of {label} is {reason}")
+            if tensor.device != p.device:
+                raise RuntimeError(f"{name} of {label} is on {tensor.device}, and the parameter on {p.device}")
+        step = int(state["step"]) + 1
+        batch = batches.setdefault((id(group), p.device, p.dtype, step), Batch(group, step, [], [], [], [], [], []))
+        batch.steps.append(state["step"])
+        batch.params.append(p)
+        batch.grads.append(p.grad)
+        batch.exp_avgs.append(state["exp_avg"])
+        batch.exp_avg_sqs.append(state["exp_avg_sq"])
+        batch.positions.append(position)
+    return list(batches.values())
+
+
+def held_eps(batch: Batch) -> float:
+    """Return the group's ``eps``, no smaller than the least normal number of the parameters' type.
+
+    In float16, 1e-16 would be 0, and the step of a zero gradient 0 / 0.
+    """
+    eps: float = batch.group["eps"]
+    return max(eps, torch.finfo(batch.params[0].dtype).tiny) if eps else 0.0
 
 
 def average(averages: list[Tensor], values: list[Tensor] | tuple[Tensor, ...], beta: float) -> None:
@@ -101,10 +177,11 @@ def decay(batch: Batch) -> None:
 
 
 def descend(batch: Batch) -> None:
-    """Subtract ``lr * m / (sqrt(v) + eps)``, both moments with Adam's bias correction."""
+    """Subtract ``lr * m / (sqrt(v) + eps)``, both moments with Adam's bias correction, and count the step."""
     beta1, beta2 = batch.group["betas"]
     denominators = torch._foreach_sqrt(batch.exp_avg_sqs)
     torch._foreach_div_(denominators, math.sqrt(1 - beta2**batch.step))
-    torch._foreach_add_(denominators, batch.group["eps"])
+    torch._foreach_add_(denominators, held_eps(batch))
     rate = float(batch.group["lr"]) / (1 - beta1**batch.step)
     torch._foreach_addcdiv_(batch.params, batch.exp_avgs, denominators, value=-rate)
+    torch._foreach_add_(batch.steps, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from shiftproof.batch_norm import frozen_statistics
+from shiftproof.optim.adahessian import AdaHessian
+from shiftproof.optim.options import constructor_defaults, plain
 from shiftproof.optim.sharding import local_part, shard_of, sum_over_shards
 
 Vector = list[Tensor]
@@ -30,15 +33,20 @@ _SCALED = """{name} cannot be stepped by a GradScaler, which would scale the gra
 Use bfloat16, which needs no scaler:
     with torch.autocast(device, torch.bfloat16): loss = ...  # in the closure
     optimizer.step(closure)"""
+_OWN_CLOSURE = """{base} evaluates the loss itself, and {name} hands its base one gradient: \
+take a base whose step needs no closure, such as SGD, AdamW or GENIE"""
+_OWN_GRAPH = """AdaHessian differentiates the gradients again, and what {name} hands its base has no graph: \
+take a base that does not, such as Adam"""
 _TINY = 1e-12
 
 
 class Landscape:
     """The loss around the weights of one step.
 
-    Vectors hold one tensor per parameter that has a gradient: of a sharded parameter this process's part, of a complex
-    one the real view. Norms and products are of the whole, over all parameters, and summed in float64, so that sharding
-    leaves them equal.
+    Where the base ascends (``maximize``), the loss is the negative of what the closure returns, so that every method
+    looks at the worse side. Vectors hold one tensor per parameter that has a gradient: of a sharded parameter this
+    process's part, of a complex one the real view. Norms and products are of the whole, over all parameters, and summed
+    in float64, so that sharding leaves them equal.
 
     Attributes:
         params: the parameters.
@@ -60,6 +68,7 @@ class Landscape:
         self._evaluate = evaluate
         self._places = [local_part(p) for p in self.params]
         self._shards = [shard_of(p) for p in self.params]
+        self._ascends = [bool(group.get("maximize")) for group in self._groups]
         self.weights = [place.clone() for place in self._places]
 
     def option(self, name: str) -> list[Any]:
@@ -73,7 +82,8 @@ class Landscape:
                 place.copy_(weight).add_(distance)
             self._evaluate()
         # Copies, as the closure or DDP may use the memory again.
-        return [_local_gradient(p).clone() for p in self.params]
+        gradients = [_local_gradient(p) for p in self.params]
+        return [g.neg() if ascends else g.clone() for g, ascends in zip(gradients, self._ascends, strict=True)]
 
     def ascent(self, vector: Vector, rho: str = "rho") -> Vector:
         """Return the vector at the length of an option; zeros stay zeros."""
@@ -102,18 +112,20 @@ class Landscape:
 
     def leave(self, gradient: Vector) -> None:
         """Leave a gradient for the base optimizer."""
-        for p, g in zip(self.params, gradient, strict=True):
-            _local_gradient(p).copy_(g)
+        for p, g, ascends in zip(self.params, gradient, self._ascends, strict=True):
+            _local_gradient(p).copy_(-g if ascends else g)
 
 
 class MultiPass(Optimizer, ABC):
     """Base of optimizers that evaluate the loss several times a step, around any base optimizer.
 
     A subclass gives `passes` and `descent`: the mathematics. This class sees to the rest. Weights are restored from
-    copies, also when the closure fails. Batch-norm statistics are updated by the first pass only. All passes draw the
-    same numbers from torch's generators, such as masks of dropout, and leave them as one pass does. Groups and state
-    are shared with the base optimizer, so that schedulers and checkpoints see one optimizer. An option that the base
-    has too is called by the class and its name in the groups, such as ``"fad_beta"`` around GENIE.
+    copies, also when the closure fails. Every pass starts with the gradients that were there when `step` was called, so
+    a closure that does not zero them gets in each pass what one pass of a plain optimizer would have used. Batch-norm
+    statistics are updated by the first pass only. All passes draw the same numbers from torch's generators, such as
+    masks of dropout, and leave them as one pass does. Groups and state are shared with the base optimizer, so that
+    schedulers and checkpoints see one optimizer. An option that the base has too is called by the class and its name in
+    the groups, such as ``"fad_beta"`` around GENIE.
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
@@ -128,7 +140,7 @@ class MultiPass(Optimizer, ABC):
         base: the base optimizer.
 
     Raises:
-        ValueError: an option is negative or not finite.
+        ValueError: an option is negative or not finite, or the base evaluates the loss itself.
     """
 
     passes: ClassVar[int]
@@ -144,7 +156,9 @@ class MultiPass(Optimizer, ABC):
         no_sync: NoSync | None,
         base_options: Mapping[str, Any],
     ) -> None:
-        optimizer = base(params, **base_options)
+        optimizer = base(params, **plain(base_options))
+        self._refuse_base(optimizer)
+        options = plain(options)
         self._own = [self._prefixed(name) if name in optimizer.defaults else name for name in options]
         own = dict(zip(self._own, options.values(), strict=True))
         super().__init__(optimizer.param_groups, {**optimizer.defaults, **own})
@@ -172,6 +186,7 @@ class MultiPass(Optimizer, ABC):
         Raises:
             ValueError: an option is out of range.
         """
+        param_group.update(plain(param_group))
         for name in self._own:
             value = param_group.setdefault(name, self.defaults[name])
             for number in value if isinstance(value, tuple) else (value,):
@@ -187,6 +202,12 @@ class MultiPass(Optimizer, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._own = list(self._own)
+        for name, value in constructor_defaults(type(self)).items():  # options that the pickle's version did not have
+            if name not in ("base", "no_sync", *self._own) and self._prefixed(name) not in self._own:
+                self._own.append(self._prefixed(name) if name in self.base.defaults else name)
+                self.defaults.setdefault(self._own[-1], value)
+        self._fill_options()
         self._share()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,9 +220,7 @@ class MultiPass(Optimizer, ABC):
         def hand_on(optimizer: Optimizer) -> None:
             self.base.load_state_dict(loaded)
             self.param_groups, self.state = self.base.param_groups, self.base.state
-            for group in self.param_groups:  # a state of the base alone has none of the method's options
-                for name in self._own:
-                    group.setdefault(name, self.defaults[name])
+            self._fill_options()
 
         # As the last hook before and the first after, so that the user's see and change what they would.
         handles = [
@@ -220,7 +239,8 @@ class MultiPass(Optimizer, ABC):
 
         Args:
             closure: zeroes the gradients, evaluates the model, back-propagates and returns the loss. To accumulate
-                gradients, it loops over the parts of a batch.
+                gradients, it loops over the parts of a batch; or it zeroes nothing and adds the last part to what
+                earlier calls of ``backward`` have left, which every pass then starts with.
 
         Returns:
             What the closure returned at the unperturbed weights.
@@ -232,7 +252,9 @@ class MultiPass(Optimizer, ABC):
         self._refuse_grad_scaler()
         if closure is None:
             return self._step_without_closure()
-        devices = {p.device for group in self.param_groups for p in group["params"]}
+        params = [p for group in self.param_groups for p in group["params"]]
+        devices = {p.device for p in params}
+        left = [None if p.grad is None else p.grad.detach().clone() for p in params]
 
         def evaluate() -> Any:
             with torch.enable_grad(), nullcontext() if self.no_sync is None else self.no_sync():
@@ -240,6 +262,8 @@ class MultiPass(Optimizer, ABC):
 
         def evaluate_again() -> None:
             _set_generators(before)
+            for p, gradient in zip(params, left, strict=True):
+                p.grad = None if gradient is None else gradient.clone()  # the closure may change it in place
             with frozen_statistics():
                 evaluate()
 
@@ -265,6 +289,20 @@ class MultiPass(Optimizer, ABC):
     def _share(self) -> None:
         self.base.param_groups = self.param_groups
         self.base.state = self.state
+
+    def _fill_options(self) -> None:
+        """Give groups the options that they lack: a state of the base alone has none of the method's."""
+        for group in self.param_groups:
+            for name in self._own:
+                group.setdefault(name, self.defaults[name])
+
+    def _refuse_base(self, base: Optimizer) -> None:
+        """Raise ValueError if a base cannot step with a gradient alone."""
+        closure = inspect.signature(base.step).parameters.get("closure")
+        names = {"base": type(base).__name__, "name": type(self).__name__}
+        evaluates = isinstance(base, MultiPass) or (closure is not None and closure.default is closure.empty)
+        if evaluates or isinstance(base, AdaHessian):
+            raise ValueError((_OWN_CLOSURE if evaluates else _OWN_GRAPH).format(**names))
 
     def _refuse_grad_scaler(self) -> None:
         if "grad_scale" in self.__dict__:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.optim.moments import average, begin_step, checked_options, descend
+from shiftproof.optim.moments import MomentOptimizer, average, begin_step, descend
 
 
-class Yogi(Optimizer):
+class Yogi(MomentOptimizer):
     r"""Yogi (Zaheer et al., "Adaptive Methods for Nonconvex Optimization", NeurIPS 2018, algorithm 2).
 
     .. math::
@@ -46,9 +45,7 @@ class Yogi(Optimizer):
         initial_accumulator: float = 1e-6,
         weight_decay: float = 0.0,
     ) -> None:
-        if not initial_accumulator >= 0:
-            raise ValueError(f"Invalid initial_accumulator value: {initial_accumulator}; it must be at least 0")
-        super().__init__(params, checked_options(lr, betas, eps, weight_decay, initial_accumulator=initial_accumulator))
+        super().__init__(params, lr, betas, eps, weight_decay, initial_accumulator=initial_accumulator)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
