@@ -1,14 +1,17 @@
 """Every registered optimizer is held to one contract."""
 
 import copy
+import inspect
+import io
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.nn import functional as F
 
-from shiftproof.optim import OPTIMIZERS
+from shiftproof.optim import OPTIMIZERS, MultiPass
 
 every_optimizer = pytest.mark.parametrize("name", list(OPTIMIZERS))
 
@@ -174,3 +177,140 @@ def test_the_seed_alone_decides_random_numbers(name):
 def test_out_of_range_hyperparameters_are_refused(name, bad):
     with pytest.raises(ValueError, match=r"-1\.0"):
         _build(name, [nn.Parameter(torch.ones(1))], **bad)
+
+
+# --------------------------------------------------------------------------------- of those that are this package's
+
+CLASSES = {name: type(_build(name, [nn.Parameter(torch.ones(1))])) for name in OPTIMIZERS}
+OURS = [name for name, cls in CLASSES.items() if cls.__module__.startswith("shiftproof")]
+WITH_MOMENTS = [name for name in OURS if not issubclass(CLASSES[name], MultiPass)]
+every_one_of_ours = pytest.mark.parametrize("name", OURS)
+with_moments = pytest.mark.parametrize("name", WITH_MOMENTS)
+
+
+@every_one_of_ours
+def test_numbers_of_numpy_are_stored_as_python_s(name):
+    space = OPTIMIZERS[name].search_space(photographs=False, search="short")
+    options = {
+        key: np.float32(hparam.default) for key, hparam in space.items() if isinstance(hparam.default, float)
+    } | {"lr": np.float64(0.25)}
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = _build(name, [p], **options)
+    optimizer.add_param_group({"params": [q], "lr": np.float32(0.5)})
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            assert not isinstance(value, np.generic), key
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.5]
+    saved = io.BytesIO()
+    torch.save(optimizer.state_dict(), saved)
+    saved.seek(0)
+    torch.load(saved, weights_only=True)
+
+
+@every_one_of_ours
+def test_a_pickle_from_before_an_option_was_added_loads(name):
+    """The option then has its default."""
+    options = {
+        key: parameter.default
+        for key, parameter in inspect.signature(type(_Problem(name).optimizer)).parameters.items()
+        if parameter.default is not parameter.empty and key not in ("base", "no_sync")
+    }
+    for option in options:
+        problem = _Problem(name)
+        group = problem.optimizer.param_groups[0]
+        key = option if option in group else f"{type(problem.optimizer).__name__.lower()}_{option}"
+        state = copy.deepcopy(problem.optimizer.__getstate__())
+        base = state.get("base")
+        del state["defaults"][key]
+        for groups in {
+            id(groups): groups for groups in (state["param_groups"], base.param_groups if base else [])
+        }.values():
+            for each in groups:
+                each.pop(key, None)
+        if base is not None:
+            if key in base.defaults:
+                continue  # the base's own
+            state["_own"].remove(key)
+        old = type(problem.optimizer).__new__(type(problem.optimizer))
+        old.__setstate__(state)
+        assert old.defaults[key] is not None or options[option] is None
+        assert all(key in each for each in old.param_groups)
+        if base is not None:
+            assert old.option(old.param_groups[0], option) == options[option]
+
+
+@every_one_of_ours
+def test_the_default_device_does_not_matter(name):
+    def trained():
+        problem = _Problem(name) if name in WITH_MOMENTS else _Problem(name, base=torch.optim.SGD)
+        with default():
+            problem.train(3)
+            saved = problem.optimizer.state_dict()
+            problem.optimizer.load_state_dict(saved)
+            problem.train(2)
+        return problem.weights()
+
+    def default():
+        return torch.device("meta") if elsewhere else torch.device("cpu")
+
+    results = []
+    for elsewhere in (False, True):  # noqa: B007
+        results.append(trained())
+    assert all(_equal(*results))
+
+
+@with_moments
+def test_a_state_of_other_shapes_is_refused_with_both(name):
+    problem, other = _Problem(name), _Problem(name)
+    problem.train(2)
+    other.train(1)
+    saved = copy.deepcopy(problem.optimizer.state_dict())
+    before = copy.deepcopy(other.optimizer.state_dict())
+    order = saved["param_groups"][0]["params"]
+    swapped = {**saved, "state": {order[0]: saved["state"][order[1]], order[1]: saved["state"][order[0]]}}
+    with pytest.raises(
+        ValueError, match=r"exp_avg of parameter 0 is of shape \(16,\), .* shape \(16, 6\).*another order"
+    ):
+        other.optimizer.load_state_dict(swapped)
+    for moment in ("exp_avg", "exp_avg_sq"):
+        changed = copy.deepcopy(saved)
+        changed["state"][order[1]][moment] = torch.zeros(1)  # would broadcast
+        with pytest.raises(ValueError, match=rf"{moment} of parameter 1 is of shape \(1,\), .* shape \(16,\)"):
+            other.optimizer.load_state_dict(changed)
+        del changed["state"][order[1]][moment]
+        with pytest.raises(ValueError, match=f"{moment} of parameter 1 is missing"):
+            other.optimizer.load_state_dict(changed)
+        changed["state"][order[1]][moment] = torch.zeros(16, dtype=torch.complex64)
+        with pytest.raises(ValueError, match=f"{moment} of parameter 1 is complex"):
+            other.optimizer.load_state_dict(changed)
+        changed["state"][order[1]][moment] = torch.zeros(16).to_sparse()
+        with pytest.raises(ValueError, match=f"{moment} of parameter 1 is of layout torch.sparse"):
+            other.optimizer.load_state_dict(changed)
+    for step in (-1, float("nan"), torch.zeros(2), None):
+        changed = copy.deepcopy(saved)
+        changed["state"][order[0]]["step"] = step
+        with pytest.raises(ValueError, match="the step count of parameter 0 is"):
+            other.optimizer.load_state_dict(changed)
+    torch.testing.assert_close(other.optimizer.state_dict(), before, rtol=0, atol=0)
+    named = _Problem(name, lambda model: model.named_parameters())
+    with pytest.raises(ValueError, match=r"exp_avg of parameter '0\.weight' is of shape"):
+        named.optimizer.load_state_dict(swapped)
+
+
+@with_moments
+def test_a_parameter_that_has_grown_is_an_error_and_nothing_is_counted(name):
+    problem = _Problem(name)
+    problem.train(2)
+    bias = problem.model[4].bias
+    bias.data = torch.zeros(5)
+    for p in (p for p in problem.model.parameters() if p.requires_grad):
+        p.grad = torch.zeros_like(p)  # which the averages would still move
+    start = [p.detach().clone() for p in problem.model.parameters()]
+    with pytest.raises(RuntimeError, match=r"exp_avg of parameter 5 is of shape \(3,\), .* shape \(5,\)"):
+        problem.optimizer.step()
+    assert all(_equal(problem.weights(), start))
+    assert {float(state["step"]) for state in problem.optimizer.state.values()} == {2.0}
+    bias.data = torch.zeros(3)  # the gradient stays
+    with pytest.raises(RuntimeError, match=r"the gradient of parameter 5 is of shape \(5,\)"):
+        problem.optimizer.step()
+    assert {float(state["step"]) for state in problem.optimizer.state.values()} == {2.0}

@@ -177,11 +177,3 @@ _register(
     hparams=_GENIE_HPARAMS,
     seeded=True,
 )
-_register(
-    "genie_invariant",
-    partial(GENIE, form="invariant"),
-    (1.0, 0.01),
-    (0.015, log10_uniform(-3, -1)),
-    hparams=_GENIE_HPARAMS,
-    seeded=True,
-)

@@ -38,7 +38,7 @@ def local_part(tensor: Tensor, like: Tensor | None = None) -> Tensor:
         tensor: any tensor.
         like: a DTensor whose placements ``tensor`` is brought to first, as a gradient to its parameter's.
     """
-    if _is_dtensor(tensor):
+    if is_dtensor(tensor):
         dtensor = cast(Any, tensor)
         if like is not None and dtensor.placements != cast(Any, like).placements:
             dtensor = dtensor.redistribute(placements=cast(Any, like).placements)
@@ -52,7 +52,7 @@ def shard_of(tensor: Tensor) -> Shard | None:
     Raises:
         RuntimeError: the tensor is a DTensor of partial sums, or its local part is no box.
     """
-    if not _is_dtensor(tensor):
+    if not is_dtensor(tensor):
         return None
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -109,7 +109,8 @@ def sum_over_shards(sums: Tensor, shards: Sequence[Shard | None]) -> Tensor:
     return sums
 
 
-def _is_dtensor(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
+    """Return whether a tensor is a DTensor."""
     if type(tensor) in PLAIN:  # spares a program without DTensors their import
         return False
     from torch.distributed.tensor import DTensor

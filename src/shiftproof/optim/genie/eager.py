@@ -32,7 +32,7 @@ def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
 def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of some rows, one tensor at a time; where a row's step is a tensor, no value is read."""
     moments = [_update_moments(row, options) for row in rows]
-    terms = [row_terms(row, options, m, v, _unit(row, m.dtype)) for row, (m, v) in zip(rows, moments, strict=True)]
+    terms = [row_terms(row, options, m, v) for row, (m, v) in zip(rows, moments, strict=True)]
 
     def finish(spreads: Tensor | None) -> None:
         for i, (row, term) in enumerate(zip(rows, terms, strict=True)):
@@ -49,7 +49,7 @@ def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
                     update = update / (1 - options.threshold / MASK_LEVELS)
             row.param.sub_(update * options.lr)
 
-    return Begun(_sums(terms, [v for _, v in moments], options), finish)
+    return Begun(_sums(terms, options), finish)
 
 
 def _update_moments(row: Row, options: Options) -> tuple[Tensor, Tensor]:
@@ -95,14 +95,8 @@ def _round_stochastically(values: Tensor, random: Tensor) -> Tensor:
     return torch.where(values.isfinite(), cut, values)
 
 
-def _unit(row: Row, dtype: torch.dtype) -> Tensor | None:
-    return None if row.scale is None else row.scale[1].to(dtype, copy=True)
-
-
-def _sums(terms: Sequence[Terms], vs: Sequence[Tensor], options: Options) -> Tensor | None:
-    if not options.needs_sums:
-        return None
-    return torch.stack([spread_sums(term, v) for term, v in zip(terms, vs, strict=True)])
+def _sums(terms: Sequence[Terms], options: Options) -> Tensor | None:
+    return torch.stack(list(map(spread_sums, terms))) if options.needs_sums else None
 
 
 def _spread(term: Terms, spreads: Tensor | None, index: int) -> Tensor:
@@ -128,8 +122,7 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
     if options.form == "paper":
         terms = _foreach_paper_terms(ms, vs, bias_correction(options.beta, step, ms[0].dtype))
     else:
-        units = [_unit(row, m.dtype) for row, m in zip(rows, ms, strict=True)]
-        terms = _foreach_scaled_terms(ms, vs, units, step, options.beta)
+        terms = _foreach_released_terms(ms, vs, step, options.beta)
     device, dtype = ms[0].device, ms[0].dtype
 
     def finish(spreads: Tensor | None) -> None:
@@ -152,7 +145,7 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
         torch._foreach_mul_(updates, options.lr)
         torch._foreach_sub_([row.param for row in rows], updates)
 
-    return Begun(_sums(terms, vs, options), finish)
+    return Begun(_sums(terms, options), finish)
 
 
 def _foreach_moments(rows: list[Row], options: Options) -> tuple[list[Tensor], list[Tensor]]:
@@ -186,34 +179,22 @@ def _foreach_paper_terms(ms: list[Tensor], vs: list[Tensor], correction: float) 
     return [Terms(*term) for term in zip(means, factors, certainties, spreads, strict=True)]
 
 
-def _foreach_scaled_terms(
-    ms: list[Tensor], vs: list[Tensor], units: list[Tensor | None], step: int, beta: float
-) -> list[Terms]:
+def _foreach_released_terms(ms: list[Tensor], vs: list[Tensor], step: int, beta: float) -> list[Terms]:
     correction = bias_correction(beta, step, ms[0].dtype)
     rho = mean_variance_ratio(beta, correction)
-    floors = [VARIANCE_FLOOR if unit is None else VARIANCE_FLOOR * unit for unit in units]
-    has_memory = step > 1 and rho < 1
-    known = [has_memory if unit is None else (unit > 0) & has_memory for unit in units]
+    known = step > 1 and rho < 1
     means = torch._foreach_div(ms, correction)
     squares = torch._foreach_mul(means, means)
     variances = torch._foreach_div(vs, correction)
     torch._foreach_sub_(variances, squares)
-    torch._foreach_div_(variances, 1 - rho if has_memory else 1.0)
-    variances = tuple(torch.where((t > 0) & k, t, floor) for t, k, floor in zip(variances, known, floors, strict=True))
+    torch._foreach_div_(variances, 1 - rho if known else 1.0)
+    variances = tuple(torch.where((t > 0) & known, t, VARIANCE_FLOOR) for t in variances)
     averages = torch._foreach_mul(variances, rho)
-    averages = tuple(torch.where(t > 0, t, floor) for t, floor in zip(averages, floors, strict=True))
-    if units[0] is None:
-        certainties = torch._foreach_reciprocal(variances)
-        torch._foreach_clamp_max_(certainties, LARGEST_INVERSE_VARIANCE)
-        torch._foreach_tanh_(certainties)
-        torch._foreach_add_(squares, VARIANCE_FLOOR)
-    else:
-        ratios = [cast(Tensor, unit) / t for unit, t in zip(units, variances, strict=True)]
-        torch._foreach_clamp_max_(ratios, LARGEST_INVERSE_VARIANCE)
-        torch._foreach_tanh_(ratios)
-        certainties = tuple(torch.where(t > 0, ratio, 1) for t, ratio in zip(variances, ratios, strict=True))
-        torch._foreach_add_(squares, cast(list[Tensor], floors))
+    averages = tuple(torch.where(t > 0, t, VARIANCE_FLOOR) for t in averages)
+    certainties = torch._foreach_reciprocal(variances)
+    torch._foreach_clamp_max_(certainties, LARGEST_INVERSE_VARIANCE)
+    torch._foreach_tanh_(certainties)
+    torch._foreach_add_(squares, VARIANCE_FLOOR)
     factors = torch._foreach_mul(certainties, squares)
-    totals = torch._foreach_add(squares, averages)
-    torch._foreach_div_(factors, [torch.where(total > 0, total, 1) for total in totals])
+    torch._foreach_div_(factors, torch._foreach_add(squares, averages))
     return [Terms(*term, None) for term in zip(means, factors, certainties, strict=True)]

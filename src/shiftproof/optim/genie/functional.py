@@ -10,10 +10,12 @@ from torch import Tensor
 
 from shiftproof.optim.genie import fused_cpu, fused_triton
 from shiftproof.optim.genie.eager import begin_foreach, begin_forloop
-from shiftproof.optim.genie.rule import Begun, Form, Options, Row, bias_correction
-from shiftproof.optim.sharding import PLAIN, local_part, shard_of, sum_over_shards
+from shiftproof.optim.genie.rule import Begun, Form, Options, Row
+from shiftproof.optim.sharding import PLAIN, is_dtensor, local_part, shard_of, sum_over_shards
+from shiftproof.optim.state import mismatch
 from shiftproof.optim.stream import mask_threshold
 
+_MOMENT_TYPES = (torch.float32, torch.bfloat16, torch.float64)
 _Begin = Callable[[Sequence[Row], Options], Begun]
 
 
@@ -36,7 +38,6 @@ def genie(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
-    scales: Sequence[Tensor],
     steps: Sequence[Tensor],
     positions: Sequence[int],
     *,
@@ -65,8 +66,6 @@ def genie(
         grads: their gradients.
         exp_avgs: moving averages of the gradients.
         exp_avg_sqs: moving averages of the squared gradients.
-        scales: for form "invariant" the mean squared gradients that are the units of the last step and of the next,
-            each of shape (2,); empty for the other forms.
         steps: steps taken so far, scalar tensors; increased by one.
         positions: each parameter's position in the random stream.
         lr: see `GENIE`, as for all that follow but the last two.
@@ -87,8 +86,10 @@ def genie(
         found_inf: not 0 where a gradient is not finite: the step is then not taken.
 
     Raises:
-        RuntimeError: a gradient is sparse; ``fused`` is True and a tensor is not for the fused implementation; or a
-            parameter is a DTensor of partial sums.
+        RuntimeError: a gradient is sparse; a gradient or moving average has not its parameter's shape, or lies on
+            another device; ``fused`` is True and a tensor is not for the fused implementation; or a parameter is a
+            DTensor of partial sums.
+        ValueError: the sequences differ in length.
     """
     options = Options(
         lr,
@@ -104,9 +105,9 @@ def genie(
         found_inf,
     )
     refuse_sparse(grads)
-    count_step(steps, found_inf)
-    rows = make_rows(params, grads, exp_avgs, exp_avg_sqs, scales, steps, positions, capturable)
-    take_step([(rows, options, Variant(foreach, fused, capturable, differentiable))])
+    names = [None] * len(params)
+    rows = make_rows(params, grads, exp_avgs, exp_avg_sqs, steps, positions, names, capturable=capturable, begins=True)
+    take_step([(rows, options, Variant(foreach, fused, capturable, differentiable))], [steps])
 
 
 def refuse_sparse(grads: Iterable[Tensor]) -> None:
@@ -121,13 +122,13 @@ def refuse_unfused(params: Sequence[Tensor], variant: Variant) -> None:
         _implementation(_stand_in(local_part(p), variant), variant)
 
 
-def count_step(steps: Sequence[Tensor], found_inf: Tensor | None) -> None:
-    """Increase step counts by one, unless a gradient is not finite."""
+def _count_step(steps: Sequence[Tensor], found_inf: Tensor | None, change: int = 1) -> None:
+    """Change step counts by one, unless a gradient is not finite."""
     if steps and found_inf is None:
-        torch._foreach_add_(list(steps), 1)
+        torch._foreach_add_(list(steps), change)
     elif found_inf is not None:
         for step in steps:
-            step += (found_inf == 0).reshape(()).to(step)
+            step += change * (found_inf == 0).reshape(()).to(step)
 
 
 def make_rows(
@@ -135,33 +136,96 @@ def make_rows(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     exp_avg_sqs: Sequence[Tensor],
-    scales: Sequence[Tensor],
     steps: Sequence[Tensor],
     positions: Sequence[int],
+    names: Sequence[str | None],
+    *,
     capturable: bool,
+    begins: bool,
 ) -> list[Row]:
     """Return what a step works on, one row per parameter that has elements; see `genie`.
 
+    No implementation looks at a tensor that was not held against its parameter here: kernels trust shapes.
+
+    Args:
+        params: parameters.
+        grads: their gradients.
+        exp_avgs: moving averages of the gradients.
+        exp_avg_sqs: moving averages of the squared gradients.
+        steps: counts of steps taken.
+        positions: in the random stream.
+        names: of the parameters, for messages; None for the position.
+        capturable: whether the counts are not to be read.
+        begins: whether a step begins, which the counts do not include yet; else rows are those of the last step.
+
     Raises:
-        RuntimeError: a parameter is a DTensor of partial sums.
+        RuntimeError: a parameter is a DTensor of partial sums, or a tensor does not fit its parameter.
+        ValueError: the sequences differ in length.
     """
     rows = []
-    for i, (p, grad, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
-        step = steps[i] if capturable else int(steps[i].item())
-        scale = local_part(scales[i]) if scales else None
+    for p, grad, m, v, count, position, name in zip(
+        params, grads, exp_avgs, exp_avg_sqs, steps, positions, names, strict=True
+    ):
+        step = count if capturable else int(count.item()) + begins
         if type(p) in PLAIN and not p.is_complex():  # the usual case, without detours
-            row = Row(p, grad, m, v, scale, step, positions[i], None)
+            row = Row(p, grad, m, v, step, position, None)
         else:
-            local_grad = local_part(grad, like=p)
-            row = Row(local_part(p), local_grad, local_part(m), local_part(v), scale, step, positions[i], shard_of(p))
+            row = Row(
+                local_part(p), local_part(grad, like=p), local_part(m), local_part(v), step, position, shard_of(p)
+            )
+        if (reason := _unfit(row)) is not None:
+            label = f"parameter {position}" if name is None else f"parameter '{name}'"
+            raise RuntimeError(reason.format(label))
         if row.whole_numel:
             rows.append(row)
     return rows
 
 
-def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
+def _unfit(row: Row) -> str | None:
+    """Say what keeps a step from being taken, with a place for the parameter's name; None if nothing does."""
+    p, m, v = row.param, row.exp_avg, row.exp_avg_sq
+    for name, tensor in (("the gradient", row.grad), ("exp_avg", m), ("exp_avg_sq", v)):
+        if tensor.shape != p.shape or tensor.layout is not torch.strided:
+            return f"{name} of {{}} is {mismatch(tensor, p)}"
+        if type(tensor) not in PLAIN and is_dtensor(tensor):
+            return f"{name} of {{}} is a DTensor, and the parameter is none"
+        if tensor.device != p.device:
+            return (
+                f"{name} of {{}} is on {tensor.device}, and the parameter on {p.device}; move a model before its "
+                "optimizer is built, or load the optimizer's state again"
+            )
+    if m.dtype is not v.dtype or m.dtype not in _MOMENT_TYPES:
+        types = f"{m.dtype} and {v.dtype}".replace("torch.", "")
+        return f"exp_avg and exp_avg_sq of {{}} are {types}; both must be float32, bfloat16 or float64"
+    if not p.dtype.is_floating_point or not row.grad.dtype.is_floating_point:
+        return f"{{}} is {p.dtype} and its gradient {row.grad.dtype}, of which one has no fractions"
+    if not isinstance(row.step, Tensor) and row.step < 1:
+        return f"the step count of {{}} is {row.step - 1}, below 0"
+    return None
+
+
+def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]], steps: Sequence[Sequence[Tensor]]) -> None:
+    """Take and count the step of the rows of some groups.
+
+    Args:
+        groups: the rows, what they share and who takes the step.
+        steps: the counts of the groups' steps, which stay as they are if the step fails.
+    """
+    groups = list(groups)
+    counted = [(counts, options.found_inf) for counts, (_, options, _) in zip(steps, groups, strict=True)]
+    for counts, found_inf in counted:  # before the step: a captured one reads them
+        _count_step(counts, found_inf)
+    try:
+        _take_step(groups)
+    except BaseException:
+        for counts, found_inf in counted:
+            _count_step(counts, found_inf, -1)
+        raise
+
+
+def _take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
     """Take the step of the rows of some groups; what their shards must sum goes into one all-reduce."""
-    begun: list[tuple[list[int], list[Row], Options, Begun]] = []
+    begun: list[tuple[list[int], list[Row], Begun]] = []
     count = 0
     for rows, options, variant in groups:
         by_implementation: dict[_Begin, list[int]] = {}
@@ -173,18 +237,16 @@ def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
             raise RuntimeError("grad_scale and found_inf are for the fused implementation on a GPU only")
         for begin, indices in by_implementation.items():
             part = [rows[i] for i in indices]
-            begun.append(([count + i for i in indices], part, options, begin(part, options)))
+            begun.append(([count + i for i in indices], part, begin(part, options)))
         count += len(rows)
-    sums = _summed([(numbers, rows, one.sums) for numbers, rows, _, one in begun])
-    for (_, rows, options, one), total in zip(begun, sums, strict=True):
-        if total is not None and options.form == "invariant":
-            _renew_scales(rows, options, total)
+    sums = _summed([(numbers, rows, one.sums) for numbers, rows, one in begun])
+    for one, total in zip((one for *_, one in begun), sums, strict=True):
         one.finish(None if total is None else total[:, 0] / total[:, 1])
 
 
 def _begin_empty(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of rows that are all in other processes."""
-    sums = torch.zeros(len(rows), 3, dtype=torch.float64, device=rows[0].param.device)
+    sums = torch.zeros(len(rows), 2, dtype=torch.float64, device=rows[0].param.device)
     return Begun(sums if options.needs_sums else None, lambda spreads: None)
 
 
@@ -217,7 +279,8 @@ def _stand_in(param: Tensor, variant: Variant) -> Row:
     """Return a row for a parameter that has no state yet."""
     param = param.detach()
     moment = param.float() if param.dtype == torch.float16 else param
-    return Row(param, param, moment, moment, None, torch.ones(()) if variant.capturable else 1, 0, None)
+    step = torch.ones((), device=param.device) if variant.capturable else 1
+    return Row(param, param, moment, moment, step, 0, None)
 
 
 def _description(param: Tensor, variant: Variant) -> str:
@@ -254,11 +317,3 @@ def _summed(parts: Sequence[tuple[list[int], list[Row], Tensor | None]]) -> list
     total[order] = sum_over_shards(total[order], [shards[i] for i in order])
     whole = iter(torch.split(total, [len(rows) for _, rows, _ in present]))
     return [None if sums is None else next(whole).to(sums.device) for _, _, sums in parts]
-
-
-def _renew_scales(rows: Sequence[Row], options: Options, sums: Tensor) -> None:
-    for row, square in zip(rows, sums[:, 2].unbind(), strict=True):
-        if row.scale is not None:
-            mean = square / row.whole_numel / bias_correction(options.beta, row.step, torch.float64)
-            new = torch.stack([row.scale[1], mean.to(row.scale)])
-            row.scale.copy_(new if options.found_inf is None else torch.where(options.found_inf == 0, new, row.scale))

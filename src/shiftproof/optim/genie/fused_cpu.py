@@ -19,6 +19,7 @@ from shiftproof.optim.genie.rule import (
     bias_correction,
     mean_variance_ratio,
 )
+from shiftproof.optim.sharding import PLAIN
 from shiftproof.optim.stream import MASK_LEVELS
 
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
@@ -42,6 +43,8 @@ def obstacle(row: Row, *, may_build: bool = True) -> str | None:
         return f"the parameter is {dtype} and its gradient {row.grad.dtype}, neither float32 nor bfloat16"
     if row.exp_avg.dtype not in _PARAM_TYPES:
         return f"the moving averages are {row.exp_avg.dtype}"
+    if not all(type(tensor) in PLAIN for tensor in (row.param, row.grad, row.exp_avg, row.exp_avg_sq)):
+        return "a gradient or moving average is of a subclass of Tensor"
     if isinstance(row.step, Tensor):
         return "capturable is for GPUs"
     if _layout(row) is None:
@@ -114,16 +117,15 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
     """Begin the step of rows of one type of parameter and moment."""
     layouts = [cast(_Layout, _layout(row)) for row in rows]
     numbers = torch.tensor(
-        [[*layout, row.position, row.step] for row, layout in zip(rows, layouts, strict=True)], dtype=torch.int64
+        [[*layout, row.position, row.step] for row, layout in zip(rows, layouts, strict=True)],
+        dtype=torch.int64,
+        device="cpu",
     )
     by_step = {step: _step_scalars(step, options.beta) for step in {cast(int, row.step) for row in rows}}
-    scalars = torch.tensor([[*by_step[cast(int, row.step)], 1.0] for row in rows], dtype=torch.float64)
-    if options.form == "invariant":
-        scalars[:, 3] = torch.stack([cast(Tensor, row.scale)[1] for row in rows])
-        scalars[:, 2] *= scalars[:, 3] > 0  # without a unit yet, no variance is known
+    scalars = torch.tensor([by_step[cast(int, row.step)] for row in rows], dtype=torch.float64, device="cpu")
     params, ms, vs = [row.param for row in rows], [row.exp_avg for row in rows], [row.exp_avg_sq for row in rows]
-    flags = torch.empty(sum(map(_most_groups, rows, layouts)), dtype=torch.int16)
-    sums = torch.zeros(len(rows), 3, dtype=torch.float64)
+    flags = torch.empty(sum(map(_most_groups, rows, layouts)), dtype=torch.int16, device="cpu")
+    sums = torch.zeros(len(rows), 2, dtype=torch.float64, device="cpu")
     lr = float(options.lr)
     if options.form != "paper":
         lr /= 1 - options.threshold / MASK_LEVELS
@@ -147,7 +149,7 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
 
     def finish(spreads: Tensor | None) -> None:
         if noisy:
-            values = sums if spreads is None else spreads.contiguous()
+            values = (sums[:, 0] if spreads is None else spreads).contiguous()
             torch.ops.shiftproof.genie_second_pass(params, ms, vs, numbers, scalars, values, flags, *settings)
         torch.autograd.graph.increment_version(params)  # as torch's own in-place operations do
 

@@ -1,7 +1,7 @@
 """GENIE's step fused on a GPU: which parameters it takes, and the launches of the kernels in `triton_kernels`.
 
 Rows of one device, one combination of types and one step are launched together: two launches update them, and one
-between adds up sums for the forms that need some. Triton is imported when the first row comes.
+between adds up sums for the form that needs some. Triton is imported when the first row comes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shiftproof.optim.genie.rule import Begun, Options, Row
-from shiftproof.optim.sharding import Shard, local_part, shard_of
+from shiftproof.optim.sharding import PLAIN, Shard, local_part, shard_of
 from shiftproof.optim.stream import MASK_LEVELS
 
 block = 1024
@@ -42,8 +42,10 @@ def obstacle(row: Row) -> str | None:
     reason = _parameter_obstacle(row.param, row.shard)
     if reason is not None:
         return reason
+    if not all(type(tensor) in PLAIN for tensor in (row.grad, row.exp_avg, row.exp_avg_sq)):
+        return "a gradient or moving average is of a subclass of Tensor"
     step = row.step if isinstance(row.step, Tensor) else None
-    for tensor in (row.grad, row.exp_avg, row.exp_avg_sq, row.scale, step):
+    for tensor in (row.grad, row.exp_avg, row.exp_avg_sq, step):
         if tensor is not None and tensor.device != row.param.device:
             return f"the parameter is on {row.param.device} and its gradient or state on {tensor.device}"
     if row.grad.dtype not in _PARAMETER_TYPES:
@@ -53,9 +55,8 @@ def obstacle(row: Row) -> str | None:
             return f"a moving average is {_name(moment.dtype)}"
         if not _lie_alike(moment, row.param):
             return "the moving averages lie in memory in another order than the parameter"
-    for tensor in (row.scale, step):
-        if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):
-            return f"the scale or step count is {_name(tensor.dtype)} or not contiguous"
+    if step is not None and step.dtype != torch.float32:
+        return f"the step count is {_name(step.dtype)}"
     return None
 
 
@@ -72,7 +73,7 @@ def description() -> str:
 def _parameter_obstacle(param: Tensor, shard: Shard | None) -> str | None:
     if param.device.type != "cuda" and not interpreted:
         return f"the parameter is on {param.device}"
-    if type(param) not in (Tensor, torch.nn.Parameter):
+    if type(param) not in PLAIN:
         return f"the parameter is a {type(param).__name__}"
     if param.dtype not in _PARAMETER_TYPES:
         return f"the parameter is {_name(param.dtype)}"
@@ -110,7 +111,7 @@ def begin(rows: Sequence[Row], options: Options) -> Begun:
     sums: dict[torch.device, Tensor] = {}
     for batch in batches:
         if options.needs_sums and batch.device not in sums:
-            sums[batch.device] = torch.zeros(len(rows), 3, dtype=torch.float64, device=batch.device)
+            sums[batch.device] = torch.zeros(len(rows), 2, dtype=torch.float64, device=batch.device)
         batch.begin(sums.get(batch.device))
     if options.grad_scale is not None:  # gradients are left divided by it
         for row, laid_out in zip(rows, own, strict=True):
@@ -161,7 +162,6 @@ class _Batch:
             "table": self.table.rows,
             "chunks": self.table.chunks,
             "flags": self._empty(self.table.chunk_count, dtype=torch.int32) if options.noise else None,
-            "units": self._empty(len(rows), dtype=torch.float32) if options.form == "invariant" else None,
             "lr_at": _on(self.device, lr_at),
             "lr": float(options.lr) if lr_at is None else 0.0,
             "rescale": 1 / keeps,
@@ -187,7 +187,7 @@ class _Batch:
         table, options = self.table, self.options
         if not table.chunk_count:
             return
-        partials = None if sums is None else self._empty(3, table.chunk_count, dtype=torch.float64)
+        partials = None if sums is None else self._empty(2, table.chunk_count, dtype=torch.float64)
         with _current(self.device):
             self.kernels.begin_kernel[table.chunk_count,](
                 partials=partials,
@@ -318,7 +318,6 @@ def _table(rows: Sequence[Row], indices: Sequence[int]) -> _Table:
     entries = tuple(
         (
             *(tensor.data_ptr() for tensor in (row.param, row.grad, row.exp_avg, row.exp_avg_sq)),
-            0 if row.scale is None else row.scale.data_ptr(),
             row.step.data_ptr() if isinstance(row.step, Tensor) else 0,
             index,
             row.position,
@@ -342,14 +341,14 @@ def _table(rows: Sequence[Row], indices: Sequence[int]) -> _Table:
 
 
 def _make_table(entries: Sequence[Sequence[int]], is_run: bool, device: torch.device) -> _Table:
-    table = torch.tensor(entries, dtype=torch.int64)
-    numel, start = table[:, 8], table[:, 9]
+    table = torch.tensor(entries, dtype=torch.int64, device="cpu")
+    numel, start = table[:, 7], table[:, 8]
     # The first chunk of a run begins where the mask's block of its first element does.
     numel = torch.where(numel > 0, numel + start % _ALIGNMENT * is_run, 0)
     counts = (numel + block - 1) // block
     first = counts.cumsum(0) - counts
-    row = torch.repeat_interleave(torch.arange(len(entries)), counts)
-    chunks = (row << 32) + torch.arange(len(row)) - first[row]
+    row = torch.repeat_interleave(torch.arange(len(entries), device="cpu"), counts)
+    chunks = (row << 32) + torch.arange(len(row), device="cpu") - first[row]
     table = torch.cat([table, first[:, None], counts[:, None]], dim=1)
     packed = torch.cat([table.flatten(), chunks])
     if device.type == "cuda":

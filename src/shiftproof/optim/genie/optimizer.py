@@ -18,7 +18,6 @@ from torch.optim.optimizer import ParamsT
 from shiftproof.optim.genie import fused_triton
 from shiftproof.optim.genie.functional import (
     Variant,
-    count_step,
     describe_implementation,
     make_rows,
     refuse_sparse,
@@ -26,14 +25,24 @@ from shiftproof.optim.genie.functional import (
     take_step,
 )
 from shiftproof.optim.genie.rule import DEFAULT_LR, Form, Options, Row
+from shiftproof.optim.genie.seeds import count_as_living, free_seed, note_step, warn_of_repeated_draws
 from shiftproof.optim.genie.statistics import GroupStatistics, group_statistics
+from shiftproof.optim.options import constructor_defaults, plain
+from shiftproof.optim.state import check_loaded_state, labelled
 from shiftproof.optim.stream import MASK_LEVELS, mask_threshold
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_REMOVED_FORM = (
+    'form="invariant" was removed: it cost three times AdamW and was no easier to tune. Use form="paper" or '
+    'form="released"; a form that tunes like Adam is planned as GENIEAdamW'
+)
+
+
+_Member = tuple[Tensor, int, str | None]  # a parameter, its position in the random stream and its name
 
 
 class GENIE(Optimizer):
-    r"""Generalization-ratio guided optimizer (ICML 2025): the paper's form, the released code's, or a scale-free one.
+    r"""Generalization-ratio guided optimizer (ICML 2025): the paper's form, or the released code's.
 
     With the moving averages :math:`m` and :math:`v` of the gradient and its square, ``form="paper"`` is
     Algorithm 1 as published:
@@ -51,16 +60,8 @@ class GENIE(Optimizer):
     ``dropout``. Its first step is defined to have no noise: there its variance is 0/0, decided by rounding.
 
     Both compare the variance with absolute numbers (1, 10, :math:`10^{-8}`), so that a loss multiplied by a constant
-    makes another optimizer of them, and gradients of the usual size never have noise. ``form="invariant"`` is the
-    released form with the gradient measured in units of its own scale: :math:`\sigma^2` and :math:`\bar g^2` are
-    divided by :math:`s^2`, the mean over the parameter tensor of the bias-corrected :math:`v` after the step before
-    (:math:`1/\sigma^2` becomes :math:`s^2/\sigma^2`), and the update is in the gradient's own units again. The scale is
-    the tensor's because layers differ in theirs by orders of magnitude while the elements within one are what certainty
-    is to tell apart: an element whose gradient varies as much as the tensor's root mean square has a certainty of 0.76,
-    one of twice that standard deviation 0.24. It is that of the step before because it is then known when the step
-    begins, and the weights are passed over once. Multiplying the loss by c and dividing ``lr`` by c leaves the
-    trajectory unchanged to rounding (without weight decay). Where there is no scale yet, as in a tensor's first step,
-    there is no noise and the factor is 1.
+    makes another optimizer of them, and gradients of the usual size have noise only where a spike of the gradient lifts
+    a variance past about 0.1.
 
     Mask and noise are functions of (seed, step, position of the parameter, element): replicas that share ``seed``
     stay identical, shards draw what the whole would, and torch's generators are not touched. Masks are equal bit for
@@ -68,14 +69,16 @@ class GENIE(Optimizer):
 
     Args:
         params: parameters, named parameters or groups, as every torch optimizer takes them.
-        lr: step size; None is the form's default (0.1 for "paper", 0.015 for the others).
+        lr: step size; None is the form's default (0.1 for "paper", 0.015 for "released").
         beta: decay of both moving averages, in [0, 1).
         dropout: probability of dropping an element's update, in [0, 1); 0 draws no mask.
         noise: factor of the noise term; 0 draws none.
         precondition: False leaves the bias-corrected mean gradient as the update (the noise keeps its scale).
         weight_decay: L2 penalty, added to the gradient.
-        form: "paper", "released" or "invariant".
-        seed: key of the random stream, in [0, 2**64); equal on all replicas.
+        form: "paper" or "released".
+        seed: key of the random stream, in [0, 2**64); equal on all replicas. None takes the lowest number that no other
+            GENIE of this process has, 0 for the first, so that two in one model draw apart; replicas that build their
+            optimizers in the same order take the same.
         maximize: ascend instead of descending.
         foreach: whether to use the foreach implementation; None leaves the choice to this class.
         fused: whether to use the fused implementation: a compiled kernel on the CPU, Triton on a GPU. None uses it
@@ -88,6 +91,9 @@ class GENIE(Optimizer):
 
     Raises:
         ValueError: an argument is out of its range, or two contradict each other.
+
+    Warns:
+        UserWarning: parameters are sharded by FSDP1 or ZeroRedundancyOptimizer, where masks and noise repeat.
 
     Example:
         >>> optimizer = GENIE(model.parameters(), lr=0.1)
@@ -106,7 +112,7 @@ class GENIE(Optimizer):
         precondition: bool = True,
         weight_decay: float = 0.0,
         form: Form = "paper",
-        seed: int = 0,
+        seed: int | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -115,7 +121,7 @@ class GENIE(Optimizer):
         moment_dtype: torch.dtype | str | None = None,
     ) -> None:
         _check_form(form)
-        defaults = {
+        options = {
             "lr": DEFAULT_LR[form] if lr is None else lr,
             "beta": beta,
             "dropout": dropout,
@@ -123,7 +129,7 @@ class GENIE(Optimizer):
             "precondition": precondition,
             "weight_decay": weight_decay,
             "form": form,
-            "seed": seed,
+            "seed": free_seed() if seed is None else seed,
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
@@ -131,8 +137,12 @@ class GENIE(Optimizer):
             "differentiable": differentiable,
             "moment_dtype": _name(moment_dtype),
         }
+        defaults = plain(options)
         _check_options(defaults)
         super().__init__(params, defaults)
+        count_as_living(self)
+        if defaults["dropout"] or defaults["noise"]:
+            warn_of_repeated_draws(p for group in self.param_groups for p in group["params"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -148,6 +158,7 @@ class GENIE(Optimizer):
         Raises:
             ValueError: an option is out of its range, or the group has another form and no lr of its own.
         """
+        param_group.update(plain(param_group))
         if "moment_dtype" in param_group:
             param_group["moment_dtype"] = _name(param_group["moment_dtype"])
         options = {**self.defaults, **param_group}
@@ -161,9 +172,17 @@ class GENIE(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for name, value in constructor_defaults(GENIE).items():  # options that the state's version did not have
+            if name not in self.defaults:
+                chosen = {"lr": DEFAULT_LR[self.defaults.get("form", "paper")], "seed": 0}
+                self.defaults[name] = chosen.get(name, value)
         for group in self.param_groups:
-            for name, value in self.defaults.items():  # options that the state's version did not have
+            for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            _check_form(group["form"])
+        for entries in self.state.values():
+            entries.pop("scale", None)  # of a form that was removed
+        count_as_living(self)
 
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
@@ -174,20 +193,27 @@ class GENIE(Optimizer):
         return "\n".join([*lines[:-1], *names, lines[-1]])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; moments keep their type, whatever the precision of the parameters."""
+        """Load a state; moments take the type that the groups name, whatever the precision of the parameters.
+
+        Raises:
+            ValueError: a moment has not its parameter's shape, a step count is no number, or the form is not known;
+                nothing is loaded.
+        """
         loaded: dict[str, Any] = {}
 
         def keep(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+            for group in state_dict["param_groups"]:
+                _check_form(group.get("form", self.defaults["form"]))
+            check_loaded_state(self, state_dict, _MOMENTS)
             loaded.update(state_dict)
 
         def restore(optimizer: Optimizer) -> None:
             saved = [index for group in loaded["param_groups"] for index in group["params"]]
-            members = [(p, group) for group in self.param_groups for p in group["params"]]
-            for index, (p, group) in zip(saved, members, strict=True):
-                entries = loaded["state"].get(index, {})
-                for name in (*_MOMENTS, "scale"):
-                    if name in entries and entries[name].dtype != self.state[p][name].dtype:
-                        self.state[p][name] = entries[name].to(p.device, copy=True)
+            for index, (p, group, _) in zip(saved, labelled(self), strict=True):
+                entries, dtype = loaded["state"].get(index, {}), _moment_dtype(p, group)
+                for name in _MOMENTS:
+                    if name in entries and self.state[p][name].dtype != dtype:
+                        self.state[p][name] = entries[name].to(p.device, dtype, copy=True)
                 for name in _MOMENTS:  # in the parameter's memory order, which the saved one may not have had
                     moment = self.state[p].get(name)
                     if moment is not None and moment.shape == p.shape and moment.stride() != p.stride():
@@ -223,8 +249,9 @@ class GENIE(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse; ``fused`` is True and a parameter is not for the fused implementation;
-                or a CUDA graph is captured without ``capturable``.
+            RuntimeError: a gradient is sparse; a gradient or moving average has not its parameter's shape, or lies on
+                another device; ``fused`` is True and a parameter is not for the fused implementation; or a CUDA graph
+                is captured without ``capturable``.
         """
         loss = None
         if closure is not None:
@@ -232,21 +259,22 @@ class GENIE(Optimizer):
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             stepped = [
-                (group, [(p, position) for p, position in members if p.grad is not None])
+                (group, [member for member in members if member[0].grad is not None])
                 for group, members in self._groups()
             ]
             for group, members in stepped:  # refuse what cannot be done before anything changes
                 _check_capture(group)
-                refuse_sparse(p.grad for p, _ in members if p.grad is not None)
+                refuse_sparse(p.grad for p, *_ in members if p.grad is not None)
                 if group["fused"]:
-                    refuse_unfused([p for p, _ in members if not self.state.get(p)], _variant(group))
-            groups = []
+                    refuse_unfused([p for p, *_ in members if not self.state.get(p)], _variant(group))
+            groups, steps = [], []
             for group, members in stepped:
-                options = self._options(group)
-                states = [self._init_state(p, group) for p, _ in members]
-                count_step([state["step"] for state in states], options.found_inf)
-                groups.append((_rows(members, states, group), options, _variant(group)))
-            take_step(groups)
+                states = [self._init_state(p, group) for p, *_ in members]
+                rows = _rows(members, states, group, begins=True)
+                groups.append((rows, self._options(group), _variant(group)))
+                steps.append([state["step"] for state in states])
+            take_step(groups, steps)
+        note_step()
         return loss
 
     def init_state(self) -> None:
@@ -269,16 +297,20 @@ class GENIE(Optimizer):
         """
         result = []
         for group, members in self._groups():
-            stepped = [(p, position) for p, position in members if self.state.get(p, {}).get("step", 0) > 0]
-            rows = _rows(stepped, [self.state[p] for p, _ in stepped], group)
+            stepped = [member for member in members if self.state.get(member[0], {}).get("step", 0) > 0]
+            rows = _rows(stepped, [self.state[p] for p, *_ in stepped], group, begins=False)
             result.append(group_statistics(rows, self._options(group)) if stepped else None)
         return result
 
-    def _groups(self) -> Iterator[tuple[dict[str, Any], list[tuple[Tensor, int]]]]:
-        """Yield the groups with their parameters and these parameters' positions in the random stream."""
+    def _groups(self) -> Iterator[tuple[dict[str, Any], list[_Member]]]:
+        """Yield the groups with their parameters."""
         position = 0
         for group in self.param_groups:
-            yield group, [(p, position + i) for i, p in enumerate(group["params"])]
+            names = group.get("param_names") or [None] * len(group["params"])
+            yield (
+                group,
+                [(p, position + i, name) for i, (p, name) in enumerate(zip(group["params"], names, strict=True))],
+            )
             position += len(group["params"])
 
     def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -288,10 +320,8 @@ class GENIE(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             for name in _MOMENTS:
                 state[name] = torch.zeros_like(p, dtype=_moment_dtype(p, group), memory_format=torch.preserve_format)
-        if group["form"] == "invariant" and "scale" not in state:  # the form may be chosen between steps
-            state["scale"] = torch.zeros(2, dtype=_scale_dtype(p), device=p.device)
         if not isinstance(state["step"], Tensor):
-            state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
+            state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
         return state
 
     def _options(self, group: dict[str, Any]) -> Options:
@@ -313,16 +343,17 @@ class GENIE(Optimizer):
         )
 
 
-def _rows(members: list[tuple[Tensor, int]], states: list[dict[str, Any]], group: dict[str, Any]) -> list[Row]:
+def _rows(members: list[_Member], states: list[dict[str, Any]], group: dict[str, Any], *, begins: bool) -> list[Row]:
     return make_rows(
-        [p for p, _ in members],
-        [p if p.grad is None else p.grad for p, _ in members],  # without one where only statistics are asked for
+        [p for p, *_ in members],
+        [p if p.grad is None else p.grad for p, *_ in members],  # without one where only statistics are asked for
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
-        [state["scale"] for state in states] if group["form"] == "invariant" else [],
         [state["step"] for state in states],
-        [position for _, position in members],
-        group["capturable"],
+        [position for _, position, _ in members],
+        [name for *_, name in members],
+        capturable=group["capturable"],
+        begins=begins,
     )
 
 
@@ -342,10 +373,6 @@ def _moment_dtype(p: Tensor, group: dict[str, Any]) -> torch.dtype:
     return torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
 
 
-def _scale_dtype(p: Tensor) -> torch.dtype:
-    return torch.float64 if p.dtype in (torch.float64, torch.complex128) else torch.float32
-
-
 def _check_capture(group: dict[str, Any]) -> None:
     initialized = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     capturing = initialized and torch.cuda.is_current_stream_capturing()
@@ -354,6 +381,8 @@ def _check_capture(group: dict[str, Any]) -> None:
 
 
 def _check_form(form: object) -> None:
+    if form == "invariant":
+        raise ValueError(_REMOVED_FORM)
     if form not in DEFAULT_LR:
         raise ValueError(f"Invalid form: {form!r}; valid forms: {', '.join(DEFAULT_LR)}")
 

@@ -1,4 +1,4 @@
-"""What GENIE's three forms compute from a parameter's moving averages, element by element."""
+"""What GENIE's two forms compute from a parameter's moving averages, element by element."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from shiftproof.optim.sharding import Shard
 from shiftproof.optim.stream import Place
 
-Form = Literal["paper", "released", "invariant"]
-FORMS: tuple[Form, ...] = ("paper", "released", "invariant")
-DEFAULT_LR: dict[Form, float] = {"paper": 0.1, "released": 0.015, "invariant": 0.015}
+Form = Literal["paper", "released"]
+FORMS: tuple[Form, ...] = ("paper", "released")
+DEFAULT_LR: dict[Form, float] = {"paper": 0.1, "released": 0.015}
 
 # The released code's constants, in units of the squared gradient.
 VARIANCE_FLOOR = 1e-8
@@ -44,8 +44,8 @@ class Options(NamedTuple):
 
     @property
     def needs_sums(self) -> bool:
-        """Whether a step needs sums over whole tensors: for the scale of the noise, or the next step's unit."""
-        return self.form == "invariant" or (self.form == "released" and self.noise != 0)
+        """Whether a step needs sums over whole tensors, for the scale of the noise."""
+        return self.form == "released" and self.noise != 0
 
 
 class Row(NamedTuple):
@@ -56,7 +56,6 @@ class Row(NamedTuple):
         grad: its gradient, real and not sparse.
         exp_avg: moving average of the gradient, updated in place.
         exp_avg_sq: moving average of its square, updated in place.
-        scale: of the gradient, for the invariant form: mean squares (unit of the last step, unit of the next).
         step: steps taken, this one included: a number, or a tensor that the host does not read.
         position: in the random stream.
         shard: where the local tensors lie in the whole; None if they are the whole.
@@ -66,7 +65,6 @@ class Row(NamedTuple):
     grad: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    scale: Tensor | None
     step: int | Tensor
     position: int
     shard: Shard | None
@@ -86,7 +84,7 @@ class Begun(NamedTuple):
     """The first half of a step: moving averages are updated; what the whole tensor decides is still to be summed.
 
     Attributes:
-        sums: the rows' `spread_sums`, of the local parts, float64, shape (rows, 3); None where none are needed.
+        sums: the rows' `spread_sums`, of the local parts, float64, shape (rows, 2); None where none are needed.
         finish: updates the parameters, given the rows' spreads, float64, shape (rows,), or None.
     """
 
@@ -114,7 +112,7 @@ def begin_in_batches(
 
     if not options.needs_sums:
         return Begun(None, finish)
-    sums = torch.empty(len(rows), 3, dtype=torch.float64, device=rows[0].param.device)
+    sums = torch.empty(len(rows), 2, dtype=torch.float64, device=rows[0].param.device)
     for indices, batch in begun:
         sums[indices] = cast(Tensor, batch.sums).to(sums.device)
     return Begun(sums, finish)
@@ -162,10 +160,8 @@ def paper_terms(m: Tensor, v: Tensor, correction: float | Tensor) -> Terms:
     return Terms(m / correction, factor, certainty, spread)
 
 
-def scaled_terms(
-    m: Tensor, v: Tensor, correction: float | Tensor, step: int | Tensor, beta: float, unit: Tensor | None
-) -> Terms:
-    """Return the terms of form "released" and, with a ``unit``, of form "invariant".
+def released_terms(m: Tensor, v: Tensor, correction: float | Tensor, step: int | Tensor, beta: float) -> Terms:
+    """Return the terms of form "released" (the authors' code).
 
     Args:
         m: moving average of the gradient.
@@ -173,7 +169,6 @@ def scaled_terms(
         correction: 1 - beta ** step.
         step: steps taken, this one included.
         beta: decay of the averages.
-        unit: the squared gradient in whose units thresholds are; None for the absolute ones of the released code.
     """
     mean = m / correction
     square = mean * mean
@@ -187,31 +182,21 @@ def scaled_terms(
     else:
         known = bool(step > 1 and rho < 1)
         rest = 1 - rho if known else 1.0
-    if unit is None:
-        floor: float | Tensor = VARIANCE_FLOOR
-    else:
-        known, floor = known & (unit > 0), VARIANCE_FLOOR * unit
     variance = (v / correction - square) / rest
-    variance = torch.where((variance > 0) & known, variance, floor)
+    variance = torch.where((variance > 0) & known, variance, VARIANCE_FLOOR)
     averaged = variance * rho
-    averaged = torch.where(averaged > 0, averaged, floor)
-    if unit is None:
-        certainty = torch.tanh((1 / variance).clamp(max=LARGEST_INVERSE_VARIANCE))
-    else:
-        ratio = (unit / torch.where(variance > 0, variance, 1)).clamp(max=LARGEST_INVERSE_VARIANCE)
-        certainty = torch.where(variance > 0, torch.tanh(ratio), 1)
-    signal = square + floor
-    total = signal + averaged
-    factor = certainty * signal / torch.where(total > 0, total, 1)
-    return Terms(mean, factor, certainty, None)
+    averaged = torch.where(averaged > 0, averaged, VARIANCE_FLOOR)
+    certainty = torch.tanh((1 / variance).clamp(max=LARGEST_INVERSE_VARIANCE))
+    signal = square + VARIANCE_FLOOR
+    return Terms(mean, certainty * signal / (signal + averaged), certainty, None)
 
 
-def row_terms(row: Row, options: Options, m: Tensor, v: Tensor, unit: Tensor | None) -> Terms:
+def row_terms(row: Row, options: Options, m: Tensor, v: Tensor) -> Terms:
     """Return the terms of a row from its moving averages after the step, in the precision of the arithmetic."""
     correction = bias_correction(options.beta, row.step, m.dtype)
     if options.form == "paper":
         return paper_terms(m, v, correction)
-    return scaled_terms(m, v, correction, row.step, options.beta, unit)
+    return released_terms(m, v, correction, row.step, options.beta)
 
 
 @overload
@@ -230,11 +215,9 @@ def bias_correction(beta: float, step: int | Tensor, dtype: torch.dtype) -> floa
     return 1 - float(beta**step)
 
 
-def spread_sums(terms: Terms, v: Tensor) -> Tensor:
-    """Return the sums over a tensor that its scalars are made of, in float64, shape (3,).
+def spread_sums(terms: Terms) -> Tensor:
+    """Return the sums over a tensor whose ratio is the spread of its noise, in float64, shape (2,).
 
-    They are factor times abs(mean) and certainty, whose ratio is the spread of the noise, and the averaged squared
-    gradient, for the invariant form's unit.
+    They are those of factor times abs(mean) and of certainty.
     """
-    parts = (terms.factor * terms.mean.abs(), terms.certainty, v)
-    return torch.stack([part.sum(dtype=torch.float64) for part in parts])
+    return torch.stack([part.sum(dtype=torch.float64) for part in (terms.factor * terms.mean.abs(), terms.certainty)])

@@ -49,14 +49,14 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
         rows: parameters that took a step; their gradients are not read.
         options: of the step.
     """
-    histogram = torch.zeros(_BINS, dtype=torch.float64)
+    histogram = torch.zeros(_BINS, dtype=torch.float64, device="cpu")
     elements = factors = noisy = kept = noise_square = update_square = moved = 0.0
     for row in rows:
         dtype = arithmetic_dtype(row.exp_avg.dtype)
         m, v = row.exp_avg.to(dtype), row.exp_avg_sq.to(dtype)
-        terms = row_terms(row, options, m, v, None if row.scale is None else row.scale[0].to(dtype))
+        terms = row_terms(row, options, m, v)
         update = terms.mean * terms.factor if options.precondition else terms.mean
-        deviation = options.noise * _spread(row, v, terms) * (1 - terms.certainty)
+        deviation = options.noise * _spread(row, terms) * (1 - terms.certainty)
         acted = (terms.certainty < 1) & bool(options.noise)
         mask = torch.ones_like(m, dtype=torch.bool)
         if options.threshold:
@@ -83,11 +83,11 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
     )
 
 
-def _spread(row: Row, v: Tensor, terms: Terms) -> Tensor:
+def _spread(row: Row, terms: Terms) -> Tensor:
     """Return the standard deviation of the noise before certainty weakens it, by element or of the tensor."""
     if terms.spread is not None:
         return terms.spread
-    num, den, _ = sum_over_shards(spread_sums(terms, v)[None], [row.shard])[0]
+    num, den = sum_over_shards(spread_sums(terms)[None], [row.shard])[0]
     spread: Tensor = num / den
     return spread.to(terms.mean.dtype)
 

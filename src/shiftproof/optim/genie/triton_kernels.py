@@ -17,12 +17,12 @@ import triton.language as tl  # type: ignore[import-untyped]
 from shiftproof.optim import stream
 from shiftproof.optim.genie import rule
 
-_COLUMNS = tl.constexpr(19)
+_COLUMNS = tl.constexpr(18)
 _PARAM, _GRAD, _EXP_AVG, _EXP_AVG_SQ = (tl.constexpr(i) for i in range(4))  # addresses
-_SCALE, _STEP = tl.constexpr(4), tl.constexpr(5)  # addresses, or 0
-_INDEX, _POSITION = tl.constexpr(6), tl.constexpr(7)  # in the step's sums, in the random stream
-_NUMEL, _START, _SIZES, _STRIDES = (tl.constexpr(i) for i in (8, 9, 10, 13))  # of 1, 1, 3, 4 columns: the layout
-_FIRST, _COUNT = tl.constexpr(17), tl.constexpr(18)  # chunk, and number of chunks
+_STEP = tl.constexpr(4)  # an address, or 0
+_INDEX, _POSITION = tl.constexpr(5), tl.constexpr(6)  # in the step's sums, in the random stream
+_NUMEL, _START, _SIZES, _STRIDES = (tl.constexpr(i) for i in (7, 8, 9, 12))  # of 1, 1, 3, 4 columns: the layout
+_FIRST, _COUNT = tl.constexpr(16), tl.constexpr(17)  # chunk, and number of chunks
 
 _MASK, _NOISE, _ROUNDING = (tl.constexpr(s) for s in (stream.MASK_STREAM, stream.NOISE_STREAM, stream.ROUNDING_STREAM))
 _VARIANCE_FLOOR = tl.constexpr(rule.VARIANCE_FLOOR)
@@ -41,7 +41,6 @@ def begin_kernel(
     table,
     chunks,
     flags,
-    units,
     partials,
     found_inf,
     grad_scale,
@@ -100,20 +99,14 @@ def begin_kernel(
     tl.store(ms, m.to(moment_type), mask=live)
     tl.store(vs, v.to(moment_type), mask=live)
 
-    if form == "invariant":
-        unit = tl.load(tl.load(row + _SCALE).to(tl.pointer_type(tl.float32)) + 1)
-        tl.store(units + tl.load(row + _INDEX), unit, mask=chunk == 0)
-    else:
-        unit = 1.0
-    mean, share, variance = _estimates(m, v, step, correction, rho, unit, form)
-    flag = tl.max((live & (variance * _CERTAIN > unit)).to(tl.int32), axis=0)
-    certainty = _certainty(unit, variance) if flag != 0 else tl.full((block,), 1.0, tl.float32)
+    mean, share, variance = _estimates(m, v, step, correction, rho, form)
+    flag = tl.max((live & (variance * _CERTAIN > 1.0)).to(tl.int32), axis=0)
+    certainty = _certainty(variance) if flag != 0 else tl.full((block,), 1.0, tl.float32)
     program = tl.program_id(0)
     if partials is not None:
         count = tl.num_programs(0)
         tl.store(partials + program, _total(certainty * share * tl.abs(mean), live))
         tl.store(partials + count + program, _total(certainty, live))
-        tl.store(partials + 2 * count + program, _total(v, live))
     if noisy:
         tl.store(flags + program, flag)
         live = _unless(flag, live)
@@ -127,8 +120,8 @@ def sum_kernel(table, partials, sums, chunk_count, block: tl.constexpr):
     row = table + tl.program_id(0) * _COLUMNS
     first = tl.load(row + _FIRST)
     end = first + tl.load(row + _COUNT)
-    sums = sums + tl.load(row + _INDEX) * 3
-    for k in tl.static_range(3):
+    sums = sums + tl.load(row + _INDEX) * 2
+    for k in tl.static_range(2):
         total = tl.zeros((block,), dtype=tl.float64)
         start = first
         while start < end:
@@ -143,7 +136,6 @@ def finish_kernel(
     table,
     chunks,
     flags,
-    units,
     spreads,
     lr_at,
     lr,
@@ -174,10 +166,8 @@ def finish_kernel(
 
     m = tl.load(_pointers(row, _EXP_AVG, first, moment_type, block), mask=live, other=0).to(tl.float32)
     v = tl.load(_pointers(row, _EXP_AVG_SQ, first, moment_type, block), mask=live, other=0).to(tl.float32)
-    # As the first half found it: by now the row's own may be that of the next step.
-    unit = tl.load(units + tl.load(row + _INDEX)) if form == "invariant" else 1.0
-    mean, share, variance = _estimates(m, v, step, correction, rho, unit, form)
-    certainty = _certainty(unit, variance)
+    mean, share, variance = _estimates(m, v, step, correction, rho, form)
+    certainty = _certainty(variance)
     spread = tl.sqrt(variance) if form == "paper" else tl.load(spreads + tl.load(row + _INDEX)).to(tl.float32)
     update = mean * (certainty * share) if precondition else mean
     update += _normals(draw, run, block) * spread * (1 - certainty) * noise
@@ -241,7 +231,7 @@ def _count(row, step, correction, log_beta, ratio, capturable: tl.constexpr):
 
 
 @triton.jit
-def _estimates(m, v, step, correction, rho, unit, form: tl.constexpr):
+def _estimates(m, v, step, correction, rho, form: tl.constexpr):
     """Return the mean gradient, the factor of `rule.Terms` but for the certainty, and the variance of a gradient."""
     mean = m * (1 / correction)
     if form == "paper":
@@ -250,21 +240,19 @@ def _estimates(m, v, step, correction, rho, unit, form: tl.constexpr):
         share = tl.where(v > 0, square / v, 0.0)
     else:
         square = mean * mean
-        floor = unit * _VARIANCE_FLOOR
-        known = (step > 1) & (rho < 1) & (unit > 0)
+        known = (step > 1) & (rho < 1)
         variance = (v * (1 / correction) - square) * (1 / tl.where(known, 1 - rho, 1.0))
-        variance = tl.where((variance > 0) & known, variance, floor)
+        variance = tl.where((variance > 0) & known, variance, _VARIANCE_FLOOR)
         averaged = variance * rho
-        signal = square + floor
-        total = signal + tl.where(averaged > 0, averaged, floor)
-        share = tl.where(total > 0, signal / total, 0.0)
+        signal = square + _VARIANCE_FLOOR
+        share = signal / (signal + tl.where(averaged > 0, averaged, _VARIANCE_FLOOR))
     return mean, share, variance
 
 
 @triton.jit
-def _certainty(unit, variance):
-    """Return tanh(unit / variance), for a variance of at least 0; 1 where both are 0."""
-    x = tl.minimum(unit / variance, _LARGEST_INVERSE_VARIANCE)  # which is what a NaN becomes
+def _certainty(variance):
+    """Return tanh(1 / variance), for a variance of at least 0."""
+    x = tl.minimum(1.0 / variance, _LARGEST_INVERSE_VARIANCE)
     y = x * x
     small = x * (1 - y * (1 / 3 - y * (2 / 15 - y * (17 / 315 - y * (62 / 2835)))))
     return tl.where(x < 0.25, small, 1 - 2 / (tl.exp(2 * x) + 1))

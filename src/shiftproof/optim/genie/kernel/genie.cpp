@@ -43,8 +43,8 @@ constexpr int kLanes = kBytes / 4;
 constexpr int kWide = kBytes / 8;  // lanes of 64 bits
 constexpr int kVectors = kGroup / kLanes;
 constexpr float kFloor = 1e-8f;
-// From here on tanh is 1 in float32, so an element whose unit over variance is above has no noise.
-constexpr float kCertain = 9.011f;
+// From here on tanh is 1 in float32, so an element whose inverse variance is above has no noise.
+constexpr float kNoisyAbove = 1 / 9.011f;  // variances
 
 [[gnu::always_inline]] inline F32 splat(float x) { return x - F32{}; }
 [[gnu::always_inline]] inline I32 splat(int32_t x) { return x - I32{}; }
@@ -408,7 +408,7 @@ constexpr float kExponential[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.16657958
 // What the rule reads, as local variables of a pass: stores cannot change them, so they stay in registers.
 struct Constants {
   float beta, signed_weight, new_weight, signed_decay, noise, lr;
-  float inverse_correction, rho, inverse_rest, unit, floor, noisy_above;
+  float inverse_correction, rho, inverse_rest;
   bool precondition;
 
   Constants(const Step& s, const Tensor& t)
@@ -421,9 +421,6 @@ struct Constants {
         inverse_correction(t.inverse_correction),
         rho(t.rho),
         inverse_rest(t.inverse_rest),
-        unit(t.unit),
-        floor(kFloor * t.unit),
-        noisy_above(t.unit / kCertain),
         precondition(s.precondition) {}
 };
 
@@ -440,18 +437,17 @@ template <Form form>
   }
   const F32 square = mean * mean;
   const F32 estimate = (v * c.inverse_correction - square) * c.inverse_rest;
-  const F32 variance = choose(estimate > 0.0f, estimate, splat(c.floor));
+  const F32 variance = choose(estimate > 0.0f, estimate, splat(kFloor));
   const F32 averaged = variance * c.rho;  // above 0 as the variance is, but for gradients below 1e-22
-  const F32 signal = square + c.floor, total = signal + averaged;
-  if (form == kReleased) return {mean, signal / total, variance};  // the floor keeps the total above 0
-  return {mean, choose(total > 0.0f, signal / total, F32{}), variance};
+  const F32 signal = square + kFloor;
+  return {mean, signal / (signal + averaged), variance};  // the floor keeps the divisor above 0
 }
 
-// tanh(unit / variance), which is 1 - 2 / (exp(2 unit / variance) + 1), and below 1/4 its series, as nothing would be
+// tanh(1 / variance), which is 1 - 2 / (exp(2 / variance) + 1), and below 1/4 its series, as nothing would be
 // left of that difference.
-[[gnu::always_inline]] inline F32 certainty(const Constants& c, F32 variance) {
-  const I32 noisy = variance > c.noisy_above;
-  const F32 x = choose(noisy, c.unit / choose(noisy, variance, splat(1.0f)), F32{});
+[[gnu::always_inline]] inline F32 certainty(F32 variance) {
+  const I32 noisy = variance > kNoisyAbove;
+  const F32 x = choose(noisy, 1.0f / choose(noisy, variance, splat(1.0f)), F32{});
   const F32 y = x * x;
   const F32 series = x * (1.0f - y * (1.0f / 3 - y * (2.0f / 15 - y * (17.0f / 315 - y * (62.0f / 2835)))));
   const F32 tanh = choose(x < 0.25f, series, 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f));
@@ -466,7 +462,7 @@ template <Form form>
 }
 
 struct Sums {
-  F64 weighted{}, certainty{}, square{};
+  F64 weighted{}, certainty{};
   int64_t certain = 0;
 
   static double total(F64 x) {
@@ -477,7 +473,6 @@ struct Sums {
   void write(double* to) const {
     to[0] = total(weighted);
     to[1] = total(certainty) + (double)certain;
-    to[2] = total(square);
   }
 };
 
@@ -487,7 +482,7 @@ template <Form form, class P, class M>
 [[gnu::always_inline]] inline Flag first_group(const Constants& c, P* p, const P* g, M* m, M* v, const Keep& keep,
                                                   const uint32_t* rounding, Sums& sums, const float* present) {
   Flag noisy = 0;
-  F32 weighted{}, certainties{}, squares{};
+  F32 weighted{}, certainties{};
 #pragma GCC unroll 4
   for (int k = 0; k < kVectors; ++k) {
     const int at = kLanes * k;
@@ -505,11 +500,11 @@ template <Form form, class P, class M>
     store(v + at, square);
     const Terms terms = compute_terms<form>(c, mean, square);
     F32 size = terms.factor * absolute(terms.mean);
-    const bool uncertain = any_above(terms.variance, c.noisy_above);
+    const bool uncertain = any_above(terms.variance, kNoisyAbove);
     if (__builtin_expect(uncertain && c.noise != 0.0f, 0)) {
       noisy |= (Flag)(1 << k);
       if (form != kPaper) {
-        const F32 certain = certainty(c, terms.variance);
+        const F32 certain = certainty(terms.variance);
         size *= certain;
         certainties += present ? certain * load(present + at) : certain;
       }
@@ -517,15 +512,13 @@ template <Form form, class P, class M>
       sums.certain += kLanes;
       F32 update = terms.mean;
       if (c.precondition) update *= terms.factor;
-      if (__builtin_expect(uncertain && c.precondition, 0)) update *= certainty(c, terms.variance);
+      if (__builtin_expect(uncertain && c.precondition, 0)) update *= certainty(terms.variance);
       store(p + at, load(p + at) - keep.apply(k, update) * c.lr);
     }
     if (form != kPaper) weighted += size;
-    if (form == kInvariant) squares += square;
   }
   if (form != kPaper) sums.weighted += widen_and_add(weighted);
   if (form != kPaper && noisy) sums.certainty += widen_and_add(certainties);
-  if (form == kInvariant) sums.square += widen_and_add(squares);
   return noisy;
 }
 
@@ -537,7 +530,7 @@ template <Form form, class P, class M>
     if (!(noisy >> k & 1)) continue;
     const int at = kLanes * k;
     const Terms terms = compute_terms<form>(c, load(m + at), load(v + at));
-    const F32 certain = certainty(c, terms.variance);
+    const F32 certain = certainty(terms.variance);
     F32 update = terms.mean;
     if (c.precondition) update *= terms.factor * certain;
     const F32 deviation = form == kPaper ? square_root(terms.variance) : splat(spread);
@@ -747,10 +740,8 @@ void choose_params(const Step& s, const Tensor& t, Chunk& chunk, Flag* flags, fl
 void choose_form(const Step& s, const Tensor& t, Chunk& chunk, Flag* flags, float spread, bool second) {
   if (s.form == kPaper)
     choose_params<kPaper>(s, t, chunk, flags, spread, second);
-  else if (s.form == kReleased)
-    choose_params<kReleased>(s, t, chunk, flags, spread, second);
   else
-    choose_params<kInvariant>(s, t, chunk, flags, spread, second);
+    choose_params<kReleased>(s, t, chunk, flags, spread, second);
 }
 
 void first_pass(const Step& s, const Tensor& t, Chunk& chunk, Flag* flags, float spread) {

@@ -5,7 +5,7 @@
 
 namespace shiftproof {
 
-enum Form : int64_t { kPaper, kReleased, kInvariant };
+enum Form : int64_t { kPaper, kReleased };
 enum Type : int64_t { kFloat32, kBFloat16 };
 
 using Flag = uint16_t;  // of a group: bit k is set where noise acts on its vector number k
@@ -31,7 +31,6 @@ struct Tensor {
   float inverse_correction;  // 1 / (1 - beta^step)
   float rho;                 // variance of the moving average over that of one gradient
   float inverse_rest;        // 1 / (1 - rho); 0 where the variance is not known
-  float unit;                // squared gradient that thresholds are relative to
 };
 
 struct Step {
@@ -55,7 +54,7 @@ struct Chunk {
   int64_t begin;  // local elements; with the channels last, whole rows
   int64_t end;
   int64_t flags;  // where its groups' flags begin
-  double sums[3];  // factor * abs(mean), certainty, averaged square
+  double sums[2];  // factor * abs(mean), certainty
   bool noisy;
 };
 

@@ -6,17 +6,19 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
-#include <stdexcept>
 #include <vector>
 
+#include "checks.h"
 #include "genie.h"
 
 namespace {
 
 using shiftproof::Chunk;
 using shiftproof::Kernel;
+using shiftproof::require;
+using shiftproof::StableTensor;
 using shiftproof::Step;
-using StableTensor = torch::stable::Tensor;
+using torch::headeronly::ScalarType;
 
 // The instruction sets that this processor has and that the operating system saves, best last.
 int64_t best_instruction_set() {
@@ -40,13 +42,24 @@ Kernel kernel_of(int64_t instruction_set) {
 
 // Columns of the tables of tensors: in order, the fields of shiftproof::Tensor behind numel.
 constexpr int64_t kNumbers = 7;
-constexpr int64_t kScalars = 4;
+constexpr int64_t kScalars = 3;
 
-// Both passes: `first` fills sums (tensors, 3) and flags, the second reads spreads (tensors,) and flags.
+// Both passes: `first` fills sums (tensors, 2) and flags, the second reads spreads (tensors,) and flags.
 int64_t run(bool second, const Step& step, const std::vector<StableTensor>& params,
             const std::vector<StableTensor>& grads, const std::vector<StableTensor>& exp_avgs,
             const std::vector<StableTensor>& exp_avg_sqs, const StableTensor& numbers, const StableTensor& scalars,
             const StableTensor& values, const StableTensor& flags_tensor, int64_t instruction_set) {
+  const int64_t count = (int64_t)params.size();
+  require((second || (int64_t)grads.size() == count) && (int64_t)exp_avgs.size() == count &&
+              (int64_t)exp_avg_sqs.size() == count,
+          "the lists of tensors differ in length");
+  shiftproof::check_table(numbers, ScalarType::Long, count * kNumbers, "numbers");
+  shiftproof::check_table(scalars, ScalarType::Double, count * kScalars, "scalars");
+  shiftproof::check_table(values, ScalarType::Double, second ? count : count * 2, second ? "spreads" : "sums");
+  shiftproof::check_table(flags_tensor, ScalarType::Short, flags_tensor.numel(), "flags");
+  require(0 <= instruction_set && instruction_set <= best_instruction_set(), "this processor lacks the instructions");
+  require(step.form == shiftproof::kPaper || step.form == shiftproof::kReleased, "there is no such form");
+  require(step.threshold <= 65536, "the threshold of the mask is above 65536");
   const auto* number = static_cast<const int64_t*>(numbers.const_data_ptr());
   const auto* scalar = static_cast<const double*>(scalars.const_data_ptr());
   auto* value = static_cast<double*>(values.mutable_data_ptr());
@@ -55,6 +68,7 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
   std::vector<Chunk> chunks;
   int64_t used = 0;
   for (size_t i = 0; i < params.size(); ++i, number += kNumbers, scalar += kScalars) {
+    shiftproof::check_tensors(step, params[i], second ? nullptr : &grads[i], exp_avgs[i], exp_avg_sqs[i], number);
     const shiftproof::Tensor t{params[i].mutable_data_ptr(),
                                second ? nullptr : grads[i].const_data_ptr(),
                                exp_avgs[i].mutable_data_ptr(),
@@ -69,8 +83,7 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
                                (uint32_t)number[6],
                                (float)scalar[0],
                                (float)scalar[1],
-                               (float)scalar[2],
-                               (float)scalar[3]};
+                               (float)scalar[2]};
     tensors.push_back(t);
     int64_t size = shiftproof::kChunk;
     if (t.channels) {
@@ -79,11 +92,11 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
     }
     for (int64_t begin = 0; begin < t.numel; begin += size) {
       const int64_t end = begin + size < t.numel ? begin + size : t.numel;
-      chunks.push_back({(int64_t)i, begin, end, used, {0, 0, 0}, false});
+      chunks.push_back({(int64_t)i, begin, end, used, {0, 0}, false});
       used += shiftproof::count_groups(t, begin, end);
     }
   }
-  if (used > flags_tensor.numel()) throw std::runtime_error("the flags of the groups do not fit their tensor");
+  require(used <= flags_tensor.numel(), "the flags of the groups do not fit their tensor");
   const Kernel kernel = kernel_of(instruction_set);
   const auto pass = second ? kernel.second : kernel.first;
   torch::stable::parallel_for(0, (int64_t)chunks.size(), 2, [&](int64_t begin, int64_t end) {
@@ -95,7 +108,7 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
   if (second) return 0;
   int64_t noisy = 0;
   for (const Chunk& chunk : chunks) {  // in order, so that the number of threads changes nothing
-    for (int j = 0; j < 3; ++j) value[3 * chunk.tensor + j] += chunk.sums[j];
+    for (int j = 0; j < 2; ++j) value[2 * chunk.tensor + j] += chunk.sums[j];
     noisy += chunk.noisy;
   }
   return noisy;

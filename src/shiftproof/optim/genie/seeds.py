@@ -1,0 +1,80 @@
+"""The seeds of GENIEs that are given none, and a warning where no seed keeps their random numbers apart."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import warnings
+from collections.abc import Iterable
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+_living: WeakSet[Optimizer] = WeakSet()
+_stepped = False  # since the last collection
+_warned = False
+
+
+def free_seed() -> int:
+    """Return the lowest number that is the seed of no living optimizer: two in one model draw apart.
+
+    A scheduler ties its optimizer into a cycle, so that a dropped one lives until it is collected. Which seed comes out
+    must not depend on when that is, for all replicas have to take the same: what may have been dropped is collected
+    here first. As that takes some tenths of a second, it is done only if one has stepped since.
+    """
+    global _stepped
+    if _stepped and len(_living):
+        gc.collect()
+        _stepped = False
+    taken = {group["seed"] for optimizer in _living for group in optimizer.param_groups}
+    seed = 0
+    while seed in taken:
+        seed += 1
+    return seed
+
+
+def count_as_living(optimizer: Optimizer) -> None:
+    """Keep an optimizer's seeds from others for as long as it lives."""
+    _living.add(optimizer)
+
+
+def note_step() -> None:
+    """Tell that an optimizer has stepped."""
+    global _stepped
+    _stepped = True
+
+
+def warn_of_repeated_draws(params: Iterable[Tensor]) -> None:
+    """Warn, once, where processes hold different parts of the parameters and no DTensors say which.
+
+    These are FSDP1, which flattens them, and ZeroRedundancyOptimizer, which gives every process some of them: each
+    counts its parameters and elements from 0, so the parts draw the same numbers.
+    """
+    global _warned
+    distributed = torch.distributed
+    if _warned or not distributed.is_available() or not distributed.is_initialized():
+        return
+    if distributed.get_world_size() == 1:
+        return
+    wrapper = "FSDP1" if any(getattr(p, "_fsdp_flattened", False) for p in params) else None
+    if wrapper is None and _is_built_by_zero():
+        wrapper = "ZeroRedundancyOptimizer"
+    if wrapper is not None:
+        _warned = True
+        warnings.warn(
+            f"under {wrapper} every process draws the same mask and noise for its own part of the parameters, so they "
+            "repeat, and differ from those of one process; FSDP2 (torch.distributed.fsdp.fully_shard) keeps them",
+            stacklevel=4,
+        )
+
+
+def _is_built_by_zero() -> bool:
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = sys._getframe()
+    while module is not None and frame.f_back is not None:
+        frame = frame.f_back
+        if isinstance(frame.f_locals.get("self"), module.ZeroRedundancyOptimizer):
+            return True
+    return False
