@@ -188,7 +188,7 @@ def test_without_gradients_at_the_start_no_pass_adds_to_another(cls, transcripti
     assert unused.grad is None
 
 
-@pytest.mark.parametrize("base", [SGD, torch.optim.Adam, GENIE])
+@pytest.mark.parametrize("base", [SGD, torch.optim.Adam, partial(GENIE, seed=0)])
 @pytest.mark.parametrize(("cls", "transcription", "options"), CASES)
 def test_maximizing_is_minimizing_the_negative(cls, transcription, options, base):
     results = []

@@ -320,6 +320,9 @@ class GENIE(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             for name in _MOMENTS:
                 state[name] = torch.zeros_like(p, dtype=_moment_dtype(p, group), memory_format=torch.preserve_format)
+        for name in ("step", *_MOMENTS):
+            if name not in state:
+                raise RuntimeError(f"the state of a parameter of shape {tuple(p.shape)} has no {name}")
         if not isinstance(state["step"], Tensor):
             state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
         return state
