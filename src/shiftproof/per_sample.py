@@ -184,7 +184,7 @@ def _layer_sums(
     No parameter requires a gradient, so that autograd computes none of theirs. In their stead the outputs of layers
     that depend on no other's depend on a token.
     """
-    token = torch.zeros((), requires_grad=True)
+    token = torch.zeros((), device="cpu", requires_grad=True)
     calls: Counter[nn.Module] = Counter()
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}

@@ -47,7 +47,7 @@ class Fish(ERM):
         """Step through the domains and part of the way to where that leads; return the mean of their losses."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters]
-        order: list[int] = torch.randperm(len(batches)).tolist()
+        order: list[int] = torch.randperm(len(batches), device="cpu").tolist()
         losses = [self._step("all", make_closure([batches[domain]])) for domain in order]
         with torch.no_grad():
             for p, weight in zip(parameters, start, strict=True):

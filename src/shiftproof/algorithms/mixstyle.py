@@ -80,9 +80,9 @@ class MixStyle(Algorithm):
     def _draw(self, images: Tensor) -> list[tuple[Tensor, Tensor] | None]:
         """Draw, on the CPU, the weight of every image's own style and its partner, by stage; None mixes nothing."""
         draws: list[tuple[Tensor, Tensor] | None] = []
-        for mixes in (torch.rand(len(self.stages)) < self.p).tolist():
+        for mixes in (torch.rand(len(self.stages), device="cpu") < self.p).tolist():
             weights = torch.distributions.Beta(self.alpha, self.alpha).sample((len(images),))
-            partners = torch.randperm(len(images))
+            partners = torch.randperm(len(images), device="cpu")
             moved = weights.to(images, non_blocking=True), partners.to(images.device, non_blocking=True)
             draws.append(moved if mixes else None)
         return draws

@@ -82,8 +82,8 @@ def randomised(features: Tensor) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(features, 1, correction=0, keepdim=True)
     deviation = (variance + _EPSILON).sqrt()
     content = (features - mean) / deviation
-    weight = torch.rand(len(features), 1).to(features, non_blocking=True)
-    orders = torch.stack([torch.randperm(len(features)) for _ in range(2)])
+    weight = torch.rand(len(features), 1, device="cpu").to(features, non_blocking=True)
+    orders = torch.stack([torch.randperm(len(features), device="cpu") for _ in range(2)])
     styles, contents = orders.to(features.device, non_blocking=True)
     mixed_deviation, mixed_mean = (weight * own + (1 - weight) * own[styles] for own in (deviation, mean))
     return content * mixed_deviation + mixed_mean, content[contents].detach() * deviation + mean

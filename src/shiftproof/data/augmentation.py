@@ -201,8 +201,8 @@ def _neighbours(
 # The adjustments work in place on (m, 3, h, w) images, with factors of shape (m, 1, 1, 1): most of their time is
 # memory traffic. Constants are tensors where torch converts a number at every call.
 
-_RED_WEIGHT = torch.tensor(0.2989)
-_SIXTH = torch.tensor(1 / 6)
+_RED_WEIGHT = torch.tensor(0.2989, device="cpu")
+_SIXTH = torch.tensor(1 / 6, device="cpu")
 
 
 def _grey(images: Tensor) -> Tensor:

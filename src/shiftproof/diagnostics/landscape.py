@@ -218,7 +218,7 @@ def landscape_at(x: float, y: float) -> tuple[float, float, float]:
 
 def basins(points: Tensor) -> Tensor:
     """Return the index in `BASINS` of the basin of every point of shape (n, 2), of shape (n,)."""
-    found = torch.full((len(points),), NEITHER)
+    found = torch.full((len(points),), NEITHER, device="cpu")
     for index, minimum in enumerate(MINIMA):
         found[(points - points.new_tensor((minimum.x, minimum.y))).norm(dim=1) <= 2 * minimum.width] = index
     return found
@@ -288,7 +288,7 @@ def simulate(
         for run in range(number):
             paths.append(_run(factory, lr, steps, ("landscape", kind, run)))
             on_progress(done := done + 1, total)
-        return torch.tensor(paths, dtype=torch.float64)
+        return torch.tensor(paths, dtype=torch.float64, device="cpu")
 
     results = {}
     for name, factory in optimizers.items():
@@ -306,7 +306,7 @@ def _run(factory: Factory, lr: float, steps: int, key: tuple[str | int, ...]) ->
     """Return the path of one run: its start, and where every step led."""
     random = generator(*key)
     sides = random.uniform(-START_SIDE / 2, START_SIDE / 2, 2).tolist()
-    point = torch.tensor([MINIMA[0].x + sides[0], MINIMA[0].y + sides[1]], requires_grad=True)
+    point = torch.tensor([MINIMA[0].x + sides[0], MINIMA[0].y + sides[1]], device="cpu", requires_grad=True)
     noise: list[list[float]] = (NOISE * random.standard_normal((steps, 2))).tolist()
     optimizer = factory([point], lr=lr, seed=torch_seed(*key))
     path: list[list[float]] = [point.tolist()]
@@ -314,7 +314,7 @@ def _run(factory: Factory, lr: float, steps: int, key: tuple[str | int, ...]) ->
     def closure() -> float:
         loss, slope_x, slope_y = landscape_at(*point.tolist())
         noise_x, noise_y = noise[len(path) - 1]  # that of the step, in all of its passes
-        point.grad = torch.tensor((slope_x + noise_x, slope_y + noise_y))
+        point.grad = torch.tensor((slope_x + noise_x, slope_y + noise_y), device="cpu")
         return loss
 
     for _ in range(steps):
@@ -334,7 +334,7 @@ def _final_losses(paths: Tensor) -> Tensor:
 
 def _draw_runs(axes: Axes, runs: Runs, color: str) -> None:
     """Draw contours, some paths and all ends."""
-    x, y = torch.linspace(-4.6, 4.6, 116), torch.linspace(-3.2, 3.2, 81)
+    x, y = torch.linspace(-4.6, 4.6, 116, device="cpu"), torch.linspace(-3.2, 3.2, 81, device="cpu")
     losses = landscape(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1))
     axes.grid(False)
     axes.set_aspect("equal")

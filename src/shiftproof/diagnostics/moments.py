@@ -108,7 +108,7 @@ class _RunningMoments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = self.deviations = torch.zeros(())
+        self.mean = self.deviations = torch.zeros((), device="cpu")
 
     def add_sums(self, count: int, sums: Tensor, squares: Tensor) -> None:
         """Merge the sum and the sum of squares of so many values; overwrites both."""
@@ -153,7 +153,7 @@ def gradient_moments(
     per_sample = PerSampleGradients(model, loss)
     counts: list[int] = []
     means = _RunningMoments()
-    variances = errors = torch.zeros((), dtype=torch.float64)
+    variances = errors = torch.zeros((), dtype=torch.float64, device="cpu")
     for index, batches in enumerate(domains):
         moments = _RunningMoments()
         for inputs, targets in batches:

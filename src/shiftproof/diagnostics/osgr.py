@@ -265,7 +265,7 @@ def step_ratios(contributions: Sequence[StepContributions]) -> dict[str, Ratio]:
         pairs = [(getattr(c, f"{kind}_{target}"), getattr(c, f"{kind}_batch")) for c in contributions]
         measured = [pair for pair in pairs if None not in pair]
         if measured:
-            ratios[name] = ratio_of_means(*torch.tensor(measured, dtype=torch.float64).unbind(1))
+            ratios[name] = ratio_of_means(*torch.tensor(measured, dtype=torch.float64, device="cpu").unbind(1))
     return ratios
 
 
@@ -337,7 +337,7 @@ def osgr_by_definition(
             decreases.append((before_fresh - after_fresh, before - after))
     if not decreases:
         raise ValueError("there is no draw to average over")
-    numerators, denominators = torch.tensor(decreases, dtype=torch.float64).unbind(1)
+    numerators, denominators = torch.tensor(decreases, dtype=torch.float64, device="cpu").unbind(1)
     return ratio_of_means(numerators, denominators)
 
 

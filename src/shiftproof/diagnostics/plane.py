@@ -45,13 +45,13 @@ class Plane:
             points: number of each.
         """
         if not self.paths:
-            axis = torch.linspace(-1, 1, points, dtype=torch.float64)
+            axis = torch.linspace(-1, 1, points, dtype=torch.float64, device="cpu")
             return axis, axis.clone()
         corners = torch.cat(self.paths)
         low, high = corners.amin(dim=0), corners.amax(dim=0)
         margin = _MARGIN * (high - low)
         xs, ys = (
-            torch.linspace(float(a), float(b), points, dtype=torch.float64)
+            torch.linspace(float(a), float(b), points, dtype=torch.float64, device="cpu")
             for a, b in zip(low - margin, high + margin, strict=True)
         )
         return xs, ys
@@ -149,7 +149,7 @@ def losses_on_plane(
             f"a plane among {len(plane.origin)} weights with directions of shape {tuple(plane.directions.shape)} does "
             f"not fit a model of which {len(mean_loss.weights)} weights train"
         )
-    losses = torch.empty(len(ys), len(xs), dtype=torch.float64)
+    losses = torch.empty(len(ys), len(xs), dtype=torch.float64, device="cpu")
     origin, (first, second) = plane.origin.to(mean_loss.weights), plane.directions.to(mean_loss.weights)
     for row, y in enumerate(ys.tolist()):
         for column, x in enumerate(xs.tolist()):
