@@ -183,24 +183,31 @@ def make_rows(
 
 def _unfit(row: Row) -> str | None:
     """Say what keeps a step from being taken, with a place for the parameter's name; None if nothing does."""
-    p, m, v = row.param, row.exp_avg, row.exp_avg_sq
-    for name, tensor in (("the gradient", row.grad), ("exp_avg", m), ("exp_avg_sq", v)):
-        if tensor.shape != p.shape or tensor.layout is not torch.strided:
-            return f"{name} of {{}} is {mismatch(tensor, p)}"
-        if type(tensor) not in PLAIN and is_dtensor(tensor):
-            return f"{name} of {{}} is a DTensor, and the parameter is none"
-        if tensor.device != p.device:
-            return (
-                f"{name} of {{}} is on {tensor.device}, and the parameter on {p.device}; move a model before its "
-                "optimizer is built, or load the optimizer's state again"
-            )
+    p, grad, m, v, step = row.param, row.grad, row.exp_avg, row.exp_avg_sq, row.step
+    shape, device = p.shape, p.device
+    if not (
+        grad.shape == m.shape == v.shape == shape
+        and grad.device == m.device == v.device == device
+        and grad.layout is m.layout is v.layout is torch.strided
+        and (type(grad) in PLAIN and type(m) in PLAIN and type(v) in PLAIN)
+    ):
+        for name, tensor in (("the gradient", grad), ("exp_avg", m), ("exp_avg_sq", v)):
+            if (reason := mismatch(tensor, p)) is not None:
+                return f"{name} of {{}} is {reason}"
+            if tensor.device != device:
+                return (
+                    f"{name} of {{}} is on {tensor.device}, and the parameter on {device}; move a model before its "
+                    "optimizer is built, or load the optimizer's state again"
+                )
+            if is_dtensor(tensor):
+                return f"{name} of {{}} is a DTensor, and the parameter is none"
     if m.dtype is not v.dtype or m.dtype not in _MOMENT_TYPES:
         types = f"{m.dtype} and {v.dtype}".replace("torch.", "")
         return f"exp_avg and exp_avg_sq of {{}} are {types}; both must be float32, bfloat16 or float64"
-    if not p.dtype.is_floating_point or not row.grad.dtype.is_floating_point:
-        return f"{{}} is {p.dtype} and its gradient {row.grad.dtype}, of which one has no fractions"
-    if not isinstance(row.step, Tensor) and row.step < 1:
-        return f"the step count of {{}} is {row.step - 1}, below 0"
+    if not (p.is_floating_point() and grad.is_floating_point()):
+        return f"{{}} is {p.dtype} and its gradient {grad.dtype}, of which one has no fractions"
+    if not isinstance(step, Tensor) and step < 1:
+        return f"the step count of {{}} is {step - 1}, below 0"
     return None
 
 
@@ -257,7 +264,7 @@ def _implementation(row: Row, variant: Variant, *, may_build: bool = True) -> _B
         RuntimeError: the fused implementation is asked for and does not take the row.
     """
     if variant.may_fuse:
-        on_cpu = row.param.device.type == "cpu" and not fused_triton.interpreted
+        on_cpu = row.param.is_cpu and not fused_triton.interpreted
         reason = fused_cpu.obstacle(row, may_build=may_build) if on_cpu else fused_triton.obstacle(row)
         if reason is None:
             return fused_cpu.begin if on_cpu else fused_triton.begin
@@ -295,7 +302,7 @@ def _description(param: Tensor, variant: Variant) -> str:
     name = "foreach" if begin is begin_foreach else "for-loop"
     if not variant.may_fuse:
         return name
-    on_cpu = row.param.device.type == "cpu"
+    on_cpu = row.param.is_cpu
     return f"{name}: {fused_cpu.obstacle(row, may_build=False) if on_cpu else fused_triton.obstacle(row)}"
 
 

@@ -37,17 +37,22 @@ def obstacle(row: Row, *, may_build: bool = True) -> str | None:
         may_build: compile the kernel where need be; otherwise it counts as there if it might be.
     """
     dtype = row.param.dtype
-    if row.param.device.type != "cpu":
+    if not row.param.is_cpu:
         return f"the parameter is on {row.param.device}"
     if dtype not in _PARAM_TYPES or row.grad.dtype != dtype:
         return f"the parameter is {dtype} and its gradient {row.grad.dtype}, neither float32 nor bfloat16"
     if row.exp_avg.dtype not in _PARAM_TYPES:
         return f"the moving averages are {row.exp_avg.dtype}"
-    if not all(type(tensor) in PLAIN for tensor in (row.param, row.grad, row.exp_avg, row.exp_avg_sq)):
+    if not (
+        type(row.param) in PLAIN
+        and type(row.grad) in PLAIN
+        and type(row.exp_avg) in PLAIN
+        and type(row.exp_avg_sq) in PLAIN
+    ):
         return "a gradient or moving average is of a subclass of Tensor"
     if isinstance(row.step, Tensor):
         return "capturable is for GPUs"
-    if _layout(row) is None:
+    if not _is_in_order(row) and _layout(row) is None:
         return "the parameter's memory is neither in logical order nor channels last"
     return kernel_error() if may_build or is_settled() else None
 
@@ -86,9 +91,15 @@ class _Layout(NamedTuple):
     area: int = 0
 
 
+def _is_in_order(row: Row) -> bool:
+    """Return whether a row is the whole, in logical order."""
+    contiguous = row.param.is_contiguous() and row.exp_avg.is_contiguous() and row.exp_avg_sq.is_contiguous()
+    return contiguous and row.shard is None
+
+
 def _layout(row: Row) -> _Layout | None:
     shape, shard = row.param.shape, row.shard
-    if shard is None and row.param.is_contiguous() and row.exp_avg.is_contiguous() and row.exp_avg_sq.is_contiguous():
+    if _is_in_order(row):
         return _Layout(max(row.param.numel(), 1), 0, 0)
     whole, offset = (shape, (0,) * len(shape)) if shard is None else (shard.shape, shard.offset)
     tensors = (row.param, row.exp_avg, row.exp_avg_sq)

@@ -264,12 +264,12 @@ class GENIE(Optimizer):
             ]
             for group, members in stepped:  # refuse what cannot be done before anything changes
                 _check_capture(group)
-                refuse_sparse(p.grad for p, *_ in members if p.grad is not None)
+                refuse_sparse(p.grad for p, _, _ in members if p.grad is not None)
                 if group["fused"]:
-                    refuse_unfused([p for p, *_ in members if not self.state.get(p)], _variant(group))
+                    refuse_unfused([p for p, _, _ in members if not self.state.get(p)], _variant(group))
             groups, steps = [], []
             for group, members in stepped:
-                states = [self._init_state(p, group) for p, *_ in members]
+                states = [self._init_state(p, group) for p, _, _ in members]
                 rows = _rows(members, states, group, begins=True)
                 groups.append((rows, self._options(group), _variant(group)))
                 steps.append([state["step"] for state in states])
@@ -298,7 +298,7 @@ class GENIE(Optimizer):
         result = []
         for group, members in self._groups():
             stepped = [member for member in members if self.state.get(member[0], {}).get("step", 0) > 0]
-            rows = _rows(stepped, [self.state[p] for p, *_ in stepped], group, begins=False)
+            rows = _rows(stepped, [self.state[p] for p, _, _ in stepped], group, begins=False)
             result.append(group_statistics(rows, self._options(group)) if stepped else None)
         return result
 
@@ -320,7 +320,7 @@ class GENIE(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             for name in _MOMENTS:
                 state[name] = torch.zeros_like(p, dtype=_moment_dtype(p, group), memory_format=torch.preserve_format)
-        for name in ("step", *_MOMENTS):
+        for name in ("step", *_MOMENTS) if len(state) < 3 else ():
             if name not in state:
                 raise RuntimeError(f"the state of a parameter of shape {tuple(p.shape)} has no {name}")
         if not isinstance(state["step"], Tensor):
@@ -348,13 +348,13 @@ class GENIE(Optimizer):
 
 def _rows(members: list[_Member], states: list[dict[str, Any]], group: dict[str, Any], *, begins: bool) -> list[Row]:
     return make_rows(
-        [p for p, *_ in members],
-        [p if p.grad is None else p.grad for p, *_ in members],  # without one where only statistics are asked for
+        [p for p, _, _ in members],
+        [p if p.grad is None else p.grad for p, _, _ in members],  # without one where only statistics are asked for
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [state["step"] for state in states],
         [position for _, position, _ in members],
-        [name for *_, name in members],
+        [name for _, _, name in members],
         capturable=group["capturable"],
         begins=begins,
     )
