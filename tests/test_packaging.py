@@ -36,6 +36,7 @@ def test_the_core_imports_no_optional_package():
     code = (
         "import sys; import shiftproof.optim, shiftproof.annealing, shiftproof.diagnostics;"
         "optional = {'matplotlib', 'scipy', 'sklearn', 'pandas', 'umap', 'timm', 'torchvision', 'PIL', 'jinja2'};"
+        "optional |= {'accelerate', 'lightning', 'peft', 'transformers'};"
         "print(sorted(optional & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
