@@ -473,8 +473,8 @@ def test_gradients_may_be_zeroed_in_place(cls, set_to_none):
 @pytest.mark.parametrize(
     ("base", "options"),
     [
-        (GENIE, {"lr": 1.0, "moment_dtype": "bfloat16"}),
-        (partial(GENIE, beta=0.9), {"lr": 1.0}),
+        (GENIE, {"lr": 1.0, "moment_dtype": "bfloat16", "seed": 3}),
+        (partial(GENIE, beta=0.9), {"lr": 1.0, "seed": 3}),
         (torch.optim.RMSprop, {"lr": 0.01}),
         (torch.optim.Adadelta, {"lr": 1.0}),
         (torch.optim.AdamW, {"lr": 0.01, "betas": (0.8, 0.9)}),
@@ -639,6 +639,24 @@ def test_a_missing_closure_shows_what_to_write(cls):
         group["lr"] = 0.0
     with pytest.raises(ValueError, match=lines):
         optimizer.step()
+
+
+@every_optimizer
+def test_a_closure_that_does_nothing_is_none(cls):
+    """As Lightning gives one in manual optimization: all passes would find the gradient that stood there."""
+    model = make_net()
+    start = values(model)
+    optimizer = cls(model.parameters(), SGD, lr=0.1)
+    closure_of(model, optimizer)()
+    with pytest.raises(ValueError, match=f"{cls.__name__} evaluates the loss {cls.passes} times a step, so it needs"):
+        optimizer.step(lambda: None)
+    assert all(map(torch.equal, values(model), start))
+
+
+@every_optimizer
+def test_only_a_grad_scaler_takes_it_for_one_that_unscales(cls):
+    """Lightning would take that for a reason not to clip gradients."""
+    assert not cls([nn.Parameter(torch.ones(1))], SGD, lr=0.1)._step_supports_amp_scaling
 
 
 @every_optimizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -145,8 +146,14 @@ class MultiPass(Optimizer, ABC):
 
     passes: ClassVar[int]
     base: Optimizer
-    # Makes a GradScaler tell of itself, instead of handing over gradients that it scaled.
-    _step_supports_amp_scaling = True
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch's GradScaler asks: it then tells of itself, instead of handing over gradients that it scaled.
+
+        Others ask too, such as Lightning, which would take a yes for a reason not to clip gradients.
+        """
+        return sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
 
     def __init__(
         self,
@@ -268,7 +275,12 @@ class MultiPass(Optimizer, ABC):
                 evaluate()
 
         before = _generators(devices)
+        stood = [(p.grad, _version(p.grad)) for p in params]
         loss = evaluate()
+        if any(g is not None for g, _ in stood) and all(
+            p.grad is g and _version(p.grad) == version for p, (g, version) in zip(params, stood, strict=True)
+        ):  # as does Lightning's closure, where manual optimization gives none
+            raise ValueError(_MISSING_CLOSURE.format(name=type(self).__name__, passes=self.passes))
         after = _generators(devices)
         at = Landscape(self, evaluate_again)
         if at.params:
@@ -341,6 +353,11 @@ def _local_gradient(p: Tensor) -> Tensor:
     if getattr(p.grad, "placements", None) != placements:
         p.grad = cast(Any, p.grad).redistribute(placements=placements)
     return local_part(cast(Tensor, p.grad))
+
+
+def _version(gradient: Tensor | None) -> int:
+    """Return how often a gradient has been changed in place."""
+    return -1 if gradient is None else local_part(gradient)._version
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
