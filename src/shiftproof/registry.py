@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
 Entry = TypeVar("Entry")
@@ -18,15 +18,24 @@ class UnknownNameError(ValueError):
         super().__init__(f"unknown {kind} '{name}'.{hint} Valid names: {', '.join(valid)}")
 
 
+class RemovedNameError(UnknownNameError):
+    """A name that is not registered any more; the message says why, and what replaces it."""
+
+    def __init__(self, kind: str, name: str, reason: str) -> None:
+        ValueError.__init__(self, f"{kind} '{name}' was removed: {reason}")
+
+
 class Registry(Generic[Entry]):
     """Entries of one kind by name, in order of registration.
 
     Args:
         kind: what an entry is, as error messages call it ("optimizer").
+        removed: names that earlier versions had, with why they went and what replaces them.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, removed: Mapping[str, str] = {}) -> None:
         self.kind = kind
+        self.removed = removed
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str, entry: Entry) -> Entry:
@@ -42,8 +51,14 @@ class Registry(Generic[Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
-            raise UnknownNameError(self.kind, name, list(self._entries))
+            raise self.error(name)
         return self._entries[name]
+
+    def error(self, name: str) -> UnknownNameError:
+        """Return the error that asking for a name raises, which has no entry."""
+        if name in self.removed:
+            return RemovedNameError(self.kind, name, self.removed[name])
+        return UnknownNameError(self.kind, name, list(self._entries))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

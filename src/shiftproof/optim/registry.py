@@ -87,7 +87,13 @@ class OptimizerEntry:
         return self.build(params, **hparams, **({"seed": seed} if self.seeded else {}))
 
 
-OPTIMIZERS: Registry[OptimizerEntry] = Registry("optimizer")
+OPTIMIZERS: Registry[OptimizerEntry] = Registry(
+    "optimizer",
+    removed={
+        "genie_invariant": "it cost three times AdamW and was no easier to tune. Use genie or genie_released; a "
+        "scale-free form in Adam's units, GENIEAdamW, is planned"
+    },
+)
 
 _SMALL = (1e-3, log10_uniform(-4.5, -2.5))
 _PHOTOGRAPHS = (5e-5, log10_uniform(-5, -3.5))

@@ -14,7 +14,7 @@ from shiftproof.data import DATASETS, SPLIT_RULES, SplitRule
 from shiftproof.hparams import Value
 from shiftproof.models import default_image_size
 from shiftproof.optim.registry import OPTIMIZERS, SEARCHES, Search
-from shiftproof.registry import UnknownNameError
+from shiftproof.registry import Registry, UnknownNameError
 from shiftproof.studies.published import published
 from shiftproof.studies.selection import RULES
 from shiftproof.training import check_device, check_device_name
@@ -158,7 +158,7 @@ class Study:
             raise FieldError("image_size", "image_size must be at least 2 pixels, not 1")
 
     def _check_names(self) -> None:
-        axes: tuple[tuple[str, str, Iterable[str]], ...] = (
+        axes: tuple[tuple[str, str, Registry[Any] | Sequence[str]], ...] = (
             ("datasets", "data set", DATASETS),
             ("algorithms", "algorithm", ALGORITHMS),
             ("optimizers", "optimizer", OPTIMIZERS),
@@ -170,9 +170,9 @@ class Study:
             if not names:
                 raise FieldError(name, f"name at least one {kind}")
             for one in names:
-                _check_known(name, kind, one, list(known))
+                _check_known(name, kind, one, known)
             _check_distinct(name, kind, names)
-        words: tuple[tuple[str, Iterable[str]], ...] = (
+        words: tuple[tuple[str, Registry[Any] | Sequence[str]], ...] = (
             ("search", SEARCHES),
             ("protocol", PROTOCOLS),
             ("tune", TUNINGS),
@@ -181,7 +181,7 @@ class Study:
             ("averaging", AVERAGINGS),
         )
         for name, known in words:
-            _check_known(name, name, getattr(self, name), list(known))
+            _check_known(name, name, getattr(self, name), known)
         try:
             check_device_name(self.device)
         except ValueError as error:
@@ -286,9 +286,10 @@ class Study:
         return search_space(dataset, photographs, method.algorithm, method.optimizer, method.annealer, self.search)
 
 
-def _check_known(field_name: str, kind: str, name: str, known: list[str]) -> None:
+def _check_known(field_name: str, kind: str, name: str, known: Registry[Any] | Sequence[str]) -> None:
     if name not in known:
-        raise FieldError(field_name, str(UnknownNameError(kind, name, known)))
+        error = known.error(name) if isinstance(known, Registry) else UnknownNameError(kind, name, list(known))
+        raise FieldError(field_name, str(error))
 
 
 def _check_positive(field_name: str, value: Any, name: str | None = None) -> None:

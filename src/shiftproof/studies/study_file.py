@@ -68,8 +68,8 @@ def read_study(path: Path, scale: Scale = "paper", overrides: Mapping[str, Any] 
     """Read a study file.
 
     The top level of the file is the study at the paper's scale; `scales` changes fields of it. The smoke scale
-    always runs a small network on the embedded digits. Methods of the file that do not exist, and variants that no
-    method can be run in, are left out.
+    always runs a small network on the embedded digits. Methods of the file that do not exist yet, and variants that no
+    method can be run in, are left out; a method that was removed is refused.
 
     Args:
         path: the file.
@@ -294,16 +294,16 @@ def _error(node: yaml.Node, message: str) -> StudyFileError:
 
 
 def _leave_out_methods(entries: _Entries) -> list[str]:
-    """Take the methods that do not exist out of the fields of the file; return a line for each."""
+    """Take the methods that do not exist yet out of the fields of the file; return a line for each."""
     lines = []
     for field, registry in _METHODS.items():
         if field not in entries:
             continue
         names, key = entries[field]
-        missing = [name for name in names if name not in registry]
+        missing = [name for name in names if name not in registry and name not in registry.removed]
         if missing and len(missing) == len(names):
             raise _error(key, f"none of the {field} exists yet: {', '.join(missing)}")
-        entries[field] = _Entry(tuple(name for name in names if name in registry), key)
+        entries[field] = _Entry(tuple(name for name in names if name not in missing), key)
         lines += [f"skipped: {registry.kind} {name} does not exist yet{_near_name(name, registry)}" for name in missing]
     return lines
 
