@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
-from shiftproof.algorithms import ALGORITHMS
+from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
 from shiftproof.data import DomainDataset
 from shiftproof.files import DamagedFileError, read_json, write_json, write_json_lines
@@ -184,6 +184,26 @@ def build_steps(
     Raises:
         ValueError: a part of the spec is not valid, the weights do not fit, or the network cannot be split over ranks.
     """
+    algorithm = build_algorithm(spec, dataset, device, weights, ranks)
+    algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer")))
+    return StepBuilder(
+        algorithm,
+        ANNEALERS[spec.annealer](seed=spec.seed, **spec.axis("annealer")),
+        spec.seed,
+        create_graph=OPTIMIZERS[spec.optimizer].needs_graph,
+        accumulate=spec.accumulate,
+        clip_norm=spec.clip_norm,
+        precision=spec.precision,
+    )
+
+
+def build_algorithm(
+    spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks = ALONE
+) -> Algorithm:
+    """Build a run's network and algorithm as they start, without optimizers: also of runs whose optimizer was removed.
+
+    The arguments and errors are those of `build_steps`.
+    """
     protocol = PROTOCOLS[spec.protocol]
     network = build_network(
         spec.model,
@@ -204,16 +224,7 @@ def build_steps(
         if spec.compile:
             algorithm.network.featurizer.compile()
         split_over_ranks(algorithm, ranks)
-        algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer")))
-    return StepBuilder(
-        algorithm,
-        ANNEALERS[spec.annealer](seed=spec.seed, **spec.axis("annealer")),
-        spec.seed,
-        create_graph=OPTIMIZERS[spec.optimizer].needs_graph,
-        accumulate=spec.accumulate,
-        clip_norm=spec.clip_norm,
-        precision=spec.precision,
-    )
+    return algorithm
 
 
 class _Run:

@@ -10,7 +10,7 @@ import torch
 
 from shiftproof.data import DATASETS
 from shiftproof.files import read_json
-from shiftproof.registry import UnknownNameError
+from shiftproof.registry import RemovedNameError, UnknownNameError
 from shiftproof.studies.figures.balance import balance_history, draw_balance
 from shiftproof.studies.figures.embedding import draw_embedding, embeddings
 from shiftproof.studies.figures.flatness import draw_flatness, flatness
@@ -41,7 +41,8 @@ def diagnose(
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        ValueError: a name is unknown, the run has not finished, or data or weights are not the run's.
+        ValueError: a name is unknown, the run has not finished, data or weights are not the run's, or its optimizer was
+            removed since and what is asked takes training it again.
     """
     for name in what:
         if name not in DIAGNOSES:
@@ -72,7 +73,12 @@ class _Diagnosed:
 
     def trace(self) -> Trace:
         if self._trace is None:
-            self._trace = trace(self.subject, self.run / TRACES_FOLDER)
+            try:
+                self._trace = trace(self.subject, self.run / TRACES_FOLDER)
+            except RemovedNameError as error:
+                raise ValueError(
+                    f"{self.run} cannot be trained again: {error}. Sharpness and embedding need no training"
+                ) from error
             if state_digest(self._trace.state) != self._digest:
                 warnings.warn(
                     f"training {self.run} again did not reach the same weights: other versions or another machine, or "

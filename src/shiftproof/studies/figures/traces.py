@@ -29,6 +29,7 @@ from shiftproof.training.inputs import Inputs
 from shiftproof.training.run import (
     CHECKPOINT_SECONDS,
     NonFiniteLossError,
+    build_algorithm,
     build_steps,
     check_inputs,
     reproducible,
@@ -99,7 +100,7 @@ class Subject:
 
     def algorithm(self, state: Mapping[str, Tensor] | None = None) -> Algorithm:
         """Build the algorithm as it starts, or with a state, in evaluation mode."""
-        algorithm = build_steps(self.spec, self.data, self.device, self.weights).algorithm
+        algorithm = build_algorithm(self.spec, self.data, self.device, self.weights)
         if state is not None:
             algorithm.load_state_dict(state)
         return algorithm.eval()
