@@ -42,7 +42,6 @@ def _steps(optimizer, weights, count):
         (GENIE, {"form": "paper", **PLAIN}),
         (GENIE, {"form": "released", **PLAIN}),
         (GENIE, {"form": "released", "beta": 0.0, **PLAIN}),
-        (GENIE, {"form": "invariant", **PLAIN}),
         (GENIE, {"form": "released", "precondition": False, **PLAIN}),
     ],
 )
@@ -73,7 +72,7 @@ def test_a_step_is_the_mean_gradient_times_the_preconditioner_after_it(build, op
         assert not factor.requires_grad
 
 
-@pytest.mark.parametrize("form", ["paper", "released", "invariant"])
+@pytest.mark.parametrize("form", ["paper", "released"])
 def test_genies_is_that_of_moments_kept_in_bfloat16(form):
     weights = _weights(torch.float32)
     optimizer = GENIE(weights, form=form, moment_dtype="bfloat16", **PLAIN)

@@ -62,7 +62,7 @@ def test_genie_stands_beside_its_released_form_marked():
 @pytest.mark.parametrize(
     "key",
     [
-        ("erm", "genie_invariant", "none", "PACS"),
+        ("erm", "asam", "none", "PACS"),
         ("erm", "genie", "gga", "PACS"),
         ("irm", "genie", "none", "PACS"),
         ("erm", "adam", "none", "rotated_digits"),

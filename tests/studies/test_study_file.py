@@ -424,7 +424,7 @@ def test_the_files_have_every_row_of_their_published_tables(name):
         ("algorithms", 4320, 24),
         ("annealing", 432, 10),
         ("convergence", 810, 24),
-        ("optimizers", 648, 24),
+        ("optimizers", 594, 24),
         ("sensitivity", 432, 20),
         ("single_source", 270, 24),
     ],

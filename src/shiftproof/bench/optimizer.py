@@ -32,8 +32,8 @@ _NOTES = (
     "fused AdamW.",
     "Bandwidth: bytes of parameters, gradients and state that one pass reads and writes, over the time, as a share of",
     "what copying a tensor of all parameters reached in the same run.",
-    f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise). There, and",
-    "in all rows of the invariant form, noise acts on most elements.",
+    f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise). There",
+    "noise acts on most elements.",
 )
 
 

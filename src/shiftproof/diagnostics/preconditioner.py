@@ -22,7 +22,7 @@ def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
     rate is part of it, because groups may differ in theirs.
 
     Known are, by the name of their class: SGD (:math:`P = \eta`); Adam, AdamW, Yogi, AdaBelief and AdaHessian
-    (:math:`\eta / (\sqrt{\hat v} + \epsilon)` with their second moments); GENIE in its three forms (:math:`\eta` times
+    (:math:`\eta / (\sqrt{\hat v} + \epsilon)` with their second moments); GENIE in both forms (:math:`\eta` times
     the factor that its last step had: the state does not tell the next before it has the gradient); and what steps one
     of these as its ``base``, as SAM does.
 
@@ -76,8 +76,7 @@ def _genie_factor(p: Tensor, state: State, group: Group) -> Tensor:
     m, v = state["exp_avg"].to(wide), state["exp_avg_sq"].to(wide)
     if group["form"] == "paper":
         return _paper_factor(m, v)
-    unit = state["scale"][0].to(wide) if group["form"] == "invariant" else torch.ones((), dtype=wide, device=m.device)
-    return _released_factor(m, v, float(group["beta"]), float(state["step"]), unit)
+    return _released_factor(m, v, float(group["beta"]), float(state["step"]))
 
 
 def _paper_factor(m: Tensor, v: Tensor) -> Tensor:
@@ -86,19 +85,17 @@ def _paper_factor(m: Tensor, v: Tensor) -> Tensor:
     return torch.where(v > 0, certainty * m * m / v, 0)
 
 
-def _released_factor(m: Tensor, v: Tensor, beta: float, step: float, unit: Tensor) -> Tensor:
-    r"""Return the released code's :math:`a\, s / (s + \rho\sigma^2)`, with squares in units of ``unit``, a scalar.
+def _released_factor(m: Tensor, v: Tensor, beta: float, step: float) -> Tensor:
+    r"""Return the released code's :math:`a\, s / (s + \rho\sigma^2)`.
 
-    Here :math:`s = \bar g^2 + 10^{-8}` and :math:`a = \tanh(\min(1/\sigma^2, 10))`. Where there is no unit yet it is 1.
+    Here :math:`s = \bar g^2 + 10^{-8}` and :math:`a = \tanh(\min(1/\sigma^2, 10))`.
     """
-    if unit == 0:
-        return torch.ones_like(m)
     correction = 1 - beta**step
     rho = (1 - beta) * (2 - correction) / ((1 + beta) * correction)
-    square, floor = (m / correction) ** 2 / unit, 1e-8
+    square, floor = (m / correction) ** 2, 1e-8
     # one gradient, as at step 1, has no variance: it is defined as the floor
     known = step > 1 and rho < 1
-    variance = (v / correction / unit - square) / (1 - rho) if known else torch.full_like(m, floor)
+    variance = (v / correction - square) / (1 - rho) if known else torch.full_like(m, floor)
     variance = torch.where(variance > 0, variance, floor)
     averaged = torch.where(variance * rho > 0, variance * rho, floor)
     factor: Tensor = (1 / variance).clamp(max=10).tanh() * (square + floor) / (square + floor + averaged)
