@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.registry import UnknownNameError
+from shiftproof.registry import RemovedNameError, UnknownNameError
 
 
 def test_protocol_ranges():
@@ -23,6 +23,15 @@ def test_protocol_ranges():
 def test_unknown_optimizer_lists_near_matches():
     with pytest.raises(UnknownNameError, match=r"unknown optimizer 'geni'\. Did you mean genie"):
         OPTIMIZERS["geni"]
+
+
+def test_the_invariant_form_was_removed():
+    message = r"'genie_invariant' was removed: .* Use genie or genie_released; a scale-free form .* is planned"
+    with pytest.raises(RemovedNameError, match=message):
+        OPTIMIZERS["genie_invariant"]
+    with pytest.raises(UnknownNameError) as error:
+        OPTIMIZERS["genie_invarian"]
+    assert "genie_invariant" not in str(error.value)
 
 
 def test_importing_the_optimizers_needs_torch_and_numpy_only():
