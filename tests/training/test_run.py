@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.metadata
 import json
 
 import pytest
@@ -72,6 +73,20 @@ def test_a_run_without_an_annealer_reports_none(study, tmp_path):
     result = train(_spec(study), DIGITS, tmp_path, device=CPU)
     assert result["annealer"] is None
     assert type(result["passes"]) is int
+
+
+def test_a_run_from_a_checkout_that_is_not_installed_states_its_versions(study, tmp_path, monkeypatch):
+    installed = importlib.metadata.distribution
+
+    def none_of_shiftproof(name):
+        if name == "shiftproof":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", none_of_shiftproof)
+    versions = train(dataclasses.replace(_spec(study), steps=1), DIGITS, tmp_path, device=CPU)["versions"]
+    assert versions["shiftproof"] == shiftproof.__version__
+    assert versions["torch"] == importlib.metadata.version("torch")
 
 
 def test_evaluating_oftener_changes_no_training(study, tmp_path):

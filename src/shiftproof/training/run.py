@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
+from shiftproof import __version__
 from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
 from shiftproof.data import DomainDataset
@@ -47,7 +48,8 @@ STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 20}
 """How often the host looks at the losses, for which it waits for a GPU, between evaluations; 1 for other devices."""
 BATCH_NORM_STEPS = 500
 """Training batches that SWAD's code re-estimates batch norms from."""
-VERSIONED = ("shiftproof", "torch", "torchvision", "timm", "numpy", "pillow")
+VERSIONED = ("torch", "torchvision", "timm", "numpy", "pillow")
+"""Packages that stand beside a result with their versions."""
 _PROGRESS = {"step", "seconds", "evaluated", "annealer", "metrics", "losses", "selected"}
 _RESULT_ENTRIES = {"spec", "status", "error", "seconds", "passes", "metrics"}
 
@@ -476,6 +478,6 @@ class _Run:
             "annealer": self.steps.annealer.report(),
             "devices": self.ranks.size,
             "weights_sha256": state_digest(full_state(self.algorithm)),
-            "versions": {name: version(name) for name in VERSIONED},
+            "versions": {"shiftproof": __version__, **{name: installed_version(name) for name in VERSIONED}},
             "metrics": self.metrics,
         }
