@@ -151,7 +151,7 @@ def test_draws_golden():
     np.testing.assert_allclose(draws.factors[0], expected, rtol=0, atol=1e-15)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_augment_on_a_gpu_equals_the_cpu():
     batch, draws = images(64), draw_augmentations(64, SIZE, 0, 1, 0)
     on_gpu = augment(batch.cuda(), draws)

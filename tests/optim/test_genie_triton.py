@@ -513,23 +513,20 @@ def test_cpu_tensors_are_not_taken():
 # ------------------------------------------------------------------------------------------------- on a GPU
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-@needs_gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("check", FORM_CHECKS, ids=lambda check: check.__name__)
 def test_on_the_gpu(check, form):
     check(torch.device("cuda", 0), form)
 
 
-@needs_gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("check", OTHER_CHECKS, ids=lambda check: check.__name__)
 def test_on_the_gpu_of_no_form(check):
     check(torch.device("cuda", 0))
 
 
-@needs_gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("form", FORMS)
 def test_large_tensor(form):
     """Chunks and their sums line up over a tensor of many chunks, and over many tensors."""
@@ -556,7 +553,7 @@ def capturable_genie(form, **options):
     return GENIE(params, form=form, capturable=True, **options), params, grads
 
 
-@needs_gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("form", FORMS)
 def test_replays_of_a_graph_are_steps(form):
     optimizer, params, grads = capturable_genie(form, fused=True)
@@ -583,7 +580,7 @@ def test_replays_of_a_graph_are_steps(form):
     assert not torch.equal(still[0], still[1])  # other masks
 
 
-@needs_gpu
+@pytest.mark.cuda
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_does_not_synchronise(form):
     optimizer, params, _ = capturable_genie(form, fused=True, lr=torch.tensor(0.1, device="cuda"))
@@ -601,7 +598,7 @@ def test_a_step_does_not_synchronise(form):
     assert [optimizer.state[param]["step"].item() for param in params] == [3, 3, 3]
 
 
-@needs_gpu
+@pytest.mark.cuda
 def test_a_grad_scaler_leaves_scaled_gradients_to_the_kernels():
     weights = []
     for options in ({"capturable": True, "fused": True}, {"foreach": False}):

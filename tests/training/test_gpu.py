@@ -9,7 +9,7 @@ from shiftproof.data import DATASETS
 from shiftproof.training import train
 from training.parallel_worker import spec_of
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.cuda
 DIGITS = DATASETS["rotated_digits"].open(None, None)
 
 
