@@ -1,9 +1,12 @@
 import json
 
 import pytest
+import torch
+from torch.optim import AdamW
 
-from shiftproof.bench import bench_optimizer, optimizer_table
+from shiftproof.bench import bench_optimizer, optimizer, optimizer_table
 from shiftproof.cli import main
+from shiftproof.optim import GENIE
 from shiftproof.optim.genie import FORMS, fused_cpu
 
 STATE_BYTES = {
@@ -43,6 +46,50 @@ def test_the_command_steps_the_parameters_of_a_model(tmp_path, capsys):
     result = json.loads(output.read_text())
     assert result["setting"]["tensors"] == 14  # three convolutions and normalisations, one classifier
     assert result["setting"]["parameters"] == 64 * 1000 + 1000 + 144 * 3 + 16 + 4640 + 18496 + 2 * (16 + 32 + 64)
+
+
+def test_graphs_step_alike_and_are_compared_with_a_graph(monkeypatch):
+    """Without a GPU there are none: what replays one is the step itself, which reads where it read before."""
+    parameters = {}
+
+    def built(name, cls):
+        def build(params, **options):
+            parameters[name] = params
+            return cls(params, **options)
+
+        return optimizer._Candidate(name, build, {"lr": 0.01, "fused": True})
+
+    def captured(step_of):
+        [group] = step_of.param_groups
+        grads = [p.grad for p in group["params"]]
+
+        def replay():
+            for p, grad in zip(group["params"], grads, strict=True):
+                p.grad = grad
+            step_of.step()
+
+        return replay
+
+    classes = {"AdamW, fused": AdamW, "GENIE paper, fused": GENIE}
+    kinds = [built(name + end, cls) for name, cls in classes.items() for end in ("", ", graph")]
+    monkeypatch.setattr(optimizer, "_candidates", lambda best_build, graphs: kinds)
+    monkeypatch.setattr(optimizer, "_captured", captured)
+    rows = {row["name"]: row for row in bench_optimizer(elements=1000, rounds=3)["rows"]}
+    for name in classes:
+        for end in ("", ", graph"):
+            baseline = rows[f"AdamW, fused{end}"]["milliseconds"]
+            assert rows[name + end]["ratio"] == pytest.approx(rows[name + end]["milliseconds"] / baseline)
+        [eager], [replayed] = parameters[name], parameters[f"{name}, graph"]
+        assert torch.equal(eager, replayed)  # of the same gradients, one after the other
+        assert eager.count_nonzero() > 900
+
+
+def test_graphs_are_of_fused_steps_and_only_where_they_can_be():
+    def names(graphs):
+        return [c.name for c in optimizer._candidates(0, graphs) if c.graph]
+
+    assert names(False) == []
+    assert names(True) == ["AdamW, fused, graph", *(f"GENIE {form}, fused, graph" for form in FORMS)]
 
 
 @pytest.mark.parametrize(

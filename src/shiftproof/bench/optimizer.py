@@ -1,7 +1,8 @@
 """What a step of each optimizer costs, forward and backward passes apart, beside torch's fused AdamW.
 
 All optimizers step parameters of the same shapes in turn, round by round, so that what else happens on the machine
-meets them alike. Gradients change from step to step: constant ones would have no variance.
+meets them alike. Gradients change from step to step: constant ones would have no variance. On a GPU, steps are timed
+by its own clock, also as replays of a CUDA graph, which spare the time that Python takes to start kernels.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -25,11 +27,13 @@ from shiftproof.training import check_device
 
 SMALL_STD, LARGE_STD = 1e-3, 3.0
 _GRADIENT_SETS = 3
-_SLOW, _SLOW_TURNS = 0.15, 3  # seconds a step, from which on so many turns are enough
+_ENOUGH, _TURNS = 1.0, 3  # seconds of steps, after which so many turns are enough
+_GRAPH = ", graph"  # how the names end of what is replayed
 _BASELINE = "AdamW, fused"
+_STEPS_BEFORE_CAPTURE = 3
 _NOTES = (
-    f"Medians over rounds in which all take turns ({_SLOW_TURNS} of steps above {_SLOW} s); the ratio is to torch's",
-    "fused AdamW.",
+    f"Medians over rounds in which all take turns (fewer, but at least {_TURNS}, of what has taken {_ENOUGH:g} s); the",
+    "ratio is to torch's fused AdamW, of a graph's replays to those of its graph.",
     "Bandwidth: bytes of parameters, gradients and state that one pass reads and writes, over the time, as a share of",
     "what copying a tensor of all parameters reached in the same run.",
     f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise). There",
@@ -44,6 +48,16 @@ class _Candidate:
     options: dict[str, Any] = field(default_factory=dict)
     gradient_std: float = SMALL_STD
     instructions: int | None = None
+
+    @property
+    def graph(self) -> bool:
+        """Whether a CUDA graph of the step is timed."""
+        return self.name.endswith(_GRAPH)
+
+    @property
+    def baseline(self) -> str:
+        """The name of what the step is compared with."""
+        return _BASELINE + _GRAPH if self.graph else _BASELINE
 
 
 class _PublishedGENIE(Optimizer):
@@ -98,8 +112,58 @@ class _SAMUpdate(Optimizer):
         self._sam.step(lambda: None)
 
 
-def _candidates(best_build: int) -> list[_Candidate]:
-    """Return all, those of the CPU kernel's builds below the best by themselves."""
+class _Running:
+    """A candidate with parameters of its own, and the seconds of each of its turns."""
+
+    def __init__(self, candidate: _Candidate, shapes: Sequence[torch.Size], device: torch.device) -> None:
+        self.candidate, self.seconds = candidate, list[float]()
+        self._device = device
+        self._params = [torch.zeros(shape, device=device) for shape in shapes]
+        self.optimizer = candidate.build(self._params, **candidate.options)
+        self._step: Callable[[], object] = self.optimizer.step
+
+    def begin(self, gradients: Sequence[Tensor]) -> None:
+        """Take the first step, which makes state and compiles kernels."""
+        if self.candidate.graph:
+            for p, grad in zip(self._params, gradients, strict=True):
+                p.grad = grad.clone()
+            self._step = _captured(self.optimizer)
+        else:
+            self._give(gradients)
+        _timed(self._step, self._device)
+
+    def take_turn(self, gradients: Sequence[Tensor]) -> None:
+        """Time a step, unless there have been turns enough."""
+        if len(self.seconds) > _TURNS and sum(self.seconds) > _ENOUGH:
+            return
+        self._give(gradients)
+        with fused_cpu.limited_instructions(self.candidate.instructions):
+            self.seconds.append(_timed(self._step, self._device))
+
+    def _give(self, gradients: Sequence[Tensor]) -> None:
+        for p, grad in zip(self._params, gradients, strict=True):
+            if self.candidate.graph:  # which reads where it read when it was captured
+                p.grad.copy_(grad)  # type: ignore[union-attr]
+            else:
+                p.grad = grad
+
+
+def _captured(optimizer: Optimizer) -> Callable[[], None]:
+    """Return what replays a graph of an optimizer's step on the gradients that are there."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_STEPS_BEFORE_CAPTURE):
+            optimizer.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    return graph.replay
+
+
+def _candidates(best_build: int, graphs: bool) -> list[_Candidate]:
+    """Return all, those of the CPU kernel's builds below the best by themselves, and graphs where there can be any."""
     lr = 1e-4
     choices: dict[str, dict[str, Any]] = {
         "fused": {"fused": True},
@@ -125,9 +189,18 @@ def _candidates(best_build: int) -> list[_Candidate]:
         for form in FORMS
         for index, name in enumerate(fused_cpu.INSTRUCTION_SETS[:best_build])
     ]
+    replayed = [
+        _Candidate(f"{name}{_GRAPH}", build, {"lr": lr, "fused": True, "capturable": True, **own})
+        for name, build, own in (
+            (_BASELINE, AdamW, {}),
+            *((f"GENIE {form}, fused", GENIE, {"form": form}) for form in FORMS),
+        )
+        if graphs
+    ]
     return [
         *usual,
         *genies,
+        *replayed,
         *noisy,
         *builds,
         _Candidate("GENIE paper, fused, bfloat16 moments", GENIE, {"fused": True, "moment_dtype": torch.bfloat16}),
@@ -160,49 +233,48 @@ def bench_optimizer(
             raise ValueError(f"{name} must be a whole number above 0, not {number}")
     check_device(device)
     where = torch.device(device)
+    with torch.cuda.device(where) if where.type == "cuda" else nullcontext():
+        return _measured(model, elements, where, rounds)
+
+
+def _measured(model: str | None, elements: int | None, where: torch.device, rounds: int) -> dict[str, Any]:
     shapes = [torch.Size([elements])] if elements else _shapes(str(model))
     size = sum(shape.numel() for shape in shapes)
     rows = []
-    running: list[tuple[_Candidate, dict[str, Any], Optimizer, list[float]]] = []
+    running: list[tuple[dict[str, Any], _Running]] = []
+    source, target = torch.zeros(size, device=where), torch.zeros(size, device=where)
     gradients = {std: _gradient_sets(shapes, std, where) for std in (SMALL_STD, LARGE_STD)}
     kernel = where.type == "cpu" and kernel_error() is None
-    for candidate in _candidates(fused_cpu.instruction_set() if kernel else 0):
+    for candidate in _candidates(fused_cpu.instruction_set() if kernel else 0, where.type == "cuda"):
         row: dict[str, Any] = {"name": candidate.name}
         rows.append(row)
-        params = [torch.zeros(shape, device=where) for shape in shapes]
         try:
-            optimizer = candidate.build(params, **candidate.options)
-            _timed_step(optimizer, params, gradients[candidate.gradient_std][0], where)
+            one = _Running(candidate, shapes, where)
+            one.begin(gradients[candidate.gradient_std][0])
         except (RuntimeError, ValueError) as error:
             row["error"] = str(error).partition("\n")[0]
             continue
-        running.append((candidate, row, optimizer, []))
+        running.append((row, one))
     copies = []
-    source, target = torch.zeros(size, device=where), torch.zeros(size, device=where)
     for turn in range(rounds + 1):
         copies.append(_timed(lambda: target.copy_(source), where))
-        for candidate, _, optimizer, seconds in running:
-            if len(seconds) > _SLOW_TURNS and min(seconds) > _SLOW:
-                continue
-            params = [p for group in optimizer.param_groups for p in group["params"]]
-            grads = gradients[candidate.gradient_std][turn % _GRADIENT_SETS]
-            with fused_cpu.limited_instructions(candidate.instructions):
-                seconds.append(_timed_step(optimizer, params, grads, where))
+        for _, one in running:
+            one.take_turn(gradients[one.candidate.gradient_std][turn % _GRADIENT_SETS])
     bandwidth = 2 * 4 * size / median(copies[1:])
-    for _, row, optimizer, seconds in running:
-        state = sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values() if _counts(t))
-        taken = median(seconds[1:])
+    for row, one in running:
+        states = one.optimizer.state.values()
+        state = sum(t.numel() * t.element_size() for s in states for t in s.values() if _counts(t))
+        taken = median(one.seconds[1:])
         row.update(
             milliseconds=1e3 * taken,
-            least=1e3 * min(seconds[1:]),
-            most=1e3 * max(seconds[1:]),
+            least=1e3 * min(one.seconds[1:]),
+            most=1e3 * max(one.seconds[1:]),
             state_bytes=state / size,
             bandwidth=(3 * 4 * size + 2 * state) / taken / bandwidth,
         )
-    baseline = next(row.get("milliseconds", math.nan) for row in rows if row["name"] == _BASELINE)
-    for row in rows:
-        if "milliseconds" in row:
-            row["ratio"] = row["milliseconds"] / baseline
+    milliseconds = {row["name"]: row["milliseconds"] for row, _ in running}
+    for row, one in running:
+        row["ratio"] = row["milliseconds"] / milliseconds.get(one.candidate.baseline, math.nan)
     return {
         "setting": {
             "tensors": len(shapes),
@@ -250,20 +322,19 @@ def _gradient_sets(shapes: Sequence[torch.Size], std: float, device: torch.devic
     ]
 
 
-def _timed_step(optimizer: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor], device: torch.device) -> float:
-    for p, grad in zip(params, grads, strict=True):
-        p.grad = grad
-    return _timed(optimizer.step, device)
-
-
 def _timed(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
+    """Return the seconds that some work takes, on a GPU by its clock, from when it is idle until it is again."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
+    begin.record()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
 
 
 def _counts(value: object) -> bool:
