@@ -1,11 +1,12 @@
 # The two commands of the README, and what CI runs. Everything happens in .venv; nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
+OUT ?= runs/check-gpu
 
 # uv and pip compile bytecode only where this is unset, and imports take twice as long without it
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: compare test test-all check
+.PHONY: compare test test-all check check-gpu
 
 compare: .venv/installed
 	$(BIN)/shiftproof compare
@@ -21,6 +22,11 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What is right and fast on this machine's GPU, in at most eight minutes: docs/benchmarks.md, "On a GPU". Installs nothing:
+# without .venv it takes $(PYTHON) with what is there. DRY=1 tries the checks themselves on the CPU, OUT=DIR is where to write.
+check-gpu:
+	PYTHONPATH="$(CURDIR)/src" $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.check_gpu --output "$(OUT)" $(if $(DRY),--dry)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,1 @@
+"""What measures shiftproof for its own documentation."""
