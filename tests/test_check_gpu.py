@@ -19,6 +19,7 @@ from benchmarks.check_gpu.pictures import CLASSES, make_pictures
 from benchmarks.check_gpu.plan import plan
 from benchmarks.check_gpu.sizes import DRY, GPU
 from benchmarks.check_gpu.table import markdown
+from shiftproof.cli import _parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,7 +110,7 @@ def test_what_is_skipped_says_why(run):
     assert {name: (record["status"], record["reason"]) for name, record in records.items()} == {
         "first": ("failed", "status 1"),
         "second": ("skipped", "it builds on what was not done: first"),
-        "third": ("skipped", "it builds on what was not done: second, first"),
+        "third": ("skipped", "it builds on what was not done: second"),
         "fourth": ("skipped", "not installed: no_such_module"),
         "fifth": ("skipped", "20 s were left for it, of 100 s planned"),
         "last": ("done", None),
@@ -277,6 +278,14 @@ def test_what_is_planned_fits_eight_minutes_and_is_tried_without_a_gpu():
         for check in one.values():
             assert set(check.after) <= reached
             reached.add(check.name)
+
+
+@pytest.mark.parametrize("sizes", [GPU, DRY])
+def test_commands_of_shiftproof_are_understood(sizes):
+    commands = [check.command[3:] for check in planned(sizes).values() if check.command[2] == "shiftproof"]
+    assert len(commands) == len(sizes.steps) + 1 + 2 * len(sizes.runs)
+    for command in commands:
+        assert _parser().parse_args(command).device == sizes.device
 
 
 def rows_of(**changes):

@@ -79,7 +79,7 @@ def run_checks(
 
 def _obstacle(check: Check, limit: float, done: set[str]) -> str | None:
     if missing := [name for name in check.after if name not in done]:
-        return f"it builds on what was not done: {', '.join(missing)}"
+        return f"it builds on what was not done: {missing[0]}"
     if absent := [name for name in check.modules if importlib.util.find_spec(name) is None]:
         return f"not installed: {', '.join(absent)}"
     if limit < _LEAST * check.seconds:

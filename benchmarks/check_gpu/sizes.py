@@ -53,7 +53,8 @@ GPU = Sizes(
     network=("--model", "resnet50", "--batch-size", "32"),
     data=_FAST,
     runs={"float32": (), "bf16, compiled": _FAST},
-    run=("--optimizer", "genie", "--steps", "10", "--checkpoint-freq", "10"),
+    # a rate at which a network that starts at random does not diverge
+    run=("--optimizer", "genie", "--set", "optimizer.lr=0.001", "--steps", "10", "--checkpoint-freq", "10"),
 )
 
 DRY = Sizes(

@@ -11,9 +11,9 @@ _MET = {True: "met", False: "**missed**", None: ""}
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the table of a result: every figure beside its goal, then what was not done and why."""
-    terms = [f"{name} {value}" for name, value in result["machine"].items() if value is not None]
+    machine = (f"{name} {value}" for name, value in result["machine"].items() if value is not None)
     lines = [
-        f"{result['date']}, {', '.join(terms)}; {result['seconds']:.0f} s of {result['budget']:.0f}.",
+        f"{', '.join([result['date'], *machine])}; {result['seconds']:.0f} s of {result['budget']:.0f}.",
         *(["Tiny sizes, to try the checks themselves: no speed is judged."] if result["dry"] else []),
         "",
         "| check | figure | measured | goal | |",
