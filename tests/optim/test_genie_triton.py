@@ -550,7 +550,8 @@ def capturable_genie(form, **options):
     grads = draws([param.shape for param in params], "cuda", generator_of(1), 2.0)
     for param in params:
         param.grad = torch.zeros_like(param)
-    return GENIE(params, form=form, capturable=True, **options), params, grads
+    # by itself, each GENIE that lives has a seed of its own
+    return GENIE(params, form=form, capturable=True, **{"seed": SEED, **options}), params, grads
 
 
 @pytest.mark.cuda
