@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shiftproof.batch_norm import frozen_statistics
+from shiftproof.frozen_statistics import frozen_statistics
 from shiftproof.randomness import seed_generators, torch_seed
 
 
@@ -39,9 +39,9 @@ def evaluated_domains(
 ) -> Iterator[EvaluateDomain]:
     """Give a function that evaluates the loss and the gradient of one domain, by its number.
 
-    What the model draws (dropout) depends on (seed, step, domain) alone, so two evaluations of a domain at the same
-    parameters are equal bit for bit. Running statistics of batch norms are left as they are, and torch's generators
-    are afterwards where they were.
+    What the model draws (dropout) depends on (seed, step, domain) alone, and every evaluation starts from the same
+    buffers, so two evaluations of a domain at the same parameters are equal bit for bit. Buffers and torch's generators
+    are afterwards as they were (see `frozen_statistics`).
     """
     if not parameters:
         raise ValueError("no parameter requires a gradient")
@@ -51,9 +51,11 @@ def evaluated_domains(
         seed_generators(torch_seed(seed, "domain loss", step, domain), device)
         with torch.enable_grad():
             loss = domain_losses[domain]()
-        return DomainGradient(float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True))
+        gradient = DomainGradient(float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True))
+        restore_buffers()
+        return gradient
 
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), frozen_statistics():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), frozen_statistics() as restore_buffers:
         yield evaluate
 
 
@@ -79,7 +81,7 @@ def domain_similarities(
     r"""Return the least and the mean cosine :math:`g_i \cdot g_j / (\lVert g_i \rVert \lVert g_j \rVert)` over pairs.
 
     :math:`g_i` is the flattened gradient of the loss of source domain ``i``. Costs a forward and a backward pass per
-    domain, and changes nothing: no gradient, no running statistics, no generator.
+    domain, and changes nothing: no gradient, no buffer, no generator.
 
     Args:
         parameters: those that train.

@@ -7,11 +7,18 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from shiftproof.frozen_statistics import KeptBuffers
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode; afterwards every module is in the mode that it was in."""
+    """Put a model into evaluation mode; afterwards every module is in the mode that it was in.
+
+    Buffers hold afterwards what they held, for there are modules that count in this mode too.
+    """
     training = [(module, module.training) for module in model.modules()]
+    kept = KeptBuffers()
+    kept.keep(model)
     try:
         for module, _ in training:  # not by eval(), which a module may override to do more
             module.training = False
@@ -19,3 +26,4 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training:
             module.training = mode
+        kept.restore()

@@ -113,8 +113,8 @@ class GGA(Annealer):
     ) -> None:
         """Move the searched parameters to the best point found, if ``step`` (from 1) is one of the search's.
 
-        What the model draws is the same for all candidates of a step, batch-norm statistics count none of them, and
-        torch's generators are left as they were. A model compiled with ``torch.compile`` may count them.
+        What the model draws is the same for all candidates of a step, running statistics and other buffers count none
+        of them, and torch's generators are left as they were.
 
         Args:
             parameters: the parameters that train.

@@ -62,8 +62,9 @@ class GGAL(Annealer):
     def edit_gradients(self, parameters: Iterable[Tensor], step: int, domain_losses: DomainLosses) -> None:
         """Add the noise of step number ``step`` (from 1) to the gradients.
 
-        What the model draws depends on (seed, step, domain), batch-norm statistics count no domain's pass, and torch's
-        generators are left as they were. So with batch norms that train, call ``backward`` first.
+        What the model draws depends on (seed, step, domain), running statistics and other buffers count no domain's
+        pass, and torch's generators are left as they were. So with norms that train on their batches, call ``backward``
+        first.
 
         Args:
             parameters: the parameters that train.

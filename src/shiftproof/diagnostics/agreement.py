@@ -114,8 +114,8 @@ def gradient_agreement(
 ) -> GradientAgreement:
     """Return how far the gradients of the domains' losses agree at the model's present parameters.
 
-    The model is evaluated in evaluation mode. Nothing changes: no parameter and no ``.grad``, no running statistics, no
-    generator, and no module's mode. Costs a forward and a backward pass per domain.
+    The model is evaluated in evaluation mode. Nothing changes: no parameter and no ``.grad``, no buffer, no generator,
+    and no module's mode. Costs a forward and a backward pass per domain.
 
     Args:
         model: its parameters that require a gradient are compared.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.batch_norm import frozen_statistics
+from shiftproof.frozen_statistics import frozen_statistics
 from shiftproof.optim.adahessian import AdaHessian
 from shiftproof.optim.options import constructor_defaults, plain
 from shiftproof.optim.sharding import local_part, shard_of, sum_over_shards
