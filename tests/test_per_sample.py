@@ -317,6 +317,24 @@ def test_frozen_parameters_and_those_not_asked_for_are_left_out():
     assert not model[0].weight.requires_grad
 
 
+def test_parameters_may_be_frozen_and_unfrozen_between_chunks():
+    model, inputs, targets = build("small_conv")
+    gradients = PerSampleGradients(model, F.cross_entropy)
+    _, sums, squares = one_by_one(model, inputs, targets)
+    for frozen in ([0], [3, 9], [], [0, 3, 4]):
+        for i, layer in enumerate(model):
+            layer.requires_grad_(i not in frozen)
+        found = gradients(inputs, targets)
+        expected = [name for name in sums if int(name.partition(".")[0]) not in frozen]
+        assert list(found.sums) == list(found.squares) == expected
+        for name in expected:
+            torch.testing.assert_close(found.sums[name], sums[name])
+            torch.testing.assert_close(found.squares[name], squares[name])
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter requires a gradient"):
+        gradients(inputs, targets)
+
+
 def test_parameters_that_the_loss_does_not_depend_on_have_sums_of_zero():
     model, inputs, targets = build("outside")
     found = PerSampleGradients(model, F.cross_entropy, ["unused.weight", "unused.bias"])(inputs, targets)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shiftproof.frozen_statistics import frozen_statistics
+from shiftproof.precise_sums import dot, norm
 from shiftproof.randomness import seed_generators, torch_seed
 
 
@@ -59,20 +60,38 @@ def evaluated_domains(
         yield evaluate
 
 
-def direction(gradient: DomainGradient, parameters: Sequence[Tensor]) -> Tensor:
-    """Return the flattened gradient at length 1."""
+class Direction(NamedTuple):
+    """A gradient as one vector.
+
+    Attributes:
+        vector: the flattened gradient (n,).
+        length: its Euclidean norm.
+    """
+
+    vector: Tensor
+    length: float
+
+
+def direction(gradient: DomainGradient, parameters: Sequence[Tensor]) -> Direction:
+    """Return the gradient as one vector."""
     flat = torch.cat(
         [
             torch.zeros_like(p).flatten() if part is None else part.flatten()
             for p, part in zip(parameters, gradient.parts, strict=True)
         ]
     )
-    return flat.div_(flat.norm().clamp_min(torch.finfo(flat.dtype).tiny))
+    return Direction(flat, norm(flat))
 
 
-def pairwise_cosines(directions: Sequence[Tensor]) -> dict[tuple[int, int], float]:
+def cosine(a: Direction, b: Direction) -> float:
+    """Return the cosine of two directions, summed in float64: 0 where one is zero, NaN where one is not finite."""
+    product = float(dot(a.vector, b.vector))
+    return product / (a.length * b.length) if a.length and b.length else product
+
+
+def pairwise_cosines(directions: Sequence[Direction]) -> dict[tuple[int, int], float]:
     """Return the cosine of every pair of directions (i, j), i < j."""
-    return {(i, j): float(torch.dot(directions[i], directions[j])) for i, j in combinations(range(len(directions)), 2)}
+    return {(i, j): cosine(directions[i], directions[j]) for i, j in combinations(range(len(directions)), 2)}
 
 
 def domain_similarities(

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 Sums = tuple[Tensor, Tensor]
-"""The sum over samples of their gradients and that of the squares, both in the parameter's shape."""
+"""The sum over samples of their gradients and that of the squares, in the parameter's shape and at least float32."""
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, _BatchNorm, nn.GroupNorm, nn.LayerNorm)
 """The layers whose weight and bias have a formula here; a subclass may compute something else."""
@@ -55,6 +55,8 @@ class Workspace:
 
 def parameter_sums(layer: nn.Module, attribute: str, x: Tensor, g: Tensor, workspace: Workspace) -> Sums:
     """Sum the gradients, and their squares, of a layer's ``weight`` or ``bias`` over the samples."""
+    precision = torch.promote_types(getattr(layer, attribute).dtype, torch.float32)
+    x, g = x.to(precision), g.to(precision)
     if attribute == "bias":
         return _summed(_over_positions(layer, g))
     if isinstance(layer, _ConvNd):
@@ -92,7 +94,7 @@ def _over_positions(layer: nn.Module, values: Tensor) -> Tensor:
 def _linear(layer: nn.Linear, x: Tensor, g: Tensor, workspace: Workspace) -> Sums:
     if x.ndim == 2:  # no sum over positions, so the square of a product is the product of squares
         return g.T @ x, g.square().T @ x.square()
-    sums = layer.weight.new_zeros(2, 1, *layer.weight.shape)
+    sums = g.new_zeros(2, 1, *layer.weight.shape)
     _add_products(g.flatten(1, -2).mT[:, None], x.flatten(1, -2)[:, None], sums, workspace)
     return sums[0, 0], sums[1, 0]
 
@@ -101,7 +103,7 @@ def _convolution(layer: _ConvNd, x: Tensor, g: Tensor, workspace: Workspace) -> 
     rows = g.view(len(g), layer.groups, -1, *g.shape[2:]).flatten(3)  # (n, groups, channels out, positions)
     patch = layer.weight[0].numel() * layer.groups
     samples = _at_once(patch * rows.shape[-1])
-    sums = layer.weight.new_zeros(2, layer.groups, rows.shape[2], layer.weight[0].numel())
+    sums = g.new_zeros(2, layer.groups, rows.shape[2], layer.weight[0].numel())
     for inputs, part in zip(torch.split(x, samples), torch.split(rows, samples), strict=True):
         _add_products(part, _patches(layer, inputs, g.shape[2:], workspace), sums, workspace)
     total, squares = sums.view(2, layer.out_channels, *layer.kernel_size, -1).movedim(-1, 2).contiguous()
@@ -145,4 +147,6 @@ def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.GroupNorm):
         return F.group_norm(x, layer.num_groups, eps=layer.eps)
     assert isinstance(layer, _BatchNorm)  # noqa: S101
-    return F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+    assert layer.running_mean is not None  # noqa: S101  (`fits` sees to it)
+    assert layer.running_var is not None  # noqa: S101
+    return F.batch_norm(x, layer.running_mean.to(x.dtype), layer.running_var.to(x.dtype), eps=layer.eps)

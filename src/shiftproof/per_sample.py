@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shiftproof.evaluation_mode import evaluation_mode
 from shiftproof.layer_gradients import LAYERS, Workspace, accumulate, fits, parameter_sums
+from shiftproof.precise_sums import norm
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs (n, ...) and targets (n, ...) to their mean loss, as ``F.cross_entropy`` does."""
@@ -28,7 +29,8 @@ class GradientSums(NamedTuple):
 
     Attributes:
         losses: of each sample (n,), detached.
-        sums: by name of the parameter, the sum over samples of the gradient, in the parameter's shape and dtype.
+        sums: by name of the parameter, the sum over samples of the gradient, in the parameter's shape; in its dtype, or
+            in float32 where that is of less.
         squares: the same of the gradient's square, element by element.
     """
 
@@ -52,7 +54,8 @@ class PerSampleGradients:
     Args:
         model: maps inputs (n, ...) to outputs (n, ...).
         loss: the mean loss of a batch; that of one sample is the loss of a batch of one.
-        parameters: names as ``model.named_parameters()`` has them, None for all; frozen ones are left out.
+        parameters: names as ``model.named_parameters()`` has them, None for all; those that are frozen when a chunk is
+            evaluated are left out of it.
 
     Raises:
         ValueError: a name is unknown, or no parameter requires a gradient.
@@ -64,11 +67,11 @@ class PerSampleGradients:
         chosen = list(self._parameters) if parameters is None else list(parameters)
         if unknown := [name for name in chosen if name not in self._parameters]:
             raise ValueError(f"the model has no parameter {', '.join(unknown)}")
-        self._names = [name for name in chosen if self._parameters[name].requires_grad]
-        if not self._names:
-            raise ValueError("no parameter requires a gradient")
+        self._chosen = chosen
+        self._names: list[str] = []  # those that were not frozen at the last chunk
         self._workspace = Workspace()
         self._layers: list[_Layer] | None = None  # those that take the formulas, once it is known
+        self._update_names()
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> GradientSums:
         """Return the sums over a chunk of samples, whose activations are held at once.
@@ -78,11 +81,13 @@ class PerSampleGradients:
             targets: (n, ...).
 
         Raises:
-            ValueError: there are no samples or not as many targets, or the loss of a batch is not a scalar.
+            ValueError: there are no samples or not as many targets, no parameter requires a gradient, or the loss of a
+                batch is not a scalar.
             RuntimeError: a layer is not called as it was in the first chunk.
         """
         if not 0 < len(inputs) == len(targets):
             raise ValueError(f"expected as many targets as inputs, at least one, not {len(targets)} for {len(inputs)}")
+        self._update_names()
         inputs, device = inputs.detach(), self._parameters[self._names[0]].device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), _inert(self._model):
             if self._layers is None and len(inputs) > 1:  # one sample does not show whether samples mix
@@ -101,6 +106,13 @@ class PerSampleGradients:
                     sums |= result.sums
                     squares |= result.squares
         return GradientSums(losses, *({name: by_name[name] for name in self._names} for by_name in (sums, squares)))
+
+    def _update_names(self) -> None:
+        names = [name for name in self._chosen if self._parameters[name].requires_grad]
+        if not names:
+            raise ValueError("no parameter requires a gradient")
+        if names != self._names:
+            self._names, self._layers = names, None
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self._loss is F.cross_entropy and outputs.ndim == 2:  # the same, and a fifth of the time
@@ -128,8 +140,7 @@ class PerSampleGradients:
         samples = max(1, _HELD // sum(p.numel() for p in chosen.values()))
         gradients_of = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0))
         losses = []
-        sums = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
-        squares = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
+        sums, squares = _zeros(chosen), _zeros(chosen)
         # torch.func records what it needs by itself; fused attention would be evaluated sample by sample
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             for x, y in zip(torch.split(inputs, samples), torch.split(targets, samples), strict=True):
@@ -137,7 +148,7 @@ class PerSampleGradients:
                 losses.append(values)
                 for name in names:
                     # a copy: it is overwritten, and one parameter's gradient may be a view of another's
-                    own = gradients[name].clone(memory_format=torch.contiguous_format)
+                    own = gradients[name].to(sums[name].dtype, copy=True, memory_format=torch.contiguous_format)
                     accumulate(own, sums[name], squares[name])
         return GradientSums(torch.cat(losses), sums, squares)
 
@@ -220,8 +231,8 @@ def _layer_sums(
     for layer in layers:
         for attribute, name in layer.names.items():
             if name not in sums:  # the losses do not depend on it
-                p = getattr(layer.module, attribute)
-                sums[name], squares[name] = p.new_zeros(p.shape), p.new_zeros(p.shape)
+                zeros = _zeros({name: getattr(layer.module, attribute)})
+                sums[name], squares[name] = zeros[name], zeros[name].clone()
     return GradientSums(losses.detach(), sums, squares), [layer for layer in layers if calls[layer.module] == 1]
 
 
@@ -248,8 +259,7 @@ def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -
     def values(outputs: Tensor, weights: Tensor) -> Tensor:
         return (outputs * weights).reshape(len(outputs), -1).sum(1)
 
-    expected = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
-    expected_squares = {name: p.new_zeros(p.shape) for name, p in chosen.items()}
+    expected, expected_squares = _zeros(chosen), _zeros(chosen)
     for output, weight in zip(single, torch.split(weights, 1), strict=True):
         with torch.enable_grad():
             value = values(output, weight).sum()
@@ -258,8 +268,8 @@ def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -
         gradients = torch.autograd.grad(value, list(chosen.values()), allow_unused=True, materialize_grads=True)
         for name, gradient in zip(chosen, gradients, strict=True):
             expected[name] += gradient
-            expected_squares[name] += gradient.square()
-    largest = max(float(total.norm()) for total in expected.values())
+            expected_squares[name] += gradient.to(expected[name].dtype).square()
+    largest = max(norm(total) for total in expected.values())
 
     together = []
 
@@ -268,14 +278,16 @@ def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -
         return values(together[0], weights)
 
     found, regular = _layer_sums(candidates, len(inputs), Workspace(), evaluate)
-    if not _close(together[0].detach(), torch.cat(single).detach(), 0.0):
+    computed = torch.finfo(weights.dtype).eps
+    if not _close(together[0].detach(), torch.cat(single).detach(), 0.0, computed):
         return []  # samples mix
     # what rounding leaves of a gradient that is zero in exact arithmetic
-    rounding = 100 * torch.finfo(weights.dtype).eps * largest
+    rounding = 100 * computed * largest
 
     def right(name: str) -> bool:
-        return _close(found.sums[name], expected[name], rounding) and _close(
-            found.squares[name], expected_squares[name], rounding**2
+        precision = max(computed, torch.finfo(chosen[name].dtype).eps)
+        return _close(found.sums[name], expected[name], rounding, precision) and _close(
+            found.squares[name], expected_squares[name], rounding**2, precision
         )
 
     verified = [
@@ -285,9 +297,15 @@ def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -
     return [layer for layer in verified if layer.names]
 
 
-def _close(found: Tensor, expected: Tensor, rounding: float) -> bool:
-    precision = torch.finfo(expected.dtype).eps
-    return float((found - expected).norm()) <= math.sqrt(precision) * float(expected.norm()) + rounding
+def _close(found: Tensor, expected: Tensor, rounding: float, precision: float) -> bool:
+    return norm(found - expected) <= math.sqrt(precision) * norm(expected) + rounding
+
+
+def _zeros(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return where to sum the gradients of parameters up."""
+    return {
+        name: p.new_zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in parameters.items()
+    }
 
 
 def _candidates(model: nn.Module, names: Collection[str]) -> list[_Layer]:

@@ -94,6 +94,14 @@ def test_negative_bfloat16_and_channels_last_updates():
     assert all(torch.equal(part, old) for part, old in zip(update, before, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_the_magnitude_of_a_complex_update_is_its_absolute_value(dtype):
+    update = [torch.tensor([3 + 4j, 0.5j], dtype=dtype), torch.tensor([-1.0], dtype=dtype.to_real())]
+    measured = UpdateBalance({"a": update[0], "b": update[1]})
+    assert measured.numbers(update) == pytest.approx(_brute_force(np.array([5, 0.5, 1])), rel=1e-7)
+    assert measured.sampled(update).tolist() == [5, 0.5, 1]
+
+
 def test_elements_are_sampled_evenly_over_all_parameters():
     sizes = {"first": 30_000, "tiny": 3, "second": 60_000, "bias": 10}
     parameters = {name: torch.zeros(size) for name, size in sizes.items()}

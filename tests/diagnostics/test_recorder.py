@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shiftproof.diagnostics import Recorder
-from shiftproof.optim import OPTIMIZERS
+from shiftproof.diagnostics.preconditioner import preconditioner
+from shiftproof.optim import OPTIMIZERS, SAM
 from shiftproof.registry import UnknownNameError
 
 STEPS = 7
@@ -235,3 +237,188 @@ def test_what_is_not_meant_is_refused() -> None:
         recorder.osgr()
     with pytest.raises(ValueError, match="nothing was measured"):
         recorder.plot()
+
+
+class Accelerated(torch.optim.Optimizer):
+    """As accelerate's: a subclass that is not initialised as one, and steps what it holds."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.scaler = optimizer, None
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.optimizer.step(closure)
+
+
+class Wrapped:
+    """As Lightning's: takes on the class of what it holds, and hands everything but the step on."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer, self._on_before_step = optimizer, lambda: None
+        self.__class__ = type("Wrapped" + type(optimizer).__name__, (Wrapped, type(optimizer)), {})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def step(self, closure: Any = None) -> Any:
+        return self._optimizer.step(closure)
+
+
+def _accelerate(optimizer: torch.optim.Optimizer) -> Any:
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.Accelerator(cpu=True).prepare(optimizer)
+
+
+@pytest.fixture
+def accelerate_state() -> Iterator[None]:
+    """Leave nothing of accelerate's, which is the process's."""
+    yield
+    if "accelerate" in sys.modules:
+        state = sys.modules["accelerate.state"]
+        state.AcceleratorState._reset_state(True)
+        state.GradientState._reset_state()
+
+
+def _lookahead(optimizer: torch.optim.Optimizer) -> Any:
+    """Of timm: it has hooks, and runs none."""
+    return pytest.importorskip("timm.optim").Lookahead(optimizer, k=100)
+
+
+@pytest.mark.usefixtures("accelerate_state")
+@pytest.mark.parametrize("wrap", [Accelerated, Wrapped, lambda o: Accelerated(Wrapped(o)), _accelerate, _lookahead])
+@pytest.mark.parametrize("build", [torch.optim.Adam, SAM])
+def test_what_wraps_an_optimizer_is_followed_to_what_it_steps(wrap: Any, build: Any) -> None:
+    def run(wrap: Any) -> Recorder:
+        model = nn.Linear(6, 3)
+        nn.init.ones_(model.weight)
+        nn.init.zeros_(model.bias)
+        optimizer = wrap(build(model.parameters(), lr=0.05))
+        recorder = Recorder(model, optimizer, F.cross_entropy, _fresh, every=2)
+        for step in range(1, 4):
+
+            def evaluate(step: int = step) -> Tensor:
+                model.zero_grad()
+                loss = F.cross_entropy(model(_batch(0, step)[0]), _batch(0, step)[1])
+                loss.backward()
+                return loss
+
+            optimizer.step(evaluate)
+        factors = preconditioner(optimizer)
+        assert factors is not None
+        assert [factor.shape for factor in factors] == [p.shape for p in model.parameters()]
+        return recorder
+
+    wrapped, plain = run(wrap), run(lambda optimizer: optimizer)
+    assert len(plain.records) == 2
+    assert plain.records[1].keys() > {"osgr/frozen_batch", "balance/gini", "agreement/mean"}
+    assert wrapped.records == plain.records
+
+
+def test_what_steps_nothing_with_hooks_is_refused() -> None:
+    model = nn.Linear(6, 3)
+    optimizers = [torch.optim.SGD([p], lr=0.1) for p in model.parameters()]
+
+    class Both(Wrapped):
+        def __init__(self) -> None:
+            self.first, self.second = optimizers
+            self.param_groups: list[Any] = []
+
+    class Neither(Wrapped):
+        def __init__(self) -> None:
+            self.param_groups: list[Any] = []
+
+    for kind, held in ((Both, 2), (Neither, 0)):
+        with pytest.raises(TypeError, match=f"{kind.__name__} is no torch.optim.Optimizer.*holds {held} optimizers"):
+            Recorder(model, kind(), F.cross_entropy, _fresh)  # type: ignore[arg-type]
+        assert preconditioner(kind()) is None  # type: ignore[arg-type]
+
+
+def _three_layers() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("name", ["adam", "sam"])
+@pytest.mark.parametrize("zeroed_by", ["optimizer", "model"])
+def test_parameters_may_be_frozen_unfrozen_and_added_meanwhile(name: str, zeroed_by: str) -> None:
+    model = _three_layers()
+    first, second, third = model[0], model[2], model[4]
+    first.requires_grad_(False)
+    optimizer = OPTIMIZERS[name]([*first.parameters(), *third.parameters()], lr=0.05, seed=0)
+    recorder = Recorder(model, optimizer, F.cross_entropy, _fresh, every=1, unseen=lambda step: _batch(9, step))
+    plan = {1: [third], 2: [first, third], 3: [first], 4: [first, second], 5: [first, second, third], 6: []}
+    for step, trained in plan.items():
+        for layer in (first, second, third):
+            layer.requires_grad_(layer in trained)
+        if step == 4:
+            optimizer.add_param_group({"params": second.parameters()})
+        start = copy.deepcopy(model)
+
+        def evaluate(step: int = step) -> Tensor:
+            (optimizer if zeroed_by == "optimizer" else model).zero_grad()
+            loss = F.cross_entropy(model(_batch(0, step)[0]), _batch(0, step)[1])
+            if loss.requires_grad:
+                loss.backward()
+            return loss
+
+        optimizer.step(evaluate)
+        if not trained:
+            assert [record["step"] for record in recorder.records] == [1, 2, 3, 4, 5]
+            continue
+        trains = torch.cat([torch.full_like(p, p.requires_grad).flatten().bool() for p in start.parameters()])
+        changes = [(a - b).flatten() for a, b in zip(start.parameters(), model.parameters(), strict=True)]
+        update = torch.cat(changes).double().detach()
+        assert not update[~trains].any()
+        start.requires_grad_(True)
+        own, *fresh, unseen = (
+            _gradient(start, batch)[trains] for batch in (_batch(0, step), *_fresh(step), _batch(9, step))
+        )
+        found = recorder.contributions[-1]
+        expected = [update[trains] @ own, update[trains] @ (sum(fresh) / 2), update[trains] @ unseen]
+        assert [found.taken_batch, found.taken_fresh, found.taken_unseen] == pytest.approx(
+            [float(e) for e in expected], rel=1e-3
+        )
+        assert (found.frozen_batch is None) == (step == 1)
+        cosine = F.cosine_similarity(fresh[0], fresh[1], dim=0)
+        assert recorder.records[-1]["agreement/mean"] == pytest.approx(float(cosine), abs=1e-5)
+        names = [str(2 * i) for i, layer in enumerate((first, second, third)) if layer in trained]
+        assert list(recorder.agreements[-1].layers) == names
+        magnitudes = update[trains].abs().sort().values
+        ranks = torch.arange(1, len(magnitudes) + 1)
+        gini = 2 * (ranks * magnitudes).sum() / (len(magnitudes) * magnitudes.sum()) - 1 - 1 / len(magnitudes)
+        assert recorder.records[-1]["balance/gini"] == pytest.approx(float(gini), abs=1e-5)
+        # the elements of the picture stay those of what trained when the recorder was built
+        third_layer = torch.cat([change.detach().abs() for change in changes[-2:]])
+        torch.testing.assert_close(recorder.magnitudes[-1], third_layer)
+
+
+def test_an_optimizer_with_nothing_to_train_or_parameters_of_another_model_is_refused() -> None:
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(model, optimizer, F.cross_entropy, _fresh, every=1)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="steps no parameter that requires a gradient"):
+        Recorder(model, optimizer, F.cross_entropy, _fresh)
+    optimizer.add_param_group({"params": nn.Linear(2, 2).parameters()})
+    with pytest.raises(ValueError, match="not the model's"):
+        optimizer.step()
+    recorder.close()
+
+
+def test_a_single_element_that_trains_has_no_balance() -> None:
+    model = nn.Linear(6, 3)
+    scale = nn.Parameter(torch.ones(()))
+    model.register_parameter("scale", scale)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, lambda x, y: F.cross_entropy(x * scale, y), _fresh, every=1) as recorder:
+        model.weight.requires_grad_(False)
+        model.bias.requires_grad_(False)
+        F.cross_entropy(model(_batch(0)[0]) * scale, _batch(0)[1]).backward()
+        optimizer.step()
+    assert "osgr/taken_batch" in recorder.records[0]
+    assert "balance/gini" not in recorder.records[0]
+    assert not recorder.magnitudes[0][:-1].any()

@@ -67,7 +67,8 @@ class GSNRDropout(ERM):
         for name, p in self.network.named_parameters():
             if name in sums:
                 # rises with the ratio of the class's formula, and is between 0 and 1
-                predictive = sums[name].square() / (len(images) * squares[name]).clamp_min(torch.finfo(p.dtype).tiny)
+                tiny = torch.finfo(squares[name].dtype).tiny
+                predictive = sums[name].square() / (len(images) * squares[name]).clamp_min(tiny)
                 dropped = int(self.ratio * p.numel())
                 highest_kept = predictive.flatten().kthvalue(p.numel() - dropped).values
                 yield p, predictive <= highest_kept

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
-from shiftproof.domain_gradients import DomainLosses, EvaluateDomain, check_domains, direction, evaluated_domains
+from shiftproof.domain_gradients import (
+    Direction,
+    DomainLosses,
+    EvaluateDomain,
+    check_domains,
+    cosine,
+    direction,
+    evaluated_domains,
+)
 from shiftproof.hparams import Hparam
 from shiftproof.randomness import generator
 
@@ -179,24 +187,24 @@ class GGA(Annealer):
         if best is not None:
             order.sort(key=lambda domain: domain not in best.pair)
             floor, ceiling = best.similarity, best.loss + self.tolerance
-        directions: dict[int, Tensor] = {}
+        directions: dict[int, Direction] = {}
         losses: dict[int, float] = {}
         least, pair = math.inf, (0, 1)
-        cosines: list[float] = []
+        similarities: list[float] = []
         for domain in order:
             gradient = evaluate(domain)
             self.totals["evaluations"] += 1
             losses[domain] = gradient.loss
             directions[domain] = direction(gradient, parameters)
             for other in list(directions)[:-1]:
-                cosine = float(torch.dot(directions[other], directions[domain]))
-                cosines.append(cosine)
-                if self._rejects_early and not cosine > floor:
+                similarity = cosine(directions[other], directions[domain])
+                similarities.append(similarity)
+                if self._rejects_early and not similarity > floor:
                     return None
-                if cosine < least:
-                    least, pair = cosine, (other, domain)
+                if similarity < least:
+                    least, pair = similarity, (other, domain)
         loss = math.fsum(losses[domain] for domain in range(domains)) / domains
-        agrees = all(cosine > floor for cosine in cosines)  # false for NaN too
+        agrees = all(similarity > floor for similarity in similarities)  # false for NaN too
         return _Point(least, pair, loss) if agrees and loss < ceiling else None
 
     def _perturb(self, searched: Sequence[Tensor], step: int, candidate: int) -> None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from shiftproof.diagnostics.mean_loss import trained_weights
-from shiftproof.domain_gradients import (
-    DomainGradient,
-    check_domains,
-    direction,
-    evaluated_domains,
-    pairwise_cosines,
-)
+from shiftproof.domain_gradients import check_domains, evaluated_domains
 from shiftproof.drawing import COLUMN, STYLE, line_style
 from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.precise_sums import dot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,26 +147,31 @@ def agreement_of(names: Sequence[str], gradients: Sequence[Sequence[Tensor | Non
     for domain, parts in enumerate(gradients):
         if len(parts) != len(names):
             raise ValueError(f"domain {domain} has {len(parts)} gradients for {len(names)} parameters")
-    layers: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for index, name in enumerate(names):
-        layers.setdefault(name.rpartition(".")[0] or name, []).append(index)
+        indices.setdefault(name.rpartition(".")[0] or name, []).append(index)
+    pairs = list(combinations_with_replacement(range(len(gradients)), 2))
+    products = [{(i, j): _product(parts[i], parts[j]) for i, j in pairs} for parts in zip(*gradients, strict=True)]
+
+    def cosines(some: Sequence[dict[tuple[int, int], float]]) -> Cosines:
+        return _cosines({pair: sum(by_pair[pair] for by_pair in some) for pair in pairs})
+
     return GradientAgreement(
-        _cosines(gradients),
-        {layer: _cosines([[parts[i] for i in indices] for parts in gradients]) for layer, indices in layers.items()},
+        cosines(products), {layer: cosines([products[i] for i in some]) for layer, some in indices.items()}
     )
 
 
-def _cosines(gradients: Sequence[Sequence[Tensor | None]]) -> Cosines:
-    like = [next((part for part in parts if part is not None), None) for parts in zip(*gradients, strict=True)]
-    used = [(index, tensor) for index, tensor in enumerate(like) if tensor is not None]
-    if not used:  # no domain's loss depends on them
-        pairs = [(i, j) for j in range(len(gradients)) for i in range(j)]
-        return Cosines(dict.fromkeys(sorted(pairs), math.nan))
-    directions = [
-        direction(DomainGradient(math.nan, tuple(parts[i] for i, _ in used)), [tensor for _, tensor in used])
-        for parts in gradients
-    ]
-    # a gradient that is zero, or smaller than its number format can normalise, points nowhere
-    points = [float(one.norm()) > 0.5 for one in directions]
-    cosines = pairwise_cosines(directions)
-    return Cosines({(i, j): cosine if points[i] and points[j] else math.nan for (i, j), cosine in cosines.items()})
+def _product(a: Tensor | None, b: Tensor | None) -> float:
+    return 0.0 if a is None or b is None else float(dot(a, b))
+
+
+def _cosines(products: Mapping[tuple[int, int], float]) -> Cosines:
+    """Return the cosines of vectors whose scalar products (i, j), i <= j, are given."""
+    lengths = {i: math.sqrt(product) for (i, j), product in products.items() if i == j}
+    return Cosines(
+        {
+            (i, j): product / (lengths[i] * lengths[j]) if 0 < lengths[i] * lengths[j] < math.inf else math.nan
+            for (i, j), product in products.items()
+            if i != j
+        }
+    )

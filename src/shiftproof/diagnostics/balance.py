@@ -91,12 +91,12 @@ class UpdateBalance:
             ValueError: the shapes are not the parameters'.
         """
         self._check(update)
-        wide = any(part.dtype == torch.float64 for part in update)
-        magnitudes = np.empty(self.size, dtype=np.float64 if wide else np.float32)
+        wide = any(part.dtype in (torch.float64, torch.complex128) for part in update)
+        magnitudes: NDArray[np.floating[Any]] = np.empty(self.size, dtype=np.float64 if wide else np.float32)
         into = torch.from_numpy(magnitudes)
         for part, end in zip(update, self._ends.tolist(), strict=True):
-            into[end - part.numel() : end] = part.detach().flatten()
-        return balance(np.abs(magnitudes, out=magnitudes))
+            into[end - part.numel() : end] = part.detach().abs().flatten()
+        return balance(magnitudes)
 
     def sampled(self, update: Sequence[Tensor]) -> Tensor:
         """Return the magnitudes of an update at `positions`, (sampled,) on the CPU, float32.

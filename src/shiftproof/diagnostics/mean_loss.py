@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.precise_sums import at_least_float32, norm
 from shiftproof.randomness import seed_generators, torch_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -32,8 +33,11 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def flat_weights(model: nn.Module) -> Tensor:
-    """Return a copy of the weights that train as one vector of shape (n,), in the order of ``named_parameters``."""
-    return torch.cat([p.detach().flatten() for p in trained_weights(model).values()])
+    """Return a copy of the weights that train as one vector of shape (n,), in the order of ``named_parameters``.
+
+    It is at least of float32, whatever the weights are of.
+    """
+    return torch.cat([at_least_float32(p.detach()).flatten() for p in trained_weights(model).values()])
 
 
 class MeanLoss:
@@ -98,7 +102,7 @@ class MeanLoss:
                 slope = gradient @ vector
                 if slope.requires_grad:  # else the loss is linear in the weights
                     product += torch.autograd.grad(slope, leaf, materialize_grads=True)[0]
-        checked(float(product.norm()), "the norm of a Hessian-vector product")
+        checked(norm(product), "the norm of a Hessian-vector product")
         return product
 
     def _shares(self, weights: Tensor) -> Iterator[Tensor]:
@@ -109,7 +113,7 @@ class MeanLoss:
         }
         for inputs, targets in self._batches:
             outputs = functional_call(self._model, parts, (inputs,))
-            yield self._loss(outputs, targets) * (len(targets) / self._samples)
+            yield at_least_float32(self._loss(outputs, targets)) * (len(targets) / self._samples)
 
     @contextmanager
     def _evaluation(self) -> Iterator[None]:

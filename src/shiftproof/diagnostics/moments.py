@@ -133,8 +133,8 @@ def gradient_moments(
     """Return the moments of per-sample gradients over the samples of some domains.
 
     The model is in evaluation mode meanwhile and is left as it was (see `PerSampleGradients`). Held at once are about
-    ten float64 copies of the weights and a chunk of samples. The sums over a chunk are made in the model's precision,
-    all others in float64.
+    ten float64 copies of the weights and a chunk of samples. The sums over a chunk are made in float32, or in
+    float64 if the model is of that, all others in float64.
 
     Args:
         model: maps inputs (n, ...) to outputs (n, ...).

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from shiftproof.diagnostics.mean_loss import Loss, trained_weights
 from shiftproof.diagnostics.ratio import Ratio, ratio_of_means
 from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.precise_sums import dot
 
 if TYPE_CHECKING:
     from shiftproof.diagnostics.moments import GradientMoments
@@ -367,8 +368,7 @@ def _loss_and_gradient(
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    products = [torch.dot(x.flatten().double(), y.flatten().double()) for x, y in zip(a, b, strict=True)]
-    return math.fsum(float(product) for product in products)
+    return sum(float(dot(x, y)) for x, y in zip(a, b, strict=True))
 
 
 def _second_moment(mean_square: Tensor, variance: Tensor, n: float) -> Tensor:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shiftproof.diagnostics.hooked_optimizer import hooked_optimizer
+from shiftproof.precise_sums import at_least_float32
+
 State = Mapping[str, Any]
 Group = Mapping[str, Any]
 
@@ -23,17 +26,21 @@ def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
 
     Known are, by the name of their class: SGD (:math:`P = \eta`); Adam, AdamW, Yogi, AdaBelief and AdaHessian
     (:math:`\eta / (\sqrt{\hat v} + \epsilon)` with their second moments); GENIE in both forms (:math:`\eta` times
-    the factor that its last step had: the state does not tell the next before it has the gradient); and what steps one
-    of these as its ``base``, as SAM does.
+    the factor that its last step had: the state does not tell the next before it has the gradient); what steps one of
+    these as its ``base``, as SAM does; and what wraps one (see `hooked_optimizer`).
 
     Args:
         optimizer: before its next step.
 
     Returns:
-        One tensor per parameter, in the order of the groups: 0 for a parameter that has taken no step, as one that is
-        frozen. None if the optimizer is not known, or no parameter has the state that is needed: before the first step
-        of all but SGD there is nothing to precondition by.
+        One tensor per parameter, at least of float32, in the order of the groups: 0 for a parameter that has taken no
+        step, as one that is frozen. None if the optimizer is not known, or no parameter has the state that is needed:
+        before the first step of all but SGD there is nothing to precondition by.
     """
+    try:
+        optimizer = hooked_optimizer(optimizer)
+    except TypeError:
+        return None
     base = getattr(optimizer, "base", None)
     if isinstance(base, Optimizer):
         return preconditioner(base)
@@ -48,9 +55,9 @@ def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
         for p, group in members:
             state = optimizer.state.get(p, {})
             if name == "SGD" or state.get("step", 0) > 0:
-                result.append(float(group["lr"]) * factor(p, state, group))
+                result.append(float(group["lr"]) * at_least_float32(factor(p, state, group)))
             else:
-                result.append(torch.zeros_like(p))
+                result.append(at_least_float32(torch.zeros_like(p)))
     except KeyError:  # another library's, of the same name, with a state of its own
         return None
     return result
@@ -64,7 +71,7 @@ def _adam_factor(p: Tensor, state: State, group: Group) -> Tensor:
     """Return the factor of Adam and of what has another second moment in its place."""
     square: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
     correction = 1 - float(group["betas"][1]) ** float(state["step"])
-    factor: Tensor = 1 / ((square / correction).sqrt() + group["eps"])
+    factor: Tensor = 1 / ((at_least_float32(square) / correction).sqrt() + group["eps"])
     return factor
 
 

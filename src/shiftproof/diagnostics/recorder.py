@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -13,11 +13,13 @@ from torch.utils.hooks import RemovableHandle
 
 from shiftproof.diagnostics.agreement import Cosines, GradientAgreement, agreement_of
 from shiftproof.diagnostics.balance import UpdateBalance
+from shiftproof.diagnostics.hooked_optimizer import hooked_optimizer
 from shiftproof.diagnostics.osgr import StepContributions, step_contributions, step_ratios
 from shiftproof.diagnostics.preconditioner import preconditioner
 from shiftproof.diagnostics.ratio import Ratio
 from shiftproof.domain_gradients import DomainGradient, evaluated_domains
 from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.precise_sums import at_least_float32
 from shiftproof.registry import UnknownNameError
 
 if TYPE_CHECKING:
@@ -53,11 +55,15 @@ class Recorder:
     The gradients on fresh batches are taken where the step begins, with the model in evaluation mode. The step's own
     is what the optimizer finds in ``.grad``, or, where its step is given a closure, what the first call leaves there:
     a ratio is that of the theory only where this is the gradient of ``loss`` too, which dropout, the statistics of a
-    batch, clipping and scaled losses change.
+    batch, clipping and scaled losses change. Sums are in float64, also of models in bfloat16.
+
+    Measured are the parameters that the optimizer has and that require a gradient when the step begins: parameters may
+    be frozen, unfrozen or added meanwhile. A step at which none trains is not measured.
 
     Args:
         model: what is trained.
-        optimizer: steps its parameters; any `torch.optim.Optimizer`, the multi-pass ones included.
+        optimizer: steps its parameters; any `torch.optim.Optimizer`, the multi-pass ones included, or what wraps one,
+            as accelerate's ``prepare`` gives it (see `hooked_optimizer`).
         loss: of outputs and targets, a scalar: the mean over the samples, as `torch.nn.functional.cross_entropy`.
         fresh: called with a step's number; gives a batch per domain that the model was never trained on.
         every: steps from one measurement to the next.
@@ -71,11 +77,12 @@ class Recorder:
         contributions: per measurement, what the ratios are made of.
         agreements: per measurement, the agreement layer by layer.
         magnitudes: per measurement, the magnitude of the update at `balance`'s elements, (sampled,).
-        balance: which elements those are.
+        balance: which elements those are: of the parameters that trained when the recorder was built.
 
     Raises:
-        ValueError: a name to track is unknown, ``every`` is below 1, or the optimizer has parameters that are not the
-            model's.
+        TypeError: ``optimizer`` neither is nor wraps one whose step runs hooks.
+        ValueError: a name to track is unknown, ``every`` is below 1, a parameter is complex, or the optimizer has
+            parameters that are not the model's, or none that requires a gradient.
     """
 
     def __init__(
@@ -97,16 +104,16 @@ class Recorder:
                 raise UnknownNameError("measurement", name, list(TRACKED))
         self.model, self.loss, self.fresh, self.unseen = model, loss, fresh, unseen
         self.every, self.track, self.writer = every, tuple(track), writer
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-        self._named = {name: p for name, p in model.named_parameters() if id(p) in stepped}
-        if len(self._named) != len(stepped):
-            raise ValueError("the optimizer steps parameters that are not the model's")
+        optimizer = hooked_optimizer(optimizer)
+        self._sampled = self._trained(optimizer)
+        if not self._sampled:
+            raise ValueError("the optimizer steps no parameter that requires a gradient")
         self.step = 0
         self.records: list[dict[str, float]] = []
         self.contributions: list[StepContributions] = []
         self.agreements: list[GradientAgreement] = []
         self.magnitudes: list[Tensor] = []
-        self.balance = UpdateBalance(self._named)
+        self.balance = UpdateBalance(self._sampled)
         self._pending: _Before | None = None
         self._hooks: list[RemovableHandle] = []
         self.follow(optimizer)
@@ -114,6 +121,7 @@ class Recorder:
     def follow(self, optimizer: Optimizer) -> None:
         """Go on with another optimizer of the same parameters, where a loop replaces the one it had."""
         self.close()
+        optimizer = hooked_optimizer(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -182,38 +190,43 @@ class Recorder:
 
         return draw_records(self.records, self.contributions, self.track)
 
+    def _trained(self, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+        """Return the parameters that an optimizer trains now, by name."""
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        named = {name: p for name, p in self.model.named_parameters() if id(p) in stepped}
+        if len(named) != len(stepped):
+            raise ValueError("the optimizer steps parameters that are not the model's")
+        return named
+
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.step += 1
         self._pending = None  # of a step that failed
         if (self.step - 1) % self.every:
             return None
-        parameters = list(self._named.values())
-        before = self._pending = _Before(parameters)
+        trained = self._trained(optimizer)
+        if not trained:
+            return None
+        before = self._pending = _Before(trained)
         if "osgr" in self.track:
             factors = preconditioner(optimizer)
-            before.preconditioner = None if factors is None else self._in_order(optimizer, factors)
+            before.preconditioner = None if factors is None else _in_order(optimizer, factors, trained)
         if "osgr" in self.track or "agreement" in self.track:
-            before.fresh, before.unseen = self._fresh_gradients(parameters)
+            before.fresh, before.unseen = self._fresh_gradients(list(trained.values()))
         if "osgr" not in self.track:
             return None
         # a closure is the first argument after the optimizer, or named
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            before.keep_gradient(parameters)
+            before.keep_gradient()
             return None
 
         def watched() -> Any:
             loss = closure()
             if before.gradient is None:  # later passes are taken elsewhere
-                before.keep_gradient(parameters)
+                before.keep_gradient()
             return loss
 
         return (args[0], watched, *args[2:]), {name: v for name, v in kwargs.items() if name != "closure"}
-
-    def _in_order(self, optimizer: Optimizer, factors: Sequence[Tensor]) -> list[Tensor]:
-        owned = [p for group in optimizer.param_groups for p in group["params"]]
-        by_parameter = {id(p): factor for p, factor in zip(owned, factors, strict=True)}
-        return [by_parameter[id(p)] for p in self._named.values()]
 
     def _fresh_gradients(self, parameters: Sequence[Tensor]) -> tuple[list[DomainGradient], DomainGradient | None]:
         device = parameters[0].device
@@ -237,8 +250,10 @@ class Recorder:
         before, self._pending = self._pending, None
         if before is None:
             return
-        parameters = list(self._named.values())
-        update = [old - new for old, new in zip(before.weights, parameters, strict=True)]
+        parameters = list(before.trained.values())
+        update = [
+            at_least_float32(old) - at_least_float32(new) for old, new in zip(before.weights, parameters, strict=True)
+        ]
         record: dict[str, float] = {"step": self.step}
         if "osgr" in self.track:
             assert before.gradient is not None  # noqa: S101  (the optimizer has called the closure)
@@ -248,11 +263,14 @@ class Recorder:
             self.contributions.append(found)
             record |= {f"osgr/{name}": value for name, value in found._asdict().items() if value is not None}
         if "balance" in self.track:
-            numbers = self.balance.numbers(update)
-            record |= {f"balance/{name}": value for name, value in numbers._asdict().items()}
-            self.magnitudes.append(self.balance.sampled(update))
+            by_name = dict(zip(before.trained, update, strict=True))
+            if sum(p.numel() for p in parameters) > 1:
+                numbers = UpdateBalance(before.trained).numbers(update)
+                record |= {f"balance/{name}": value for name, value in numbers._asdict().items()}
+            sampled = [by_name[name] if name in by_name else torch.zeros_like(p) for name, p in self._sampled.items()]
+            self.magnitudes.append(self.balance.sampled(sampled))
         if "agreement" in self.track and len(before.fresh) > 1:
-            agreement = agreement_of(list(self._named), [gradient.parts for gradient in before.fresh])
+            agreement = agreement_of(list(before.trained), [gradient.parts for gradient in before.fresh])
             self.agreements.append(agreement)
             record |= {"agreement/least": agreement.least, "agreement/mean": agreement.mean}
         self.records.append(record)
@@ -263,22 +281,36 @@ class Recorder:
 
 
 class _Before:
-    """What a step is measured against."""
+    """What a step is measured against.
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.weights = [p.detach().clone() for p in parameters]
+    Args:
+        trained: the parameters that are measured, by name.
+    """
+
+    def __init__(self, trained: Mapping[str, Tensor]) -> None:
+        self.trained = trained
+        self.weights = [p.detach().clone() for p in trained.values()]
         self.gradient: list[Tensor] | None = None
         self.preconditioner: list[Tensor] | None = None
         self.fresh: list[DomainGradient] = []
         self.unseen: DomainGradient | None = None
 
-    def keep_gradient(self, parameters: Sequence[Tensor]) -> None:
-        self.gradient = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters]
+    def keep_gradient(self) -> None:
+        self.gradient = [
+            torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.trained.values()
+        ]
+
+
+def _in_order(optimizer: Optimizer, factors: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the factors of some of an optimizer's parameters, of which those of all are given."""
+    owned = [p for group in optimizer.param_groups for p in group["params"]]
+    by_parameter = {id(p): factor for p, factor in zip(owned, factors, strict=True)}
+    return [by_parameter[id(p)] for p in named.values()]
 
 
 def _mean(gradients: Sequence[DomainGradient], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return the mean of the domains' gradients."""
-    total = [torch.zeros_like(p) for p in parameters]
+    """Return the mean of the domains' gradients, at least of float32."""
+    total = [at_least_float32(torch.zeros_like(p)) for p in parameters]
     for gradient in gradients:
         for t, part in zip(total, gradient.parts, strict=True):
             if part is not None:

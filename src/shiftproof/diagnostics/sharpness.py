@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from shiftproof.diagnostics.filters import filter_norms, random_units, units, weight_norms
 from shiftproof.diagnostics.mean_loss import Batch, Loss, MeanLoss, checked
+from shiftproof.precise_sums import dot, norm
 from shiftproof.randomness import generator
 
 
@@ -222,9 +223,9 @@ def largest_eigenvalue(
         while True:
             iteration += 1
             product = mean_loss.hessian_product(vector).add_(vector, alpha=shift)
-            size = float(product.norm())
-            quotient = float(vector @ product)
-            residual = float(product.sub(vector, alpha=quotient).norm())
+            size = norm(product)
+            quotient = float(dot(vector, product))
+            residual = norm(product.sub(vector, alpha=quotient))
             if residual <= tolerance * size or iteration == iterations:
                 return Eigenvalue(quotient - shift, iteration, residual), vector, size
             vector = _unit(product)
@@ -261,7 +262,7 @@ def hessian_trace(
     for probe in range(probes):
         bits = generator(seed, "trace", probe).integers(0, 2, len(mean_loss.weights), dtype=np.int8)
         signs = torch.from_numpy(2 * bits - 1).to(mean_loss.weights)
-        products.append(float(signs @ mean_loss.hessian_product(signs)))
+        products.append(float(dot(signs, mean_loss.hessian_product(signs))))
     return _estimate(products, "the trace")
 
 
@@ -277,7 +278,7 @@ def _estimate(values: Sequence[float], name: str) -> Estimate:
 
 def _unit(vector: Tensor) -> Tensor:
     """Return a vector at length 1; zeros stay zeros."""
-    return vector.div(vector.norm().clamp_min(torch.finfo(vector.dtype).tiny))
+    return vector.div(max(norm(vector), torch.finfo(vector.dtype).tiny))
 
 
 def _random_unit(like: Tensor, seed: int, start: int) -> Tensor:
