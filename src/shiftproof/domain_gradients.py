@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shiftproof.frozen_statistics import frozen_statistics
+from shiftproof.gradient_kinds import check_dense, check_real
 from shiftproof.precise_sums import dot, norm
 from shiftproof.randomness import seed_generators, torch_seed
 
@@ -43,9 +44,14 @@ def evaluated_domains(
     What the model draws (dropout) depends on (seed, step, domain) alone, and every evaluation starts from the same
     buffers, so two evaluations of a domain at the same parameters are equal bit for bit. Buffers and torch's generators
     are afterwards as they were (see `frozen_statistics`).
+
+    Raises:
+        ValueError: there is no parameter, or one is complex.
+        RuntimeError: on evaluation, a gradient is sparse.
     """
     if not parameters:
         raise ValueError("no parameter requires a gradient")
+    check_real(parameters)
     device = parameters[0].device
 
     def evaluate(domain: int) -> DomainGradient:
@@ -53,6 +59,7 @@ def evaluated_domains(
         with torch.enable_grad():
             loss = domain_losses[domain]()
         gradient = DomainGradient(float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True))
+        check_dense(gradient.parts)
         restore_buffers()
         return gradient
 
@@ -107,6 +114,10 @@ def domain_similarities(
         domain_losses: evaluate the losses of at least two source domains.
         seed: with ``step``, the key of what the model draws.
         step: number of the step.
+
+    Raises:
+        ValueError: there is one domain only, no parameter trains, or one is complex.
+        RuntimeError: a gradient is sparse.
     """
     parameters = [p for p in parameters if p.requires_grad]
     check_domains("the similarity of gradients", len(domain_losses))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.gradient_kinds import check_dense_layers, check_real
 from shiftproof.layer_gradients import LAYERS, Workspace, accumulate, fits, parameter_sums
 from shiftproof.precise_sums import norm
 
@@ -58,7 +59,8 @@ class PerSampleGradients:
             evaluated are left out of it.
 
     Raises:
-        ValueError: a name is unknown, or no parameter requires a gradient.
+        ValueError: a name is unknown, no parameter requires a gradient, or one that does is complex.
+        RuntimeError: a layer has sparse gradients.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, parameters: Iterable[str] | None = None) -> None:
@@ -112,6 +114,9 @@ class PerSampleGradients:
         if not names:
             raise ValueError("no parameter requires a gradient")
         if names != self._names:
+            parameters = [self._parameters[name] for name in names]
+            check_real(parameters)
+            check_dense_layers(self._model, parameters)
             self._names, self._layers = names, None
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:

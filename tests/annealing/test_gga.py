@@ -1,6 +1,7 @@
 """The search, against an independent transcription, and what it costs and leaves."""
 
 import math
+import warnings
 from itertools import combinations
 
 import numpy as np
@@ -260,3 +261,45 @@ def test_frozen_weights_are_not_searched_and_a_failure_puts_the_weights_back():
     with pytest.raises(MemoryError):
         walk.before_step(model.parameters(), 1, [breaks, *losses[1:]])
     assert all(torch.equal(p, start) for p, start in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["frozen", "empty"])
+def test_with_all_that_is_searched_frozen_it_warns_once_and_does_nothing(kind):
+    def train(annealer):
+        model, losses = made_up(3, torch.float32, dropout=0.5, batch_norm=True)
+        model[0].requires_grad_(False)
+        counted = Counted(losses)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        torch.manual_seed(3)
+        for step in range(1, 5):
+            annealer.before_step(model.parameters(), step, counted, model[0].parameters() if kind == "frozen" else [])
+            optimizer.zero_grad()
+            sum(loss() for loss in losses).backward()
+            optimizer.step()
+        return model, counted.forward, torch.get_rng_state()
+
+    annealer = GGA(start=2, end=4, candidates=5)
+    with pytest.warns(UserWarning, match="GGA searches nothing: all that it may move is frozen") as told:
+        model, evaluated, state = train(annealer)
+    assert len(told) == 1
+    plain, _, plain_state = train(Annealer())
+    assert evaluated == 0
+    assert torch.equal(state, plain_state)
+    for (name, found), expected in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(found, expected), name
+    report = annealer.report()
+    assert (report["accepted"], report["extra_passes"], report["similarity_before"]) == (0, 0, None)
+
+
+def test_it_searches_again_once_something_is_unfrozen():
+    model, losses = made_up(2)
+    annealer = GGA(**OPTIONS)
+    model.requires_grad_(False)
+    with pytest.warns(UserWarning, match="searches nothing"):
+        annealer.before_step(model.parameters(), 3, losses)
+    model.requires_grad_(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        annealer.before_step(model.parameters(), 4, losses)
+    assert annealer.totals["steps"] == 1
+    assert annealer.totals["evaluations"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
@@ -21,6 +22,7 @@ from shiftproof.domain_gradients import (
     direction,
     evaluated_domains,
 )
+from shiftproof.gradient_kinds import check_real
 from shiftproof.hparams import Hparam
 from shiftproof.randomness import generator
 
@@ -111,6 +113,7 @@ class GGA(Annealer):
         self.radius, self.candidates, self.tolerance = radius, candidates, tolerance
         self.start, self.end, self.search = start, end, search
         self.totals = dict.fromkeys(("steps", "before", "after", "accepted", "evaluations", "seconds"), 0)
+        self._told = False  # that there is nothing to search
 
     def before_step(
         self,
@@ -130,8 +133,12 @@ class GGA(Annealer):
             domain_losses: evaluate the losses of the source domains.
             searched: the parameters that are moved, those of the featurizer; None for all.
 
+        Warns:
+            UserWarning: there is nothing to move, as all of ``searched`` is frozen. Then nothing is evaluated; once.
+
         Raises:
-            ValueError: there is one domain only.
+            ValueError: there is one domain only, or a parameter is complex.
+            RuntimeError: a gradient is sparse.
         """
         if not self.start <= step <= self.end:
             return
@@ -139,6 +146,12 @@ class GGA(Annealer):
         begin = time.perf_counter()
         parameters = [p for p in parameters if p.requires_grad]
         moved = [p for p in (parameters if searched is None else searched) if p.requires_grad]
+        if not moved:
+            if not self._told:
+                warnings.warn("GGA searches nothing: all that it may move is frozen", stacklevel=2)
+            self._told = True
+            return
+        check_real(moved)
         with torch.no_grad(), evaluated_domains(parameters, domain_losses, self.seed, step) as evaluate:
             first, best = self._search(parameters, moved, step, len(domain_losses), evaluate)
         self.totals["domains"] = len(domain_losses)

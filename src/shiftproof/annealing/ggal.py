@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
 from shiftproof.domain_gradients import DomainLosses, check_domains, direction, evaluated_domains, pairwise_cosines
+from shiftproof.gradient_kinds import check_dense
 from shiftproof.hparams import Hparam
 from shiftproof.randomness import generator
 
@@ -72,12 +73,14 @@ class GGAL(Annealer):
             domain_losses: evaluate the losses of the source domains.
 
         Raises:
-            ValueError: there is one domain only.
+            ValueError: there is one domain only, or a parameter is complex.
+            RuntimeError: a gradient is sparse.
         """
         check_domains("GGA-L", len(domain_losses))
         begin = time.perf_counter()
         parameters, domains = [p for p in parameters if p.requires_grad], len(domain_losses)
         alone = all(p.grad is None for p in parameters)
+        check_dense(p.grad for p in parameters)
         directions = []
         with evaluated_domains(parameters, domain_losses, self.seed, step) as evaluate:
             for domain in range(domains):

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.gradient_kinds import check_dense_layers, check_real
 from shiftproof.precise_sums import at_least_float32, norm
 from shiftproof.randomness import seed_generators, torch_seed
 
@@ -24,11 +25,12 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that train, by name, those that are shared once.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or one is complex.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("no parameter requires a gradient")
+    check_real(parameters.values())
     return parameters
 
 
@@ -56,7 +58,7 @@ class MeanLoss:
         weights: the model's own, of shape (n,); see `flat_weights`.
 
     Raises:
-        ValueError: there is no batch, or no parameter that trains.
+        ValueError: there is no batch, or no parameter that trains, or one that is complex.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> None:
@@ -78,7 +80,9 @@ class MeanLoss:
 
         Raises:
             ValueError: the loss is not finite.
+            RuntimeError: a layer has sparse gradients.
         """
+        check_dense_layers(self._model, self._parameters.values())
         leaf = weights.detach().requires_grad_()
         loss, gradient = 0.0, torch.zeros_like(weights)
         with self._evaluation(), torch.enable_grad():
@@ -92,7 +96,9 @@ class MeanLoss:
 
         Raises:
             ValueError: the product is not finite.
+            RuntimeError: a layer has sparse gradients.
         """
+        check_dense_layers(self._model, self._parameters.values())
         leaf = self.weights.detach().requires_grad_()
         product = torch.zeros_like(vector)
         # of the kernels of attention only this one can be differentiated twice

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from shiftproof.diagnostics.mean_loss import Loss, trained_weights
 from shiftproof.diagnostics.ratio import Ratio, ratio_of_means
 from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.gradient_kinds import check_dense
 from shiftproof.precise_sums import dot
 
 if TYPE_CHECKING:
@@ -287,12 +288,15 @@ def osgr_of_gradients(
         preconditioner: one tensor per such parameter; None for 1.
 
     Raises:
-        ValueError: there is no draw, no parameter trains, or the preconditioner is not one tensor per parameter.
+        ValueError: there is no draw, no parameter trains or one is complex, or the preconditioner is not one tensor per
+            parameter.
+        RuntimeError: a gradient is sparse.
     """
     contributions = []
     with _measured(model, preconditioner) as (parameters, factors):
         for batch, fresh in draws:
             gradient, other = (_loss_and_gradient(model, loss, parameters, part)[1] for part in (batch, fresh))
+            check_dense([*gradient, *other])
             update = [factor * g for factor, g in zip(factors, gradient, strict=True)]
             contributions.append(step_contributions(update, gradient, None, other))
     return step_ratios(contributions)["osgr"]
@@ -319,7 +323,8 @@ def osgr_by_definition(
         lr: :math:`\eta`.
 
     Raises:
-        ValueError: there is no draw, no parameter trains, or the preconditioner is not one tensor per parameter.
+        ValueError: there is no draw, no parameter trains or one is complex, or the preconditioner is not one tensor per
+            parameter.
     """
     decreases: list[tuple[float, float]] = []
     with _measured(model, preconditioner) as (parameters, factors):

@@ -19,6 +19,7 @@ from shiftproof.diagnostics.preconditioner import preconditioner
 from shiftproof.diagnostics.ratio import Ratio
 from shiftproof.domain_gradients import DomainGradient, evaluated_domains
 from shiftproof.evaluation_mode import evaluation_mode
+from shiftproof.gradient_kinds import check_dense, check_real
 from shiftproof.precise_sums import at_least_float32
 from shiftproof.registry import UnknownNameError
 
@@ -83,6 +84,7 @@ class Recorder:
         TypeError: ``optimizer`` neither is nor wraps one whose step runs hooks.
         ValueError: a name to track is unknown, ``every`` is below 1, a parameter is complex, or the optimizer has
             parameters that are not the model's, or none that requires a gradient.
+        RuntimeError: in a step, a gradient is sparse.
     """
 
     def __init__(
@@ -108,6 +110,8 @@ class Recorder:
         self._sampled = self._trained(optimizer)
         if not self._sampled:
             raise ValueError("the optimizer steps no parameter that requires a gradient")
+        if self.track != ("balance",):
+            check_real(self._sampled.values())
         self.step = 0
         self.records: list[dict[str, float]] = []
         self.contributions: list[StepContributions] = []
@@ -296,6 +300,7 @@ class _Before:
         self.unseen: DomainGradient | None = None
 
     def keep_gradient(self) -> None:
+        check_dense(p.grad for p in self.trained.values())
         self.gradient = [
             torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.trained.values()
         ]
