@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,9 @@ from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.algorithms.dann import CDANN, DANN
 from shiftproof.hparams import draw
 from shiftproof.randomness import seed_hash
+from shiftproof.studies import Study
+from shiftproof.studies.planning import plan_run
+from shiftproof.training.checkpoint import load_checkpoint, save_checkpoint
 
 KINDS = pytest.mark.parametrize("kind", [DANN, CDANN])
 NARROW = {"mlp_width": 8}
@@ -182,12 +186,65 @@ def test_optimizers_have_options_and_seeds_of_their_own():
     algorithm = DANN(double_network(), 2, weight_decay_d=0.03, beta1=0.2, lr_ratio=3.0, **NARROW).double()
     built_steps(algorithm, "adam", lr=0.01, weight_decay=0.001)
     generator, discriminator = algorithm.optimizers["generator"], algorithm.optimizers["discriminator"]
-    assert generator.param_groups[0]["betas"] == discriminator.param_groups[0]["betas"] == (0.2, 0.999)
+    assert generator.param_groups[0]["betas"] == discriminator.param_groups[0]["betas"] == (0.2, 0.9)
     assert (generator.param_groups[0]["lr"], discriminator.param_groups[0]["lr"]) == (0.01, 0.03)
     assert (generator.param_groups[0]["weight_decay"], discriminator.param_groups[0]["weight_decay"]) == (0.001, 0.03)
     names = []
     algorithm.build_optimizers(lambda params, name, **_: names.append(name) or torch.optim.SGD(params, lr=0.1))
     assert names == ["generator", "discriminator"]
+
+
+@KINDS
+def test_both_take_the_steps_of_adam_with_domainbeds_betas(kind):
+    algorithm = kind(double_network(), 2, penalty_weight=0.5, lr_ratio=0.3, **NARROW).double()
+    parts = [list(algorithm.network.parameters()), list(algorithm.discriminator.parameters())]
+    weights = [[p.detach().clone() for p in part] for part in parts]
+    references = [
+        torch.optim.Adam(part, lr=lr, betas=(0.5, 0.9)) for part, lr in zip(weights, (1e-2, 3e-3), strict=True)
+    ]
+    steps = built_steps(algorithm, "adam")
+    for step in range(1, 6):
+        batches = uneven_batches(seed=step)
+        encoded = _encoded(algorithm, batches)
+        discrimination, _ = _discrimination(algorithm, encoded)
+        losses = (_classification(algorithm, encoded) - 0.5 * discrimination, discrimination)
+        for part, copies, loss, reference in zip(parts, weights, losses, references, strict=True):
+            found = torch.autograd.grad(loss, part, retain_graph=True, allow_unused=True)
+            for p, gradient in zip(copies, found, strict=True):
+                p.grad = gradient
+            reference.step()
+        steps.take(batches, step)
+        for part, copies in zip(parts, weights, strict=True):
+            torch.testing.assert_close([p.detach() for p in part], copies, rtol=1e-7, atol=1e-9)
+
+
+def test_a_half_finished_run_from_before_beta2_goes_on_with_the_betas_that_it_had(tmp_path):
+    def build(**options):
+        torch.manual_seed(2)
+        return DANN(double_network(), 2, **NARROW, **options).double()
+
+    before = built_steps(build(beta2=0.999))
+    for step in (1, 2, 3):
+        before.take(uneven_batches(seed=step), step)
+    save_checkpoint(tmp_path / "checkpoint.pt", before.algorithm, {"step": 3})
+    after = built_steps(build())
+    load_checkpoint(tmp_path / "checkpoint.pt", after.algorithm, {"step"})
+    for optimizer in after.algorithm.optimizers.values():
+        assert tuple(optimizer.param_groups[0]["betas"]) == (0.5, 0.999)
+    for step in (4, 5, 6):
+        batches = uneven_batches(seed=step)
+        assert torch.equal(before.take(batches, step), after.take(batches, step))
+    for p, expected in zip(after.algorithm.parameters(), before.algorithm.parameters(), strict=True):
+        assert torch.equal(p, expected)
+
+
+def test_a_run_with_beta2_is_another_than_one_from_before():
+    """So no table mixes them, and no folder of the one is continued as the other."""
+    study = Study(datasets=["rotated_digits"], algorithms=["dann"], optimizers=["adam"], targets=["30"], steps=10)
+    spec = plan_run(study, 0, 0)
+    assert spec.hparams["algorithm.beta2"] == 0.9
+    hparams = {name: value for name, value in spec.hparams.items() if name != "algorithm.beta2"}
+    assert dataclasses.replace(spec, hparams=hparams).name != spec.name
 
 
 def test_the_discriminator_has_the_shape_asked_for():
@@ -232,6 +289,7 @@ def test_resume_is_bit_equal(kind, optimizer, sizes, options):
         ({"mlp_width": 0}, "Invalid mlp_width value: 0"),
         ({"mlp_depth": 1}, "Invalid mlp_depth value: 1; it must be a whole number, at least 2"),
         ({"beta1": 1.0}, r"Invalid beta1 value: 1.0; it must be in \[0, 1\)"),
+        ({"beta2": -0.1}, "Invalid beta2 value: -0.1"),
         ({"mlp_dropout": -0.1}, "Invalid mlp_dropout value: -0.1"),
         ({"lr_ratio": 0.0}, "Invalid lr_ratio value: 0.0; it must be above 0"),
     ],

@@ -45,13 +45,30 @@ def test_every_name_draws_its_own_numbers():
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-def test_beta1_is_for_optimizers_that_have_one(optimizer):
-    group = _factory(optimizer)(_weights(), beta1=0.25).param_groups[0]
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"beta1": 0.25}, (0.25, 0.999)), ({"beta2": 0.9}, (0.9, 0.9)), ({"beta1": 0.0, "beta2": 0.0}, (0.0, 0.0))],
+)
+def test_betas_are_for_optimizers_that_have_them(optimizer, options, expected):
+    group = _factory(optimizer)(_weights(), **options).param_groups[0]
     if optimizer == "sgd" or optimizer.startswith("genie"):
         assert "betas" not in group
         assert group.get("momentum", 0.9) == 0.9
     else:
-        assert group["betas"] == (0.25, 0.999)
+        assert group["betas"] == expected
+
+
+def test_beta2_acts():
+    weights = _weights(1)
+    optimizer = _factory("sam", weight_decay=0.0)(weights, beta2=0.0)
+
+    def closure(size):
+        weights[0].grad = torch.full((4,), size)
+        return torch.zeros(())
+
+    optimizer.step(lambda: closure(3.0))
+    optimizer.step(lambda: closure(2.0))
+    assert torch.equal(optimizer.state[weights[0]]["exp_avg_sq"], torch.full((4,), 4.0))  # of the last gradient alone
 
 
 def test_beta1_acts():
@@ -74,6 +91,7 @@ def test_beta1_acts():
         ({"lr_ratio": 0.0}, "Invalid lr_ratio value: 0.0; it must be above 0"),
         ({"beta1": 1.0}, "Invalid beta1 value: 1.0; it must be in"),
         ({"beta1": -0.5}, "Invalid beta1 value: -0.5"),
+        ({"beta2": 1.0}, "Invalid beta2 value: 1.0; it must be in"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options, message):

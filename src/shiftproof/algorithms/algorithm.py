@@ -53,6 +53,7 @@ class OptimizerFactory(Protocol):
         lr_ratio: float = 1.0,
         weight_decay: float | None = None,
         beta1: float | None = None,
+        beta2: float | None = None,
     ) -> Optimizer:
         """Return a new optimizer over the parameters.
 
@@ -61,7 +62,9 @@ class OptimizerFactory(Protocol):
             name: with the run's seed, the key of its random numbers; no two optimizers of a run share one.
             lr_ratio: its learning rate over the run's.
             weight_decay: None for the run's.
-            beta1: the decay of the first moment, for optimizers with Adam's ``betas``; others pass over it.
+            beta1: the decay of the first moment, for optimizers with Adam's ``betas``, None for their own; others pass
+                over it.
+            beta2: the same of the second moment.
         """
 
 

@@ -87,6 +87,7 @@ class DANN(Algorithm):
         grad_penalty: weight of the mean over images of :math:`\lVert \partial l_i / \partial z_i \rVert^2`, with
             :math:`l_i` the discriminator's loss of image :math:`i`; at least 0.
         beta1: of both optimizers, where they have one, in [0, 1).
+        beta2: the same; 0.9 in all of DomainBed's code and what is built on it.
         mlp_width: width of the discriminator, at least 1.
         mlp_depth: number of its linear layers, at least 2.
         mlp_dropout: its dropout, in [0, 1).
@@ -105,6 +106,7 @@ class DANN(Algorithm):
         "d_steps": Hparam(1, log2_int(0, 3), seed_name="d_steps_per_g_step"),
         "grad_penalty": Hparam(0.0, log10_uniform(-2, 1)),
         "beta1": Hparam(0.5, choice(0.0, 0.5)),
+        "beta2": Hparam(0.9),
         "mlp_width": Hparam(256, log2_int(6, 10)),
         "mlp_depth": Hparam(3, choice(3, 4, 5)),
         "mlp_dropout": Hparam(0.0, choice(0.0, 0.1, 0.5)),
@@ -122,6 +124,7 @@ class DANN(Algorithm):
         d_steps: int = 1,
         grad_penalty: float = 0.0,
         beta1: float = 0.5,
+        beta2: float = 0.9,
         mlp_width: int = 256,
         mlp_depth: int = 3,
         mlp_dropout: float = 0.0,
@@ -139,14 +142,15 @@ class DANN(Algorithm):
         for name, count, least in (("d_steps", d_steps, 1), ("mlp_width", mlp_width, 1), ("mlp_depth", mlp_depth, 2)):
             if type(count) is not int or count < least:
                 raise ValueError(f"Invalid {name} value: {count}; it must be a whole number, at least {least}")
-        for name, value in (("beta1", beta1), ("mlp_dropout", mlp_dropout)):
+        for name, value in (("beta1", beta1), ("beta2", beta2), ("mlp_dropout", mlp_dropout)):
             if not 0 <= value < 1:
                 raise ValueError(f"Invalid {name} value: {value}; it must be in [0, 1)")
         if not 0 < lr_ratio < math.inf:
             raise ValueError(f"Invalid lr_ratio value: {lr_ratio}; it must be above 0")
         self.penalty_weight, self.grad_penalty = penalty_weight, grad_penalty
         self.d_steps, self.alternate = d_steps, alternate
-        self._options = {"lr_ratio": lr_ratio, "weight_decay": weight_decay_d, "beta1": beta1}
+        self._betas = {"beta1": beta1, "beta2": beta2}
+        self._discriminator_options = {"lr_ratio": lr_ratio, "weight_decay": weight_decay_d, **self._betas}
         classes = network.classifier.out_features if self.conditional else None
         self.discriminator = None
         if num_domains > 1:
@@ -163,12 +167,13 @@ class DANN(Algorithm):
         if self.discriminator is None:
             super().build_optimizers(factory)
             return
-        beta1 = self._options["beta1"]
         network = (p for p in self.network.parameters() if p.requires_grad)
-        self.optimizers = {"generator": factory(network, name="generator", beta1=beta1)}
-        self.optimizers["discriminator"] = factory(
-            self.discriminator.parameters(), name="discriminator", **self._options
-        )
+        self.optimizers = {
+            "generator": factory(network, name="generator", **self._betas),
+            "discriminator": factory(
+                self.discriminator.parameters(), name="discriminator", **self._discriminator_options
+            ),
+        }
 
     def update(self, batches: Sequence[Batch], step: int, make_closure: MakeClosure) -> Tensor:
         """Take the steps of the network and of the discriminator and return the detached loss."""

@@ -35,6 +35,7 @@ class RunOptimizers:
         lr_ratio: float = 1.0,
         weight_decay: float | None = None,
         beta1: float | None = None,
+        beta2: float | None = None,
     ) -> Optimizer:
         """Return a new optimizer over the parameters.
 
@@ -43,15 +44,18 @@ class RunOptimizers:
             name: with the run's seed, the key of its random numbers; "all" has the run's seed itself.
             lr_ratio: its learning rate over the run's, above 0.
             weight_decay: None for the run's.
-            beta1: the decay of the first moment, in [0, 1), for optimizers with Adam's ``betas``; others pass over it.
+            beta1: the decay of the first moment, in [0, 1), for optimizers with Adam's ``betas``, None for their own;
+                others pass over it.
+            beta2: the same of the second moment.
 
         Raises:
             ValueError: an argument or a hyperparameter is out of range.
         """
         if lr_ratio <= 0:
             raise ValueError(f"Invalid lr_ratio value: {lr_ratio}; it must be above 0")
-        if beta1 is not None and not 0 <= beta1 < 1:
-            raise ValueError(f"Invalid beta1 value: {beta1}; it must be in [0, 1)")
+        for option, beta in (("beta1", beta1), ("beta2", beta2)):
+            if beta is not None and not 0 <= beta < 1:
+                raise ValueError(f"Invalid {option} value: {beta}; it must be in [0, 1)")
         hparams = dict(self.hparams)
         if lr_ratio != 1:
             hparams["lr"] = float(hparams["lr"]) * lr_ratio
@@ -59,8 +63,8 @@ class RunOptimizers:
             hparams["weight_decay"] = weight_decay
         seed = self.seed if name == "all" else torch_seed(self.seed, "optimizer", name)
         optimizer = OPTIMIZERS[self.optimizer](params, seed=seed, **hparams)
-        if beta1 is not None:
-            for group in optimizer.param_groups:
-                if "betas" in group:
-                    group["betas"] = (beta1, *group["betas"][1:])
+        for group in optimizer.param_groups:
+            if "betas" in group:
+                first, second = group["betas"]
+                group["betas"] = (first if beta1 is None else beta1, second if beta2 is None else beta2)
         return optimizer
