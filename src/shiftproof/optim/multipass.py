@@ -19,6 +19,7 @@ from shiftproof.frozen_statistics import frozen_statistics
 from shiftproof.optim.adahessian import AdaHessian
 from shiftproof.optim.options import constructor_defaults, plain
 from shiftproof.optim.sharding import local_part, shard_of, sum_over_shards
+from shiftproof.precise_sums import dot
 
 Vector = list[Tensor]
 """One tensor per parameter that has a gradient."""
@@ -102,7 +103,7 @@ class Landscape:
 
     def dot(self, a: Vector, b: Vector) -> Tensor:
         """Return the scalar product."""
-        products = [_dot(x, y) for x, y in zip(a, b, strict=True)]
+        products = [dot(x, y) for x, y in zip(a, b, strict=True)]
         stacked = torch.stack([product.to(products[0].device) for product in products])
         return sum_over_shards(stacked[:, None], self._shards).sum()
 
@@ -122,9 +123,9 @@ class MultiPass(Optimizer, ABC):
 
     A subclass gives `passes` and `descent`: the mathematics. This class sees to the rest. Weights are restored from
     copies, also when the closure fails. Every pass starts with the gradients that were there when `step` was called, so
-    a closure that does not zero them gets in each pass what one pass of a plain optimizer would have used. Batch-norm
-    statistics are updated by the first pass only. All passes draw the same numbers from torch's generators, such as
-    masks of dropout, and leave them as one pass does. Groups and state are shared with the base optimizer, so that
+    a closure that does not zero them gets in each pass what one pass of a plain optimizer would have used. Buffers, such
+    as the statistics of batch norms, are changed by the first pass only. All passes draw the same numbers from torch's
+    generators, such as masks of dropout, and leave them as one pass does. Groups and state are shared with the base optimizer, so that
     schedulers and checkpoints see one optimizer. An option that the base has too is called by the class and its name in
     the groups, such as ``"fad_beta"`` around GENIE.
 
@@ -358,17 +359,6 @@ def _local_gradient(p: Tensor) -> Tensor:
 def _version(gradient: Tensor | None) -> int:
     """Return how often a gradient has been changed in place."""
     return -1 if gradient is None else local_part(gradient)._version
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the scalar product in float64, converted in blocks: on the CPU such as its caches hold."""
-    dtype = torch.float32 if a.device.type == "mps" else torch.float64
-    block = 2**16 if a.device.type == "cpu" else 2**24
-    total = torch.zeros((), dtype=dtype, device=a.device)
-    for x, y in zip(torch.split(a.reshape(-1), block), torch.split(b.reshape(-1), block), strict=True):
-        exact = x.to(dtype)
-        total += torch.dot(exact, exact if a is b else y.to(dtype))
-    return total
 
 
 def _generators(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
