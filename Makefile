@@ -6,6 +6,9 @@ OUT ?= runs/check-gpu
 # uv and pip compile bytecode only where this is unset, and imports take twice as long without it
 unexport PYTHONDONTWRITEBYTECODE
 
+# a test process per core: threads of their own would only wait for each other
+test test-all: export OMP_NUM_THREADS = 1
+
 .PHONY: compare test test-all check check-gpu
 
 compare: .venv/installed

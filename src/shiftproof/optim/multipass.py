@@ -123,11 +123,11 @@ class MultiPass(Optimizer, ABC):
 
     A subclass gives `passes` and `descent`: the mathematics. This class sees to the rest. Weights are restored from
     copies, also when the closure fails. Every pass starts with the gradients that were there when `step` was called, so
-    a closure that does not zero them gets in each pass what one pass of a plain optimizer would have used. Buffers, such
-    as the statistics of batch norms, are changed by the first pass only. All passes draw the same numbers from torch's
-    generators, such as masks of dropout, and leave them as one pass does. Groups and state are shared with the base optimizer, so that
-    schedulers and checkpoints see one optimizer. An option that the base has too is called by the class and its name in
-    the groups, such as ``"fad_beta"`` around GENIE.
+    a closure that does not zero them gets in each pass what one pass of a plain optimizer would have used. Buffers,
+    such as the statistics of batch norms, are changed by the first pass only. All passes draw the same numbers from
+    torch's generators, such as masks of dropout, and leave them as one pass does. Groups and state are shared with the
+    base optimizer, so that schedulers and checkpoints see one optimizer. An option that the base has too is called by
+    the class and its name in the groups, such as ``"fad_beta"`` around GENIE.
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
