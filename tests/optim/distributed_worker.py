@@ -41,14 +41,14 @@ STEPS = 20
 SAVED_AT = 7
 WORLDS = (2, 1, 3, 4)  # 2 first: it saves the checkpoints that 1 and 3 go on from
 STUCK_AFTER = 200  # seconds that a process waits for another: long, as others may have the cores
-FORMS = ("paper", "released", "invariant")
+FORMS = ("paper", "released")
 # fused=None is whatever GENIE prefers: the compiled kernel, or foreach where there is none.
 IMPLEMENTATIONS = {"default": {}, "foreach": {"fused": False}}
 RUNS = {f"{form}, {name}": {"form": form, **how} for form in FORMS for name, how in IMPLEMENTATIONS.items()}
 FORLOOP = {f"{form}, for-loop": {"form": form, "foreach": False} for form in FORMS}
 BFLOAT16 = {
     f"{form}, {name}, bfloat16": {"form": form, "moment_dtype": torch.bfloat16, **how}
-    for form in ("paper", "invariant")
+    for form in FORMS
     for name, how in IMPLEMENTATIONS.items()
 }
 CHECKPOINTED = {name: options for name, options in {**RUNS, **BFLOAT16}.items() if "default" in name}

@@ -2,15 +2,15 @@
 
 Shares no code with the package. Sources: Cho, Kim, Kim, "One-Step Generalization Ratio Guided Optimization
 for Domain Generalization", ICML 2025, Algorithm 1 (form "paper") and the code released with it (form
-"released"); Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10). Form
-"invariant" and moments in bfloat16 are the package's own, and are transcribed from the docstring of GENIE.
+"released"); Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox4x32-10). Moments in
+bfloat16 are the package's own, and are transcribed from the docstring of GENIE.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-DEFAULT_LR = {"paper": 0.1, "released": 0.015, "invariant": 0.015}
+DEFAULT_LR = {"paper": 0.1, "released": 0.015}
 MASK, NOISE, ROUNDING = 0, 1, 2
 
 
@@ -93,9 +93,6 @@ def step(
         m = rounded_to_bfloat16(m, word & np.uint64(0xFFFF))
         v = rounded_to_bfloat16(v, word >> np.uint64(16))
     state["exp_avg"], state["exp_avg_sq"] = m, v
-    if form == "invariant":
-        unit = state["scale"][1] if "scale" in state else 0.0
-        state["scale"] = np.array([unit, v.mean() / (1 - beta**t) if v.size else 0.0])
     mean, factor, spread, certainty = terms(state, form, beta)
     threshold = round(65536 * dropout)
     keep = halfwords(seed, theta.size, position, t) >= threshold
@@ -111,9 +108,7 @@ def terms(state, form, beta=0.95):
     with np.errstate(divide="ignore", invalid="ignore"):
         if form == "paper":
             return _paper(m, v, t, beta)
-        if form == "released":
-            return _released(m, v, t, beta)
-        return _invariant(m, v, t, beta, state["scale"][0])
+        return _released(m, v, t, beta)
 
 
 def _paper(m, v, t, beta):
@@ -134,13 +129,3 @@ def _released(m, v, t, beta):
     a = np.tanh(np.minimum(1 / var, 10))
     f = a / (1 + averaged / (gm**2 + 1e-8))
     return Terms(gm, f, np.sum(f * np.abs(gm)) / np.sum(a), a)
-
-
-def _invariant(m, v, t, beta, square):
-    if square == 0:  # no scale yet: any constant is nothing in its units, and there is no noise
-        gm = m / (1 - beta**t)
-        ones = np.ones_like(m)
-        return Terms(gm, np.where(gm == 0, 0.0, 1.0), 0.0, ones)
-    s = np.sqrt(square)
-    gm, f, spread, a = _released(m / s, v / square, t, beta)
-    return Terms(gm * s, f, spread * s, a)

@@ -21,6 +21,7 @@ from .test_genie import (
     FUSED,
     IMPLEMENTATIONS,
     SHAPES,
+    Twin,
     assert_same_bits,
     bits,
     one_parameter,
@@ -33,7 +34,7 @@ def trained(steps=6, dtype=torch.float32, make_step=lambda optimizer: optimizer.
     """Parameters and optimizer after some steps on gradients at which noise acts."""
     generator = torch.Generator().manual_seed(0)
     params = [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in SHAPES]
-    optimizer = GENIE(params, **options)
+    optimizer = GENIE(params, **{"seed": 0, **options})
     step = make_step(optimizer)
     for _ in range(steps):
         for param in params:
@@ -64,15 +65,12 @@ class Recorded(TorchDispatchMode):
 # ------------------------------------------------------------------------------------------ differentiable
 
 
-def through_steps(lr, weights, gradients, moments, scales, options):
+def through_steps(lr, weights, gradients, moments, options):
     """What two steps make of given weights and state, whose own gradients are to be checked."""
     params = [weight.clone() for weight in weights]
     optimizer = GENIE(params, lr=lr, differentiable=True, **options)
-    for param, (m, v), scale in zip(params, moments, scales, strict=True):
-        state = {"step": torch.tensor(9.0), "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
-        if options["form"] == "invariant":
-            state["scale"] = scale.clone()
-        optimizer.state[param].update(state)
+    for param, (m, v) in zip(params, moments, strict=True):
+        optimizer.state[param].update({"step": torch.tensor(9.0), "exp_avg": m.clone(), "exp_avg_sq": v.clone()})
     for index in range(2):
         for param, gradient in zip(params, gradients, strict=True):
             # The second is the gradient of a loss of the weights that the first step left.
@@ -108,19 +106,18 @@ def test_differentiable(form, options):
     squares = [
         normal(shape, least=mean.detach().square().max() + 0.1) for shape, mean in zip(shapes, means, strict=True)
     ]
-    scales = [normal((2,), least=0.5) for _ in shapes]
-    inputs = (lr, *weights, *gradients, *means, *squares, *scales)
+    inputs = (lr, *weights, *gradients, *means, *squares)
 
     def function(lr, *tensors):
-        weights, gradients, means, squares, scales = zip(tensors[::2], tensors[1::2], strict=True)
+        weights, gradients, means, squares = zip(tensors[::2], tensors[1::2], strict=True)
         moments = zip(means, squares, strict=True)
-        return through_steps(lr, weights, gradients, moments, scales, {"form": form, "seed": 1, **options})
+        return through_steps(lr, weights, gradients, moments, {"form": form, "seed": 1, **options})
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.autograd.gradcheck(function, inputs)
     # The check above would pass on a constant.
-    changes = torch.autograd.grad(sum(output.sum() for output in function(*inputs)), inputs[:-2])
+    changes = torch.autograd.grad(sum(output.sum() for output in function(*inputs)), inputs)
     assert all(change.any() for change in changes)
 
 
@@ -129,7 +126,7 @@ def test_differentiable_steps_are_the_usual_ones(form):
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in SHAPES]
     recorded, plain = [leaf.clone() for leaf in leaves], [leaf.detach().clone() for leaf in leaves]
-    optimizers = GENIE(recorded, form=form, differentiable=True), GENIE(plain, form=form)
+    optimizers = GENIE(recorded, form=form, seed=0, differentiable=True), GENIE(plain, form=form, seed=0)
     for _ in range(6):
         gradients = [2 * torch.randn(leaf.shape, generator=generator, dtype=torch.float64) for leaf in leaves]
         for optimizer in optimizers:
@@ -175,7 +172,7 @@ def test_capturable_reads_a_step_count_from_the_device():
     """A replayed graph increases the count in place; steps have to follow it."""
     ends = []
     for capturable in (True, False):
-        params, optimizer = trained(steps=2, form="invariant", capturable=capturable, foreach=False)
+        params, optimizer = trained(steps=2, form="released", capturable=capturable, foreach=False)
         for param in params:
             optimizer.state[param]["step"] += 5
         optimizer.step()
@@ -197,13 +194,12 @@ FUNCTIONAL = {
 
 
 def on_lists(params, optimizer):
-    """The lists that the functional takes: parameters, gradients, moments, scales, step counts and positions."""
+    """The lists that the functional takes: parameters, gradients, moments, step counts and positions."""
     states = [optimizer.state[param] for param in params]
-    scales = [state["scale"] for state in states if "scale" in state]
     names = ("exp_avg", "exp_avg_sq")
     moments = [[state[name] for state in states] for name in names]
     steps = [state["step"] for state in states]
-    return params, [param.grad for param in params], *moments, scales, steps, list(range(len(params)))
+    return params, [param.grad for param in params], *moments, steps, list(range(len(params)))
 
 
 @FORMS
@@ -259,7 +255,7 @@ def test_schedulers_change_a_tensor_in_place(form, capturable, schedule):
     for tensor in (False, True):
         lr = torch.tensor(0.1, dtype=torch.float64) if tensor else 0.1
         param = torch.linspace(-1, 1, 40, dtype=torch.float64, requires_grad=True)
-        optimizer = GENIE([param], lr=lr, form=form, capturable=capturable)
+        optimizer = GENIE([param], lr=lr, form=form, capturable=capturable, seed=0)
         scheduler, rates = schedule(optimizer), []
         for index in range(10):
             step_with(optimizer, (param.detach() * (index + 1)).sin())
@@ -292,10 +288,10 @@ class Counter:
     [
         ("paper", {"foreach": False}),
         ("released", {"capturable": True}),
-        ("invariant", {"foreach": True}),
-        ("invariant", {}),
+        ("released", {"foreach": True}),
+        ("released", {}),
     ],
-    ids=["paper-forloop", "released-capturable", "invariant-foreach", "invariant-default"],
+    ids=["paper-forloop", "released-capturable", "released-foreach", "released-default"],
 )
 def test_compiled_step(form, options):
     """Equals the step that is not, and is not compiled anew as steps are counted."""
@@ -315,8 +311,8 @@ def test_compiled_step(form, options):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "options"),
-    [("paper", {"capturable": True}), ("invariant", {"foreach": True})],
-    ids=["paper-capturable", "invariant-foreach"],
+    [("paper", {"capturable": True}), ("released", {"foreach": True})],
+    ids=["paper-capturable", "released-foreach"],
 )
 def test_step_compiled_by_inductor(form, options):
     torch._dynamo.reset()
@@ -335,7 +331,7 @@ class Scaled:
         generator = torch.Generator().manual_seed(0)
         self.weight = torch.randn(3, 5, generator=generator).requires_grad_()
         self.inputs = torch.randn(6, 8, 5, generator=generator)
-        self.optimizer = GENIE([self.weight], **options)
+        self.optimizer = GENIE([self.weight], seed=0, **options)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2, enabled=scaled)
         self.infinite = infinite
         self.scales, self.kept = [], []
@@ -419,7 +415,7 @@ def test_bfloat16_averages_lose_no_small_changes(implementation):
     n, steps = 1024, 400
     options = implementation.options(torch.zeros(1))
     param = torch.zeros(n, requires_grad=True)
-    optimizer = GENIE([param], beta=0.99, dropout=0.0, moment_dtype=torch.bfloat16, **options)
+    optimizer = GENIE([param], beta=0.99, dropout=0.0, moment_dtype=torch.bfloat16, seed=0, **options)
     nearest = torch.zeros(1, dtype=torch.bfloat16)
     for _ in range(steps):
         step_with(optimizer, torch.ones(n))
@@ -443,7 +439,6 @@ def test_bfloat16_moments_are_half_the_state_and_survive_loading(form, implement
         moments = [state["exp_avg"], state["exp_avg_sq"]]
         assert [moment.dtype for moment in moments] == [torch.bfloat16] * 2
         assert sum(moment.untyped_storage().nbytes() for moment in moments) == 4 * param.numel()
-        assert ("scale" in state) == (form == "invariant")
     loaded_params = [param.detach().clone().requires_grad_() for param in params]
     loaded = GENIE(loaded_params)
     loaded.load_state_dict(saved_and_loaded(optimizer))
@@ -470,9 +465,10 @@ def test_moments_keep_their_type_whatever_the_new_optimizer_was_made_with(form):
     assert all(state["exp_avg"].dtype == torch.float32 for state in loaded.state.values())
 
 
-def test_moments_of_float64_parameters_may_be_narrower():
-    params, optimizer = trained(3, torch.float64, form="invariant", moment_dtype=torch.float32)
-    wide, _ = trained(3, torch.float64, form="invariant")
+@FORMS
+def test_moments_of_float64_parameters_may_be_narrower(form):
+    params, optimizer = trained(3, torch.float64, form=form, moment_dtype=torch.float32)
+    wide, _ = trained(3, torch.float64, form=form)
     assert all(optimizer.state[param]["exp_avg"].dtype == torch.float32 for param in params)
     assert_close(params, wide, torch.float32)
 
@@ -591,7 +587,7 @@ def test_repr_tells_groups_apart():
 @FORMS
 @pytest.mark.parametrize("moment_dtype", [None, torch.bfloat16])
 def test_init_state_is_what_the_first_step_would_create(form, moment_dtype):
-    options = {"form": form, "moment_dtype": moment_dtype}
+    options = {"form": form, "moment_dtype": moment_dtype, "seed": 0}
 
     def make():
         layers = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Linear(3, 3)).to(memory_format=torch.channels_last)
@@ -637,7 +633,7 @@ def test_distributed_state_dict_of_a_fresh_optimizer(form):
         lr = optimizer.param_groups[0]["lr"]
         if prepared:
             optimizer.init_state()
-        names = {"step", "exp_avg", "exp_avg_sq"} | ({"scale"} if form == "invariant" else set())
+        names = {"step", "exp_avg", "exp_avg_sq"}
         state = get_optimizer_state_dict(model, optimizer)["state"]
         assert {name: set(entries) for name, entries in state.items()} == {"weight": names, "bias": names}
         assert_same_bits(model.parameters(), before)
@@ -683,7 +679,8 @@ def test_state_follows_the_memory_format(form, implementation):
     dtype, generator = implementation.dtype, torch.Generator().manual_seed(0)
     values = torch.randn(2, 3, 4, 5, generator=generator, dtype=dtype)
     params = [values.clone(memory_format=each) for each in (torch.channels_last, torch.contiguous_format)]
-    optimizers = [GENIE([param.requires_grad_()], form=form, **implementation.options(param)) for param in params]
+    options = {"form": form, "seed": 0, **implementation.options(params[0])}
+    optimizers = [GENIE([param.requires_grad_()], **options) for param in params]
     for _ in range(4):
         gradient = torch.randn(2, 3, 4, 5, generator=generator, dtype=dtype)
         for param, optimizer in zip(params, optimizers, strict=True):
@@ -694,16 +691,18 @@ def test_state_follows_the_memory_format(form, implementation):
     torch.testing.assert_close(*params, rtol=0, atol=64 * torch.finfo(dtype).eps)
 
 
-def test_a_form_may_be_chosen_between_steps():
-    """As all options, it is read at every step; the scale starts with it."""
-    param, optimizer = one_parameter([1.0, 2.0, 3.0], form="released")
-    for _ in range(2):
-        step_with(optimizer, torch.ones_like(param))
-    optimizer.param_groups[0]["form"] = "invariant"
-    for _ in range(2):
-        step_with(optimizer, torch.ones_like(param))
-    assert (optimizer.state[param]["scale"] > 0).all()
-    assert param.isfinite().all()
+@FORMS
+@IMPLEMENTATIONS
+def test_a_form_may_be_chosen_between_steps(form, implementation):
+    """As all options, it is read at every step."""
+    twin = Twin((SHAPES, {}), form=form, lr=0.05, implementation=implementation)
+    other = {"paper": "released", "released": "paper"}[form]
+    for index in range(4):
+        if index == 2:
+            twin.optimizer.param_groups[0]["form"] = other
+            twin.settings[0]["form"] = other  # one dict that all parameters of the group share
+        twin.step()
+    twin.check()
 
 
 @FORMS
@@ -740,7 +739,7 @@ def test_what_is_refused_changes_no_group(refused):
 def test_a_dropped_element_stays_though_its_gradient_is_not_finite(foreach):
     p = torch.ones(1000)
     p.grad = torch.full((1000,), math.nan)
-    GENIE([p], dropout=0.5, foreach=foreach).step()
+    GENIE([p], dropout=0.5, foreach=foreach, seed=0).step()
     assert 400 < int(p.isnan().sum()) < 600
     assert ((p == 1) | p.isnan()).all()
 

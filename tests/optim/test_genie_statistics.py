@@ -28,7 +28,7 @@ GROUPS = [
     {"lr": 0.1, "precondition": False, "weight_decay": 0.1},
     {"lr": 0.1, "dropout": 0.0, "maximize": True},
 ]
-OTHERS = {"paper": "released", "released": "invariant", "invariant": "paper"}
+OTHERS = {"paper": "released", "released": "paper"}
 
 
 def expected_statistics(members, settings, precision=np.float64):
@@ -167,7 +167,7 @@ def test_none_where_there_are_no_elements(form):
 def test_a_loaded_state_tells_the_same(form, capturable, moment_dtype):
     """All that the last step did is in the state."""
     param = torch.ones(400, requires_grad=True)
-    optimizer = GENIE([param], form=form, capturable=capturable, moment_dtype=moment_dtype)
+    optimizer = GENIE([param], form=form, capturable=capturable, moment_dtype=moment_dtype, seed=0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         step_with(optimizer, 2 * torch.randn(400, generator=generator))
@@ -190,7 +190,7 @@ def test_rounded_moments_are_what_the_step_went_on_with(form):
 
 
 def test_a_user_sees_that_noise_is_inert():
-    """At the gradients of an ordinary network, in float32: the absolute forms have none, whatever ``noise`` is."""
+    """At the gradients of an ordinary network, in float32: there is none, whatever ``noise`` is."""
     shown = {}
     for form in transcription.DEFAULT_LR:
         param, optimizer = one_parameter([0.0] * 1000, torch.float32, form=form, noise=100.0)
@@ -199,9 +199,6 @@ def test_a_user_sees_that_noise_is_inert():
             step_with(optimizer, 1e-3 * torch.randn(1000, generator=generator))
         assert param.isfinite().all()
         (shown[form],) = optimizer.statistics()
-    for form in ("paper", "released"):
         assert (shown[form].noisy_fraction, shown[form].noise_to_update) == (0.0, None)
-    assert shown["invariant"].noisy_fraction > 0.99
-    assert shown["invariant"].noise_to_update > 10
     # The paper's factor is m^2 / v here, about (1 - b) / (1 + b) on average.
     assert shown["paper"].factor_mean == pytest.approx(0.04, abs=0.02)

@@ -180,6 +180,8 @@ class GENIE(Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             _check_form(group["form"])
+        if len(seeds := {group["seed"] for group in self.param_groups}) == 1:
+            [self.defaults["seed"]] = seeds  # a group that is added later draws as it would have before
         for entries in self.state.values():
             entries.pop("scale", None)  # of a form that was removed
         count_as_living(self)
