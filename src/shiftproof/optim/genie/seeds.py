@@ -22,8 +22,8 @@ def free_seed() -> int:
 
     A dropped optimizer that is part of a cycle, such as of a trainer and its model, lives until it is collected. Which
     seed comes out must not depend on when that is, for all replicas have to take the same: what may have been dropped
-    is collected here first. As that takes some tenths of a second, it is done only if an optimizer has stepped since the
-    last time; one that was built and dropped without a step may still count.
+    is collected here first. As that takes some tenths of a second, it is done only if an optimizer has stepped since
+    the last time; one that was built and dropped without a step may still count.
     """
     global _stepped
     if _stepped and len(_living):
