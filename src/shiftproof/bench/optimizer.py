@@ -101,7 +101,7 @@ class _PublishedGENIE(Optimizer):
 
 
 class _SAMUpdate(Optimizer):
-    """SAM around Adam, with a closure that leaves the gradients as they are: what its step costs beside its passes."""
+    """SAM around Adam, with a closure that hands over gradients: what its step costs beside its passes."""
 
     def __init__(self, params: list[Tensor]) -> None:
         self._sam = SAM(params, lr=1e-3)
@@ -109,7 +109,14 @@ class _SAMUpdate(Optimizer):
         self.state = self._sam.state
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        self._sam.step(lambda: None)
+        grads = [(p, p.grad) for group in self.param_groups for p in group["params"]]
+
+        def hand_over() -> None:
+            for p, grad in grads:
+                p.grad = grad.detach()
+
+        self._sam.zero_grad()
+        self._sam.step(hand_over)
 
 
 class _Running:
