@@ -219,7 +219,9 @@ def run(spec):
     for p, q in zip(found, expected, strict=True):
         if p.device.type == "meta":
             continue
-        tolerance = {torch.float16: 2e-2, torch.bfloat16: 2e-2}.get(p.dtype, 2e-4) * max(spec["scale"], 1)
+        # A moment in bfloat16 may be rounded to its other neighbour, and its third power is in the step.
+        coarse = p.dtype in (torch.float16, torch.bfloat16) or spec["options"]["moment_dtype"] == "bfloat16"
+        tolerance = (4e-2 if coarse else 2e-4) * max(spec["scale"], 1)
         torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 

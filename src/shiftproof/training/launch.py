@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,9 +69,21 @@ def launch(work: Work, device: str, devices: int, strategy: Strategy) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = (work, device, devices, strategy, Path(folder))
+        processes = start_processes(  # type: ignore[no-untyped-call]
+            _work, arguments, devices, join=False, daemon=True
+        )
         try:
-            start_processes(_work, arguments, devices, daemon=True)  # type: ignore[no-untyped-call]
+            while not processes.join():
+                pass
         except ProcessException as error:
+            # One that was ended is the cause; others lost the connection to it, and may have been found dead first.
+            # The signal by which torch ends the rest says nothing.
+            for rank, process in enumerate(processes.processes):
+                if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
+                    ended = signal.Signals(-process.exitcode).name
+                    raise ChildProcessError(
+                        f"process {rank} of {devices} was ended: process {rank} terminated with signal {ended}"
+                    ) from error
             # the first that was written is the cause; the others lost the connection to that process
             if errors := sorted(Path(folder).glob("*.error"), key=lambda file: file.stat().st_mtime_ns):
                 reason = errors[0].read_text(encoding="utf-8")
