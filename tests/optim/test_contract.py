@@ -300,6 +300,15 @@ def test_a_state_of_other_shapes_is_refused_with_both(name):
 
 
 @with_moments
+def test_a_parameter_appended_to_a_named_group_has_no_name_and_is_stepped(name):
+    problem = _Problem(name, lambda model: list(model[0].named_parameters()))
+    problem.optimizer.param_groups[0]["params"] += problem.model[4].parameters()
+    start = problem.weights()
+    problem.train(2)
+    assert _equal(problem.weights(), start) == [False, False, True, True, False, False]
+
+
+@with_moments
 def test_a_parameter_that_has_grown_is_an_error_and_nothing_is_counted(name):
     problem = _Problem(name)
     problem.train(2)

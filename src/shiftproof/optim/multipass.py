@@ -254,7 +254,7 @@ class MultiPass(Optimizer, ABC):
             What the closure returned at the unperturbed weights.
 
         Raises:
-            ValueError: no closure was given.
+            ValueError: no closure was given, or it left every gradient as it was.
             RuntimeError: a GradScaler calls, or a gradient is sparse or has a graph.
         """
         self._refuse_grad_scaler()
@@ -281,7 +281,8 @@ class MultiPass(Optimizer, ABC):
         if any(g is not None for g, _ in stood) and all(
             p.grad is g and _version(p.grad) == version for p, (g, version) in zip(params, stood, strict=True)
         ):  # as does Lightning's closure, where manual optimization gives none
-            raise ValueError(_MISSING_CLOSURE.format(name=type(self).__name__, passes=self.passes))
+            missing = _MISSING_CLOSURE.format(name=type(self).__name__, passes=self.passes)
+            raise ValueError(f"the closure left every gradient as it was; {missing}")
         after = _generators(devices)
         at = Landscape(self, evaluate_again)
         if at.params:

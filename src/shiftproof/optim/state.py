@@ -15,10 +15,15 @@ def labelled(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str, Any], str
     """Yield the parameters in order, each with its group and what messages call it: its name if it has one."""
     index = 0
     for group in optimizer.param_groups:
-        names = group.get("param_names") or [None] * len(group["params"])
-        for p, name in zip(group["params"], names, strict=True):
+        for p, name in zip(group["params"], names_of(group), strict=True):
             yield p, group, f"parameter {index}" if name is None else f"parameter '{name}'"
             index += 1
+
+
+def names_of(group: Mapping[str, Any]) -> list[str | None]:
+    """Return the names of a group's parameters; None for those that have none, as what was appended to its list."""
+    count = len(group["params"])
+    return [*group.get("param_names", []), *[None] * count][:count]
 
 
 def check_loaded_state(optimizer: Optimizer, state_dict: Mapping[str, Any], moments: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from shiftproof.optim.genie.rule import DEFAULT_LR, Form, Options, Row
 from shiftproof.optim.genie.seeds import count_as_living, free_seed, note_step, warn_of_repeated_draws
 from shiftproof.optim.genie.statistics import GroupStatistics, group_statistics
 from shiftproof.optim.options import constructor_defaults, plain
-from shiftproof.optim.state import check_loaded_state, labelled
+from shiftproof.optim.state import check_loaded_state, labelled, names_of
 from shiftproof.optim.stream import MASK_LEVELS, mask_threshold
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -308,11 +308,8 @@ class GENIE(Optimizer):
         """Yield the groups with their parameters."""
         position = 0
         for group in self.param_groups:
-            names = group.get("param_names") or [None] * len(group["params"])
-            yield (
-                group,
-                [(p, position + i, name) for i, (p, name) in enumerate(zip(group["params"], names, strict=True))],
-            )
+            members = enumerate(zip(group["params"], names_of(group), strict=True), start=position)
+            yield group, [(p, place, name) for place, (p, name) in members]
             position += len(group["params"])
 
     def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
