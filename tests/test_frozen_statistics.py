@@ -303,3 +303,153 @@ def test_domains_of_a_made_up_model_leave_its_batch_norm():
     expected = _buffers(model)
     domain_similarities(model.parameters(), losses)
     _assert_equal(model, expected)
+
+
+# ------------------------------------------------------------- whose buffers they are, and what shares their memory
+
+
+def _norm():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def _stepped(model, forward):
+    """Take a step of SAM whose closure evaluates the model in some way."""
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(5, 3).cumsum(0)).square().mean() + forward()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+def test_buffers_that_a_module_is_lent_stay_those_of_the_lender():
+    """A mean teacher by functional_call: its statistics count in the first pass alone, and the model keeps its own."""
+    model, twin = _norm(), _norm()
+    teacher = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    other = {name: value.detach().clone() for name, value in teacher.items()}
+    own = dict(model.named_buffers())
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    _stepped(model, lambda: torch.func.functional_call(model, teacher, (x,)).mean().detach())
+    assert all(value is own[name] for name, value in model.named_buffers())
+    torch.func.functional_call(twin, other, (x,))
+    assert torch.equal(teacher["1.running_mean"], other["1.running_mean"])
+    twin(torch.ones(5, 3).cumsum(0))
+    _assert_equal(model, _buffers(twin))
+
+
+def test_an_ensemble_under_vmap_counts_a_pass_once():
+    models = [_norm() for _ in range(2)]
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    skeleton, found = copy.deepcopy(models[0]), []
+    for passes in (1, 2):
+        parameters, buffers = torch.func.stack_module_state(models)
+
+        def mean(p, b):
+            return torch.func.functional_call(skeleton, (p, b), (x,)).mean()
+
+        torch.vmap(mean)(parameters, buffers)
+        if passes == 2:
+            with frozen_statistics():
+                torch.vmap(mean)(parameters, buffers)
+        found.append(buffers["1.running_mean"])
+    assert torch.equal(*found)
+    assert torch.equal(skeleton[1].running_mean, torch.zeros(4))
+    copy.deepcopy(skeleton)
+
+
+def test_per_sample_gradients_inside_leave_the_model_whole():
+    model = _norm().eval()
+    own, weights = dict(model.named_buffers()), {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(w, x):
+        return torch.func.functional_call(model, (w, dict(own)), (x[None],)).mean()
+
+    _stepped(
+        model,
+        lambda: sum(g.sum() for g in torch.vmap(torch.func.grad(loss), (None, 0))(weights, torch.ones(4, 3)).values()),
+    )
+    assert all(value is own[name] for name, value in model.named_buffers())
+    copy.deepcopy(model)
+
+
+def test_a_buffer_expanded_over_itself_is_left_alone():
+    model = _norm()
+    model.register_buffer("scale", torch.tensor([2.0]).expand(3))
+    _stepped(model, lambda: 0.0)
+    with evaluation_mode(model):
+        model(torch.ones(2, 3))
+    assert model.scale.tolist() == [2.0] * 3
+    assert model[1].num_batches_tracked == 1
+
+
+def test_a_buffer_in_the_memory_of_a_weight_moves_with_it():
+    """Putting it back would undo what GGA has found."""
+    model = _norm()
+    model.register_buffer("view", model[0].weight.data)
+    with frozen_statistics():
+        model(torch.ones(2, 3))
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+        expected = model[0].weight.detach().clone()
+    assert torch.equal(model[0].weight, expected)
+
+
+@pytest.mark.parametrize("start", ["none", "absent"])
+def test_a_buffer_that_a_pass_makes_is_taken_away(start):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            if start == "none":
+                self.register_buffer("calls", None)
+
+        def forward(self, x):
+            if getattr(self, "calls", None) is None:
+                self.register_buffer("calls", torch.zeros(()))
+            self.calls += 1
+            return x
+
+    model = nn.Sequential(Counting())
+    with frozen_statistics():
+        model(torch.ones(1))
+        model(torch.ones(1))
+    assert getattr(model[0], "calls", None) is None
+    model(torch.ones(1))
+    assert model[0].calls == 1
+
+
+def test_what_another_thread_trains_meanwhile_counts():
+    mine, theirs = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    with frozen_statistics():
+        mine(torch.randn(4, 3))
+        thread = threading.Thread(target=lambda: [theirs(torch.randn(4, 3)) for _ in range(5)])
+        thread.start()
+        thread.join()
+    assert (mine.num_batches_tracked, theirs.num_batches_tracked) == (0, 5)
+
+
+def test_others_may_replace_the_call_of_modules_meanwhile(monkeypatch):
+    plain, norm, seen = nn.Module.__call__, nn.BatchNorm1d(3), []
+    with frozen_statistics():
+        found = nn.Module.__call__
+
+        def theirs(module, *args, **kwargs):
+            seen.append(module)
+            return found(module, *args, **kwargs)
+
+        nn.Module.__call__ = theirs
+        norm(torch.randn(4, 3))
+    try:
+        assert nn.Module.__call__ is theirs
+        norm(torch.randn(4, 3))
+        assert norm.num_batches_tracked == 1
+        nn.Module.__call__ = found  # as a library that restores what it had found
+        with frozen_statistics():
+            norm(torch.randn(4, 3))
+        assert norm.num_batches_tracked == 1
+        assert len(seen) == 2
+    finally:
+        nn.Module.__call__ = plain

@@ -18,13 +18,13 @@ BANDWIDTH = Goal(90, at_least=True)
 SPEED = Goal(95, at_least=True)
 EVALUATION = Goal(5)
 NONE = Goal(0, required=True)
-ROUNDING = Goal(1e-5, required=True)
+ROUNDING = Goal(1e-4, required=True)
 """Of the way that the weights went."""
 _FORMS = ("paper", "released")
 _SECONDS_OF_TESTS = {
-    "tests/optim/test_genie_triton.py": 80.0,  # kernels of every form and type are compiled
+    "tests/optim/test_genie_triton.py": 70.0,  # kernels of every form and type are compiled
     "tests/test_gpu.py": 25.0,
-    "tests/training/test_gpu.py": 30.0,
+    "tests/training/test_gpu.py": 50.0,  # some are compiled
 }
 _SECONDS_OF_OTHER_TESTS = 15.0
 

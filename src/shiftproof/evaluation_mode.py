@@ -18,7 +18,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
     training = [(module, module.training) for module in model.modules()]
     kept = KeptBuffers()
-    kept.keep(model)
+    places = kept.copy(model, inside=True)
     try:
         for module, _ in training:  # not by eval(), which a module may override to do more
             module.training = False
@@ -26,4 +26,5 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training:
             module.training = mode
+        kept.note_exchanged(model, places)
         kept.restore()

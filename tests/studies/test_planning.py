@@ -149,6 +149,15 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     assert again.published == {"a": "optimizers", "b": "convergence_5000"}
 
 
+def test_runs_of_annealers_whose_numbers_changed_have_names_of_their_own():
+    """No table mixes them with earlier ones; all others keep their names."""
+    specs = make_plan(Study(annealers=("none", "gga", "gga_l"), targets=("0",), trials=1)).runs
+    assert {spec.annealer: spec.results_version for spec in specs} == {"none": 4, "gga": 5, "gga_l": 5}
+    for spec in specs:
+        earlier = dataclasses.replace(spec, results_version=4)
+        assert (earlier.name == spec.name) == (spec.annealer == "none")
+
+
 def test_a_missing_or_damaged_plan_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no study"):
         read_plan(tmp_path)

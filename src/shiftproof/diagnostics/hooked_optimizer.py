@@ -14,9 +14,11 @@ def hooked_optimizer(optimizer: Optimizer) -> Optimizer:
     Raises:
         TypeError: it runs none, and does not hold just one optimizer.
     """
+    seen: list[object] = []
     while not getattr(getattr(type(optimizer), "step", None), "hooked", False):
-        held = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
-        if len(held) != 1:
+        seen.append(optimizer)
+        held = [value for value in getattr(optimizer, "__dict__", {}).values() if isinstance(value, Optimizer)]
+        if len(held) != 1 or any(held[0] is one for one in seen):
             raise TypeError(
                 f"{type(optimizer).__name__} is no torch.optim.Optimizer whose step runs hooks, and holds {len(held)} "
                 "optimizers: give the one that steps the parameters"

@@ -124,8 +124,8 @@ class Recorder:
 
     def follow(self, optimizer: Optimizer) -> None:
         """Go on with another optimizer of the same parameters, where a loop replaces the one it had."""
-        self.close()
         optimizer = hooked_optimizer(optimizer)
+        self.close()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -260,7 +260,8 @@ class Recorder:
         ]
         record: dict[str, float] = {"step": self.step}
         if "osgr" in self.track:
-            assert before.gradient is not None  # noqa: S101  (the optimizer has called the closure)
+            if before.gradient is None:
+                raise RuntimeError(f"{type(optimizer).__name__} was given a closure and did not call it")
             fresh = _mean(before.fresh, parameters)
             unseen = None if before.unseen is None else _mean([before.unseen], parameters)
             found = step_contributions(update, before.gradient, before.preconditioner, fresh, unseen)

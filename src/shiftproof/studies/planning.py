@@ -19,7 +19,7 @@ from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.registry import UnknownNameError
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import FieldError, Method, Study
-from shiftproof.training import RunSpec, check_combination
+from shiftproof.training import RunSpec, check_combination, results_version
 from shiftproof.training.averaging import CONVERGENCE
 from shiftproof.training.inputs import EVALUATION_BATCH
 from shiftproof.training.protocol import PROTOCOLS
@@ -265,6 +265,7 @@ def _spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: 
         averaging=study.averaging,
         score_targets="leave_one_domain_out" in study.selection,
         variant=method.variant,
+        results_version=results_version(method.annealer),
     )
 
 

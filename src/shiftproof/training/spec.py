@@ -18,9 +18,16 @@ Averaging = Literal["none", "swad", "ema"]
 AVERAGINGS: tuple[Averaging, ...] = ("none", "swad", "ema")
 RESULTS_VERSION = 4
 """Raised whenever the same spec gives other numbers than before, so that no table mixes the two."""
+_RAISED_SINCE = {"gga": 5, "gga_l": 5}
+"""Annealers that alone give other numbers since: their cosines are summed in float64."""
 _LABELS = ("hparam_seed", "variant")
 _LATER = ("averaging", "score_targets", "compile")
 """Fields that are not in the hash at their defaults: runs from before they were added keep their names."""
+
+
+def results_version(annealer: str) -> int:
+    """Return the version of the results of runs with an annealer, as their specs state it."""
+    return max(RESULTS_VERSION, _RAISED_SINCE.get(annealer, 0))
 
 
 @dataclass(frozen=True)
