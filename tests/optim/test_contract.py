@@ -240,6 +240,31 @@ def test_a_pickle_from_before_an_option_was_added_loads(name):
 
 
 @every_one_of_ours
+def test_a_class_derived_elsewhere_keeps_its_own_arguments_to_itself(name):
+    """What its constructor takes are no options; copying and loading leave the groups as they are."""
+    cls = CLASSES[name]
+
+    class Derived(cls):
+        def __init__(self, params, tag=None, log_dir="x", **options):
+            super().__init__(params, **options)
+
+    optimizer = Derived([nn.Parameter(torch.ones(2))])
+    options = set(optimizer.param_groups[0])
+    copied = copy.deepcopy(optimizer)
+    copied.load_state_dict(optimizer.state_dict())
+    assert set(copied.param_groups[0]) == options
+    copied.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    assert set(copied.param_groups[1]) == options
+
+
+@every_one_of_ours
+def test_a_group_that_is_no_dictionary_is_told(name):
+    optimizer = _build(name, [nn.Parameter(torch.ones(1))])
+    with pytest.raises(TypeError, match="param_group must be a dict, not list"):
+        optimizer.add_param_group([nn.Parameter(torch.ones(1))])
+
+
+@every_one_of_ours
 def test_the_default_device_does_not_matter(name):
     def trained():
         problem = _Problem(name) if name in WITH_MOMENTS else _Problem(name, base=torch.optim.SGD)

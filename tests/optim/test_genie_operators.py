@@ -148,6 +148,20 @@ def test_channels_and_area_must_be_the_parameter_s(second, channels_and_area):
     call(second, *arguments(second, **tensors, numbers=torch.tensor([[1, 0, 0, 4, 30, 0, 2]])))
 
 
+@both_passes
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 3, 0, 5), (2, 0, 4, 5), (0, 3, 4, 5)])
+@pytest.mark.parametrize("channels_and_area", [(1, 1), (3, 0), (3, 20), (0, 20)])
+def test_empty_tensors_are_checked_too(second, shape, channels_and_area):
+    """A division by zero ended the process before."""
+    tensors = {name: [torch.empty(shape)] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")}
+    args = arguments(second, **tensors, numbers=torch.tensor([[1, 0, 0, *channels_and_area, 0, 2]]))
+    if channels_and_area == (0, 20) or (shape, channels_and_area) == ((0, 3, 4, 5), (3, 20)):
+        call(second, *args)
+    else:
+        with pytest.raises(RuntimeError, match="channels and area are not the parameter's"):
+            call(second, *args)
+
+
 def test_nothing_is_written_around_a_tensor():
     tensors, wholes = {}, []
     for name in ("params", "grads", "exp_avgs", "exp_avg_sqs"):

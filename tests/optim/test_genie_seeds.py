@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -81,6 +82,27 @@ def test_a_dropped_one_frees_its_seed_even_in_a_cycle(cycle):
         assert [train() for _ in range(3)] == [0, 0, 0]
     finally:
         gc.enable()
+
+
+def test_replicas_collect_what_was_dropped_without_a_step_too(monkeypatch):
+    _World(monkeypatch, 2)
+
+    def build():
+        optimizer = make()
+        optimizer.me = optimizer
+        return seed_of(optimizer)
+
+    gc.disable()
+    try:
+        assert [build() for _ in range(3)] == [0, 0, 0]
+    finally:
+        gc.enable()
+
+
+def test_threads_may_build_them():
+    with ThreadPoolExecutor(4) as pool:
+        optimizers = list(pool.map(lambda _: make(), range(200)))
+    assert len(optimizers) == 200
 
 
 def test_a_group_added_later_and_a_loaded_state_keep_the_seed():

@@ -135,6 +135,67 @@ def test_nothing_changes_when_a_later_group_does_not_fit(how):
     assert optimizer.state[first]["step"] == 1
 
 
+@pytest.mark.parametrize("fused", [None, True])
+def test_no_group_moves_when_nothing_takes_a_later_one(fused):
+    """Its memory order changed, which the fused kernel does not take; or its elements share their memory."""
+    first, second = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(2, 3, 4, 4))
+    optimizer = GENIE([{"params": [first]}, {"params": [second]}], fused=fused, seed=0)
+
+    def new_gradients():
+        for p in (first, second):
+            p.grad = torch.ones(p.shape)
+
+    new_gradients()
+    optimizer.step()
+    if fused:
+        second.data = second.data.to(memory_format=torch.channels_last)
+    else:
+        second.data = torch.ones(()).expand(2, 3, 4, 4)
+    new_gradients()
+    before = [first.detach().clone(), optimizer.state[first]["exp_avg"].clone()]
+    with pytest.raises(RuntimeError, match=r"in another order|expanded over itself"):
+        optimizer.step()
+    assert torch.equal(first, before[0])
+    assert torch.equal(optimizer.state[first]["exp_avg"], before[1])
+    assert optimizer.state[first]["step"] == 1
+
+
+@every_implementation
+@pytest.mark.parametrize("step", [float("nan"), float("inf"), 1e30, -1.0])
+def test_a_step_count_that_is_none_is_a_sentence(how, step):
+    layer, optimizer = trained(**how)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][1]["step"] = torch.tensor(step)
+    with pytest.raises(ValueError, match="the step count of parameter 1 is"):
+        optimizer.load_state_dict(saved)
+    if not how.get("capturable"):  # which does not read it
+        optimizer.state[layer.bias]["step"].fill_(step)
+        with pytest.raises(RuntimeError, match="the step count of parameter 1 is below 0, or no number"):
+            optimizer.step()
+
+
+def test_a_state_without_steps_leaves_none_behind():
+    layer, optimizer = trained(steps=0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not optimizer.state
+    optimizer.step()
+    assert set(optimizer.state) == set(layer.parameters())
+
+
+def test_negated_and_zero_tensors_of_autograd_are_stepped():
+    p, q = (nn.Parameter(torch.ones(6)) for _ in range(2))
+    one, other = GENIE([p], seed=0), GENIE([q], seed=0)
+    p.grad, q.grad = torch._efficientzerotensor(6), torch.zeros(6)
+    for optimizer in (one, other):
+        optimizer.step()
+    p.grad, q.grad = torch.complex(torch.ones(6), torch.ones(6)).conj().imag, -torch.ones(6)
+    assert p.grad.is_neg()
+    for optimizer in (one, other):
+        optimizer.step()
+    torch.testing.assert_close(p, q)
+    assert not torch.equal(p, torch.ones(6))
+
+
 @every_implementation
 @pytest.mark.parametrize("which", ["exp_avgs", "exp_avg_sqs", "grads"])
 @pytest.mark.parametrize("wrong", [torch.ones(7), torch.ones(1), torch.ones(10, 1), torch.ones(10).to_sparse()])

@@ -653,6 +653,50 @@ def test_a_closure_that_does_nothing_is_none(cls):
     assert all(map(torch.equal, values(model), start))
 
 
+@pytest.mark.parametrize(("cls", "transcription", "options"), CASES)
+def test_gradients_may_be_views_of_a_buffer_that_the_closure_zeroes(cls, transcription, options):
+    """As in flat buffers and in the static gradients of a CUDA graph: ``.grad`` stays the view, in later steps too."""
+    params, _ = make_quadratic()
+    buffer = torch.zeros(8, dtype=torch.float64)
+    views = [part.view(p.shape) for part, p in zip(buffer.split([6, 2]), params, strict=True)]
+    for p, view in zip(params, views, strict=True):
+        p.grad = view
+    optimizer = cls(params, SGD, **options, lr=0.005)
+
+    def closure():
+        buffer.zero_()
+        w = torch.cat([p.flatten() for p in params])
+        (0.5 * w @ HESSIAN @ w).backward()
+
+    w = START
+    for _ in range(3):
+        optimizer.step(closure)
+        w = w - 0.005 * transcription(gradient_at, w, **options)
+        torch.testing.assert_close(flat(params), w, rtol=1e-9, atol=0)
+        assert all(p.grad is view for p, view in zip(params, views, strict=True))
+
+
+@pytest.mark.parametrize(("cls", "transcription", "options"), CASES)
+@pytest.mark.parametrize("computed_before", [False, True])
+def test_gradients_may_be_written_past_autograd(cls, transcription, options, computed_before):
+    """As NumPy and replayed graphs write them: no version tells of it, and the first pass may find what stood there."""
+    params, _ = make_quadratic()
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer = cls(params, SGD, **options, lr=0.005)
+
+    def closure():
+        w = flat(params)
+        for p, part in zip(params, (HESSIAN @ w).split([6, 2]), strict=True):
+            p.grad.numpy()[...] = part.view(p.shape).numpy()
+
+    if computed_before:
+        closure()
+    optimizer.step(closure)
+    expected = START - 0.005 * transcription(gradient_at, START, **options)
+    torch.testing.assert_close(flat(params), expected, rtol=1e-9, atol=0)
+
+
 @every_optimizer
 def test_only_a_grad_scaler_takes_it_for_one_that_unscales(cls):
     """Lightning would take that for a reason not to clip gradients."""

@@ -9,6 +9,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import ParamsT
 
 from shiftproof.optim.multipass import Landscape, MultiPass, NoSync, Vector
+from shiftproof.optim.options import make_plain
 
 
 class FAD(MultiPass):
@@ -80,6 +81,7 @@ class FAD(MultiPass):
         Raises:
             ValueError: an option is out of range.
         """
+        make_plain(param_group)
         beta = self.option({**self.defaults, **param_group}, "beta")
         if not beta <= 1:
             raise ValueError(f"Invalid beta value: {beta}; it must be in [0, 1]")

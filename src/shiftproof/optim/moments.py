@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.optim.options import constructor_defaults, plain
+from shiftproof.optim.options import constructor_defaults, make_plain, plain
 from shiftproof.optim.state import check_loaded_state, labelled, mismatch
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,17 +49,16 @@ class MomentOptimizer(Optimizer):
         Raises:
             ValueError: an option is out of range.
         """
-        param_group.update(plain(param_group))
+        make_plain(param_group)
         _check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name, value in constructor_defaults(type(self)).items():  # options that an older version did not have
-            self.defaults.setdefault(name, value)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+        for name, value in constructor_defaults(self).items():  # options that an older version did not have
+            default = self.defaults.setdefault(name, value)
+            for group in self.param_groups:
+                group.setdefault(name, default)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state.

@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from shiftproof.frozen_statistics import frozen_statistics
 from shiftproof.optim.adahessian import AdaHessian
-from shiftproof.optim.options import constructor_defaults, plain
+from shiftproof.optim.options import constructor_defaults, make_plain, plain
 from shiftproof.optim.sharding import local_part, shard_of, sum_over_shards
 from shiftproof.precise_sums import dot
 
@@ -194,7 +194,7 @@ class MultiPass(Optimizer, ABC):
         Raises:
             ValueError: an option is out of range.
         """
-        param_group.update(plain(param_group))
+        make_plain(param_group)
         for name in self._own:
             value = param_group.setdefault(name, self.defaults[name])
             for number in value if isinstance(value, tuple) else (value,):
@@ -211,7 +211,7 @@ class MultiPass(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._own = list(self._own)
-        for name, value in constructor_defaults(type(self)).items():  # options that the pickle's version did not have
+        for name, value in constructor_defaults(self).items():  # options that the pickle's version did not have
             if name not in ("base", "no_sync", *self._own) and self._prefixed(name) not in self._own:
                 self._own.append(self._prefixed(name) if name in self.base.defaults else name)
                 self.defaults.setdefault(self._own[-1], value)
@@ -263,6 +263,17 @@ class MultiPass(Optimizer, ABC):
         params = [p for group in self.param_groups for p in group["params"]]
         devices = {p.device for p in params}
         left = [None if p.grad is None else p.grad.detach().clone() for p in params]
+        stood = [p.grad for p in params]
+        versions = [_version(gradient) for gradient in stood]
+
+        def is_idle() -> bool:
+            """Whether a pass left every gradient as it was; versions alone miss what writes by ``.data``."""
+            return any(gradient is not None for gradient in stood) and all(
+                p.grad is there
+                and _version(there) == version
+                and (there is None or before is None or torch.equal(local_part(there), local_part(before)))
+                for p, there, version, before in zip(params, stood, versions, left, strict=True)
+            )
 
         def evaluate() -> Any:
             with torch.enable_grad(), nullcontext() if self.no_sync is None else self.no_sync():
@@ -270,19 +281,19 @@ class MultiPass(Optimizer, ABC):
 
         def evaluate_again() -> None:
             _set_generators(before)
-            for p, gradient in zip(params, left, strict=True):
-                p.grad = None if gradient is None else gradient.clone()  # the closure may change it in place
+            with torch.no_grad():  # into the tensors that stood there, which may be views of a buffer
+                for p, there, gradient in zip(params, stood, left, strict=True):
+                    p.grad = there if there is None or gradient is None else there.copy_(gradient)
+            versions[:] = map(_version, stood)
             with frozen_statistics():
                 evaluate()
+            if idle and is_idle():  # as with the closure of Lightning, where manual optimization gives none
+                missing = _MISSING_CLOSURE.format(name=type(self).__name__, passes=self.passes)
+                raise ValueError(f"the closure left every gradient as it was; {missing}")
 
         before = _generators(devices)
-        stood = [(p.grad, _version(p.grad)) for p in params]
         loss = evaluate()
-        if any(g is not None for g, _ in stood) and all(
-            p.grad is g and _version(p.grad) == version for p, (g, version) in zip(params, stood, strict=True)
-        ):  # as does Lightning's closure, where manual optimization gives none
-            missing = _MISSING_CLOSURE.format(name=type(self).__name__, passes=self.passes)
-            raise ValueError(f"the closure left every gradient as it was; {missing}")
+        idle = is_idle()  # in one pass, it may have computed what stood there already
         after = _generators(devices)
         at = Landscape(self, evaluate_again)
         if at.params:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,8 +51,8 @@ def check_loaded_state(optimizer: Optimizer, state_dict: Mapping[str, Any], mome
                 )
         step = entries.get("step")
         count = float(step) if isinstance(step, int | float) or (isinstance(step, Tensor) and step.numel() == 1) else -1
-        if not 0 <= count < math.inf:
-            raise ValueError(f"the step count of {label} is {step}, not one number of at least 0")
+        if not 0 <= count < 2**32 - 1:
+            raise ValueError(f"the step count of {label} is {step}, not one number of at least 0, below 2^32")
 
 
 def mismatch(tensor: Tensor, p: Tensor) -> str | None:

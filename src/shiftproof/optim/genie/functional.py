@@ -166,7 +166,7 @@ def make_rows(
     for p, grad, m, v, count, position, name in zip(
         params, grads, exp_avgs, exp_avg_sqs, steps, positions, names, strict=True
     ):
-        step = count if capturable else int(count.item()) + begins
+        step = count if capturable else _whole(count.item()) + begins
         if type(p) in PLAIN and not p.is_complex():  # the usual case, without detours
             row = Row(p, grad, m, v, step, position, None)
         else:
@@ -179,6 +179,11 @@ def make_rows(
         if row.whole_numel:
             rows.append(row)
     return rows
+
+
+def _whole(count: float) -> int:
+    """Return a step count as a whole number; -1 for what is none."""
+    return int(count) if 0 <= count < 2**32 - 1 else -1
 
 
 def _unfit(row: Row) -> str | None:
@@ -207,7 +212,7 @@ def _unfit(row: Row) -> str | None:
     if not (p.is_floating_point() and grad.is_floating_point()):
         return f"{{}} is {p.dtype} and its gradient {grad.dtype}, of which one has no fractions"
     if not isinstance(step, Tensor) and step < 1:
-        return f"the step count of {{}} is {step - 1}, below 0"
+        return "the step count of {} is below 0, or no number below 2^32"
     return None
 
 
@@ -232,9 +237,9 @@ def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]], steps: S
 
 def _take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
     """Take the step of the rows of some groups; what their shards must sum goes into one all-reduce."""
-    begun: list[tuple[list[int], list[Row], Begun]] = []
+    planned: list[tuple[_Begin, list[int], list[Row], Options]] = []
     count = 0
-    for rows, options, variant in groups:
+    for rows, options, variant in groups:  # refuse what cannot be done before anything changes
         by_implementation: dict[_Begin, list[int]] = {}
         for i, row in enumerate(rows):
             begin = _implementation(row, variant) if row.param.numel() else _begin_empty
@@ -243,9 +248,9 @@ def _take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None
         if scaled and any(begin not in (fused_triton.begin, _begin_empty) for begin in by_implementation):
             raise RuntimeError("grad_scale and found_inf are for the fused implementation on a GPU only")
         for begin, indices in by_implementation.items():
-            part = [rows[i] for i in indices]
-            begun.append(([count + i for i in indices], part, begin(part, options)))
+            planned.append((begin, [count + i for i in indices], [rows[i] for i in indices], options))
         count += len(rows)
+    begun = [(numbers, part, begin(part, options)) for begin, numbers, part, options in planned]
     sums = _summed([(numbers, rows, one.sums) for numbers, rows, one in begun])
     for one, total in zip((one for *_, one in begun), sums, strict=True):
         one.finish(None if total is None else total[:, 0] / total[:, 1])
@@ -270,6 +275,8 @@ def _implementation(row: Row, variant: Variant, *, may_build: bool = True) -> _B
             return fused_cpu.begin if on_cpu else fused_triton.begin
         if variant.fused:
             raise RuntimeError(f"fused=True, but {reason}")
+    if any(stride == 0 and size > 1 for stride, size in zip(row.param.stride(), row.param.shape, strict=True)):
+        raise RuntimeError("a parameter is expanded over itself: its elements share memory, and cannot move apart")
     plain = type(row.param) in PLAIN
     if variant.differentiable or variant.capturable or not (plain if variant.foreach is None else variant.foreach):
         return begin_forloop

@@ -50,10 +50,12 @@ def obstacle(row: Row, *, may_build: bool = True) -> str | None:
         and type(row.exp_avg_sq) in PLAIN
     ):
         return "a gradient or moving average is of a subclass of Tensor"
+    if row.param.is_neg() or row.grad.is_neg() or row.grad._is_zerotensor():
+        return "the negation or the zeros of a tensor are not in its memory"
     if isinstance(row.step, Tensor):
         return "capturable is for GPUs"
     if not _is_in_order(row) and _layout(row) is None:
-        return "the parameter's memory is neither in logical order nor channels last"
+        return "the parameter or a moving average lies neither in logical order nor channels last, or in another order"
     return kernel_error() if may_build or is_settled() else None
 
 

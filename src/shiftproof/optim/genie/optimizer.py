@@ -27,7 +27,7 @@ from shiftproof.optim.genie.functional import (
 from shiftproof.optim.genie.rule import DEFAULT_LR, Form, Options, Row
 from shiftproof.optim.genie.seeds import count_as_living, free_seed, note_step, warn_of_repeated_draws
 from shiftproof.optim.genie.statistics import GroupStatistics, group_statistics
-from shiftproof.optim.options import constructor_defaults, plain
+from shiftproof.optim.options import constructor_defaults, make_plain, plain
 from shiftproof.optim.state import check_loaded_state, labelled, names_of
 from shiftproof.optim.stream import MASK_LEVELS, mask_threshold
 
@@ -78,7 +78,8 @@ class GENIE(Optimizer):
         form: "paper" or "released".
         seed: key of the random stream, in [0, 2**64); equal on all replicas. None takes the lowest number that no other
             GENIE of this process has, 0 for the first, so that two in one model draw apart; replicas that build their
-            optimizers in the same order take the same.
+            optimizers in the same order take the same. ``optimizer = GENIE(...)`` builds the next before the last is
+            gone, so in a loop or a notebook the seed alternates: give one where runs must repeat.
         maximize: ascend instead of descending.
         foreach: whether to use the foreach implementation; None leaves the choice to this class.
         fused: whether to use the fused implementation: a compiled kernel on the CPU, Triton on a GPU. None uses it
@@ -158,7 +159,7 @@ class GENIE(Optimizer):
         Raises:
             ValueError: an option is out of its range, or the group has another form and no lr of its own.
         """
-        param_group.update(plain(param_group))
+        make_plain(param_group)
         if "moment_dtype" in param_group:
             param_group["moment_dtype"] = _name(param_group["moment_dtype"])
         options = {**self.defaults, **param_group}
@@ -172,7 +173,7 @@ class GENIE(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name, value in constructor_defaults(GENIE).items():  # options that the state's version did not have
+        for name, value in constructor_defaults(self).items():  # options that the state's version did not have
             if name not in self.defaults:
                 chosen = {"lr": DEFAULT_LR[self.defaults.get("form", "paper")], "seed": 0}
                 self.defaults[name] = chosen.get(name, value)
@@ -212,16 +213,19 @@ class GENIE(Optimizer):
         def restore(optimizer: Optimizer) -> None:
             saved = [index for group in loaded["param_groups"] for index in group["params"]]
             for index, (p, group, _) in zip(saved, labelled(self), strict=True):
-                entries, dtype = loaded["state"].get(index, {}), _moment_dtype(p, group)
+                entries, state = loaded["state"].get(index, {}), self.state.get(p)
+                if not state:
+                    continue
+                dtype = _moment_dtype(p, group)
                 for name in _MOMENTS:
-                    if name in entries and self.state[p][name].dtype != dtype:
-                        self.state[p][name] = entries[name].to(p.device, dtype, copy=True)
+                    if name in entries and state[name].dtype != dtype:
+                        state[name] = entries[name].to(p.device, dtype, copy=True)
                 for name in _MOMENTS:  # in the parameter's memory order, which the saved one may not have had
-                    moment = self.state[p].get(name)
+                    moment = state.get(name)
                     if moment is not None and moment.shape == p.shape and moment.stride() != p.stride():
-                        self.state[p][name] = torch.empty_like(p, dtype=moment.dtype).copy_(moment)
-                if isinstance(self.state[p].get("step"), Tensor) and not group["capturable"]:
-                    self.state[p]["step"] = self.state[p]["step"].cpu()
+                        state[name] = torch.empty_like(p, dtype=moment.dtype).copy_(moment)
+                if isinstance(state.get("step"), Tensor) and not group["capturable"]:
+                    state["step"] = state["step"].cpu()
 
         # torch casts all state to the parameter's type. As the last hook before and the first after it, these
         # see what the user's hooks before made of the state, and leave theirs after the last word.
@@ -324,6 +328,10 @@ class GENIE(Optimizer):
                 raise RuntimeError(f"the state of a parameter of shape {tuple(p.shape)} has no {name}")
         if not isinstance(state["step"], Tensor):
             state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
+        if (
+            group["capturable"] and state["step"].device != p.device
+        ):  # a graph would hold a count on the host for constant
+            state["step"] = state["step"].to(p.device)
         return state
 
     def _options(self, group: dict[str, Any]) -> Options:

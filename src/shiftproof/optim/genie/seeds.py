@@ -6,6 +6,8 @@ import gc
 import sys
 import warnings
 from collections.abc import Iterable
+from itertools import count
+from threading import Lock
 from weakref import WeakSet
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _living: WeakSet[Optimizer] = WeakSet()
+_lock = Lock()
 _stepped = False  # since the last collection
 _warned = False
 
@@ -22,23 +25,23 @@ def free_seed() -> int:
 
     A dropped optimizer that is part of a cycle, such as of a trainer and its model, lives until it is collected. Which
     seed comes out must not depend on when that is, for all replicas have to take the same: what may have been dropped
-    is collected here first. As that takes some tenths of a second, it is done only if an optimizer has stepped since
-    the last time; one that was built and dropped without a step may still count.
+    is collected here first. As that takes some tenths of a second, one process alone does it only if an optimizer has
+    stepped since the last time; one that was built and dropped without a step may then still count.
     """
     global _stepped
-    if _stepped and len(_living):
+    if len(_living) and (_stepped or _processes() > 1):
         gc.collect()
         _stepped = False
-    taken = {group["seed"] for optimizer in _living for group in optimizer.param_groups}
-    seed = 0
-    while seed in taken:
-        seed += 1
-    return seed
+    with _lock:
+        optimizers = list(_living)
+    taken = {group["seed"] for optimizer in optimizers for group in optimizer.param_groups}
+    return next(seed for seed in count() if seed not in taken)
 
 
 def count_as_living(optimizer: Optimizer) -> None:
     """Keep an optimizer's seeds from others for as long as it lives."""
-    _living.add(optimizer)
+    with _lock:
+        _living.add(optimizer)
 
 
 def note_step() -> None:
@@ -54,10 +57,7 @@ def warn_of_repeated_draws(params: Iterable[Tensor]) -> None:
     counts its parameters and elements from 0, so the parts draw the same numbers.
     """
     global _warned
-    distributed = torch.distributed
-    if _warned or not distributed.is_available() or not distributed.is_initialized():
-        return
-    if distributed.get_world_size() == 1:
+    if _warned or _processes() == 1:
         return
     wrapper = "FSDP1" if any(getattr(p, "_fsdp_flattened", False) for p in params) else None
     if wrapper is None and _is_built_by_zero():
@@ -69,6 +69,11 @@ def warn_of_repeated_draws(params: Iterable[Tensor]) -> None:
             "repeat, and differ from those of one process; FSDP2 (torch.distributed.fsdp.fully_shard) keeps them",
             stacklevel=4,
         )
+
+
+def _processes() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def _is_built_by_zero() -> bool:

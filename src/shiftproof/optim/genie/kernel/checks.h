@@ -71,6 +71,11 @@ inline void check_tensor(const StableTensor& t, const StableTensor& param, Type 
 inline void check_tensors(const Step& step, const StableTensor& param, const StableTensor* grad,
                           const StableTensor& exp_avg, const StableTensor& exp_avg_sq, const int64_t* numbers) {
   const int64_t run = numbers[0], stride = numbers[1], start = numbers[2], channels = numbers[3], area = numbers[4];
+  // Of an empty tensor too: rows of channels x area are counted by a division.
+  const auto sizes = param.sizes();
+  require(channels == 0 || (sizes.size() == 4 && channels > 0 && area > 0 && channels == sizes[1] &&
+                            area == sizes[2] * sizes[3]),
+          "channels and area are not the parameter's");
   check_tensor(param, param, step.param_type, channels != 0, "the parameter");
   if (grad) check_tensor(*grad, param, step.param_type, channels != 0, "the gradient");
   check_tensor(exp_avg, param, step.moment_type, channels != 0, "exp_avg");
@@ -78,10 +83,6 @@ inline void check_tensors(const Step& step, const StableTensor& param, const Sta
   const int64_t numel = param.numel();
   require(run >= 1 && stride >= 0 && start >= 0, "a place in the whole is negative");
   require((__int128)(numel / run) * stride + start + run + numel < ((__int128)1 << 60), "a tensor is too large");
-  if (channels == 0) return;
-  const auto sizes = param.sizes();
-  require(channels == sizes[1] && area == sizes[2] * sizes[3] && (numel == 0 || (channels > 0 && area > 0)),
-          "channels and area are not the parameter's");
 }
 
 }  // namespace shiftproof
