@@ -214,7 +214,7 @@ def test_what_is_not_for_the_kernel_takes_foreach():
         with pytest.raises(RuntimeError, match=rf"fused=True, but .*{words}"):
             GENIE([p], fused=True).step()
     text = repr(GENIE(params))
-    assert "foreach: the parameter's memory" in text
+    assert "foreach: the parameter or a moving average lies neither in logical order" in text
     assert "fused (" in text
 
 
