@@ -29,7 +29,7 @@ def made_up(name, device, dtype=torch.float64, weights=None):
         model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
     model.load_state_dict(weights or model.state_dict())
     model.to(device)
-    space = OPTIMIZERS[name].search_space(photographs=False, search="short")
+    space = OPTIMIZERS[name].search_space(pretrained=False, search="short")
     defaults = {key: hparam.default for key, hparam in space.items()}
     return model, OPTIMIZERS[name](model.parameters(), seed=3, **{**defaults, "lr": 0.05})
 

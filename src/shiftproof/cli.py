@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--target", nargs="+", required=True, metavar="DOMAIN", help="the domains left out")
     data.add_argument("--model", default="resnet18", metavar="NAME", help="(default: resnet18)")
     data.add_argument("--weights", type=Path, metavar="FILE", help="weights to start from: safetensors or torch")
+    data.add_argument(
+        "--kind", metavar="NAME", help="photographs or small_images, for a folder (default: by a look at the files)"
+    )
     data.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images (default: the model's)")
     data.add_argument("--batch-size", type=int, default=32, metavar="N", help="images per source domain (default: 32)")
     data.add_argument("--precision", default="float32", metavar="NAME", help="float32 (default) or bf16")
@@ -304,10 +307,19 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="steps between evaluations (default: the protocol's; shiftproof: steps / 5)",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per source domain and step")
-    parser.add_argument("--model", metavar="NAME", help="(default: small_conv)")
+    parser.add_argument(
+        "--kind", metavar="NAME",
+        help="of the images of --dataset folder: photographs or small_images (default: by a look at the files)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="NAME", help="(default: a small one on small images; photographs need one named)"
+    )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights to start from: safetensors or torch")
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="side of the images (photographs: the model's)"
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the images (default: of photographs the model's, else their own)",
     )
     parser.add_argument(
         "--split", metavar="NAME",
@@ -557,6 +569,7 @@ def _bench_data(options: argparse.Namespace) -> int:
         optimizers=("adam",),
         targets=("+".join(options.target),),
         trials=1,
+        kind=options.kind,
         model=options.model,
         image_size=options.image_size,
         weights=options.weights,

@@ -12,7 +12,8 @@ from shiftproof.training.search import search_space, setting
 
 
 def _setting(algorithm, hparam_seed, photographs=True, search="protocol", protocol="shiftproof"):
-    space = search_space("PACS", photographs, algorithm, "adam", "none", search)
+    kind = "photographs" if photographs else "small_images"
+    space = search_space("PACS", kind, photographs, algorithm, "adam", "none", search)
     return setting(space, {}, hparam_seed, 0, PROTOCOLS[protocol])
 
 

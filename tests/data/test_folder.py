@@ -25,11 +25,11 @@ PACS_COUNTS = (2048, 2344, 1670, 3929)
 
 
 def test_folder_has_sorted_domains_and_classes(image_tree):
-    dataset = DATASETS["folder"].open(image_tree(TREE), 8)
+    dataset = DATASETS["folder"].open(image_tree(TREE), 8, "photographs")
     assert dataset.name == "shapes"
     assert dataset.domain_names == ("art", "photo")
     assert dataset.classes == ("cat", "dog")
-    assert dataset.photographs
+    assert dataset.kind == "photographs"
     assert dataset.image_shape == (3, 8, 8)
     assert dataset.domains[0].labels.tolist() == [0, 0, 1]
     assert dataset.domains[1].labels.tolist() == [0, 1, 1, 1, 1, 1]
@@ -59,7 +59,7 @@ def test_folder_accepts_one_domain(image_tree):
 
 
 def test_folder_resizes_to_224_unless_told(image_tree):
-    assert open_folder(image_tree(TREE)).image_shape == (3, 224, 224)
+    assert open_folder(image_tree(TREE), kind="photographs").image_shape == (3, 224, 224)
 
 
 def test_folder_groups_drawings_of_one_photograph(image_tree):

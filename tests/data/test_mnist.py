@@ -14,7 +14,7 @@ from shiftproof.data.downloads.folders import fetch_mnist
 from shiftproof.data.downloads.http import RemoteFile
 from shiftproof.data.mnist import MNISTError, read_mnist
 from shiftproof.studies import Study
-from shiftproof.studies.planning import data_folder
+from shiftproof.studies.study_data import data_folder
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_rotated_mnist_turns_every_digit_once_as_domainbed_does(data_dir, origin
     images, digits = originals
     dataset = DATASETS["rotated_mnist"].open(data_dir, None)
     assert dataset.domain_names == ("0", "15", "30", "45", "60", "75")
-    assert (dataset.image_shape, len(dataset.classes), dataset.photographs) == ((1, 28, 28), 10, False)
+    assert (dataset.image_shape, len(dataset.classes), dataset.kind) == ((1, 28, 28), 10, "small_images")
     seen = []
     for domain in dataset.domains:
         assert len(domain) == 12

@@ -21,6 +21,9 @@ def build(model: str, shape: tuple[int, int, int], seed: int = 0, **arguments: o
     ("model", "shape", "features"),
     [
         ("small_conv", (2, 16, 16), 64),
+        ("small_lenet", (1, 8, 8), 128),
+        ("small_lenet", (3, 28, 28), 128),
+        ("small_lenet", (3, 64, 64), 128),
         ("squeezenet1_1", (3, 32, 40), 512),
         ("resnet18", (3, 32, 32), 512),
         ("test_resnet", (1, 32, 32), 96),
@@ -36,6 +39,15 @@ def test_features_and_logits_have_the_stated_sizes(model: str, shape: tuple[int,
     assert network.featurizer(images).shape == (2, features)
     assert network(images).shape == (2, 5)
     assert len(network.normalisation.mean) == len(network.normalisation.std) == shape[0]
+
+
+def test_a_small_lenet_knows_where_things_are_and_small_conv_does_not() -> None:
+    here, there = torch.zeros(2, 1, 1, 32, 32).unbind()
+    here[..., 6:14, 6:14] = there[..., 18:26, 18:26] = 1
+    for model, knows in (("small_lenet", True), ("small_conv", False)):
+        featurizer = build(model, (1, 32, 32)).featurizer.eval()
+        apart = (featurizer(here) - featurizer(there)).norm() / featurizer(here).norm()
+        assert bool(apart > 0.1) == knows
 
 
 def test_resnet50_is_torchvisions() -> None:

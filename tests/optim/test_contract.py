@@ -17,7 +17,7 @@ every_optimizer = pytest.mark.parametrize("name", list(OPTIMIZERS))
 
 
 def _build(name, params, *, seed=0, **hparams):
-    space = OPTIMIZERS[name].search_space(photographs=False, search="short")
+    space = OPTIMIZERS[name].search_space(pretrained=False, search="short")
     defaults = {key: hparam.default for key, hparam in space.items()}
     return OPTIMIZERS[name](params, seed=seed, **(defaults | hparams))
 
@@ -190,7 +190,7 @@ with_moments = pytest.mark.parametrize("name", WITH_MOMENTS)
 
 @every_one_of_ours
 def test_numbers_of_numpy_are_stored_as_python_s(name):
-    space = OPTIMIZERS[name].search_space(photographs=False, search="short")
+    space = OPTIMIZERS[name].search_space(pretrained=False, search="short")
     options = {
         key: np.float32(hparam.default) for key, hparam in space.items() if isinstance(hparam.default, float)
     } | {"lr": np.float64(0.25)}

@@ -10,12 +10,12 @@ from shiftproof.registry import RemovedNameError, UnknownNameError
 
 
 def test_protocol_ranges():
-    space = OPTIMIZERS["adam"].search_space(photographs=True, search="protocol")
+    space = OPTIMIZERS["adam"].search_space(pretrained=True, search="protocol")
     assert (space["lr"].default, space["weight_decay"].default) == (5e-5, 0.0)
-    small = OPTIMIZERS["adam"].search_space(photographs=False, search="protocol")
+    small = OPTIMIZERS["adam"].search_space(pretrained=False, search="protocol")
     assert small["lr"].default == 1e-3
     assert small["weight_decay"].draw is None
-    genie = OPTIMIZERS["genie"].search_space(photographs=True, search="protocol")
+    genie = OPTIMIZERS["genie"].search_space(pretrained=True, search="protocol")
     assert (genie["lr"].default, genie["beta"].default, genie["dropout"].default) == (0.1, 0.95, 0.4)
     assert OPTIMIZERS["genie_released"].search_space(True, "protocol")["lr"].default == 0.015
 

@@ -172,7 +172,7 @@ def grey(digits):
         Domain(d.name, np.kron(d.images[:60], np.ones((1, 1, 2, 2), dtype=np.uint8)), d.labels[:60])
         for d in digits.domains[:3]
     )
-    return DomainDataset(digits.name, domains, digits.classes, False, "grey")
+    return DomainDataset(digits.name, domains, digits.classes, "small_images", "grey")
 
 
 def test_batch_norms_that_are_not_frozen_get_statistics_of_the_averaged_weights(grey, make_spec, weights, tmp_path):

@@ -20,7 +20,7 @@ def _dataset(photographs):
         Domain(name, random.integers(0, 256, (count, 3, 12, 12), dtype=np.uint8), random.integers(0, 4, count))
         for name, count in (("a", 40), ("b", 30), ("c", 600))
     )
-    return DomainDataset("noise", domains, tuple("wxyz"), photographs, "x")
+    return DomainDataset("noise", domains, tuple("wxyz"), "photographs" if photographs else "small_images", "x")
 
 
 SPEC = RunSpec(

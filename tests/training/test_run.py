@@ -193,7 +193,7 @@ def test_a_damaged_model_is_named(study, tmp_path):
 def test_a_domain_too_small_to_split_is_refused(study, tmp_path):
     digits = DATASETS["rotated_digits"].open(None, None)
     tiny = Domain("30", digits.domains[2].images[:4], digits.domains[2].labels[:4])
-    data = DomainDataset("tiny", (digits.domains[0], digits.domains[1], tiny), digits.classes, False, "x")
+    data = DomainDataset("tiny", (digits.domains[0], digits.domains[1], tiny), digits.classes, "small_images", "x")
     with pytest.raises(ValueError, match="4 images is too small to split"):
         train(dataclasses.replace(_spec(study), data_fingerprint="x"), data, tmp_path, device=CPU)
 

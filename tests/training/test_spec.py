@@ -22,7 +22,7 @@ SPEC = RunSpec(
 
 
 def test_fields_that_are_added_later_leave_the_names_of_runs_as_they_were():
-    assert SPEC.name == "c23fd8d88644dd7b"
+    assert dataclasses.replace(SPEC, results_version=4).name == "c23fd8d88644dd7b"
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,8 @@ def test_fields_that_are_added_later_leave_the_names_of_runs_as_they_were():
         {"score_targets": True},
         {"protocol": "domainbed"},
         {"precision": "bf16"},
+        {"kind": "photographs"},
+        {"kind": "small_images"},
         {"clip_norm": 1.0},
         {"hparams": {"data.batch_size": 8, "optimizer.lr": 0.002}},
     ],

@@ -5,14 +5,16 @@ from shiftproof.data import mnist as _mnist  # noqa: F401 - registers its data s
 from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
-from shiftproof.data.dataset import DATASETS, DatasetNotFoundError, Domain, DomainDataset, Outline
-from shiftproof.data.folder import DomainFiles, FolderError, labelled_images, open_folder
+from shiftproof.data.dataset import DATASETS, KINDS, DatasetNotFoundError, Domain, DomainDataset, Kind, Outline
+from shiftproof.data.folder import DomainFiles, FolderError, labelled_images, look_at_folder, open_folder
 from shiftproof.data.images import ImageError, decode, to_pixels
+from shiftproof.data.kinds import Look
 from shiftproof.data.splits import SPLIT_RULES, Split, SplitRule, grouped_split, random_split, split_domain
 from shiftproof.data.transfer import on_device
 
 __all__ = [
     "DATASETS",
+    "KINDS",
     "SPLIT_RULES",
     "Augmentations",
     "CacheError",
@@ -22,6 +24,8 @@ __all__ = [
     "DomainFiles",
     "FolderError",
     "ImageError",
+    "Kind",
+    "Look",
     "Outline",
     "Split",
     "SplitRule",
@@ -32,6 +36,7 @@ __all__ = [
     "draw_augmentations",
     "grouped_split",
     "labelled_images",
+    "look_at_folder",
     "on_device",
     "open_folder",
     "random_split",

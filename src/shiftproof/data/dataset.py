@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shiftproof.registry import Registry, UnknownNameError
+
+Kind = Literal["photographs", "small_images"]
+KINDS: tuple[Kind, ...] = ("photographs", "small_images")
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class DomainDataset:
         name: its name in tables.
         domains: in the benchmark's order, which the splits depend on.
         classes: class names; a label is an index into them.
-        photographs: whether images are augmented as photographs and hyperparameters drawn from the ranges for
-            them; small images (digits) are not augmented and have ranges of their own.
+        kind: "photographs" are cropped, flipped and changed in colour in training; "small_images" (digits,
+            characters, spectrograms) are taken as they are. Batch sizes and the steps between evaluations go by it too.
         fingerprint: changes whenever the images or labels do.
         root: the folder of its domains, None for an embedded set.
     """
@@ -50,7 +54,7 @@ class DomainDataset:
     name: str
     domains: tuple[Domain, ...]
     classes: tuple[str, ...]
-    photographs: bool
+    kind: Kind
     fingerprint: str
     root: Path | None = None
 
@@ -101,18 +105,20 @@ class DatasetEntry:
 
     Attributes:
         open: called with the data folder (None for an embedded set) and the side to which images are resized
-            (None: the set's own).
-        photographs: as in `DomainDataset`.
+            (None: the set's own); a folder of one's own also with the kind of its images.
+        kind: as in `DomainDataset`; None for a folder of one's own, whose files tell or the user.
         outline: of a published data set.
         embedded: whether it needs no data folder.
+        model: name of the model that is taken for it where none is given; None for what goes by the kind.
 
     ``open`` raises `DatasetNotFoundError` where there is none.
     """
 
-    open: Callable[[Path | None, int | None], DomainDataset]
-    photographs: bool
+    open: Callable[..., DomainDataset]
+    kind: Kind | None
     outline: Outline | None = None
     embedded: bool = False
+    model: str | None = None
 
 
 DATASETS: Registry[DatasetEntry] = Registry("data set")

@@ -41,7 +41,7 @@ def rotated(
         Domain(str(angle), turned(images[i :: len(ANGLES)], angle)[:, None], digits[i :: len(ANGLES)])
         for i, angle in enumerate(ANGLES)
     )
-    return DomainDataset(name, domains, tuple(str(digit) for digit in range(10)), False, _fingerprint(domains))
+    return DomainDataset(name, domains, tuple(str(digit) for digit in range(10)), "small_images", _fingerprint(domains))
 
 
 def colored(name: str, images: NDArray[np.uint8], digits: NDArray[np.int64], channels: int) -> DomainDataset:
@@ -65,7 +65,7 @@ def colored(name: str, images: NDArray[np.uint8], digits: NDArray[np.int64], cha
         pixels = np.zeros((len(colour), channels, *images.shape[1:]), dtype=np.uint8)
         pixels[np.arange(len(colour)), colour.astype(np.int64)] = images[mine]
         domains.append(Domain(domain, pixels, labels[mine].astype(np.int64)))
-    return DomainDataset(name, tuple(domains), ("at least 5", "below 5"), False, _fingerprint(tuple(domains)))
+    return DomainDataset(name, tuple(domains), ("at least 5", "below 5"), "small_images", _fingerprint(tuple(domains)))
 
 
 def _fingerprint(domains: tuple[Domain, ...]) -> str:

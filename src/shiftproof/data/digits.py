@@ -62,5 +62,9 @@ def colored_digits(data_dir: Path | None = None, image_size: int | None = None) 
     return colored("colored_digits", _resized(images, 0), digits, channels=3)
 
 
-DATASETS.register("rotated_digits", DatasetEntry(rotated_digits, photographs=False, embedded=True))
-DATASETS.register("colored_digits", DatasetEntry(colored_digits, photographs=False, embedded=True))
+DATASETS.register(
+    "rotated_digits", DatasetEntry(rotated_digits, kind="small_images", embedded=True, model="small_conv")
+)
+DATASETS.register(
+    "colored_digits", DatasetEntry(colored_digits, kind="small_images", embedded=True, model="small_conv")
+)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftproof.data.cache import cached_images, file_states
-from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Outline
+from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Kind, Outline
+from shiftproof.data.kinds import Look, look_at
 from shiftproof.registry import UnknownNameError
 
 IMAGE_SIZE = 224
@@ -45,14 +46,16 @@ class DomainFiles(NamedTuple):
     labels: NDArray[np.int64]
 
 
-def open_folder(data_dir: Path | None, image_size: int | None = None) -> DomainDataset:
+def open_folder(data_dir: Path | None, image_size: int | None = None, kind: Kind | None = None) -> DomainDataset:
     """Open any tree of `<root>/<domain>/<class>/<image>`, in the order of DomainBed (torchvision's ImageFolder).
 
     Files beside the folders, hidden files and files without the suffix of an image are left out.
 
     Args:
         data_dir: the root; its name is the data set's.
-        image_size: side to which images are resized, in pixels; 224 if None.
+        image_size: side to which images are resized, in pixels. None for 224 for photographs, and for small images
+            their own up to 64.
+        kind: of the images; None to go by a look at the files (see `look_at_folder`).
 
     Raises:
         FolderError: the folder is missing or empty, a class is empty, or classes differ between domains.
@@ -63,7 +66,31 @@ def open_folder(data_dir: Path | None, image_size: int | None = None) -> DomainD
         raise FolderError("a folder data set needs a data folder")
     root = _absolute(data_dir)
     classes, files = _domain_files(root)
-    return _dataset(root.name, root, classes, files, image_size)
+    if kind is None:
+        kind = _look(files).kind
+    if image_size is None:
+        image_size = IMAGE_SIZE if kind == "photographs" else _look(files).small_size
+    return _dataset(root.name, root, classes, files, image_size, kind)
+
+
+def look_at_folder(data_dir: Path | None) -> Look:
+    """Guess the kind of the images of a folder data set from the sizes and channels of some of its files.
+
+    They are small images if no side is longer than 64 pixels, or than 128 where all are grey; else photographs.
+
+    Args:
+        data_dir: the root.
+
+    Raises:
+        FolderError: as `open_folder`.
+    """
+    if data_dir is None:
+        raise FolderError("a folder data set needs a data folder")
+    return _look(_domain_files(_absolute(data_dir))[1])
+
+
+def _look(files: Iterable[DomainFiles]) -> Look:
+    return look_at([path for domain in files for path in domain.paths])
 
 
 class FolderContents(NamedTuple):
@@ -225,9 +252,8 @@ def _domain_files(root: Path) -> tuple[tuple[str, ...], list[DomainFiles]]:
 
 
 def _dataset(
-    name: str, root: Path, classes: tuple[str, ...], files: Sequence[DomainFiles], image_size: int | None
+    name: str, root: Path, classes: tuple[str, ...], files: Sequence[DomainFiles], size: int, kind: Kind
 ) -> DomainDataset:
-    size = IMAGE_SIZE if image_size is None else image_size
     states = file_states(root, [path for domain in files for path in domain.paths])
     images, fingerprint = cached_images(root, states, size)
     parts = np.split(images, np.cumsum([len(d.paths) for d in files])[:-1])
@@ -235,7 +261,7 @@ def _dataset(
         Domain(domain.name, part, domain.labels, _groups(domain.paths))
         for domain, part in zip(files, parts, strict=True)
     )
-    return DomainDataset(name, domains, classes, True, fingerprint, root)
+    return DomainDataset(name, domains, classes, kind, fingerprint, root)
 
 
 def _groups(paths: Sequence[Path]) -> NDArray[np.int64] | None:
@@ -320,7 +346,8 @@ def _open_benchmark(benchmark: _Benchmark, data_dir: Path | None, image_size: in
         warnings.warn(
             f"{benchmark.name} in {root} is not the published data set: {'; '.join(differences)}", stacklevel=2
         )
-    return _dataset(benchmark.name, root, classes, files, image_size)
+    size = IMAGE_SIZE if image_size is None else image_size
+    return _dataset(benchmark.name, root, classes, files, size, "photographs")
 
 
 def _benchmark_root(benchmark: _Benchmark, data_dir: Path | None) -> Path:
@@ -370,9 +397,9 @@ def _differences(benchmark: _Benchmark, classes: Sequence[str], files: Sequence[
     return differences
 
 
-DATASETS.register("folder", DatasetEntry(open_folder, photographs=True))
+DATASETS.register("folder", DatasetEntry(open_folder, kind=None))
 for _benchmark in _BENCHMARKS:
     DATASETS.register(
         _benchmark.name,
-        DatasetEntry(partial(_open_benchmark, _benchmark), photographs=True, outline=_benchmark.outline),
+        DatasetEntry(partial(_open_benchmark, _benchmark), kind="photographs", outline=_benchmark.outline),
     )

@@ -117,5 +117,5 @@ def colored_mnist(data_dir: Path | None, image_size: int | None = None) -> Domai
 
 
 MNIST_SETS = ("rotated_mnist", "colored_mnist")
-DATASETS.register("rotated_mnist", DatasetEntry(rotated_mnist, photographs=False))
-DATASETS.register("colored_mnist", DatasetEntry(colored_mnist, photographs=False))
+DATASETS.register("rotated_mnist", DatasetEntry(rotated_mnist, kind="small_images", model="small_conv"))
+DATASETS.register("colored_mnist", DatasetEntry(colored_mnist, kind="small_images", model="small_conv"))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network, Normalisation
-from shiftproof.models.small import small_conv
+from shiftproof.models.small import small_conv, small_lenet
 from shiftproof.models.timm_models import near_timm_names, timm_model
 from shiftproof.models.torchvision_models import TORCHVISION_MODELS
 from shiftproof.models.weights import load_weights
@@ -19,12 +22,13 @@ MODELS: Registry[Model] = Registry("model")
 """Our own models and those of torchvision; all others are timm's."""
 
 
-def _small_conv(image_shape: tuple[int, int, int]) -> Featurizer:
+def _small(build: Callable[[int], nn.Module], image_shape: tuple[int, int, int]) -> Featurizer:
     half = (0.5,) * image_shape[0]
-    return Featurizer(small_conv(image_shape[0]), Normalisation(half, half))
+    return Featurizer(build(image_shape[0]), Normalisation(half, half))
 
 
-MODELS.register("small_conv", Model(_small_conv, 28))
+MODELS.register("small_conv", Model(partial(_small, small_conv), 28))
+MODELS.register("small_lenet", Model(partial(_small, small_lenet), 32))
 for _name, _model in TORCHVISION_MODELS.items():
     MODELS.register(_name, _model)
 
@@ -45,8 +49,8 @@ def build_network(
 ) -> Network:
     """Build a network on the CPU; its random start is a function of ``seed`` alone.
 
-    ``model`` is ``small_conv``, one of torchvision's ``squeezenet1_1``, ``resnet18`` and ``resnet50``, or any
-    name of timm's. torchvision's win over timm's two of the same names; timm's are reached with a tag, as in
+    ``model`` is ``small_conv``, ``small_lenet``, one of torchvision's ``squeezenet1_1``, ``resnet18`` and ``resnet50``,
+    or any name of timm's. torchvision's win over timm's two of the same names; timm's are reached with a tag, as in
     ``resnet50.a1_in1k``.
 
     With ``weights``, batch norms keep the statistics of the file in training, unless ``freeze_batch_norm`` is false.

@@ -1,15 +1,39 @@
-"""A small convolutional featurizer for images of digits."""
+"""Small featurizers for images that nothing was pretrained on: digits, characters, spectrograms."""
 
 from __future__ import annotations
 
 from torch import nn
 
 FEATURES = 64
+LENET_FEATURES = 128
+_GRID = 4
 
 
 def small_conv(channels: int) -> nn.Sequential:
     """Three 3 x 3 convolutions with group normalisation, the first two of stride 2; 64 features by global mean."""
-    layers: list[nn.Module] = []
-    for inputs, outputs, stride in ((channels, 16, 2), (16, 32, 2), (32, FEATURES, 1)):
-        layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.GroupNorm(4, outputs), nn.ReLU()]
+    layers = _convolutions(channels, (16, 32, FEATURES))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def small_lenet(channels: int) -> nn.Sequential:
+    """The form of LeNet: convolutions as in `small_conv`, then a fully connected layer that knows where things are.
+
+    Their output is averaged over 4 x 4 fields and gives 128 normalised features, whatever the size of the image.
+    LeCun et al., "Gradient-Based Learning Applied to Document Recognition", Proceedings of the IEEE 1998.
+    """
+    widths = (16, 32, 32)
+    return nn.Sequential(
+        *_convolutions(channels, widths),
+        nn.AdaptiveAvgPool2d(_GRID),
+        nn.Flatten(),
+        nn.Linear(widths[-1] * _GRID**2, LENET_FEATURES),
+        nn.LayerNorm(LENET_FEATURES),
+        nn.ReLU(),
+    )
+
+
+def _convolutions(channels: int, widths: tuple[int, int, int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in zip((channels, *widths), widths, (2, 2, 1), strict=False):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.GroupNorm(4, outputs), nn.ReLU()]
+    return layers

@@ -27,7 +27,7 @@ SEARCHES: tuple[Search, ...] = ("protocol", "short")
 
 @dataclass(frozen=True)
 class LearningRates:
-    """A learning rate's default and distribution, for one kind of images.
+    """A learning rate's default and distribution, for one kind of start.
 
     Attributes:
         protocol: default and distribution at the protocol's length (5,001 steps).
@@ -51,8 +51,8 @@ class OptimizerEntry:
 
     Attributes:
         build: called with parameters and the hyperparameters as keywords.
-        lr_small: learning rates for small images, networks trained from scratch.
-        lr_photographs: learning rates for photographs, pretrained networks.
+        lr_scratch: learning rates from a random start; DomainBed's for small images.
+        lr_pretrained: learning rates from given weights; DomainBed's for photographs.
         hparams: hyperparameters other than lr and weight decay.
         passes: how often `step` calls its closure.
         needs_graph: whether the closure must keep the graph of its backward pass.
@@ -60,17 +60,17 @@ class OptimizerEntry:
     """
 
     build: Callable[..., Optimizer]
-    lr_small: LearningRates
-    lr_photographs: LearningRates
+    lr_scratch: LearningRates
+    lr_pretrained: LearningRates
     hparams: Mapping[str, Hparam] = field(default_factory=dict)
     passes: int = 1
     needs_graph: bool = False
     seeded: bool = False
 
-    def search_space(self, photographs: bool, search: Search) -> dict[str, Hparam]:
-        """Return all hyperparameters with the distributions of one kind of images and one search."""
-        lr = self.lr_photographs if photographs else self.lr_small
-        decay = Hparam(0.0, log10_uniform(-6, -2) if photographs else None)
+    def search_space(self, pretrained: bool, search: Search) -> dict[str, Hparam]:
+        """Return all hyperparameters with the distributions of one search, from given weights or a random start."""
+        lr = self.lr_pretrained if pretrained else self.lr_scratch
+        decay = Hparam(0.0, log10_uniform(-6, -2) if pretrained else None)
         return {"lr": lr.hparam(search), "weight_decay": decay, **self.hparams}
 
     def __call__(self, params: Any, *, seed: int = 0, **hparams: Any) -> Optimizer:
@@ -95,8 +95,8 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     },
 )
 
-_SMALL = (1e-3, log10_uniform(-4.5, -2.5))
-_PHOTOGRAPHS = (5e-5, log10_uniform(-5, -3.5))
+_SCRATCH = (1e-3, log10_uniform(-4.5, -2.5))
+_PRETRAINED = (5e-5, log10_uniform(-5, -3.5))
 _RHO = Hparam(0.05, choice(0.01, 0.02, 0.05, 0.1))
 _GENIE_HPARAMS = {
     "beta": Hparam(0.95, uniform(0.9, 0.999)),
@@ -114,13 +114,13 @@ def _register(
     protocol: tuple[float, Distribution] | None = None,
     **entry: Any,
 ) -> None:
-    """Register an optimizer; ``short`` and ``protocol`` are for small images and photographs alike where one."""
+    """Register an optimizer; ``short`` is for a random start and given weights, ``protocol`` for both alike."""
     OPTIMIZERS.register(
         name,
         OptimizerEntry(
             build,
-            LearningRates(protocol or _SMALL, short[0]),
-            LearningRates(protocol or _PHOTOGRAPHS, short[1]),
+            LearningRates(protocol or _SCRATCH, short[0]),
+            LearningRates(protocol or _PRETRAINED, short[1]),
             **entry,
         ),
     )

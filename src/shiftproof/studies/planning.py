@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from shiftproof.algorithms import ALGORITHMS
-from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, split_domain
-from shiftproof.models import Network, build_network, default_image_size, weights_fingerprint
+from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, Kind, split_domain
+from shiftproof.models import Network, build_network, weights_fingerprint
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.registry import UnknownNameError
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import FieldError, Method, Study
-from shiftproof.training import RunSpec, check_combination, results_version
+from shiftproof.studies.study_data import image_size_of, model_of, open_data
+from shiftproof.training import RunSpec, check_combination
 from shiftproof.training.averaging import CONVERGENCE
 from shiftproof.training.inputs import EVALUATION_BATCH
 from shiftproof.training.protocol import PROTOCOLS
@@ -75,25 +76,6 @@ def plan_run(study: Study, trial_seed: int, hparam_seed: int) -> RunSpec:
     return spec
 
 
-def open_data(study: Study, dataset: str) -> DomainDataset:
-    """Open one of the data sets of a study."""
-    return open_dataset(dataset, data_folder(study, dataset), _image_size(study, dataset))
-
-
-def data_folder(study: Study, dataset: str) -> Path | None:
-    """Return the folder that holds a data set of a study; an embedded one beside others has none."""
-    embedded = DATASETS[dataset].embedded
-    if study.data_dir is None or (embedded and not all(DATASETS[name].embedded for name in study.datasets)):
-        return None
-    return study.data_dir.expanduser().absolute()
-
-
-@lru_cache(maxsize=2)
-def open_dataset(name: str, data_dir: Path | None, image_size: int | None) -> DomainDataset:
-    """Open a data set by name; a process opens it once."""
-    return DATASETS[name].open(data_dir, image_size)
-
-
 @dataclass(frozen=True)
 class _Facts:
     """What planning needs to know of a data set, whether it is at hand or not."""
@@ -105,7 +87,9 @@ class _Facts:
     num_classes: int
     images: int
     image_shape: tuple[int, int, int]
-    photographs: bool
+    kind: Kind
+    model: str
+    image_size: int | None
     fingerprint: str
     data: DomainDataset | None
 
@@ -117,10 +101,23 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
         outline = DATASETS[key].outline
         if not absent or outline is None:
             raise
-        size = _image_size(study, key)
+        size = image_size_of(study, key)
         assert size is not None  # noqa: S101  (published sets are photographs)
-        shape = (3, size, size)
-        return _Facts(key, key, outline.domains, (), outline.classes, outline.images, shape, True, ABSENT, None)
+        shape, model = (3, size, size), model_of(study, key)
+        return _Facts(
+            key,
+            key,
+            outline.domains,
+            (),
+            outline.classes,
+            outline.images,
+            shape,
+            "photographs",
+            model,
+            size,
+            ABSENT,
+            None,
+        )
     images = sum(len(domain) for domain in data.domains)
     return _Facts(
         key,
@@ -130,19 +127,12 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
         len(data.classes),
         images,
         data.image_shape,
-        data.photographs,
+        data.kind,
+        model_of(study, key),
+        image_size_of(study, key),
         data.fingerprint,
         data,
     )
-
-
-def _image_size(study: Study, key: str) -> int | None:
-    """Return the side of the images: of photographs what the model is made for, unless it is given."""
-    photographs = DATASETS[key].photographs
-    if study.image_size is None and photographs:
-        return default_image_size(study.model)
-    beside = not photographs and any(DATASETS[name].photographs for name in study.datasets)
-    return None if beside else study.image_size
 
 
 def _chosen(facts: _Facts, target: str) -> Targets | None:
@@ -223,7 +213,7 @@ def _grid(study: Study, facts: _Facts) -> Grid:
         columns,
         study.trials,
         study.hparam_trials,
-        _terms(study, facts.photographs, specs),
+        _terms(study, facts, specs),
         tuple(specs),
     )
 
@@ -231,10 +221,10 @@ def _grid(study: Study, facts: _Facts) -> Grid:
 def _spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: int, hparam_seed: int) -> RunSpec:
     variant, protocol = study.variant(method), PROTOCOLS[study.protocol]
     steps = variant.times * (study.steps or protocol.steps(facts.name))
-    freq = study.checkpoint_freq or protocol.checkpoint_freq(facts.name, facts.photographs, steps)
+    freq = study.checkpoint_freq or protocol.checkpoint_freq(facts.name, facts.kind, steps)
     _check_schedule(study, steps, freq)
     hparams = setting(
-        study.space(method, facts.photographs, facts.key),
+        study.space(method, facts.key, facts.kind),
         {**study.fixed, **variant.fixed},
         hparam_seed,
         0 if study.tune == "shared" else trial,  # one setting for all trials is of equal values in all
@@ -252,8 +242,8 @@ def _spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: 
         hparams=hparams,
         steps=protocol.rounded(steps, freq),
         checkpoint_freq=freq,
-        model=study.model,
-        image_size=_image_size(study, facts.key),
+        model=facts.model,
+        image_size=facts.image_size,
         split=study.split,
         weights=_fingerprint(study.weights),
         accumulate=study.accumulate,
@@ -264,8 +254,8 @@ def _spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: 
         protocol=study.protocol,
         averaging=study.averaging,
         score_targets="leave_one_domain_out" in study.selection,
+        kind=None if DATASETS[facts.key].kind else facts.kind,
         variant=method.variant,
-        results_version=results_version(method.annealer),
     )
 
 
@@ -294,7 +284,7 @@ def _fingerprint(weights: Path | None) -> str | None:
         raise FieldError("weights", str(error)) from error
 
 
-def _terms(study: Study, photographs: bool, specs: Sequence[RunSpec]) -> dict[str, Any]:
+def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, Any]:
     """Return what the study's accuracies depend on, by name."""
     protocol = PROTOCOLS[study.protocol]
     given = study.weights is not None
@@ -304,9 +294,10 @@ def _terms(study: Study, photographs: bool, specs: Sequence[RunSpec]) -> dict[st
         "published start": protocol.start if given and study.protocol != "shiftproof" else None,
         "tuning": "one setting for all targets and trials" if study.tune == "shared" else None,
         "sources": "one domain" if study.single_source else None,
-        "image size": specs[0].image_size,
+        "kind": specs[0].kind,
+        "image size": facts.image_size,
         "weights": study.weights.name if study.weights else None,
-        "batch norm": ("frozen" if given and protocol.freeze_batch_norm else "free") if photographs else None,
+        "batch norm": ("frozen" if protocol.freeze_batch_norm else "free") if given else None,
         "classifier start": ("zero" if protocol.zero_classifier else "random") if given else None,
         "split": study.split if study.split != "random" else None,
         "compiled": "the featurizer, by torch.compile" if study.compile else None,
@@ -324,7 +315,7 @@ def _terms(study: Study, photographs: bool, specs: Sequence[RunSpec]) -> dict[st
         "steps": _listed(spec.steps for spec in specs),
         "steps between evaluations": _listed(spec.checkpoint_freq for spec in specs),
         "images per domain and step": _listed(int(spec.hparams["data.batch_size"]) for spec in specs),
-        "model": study.model,
+        "model": facts.model,
         "precision": study.precision,
         "device": study.device,
         **{name: value for name, value in optional.items() if value},
@@ -387,7 +378,7 @@ class _Builder:
         if dropout not in self._networks:
             try:
                 self._networks[dropout] = build_network(
-                    self.study.model,
+                    self.facts.model,
                     self.facts.image_shape,
                     self.facts.num_classes,
                     dropout=dropout,

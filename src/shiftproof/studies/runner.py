@@ -19,12 +19,13 @@ from shiftproof.algorithms import SingleDomainWarning
 from shiftproof.files import DamagedFileError, is_local, read_json
 from shiftproof.studies.formats import as_csv
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_spec
-from shiftproof.studies.planning import data_folder, make_plan, open_data, open_dataset, plan_run
+from shiftproof.studies.planning import make_plan, plan_run
 from shiftproof.studies.pool import NodeError, run_tasks
 from shiftproof.studies.ray_cluster import RayCluster, run_on_ray
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.store import Store, claim, claim_run, has_ended
 from shiftproof.studies.study import Study
+from shiftproof.studies.study_data import data_folder, open_data, open_dataset
 from shiftproof.training import RunSpec, check_device, read_result, train
 from shiftproof.training.combinations import check_combination
 from shiftproof.training.launch import check_devices, from_torchrun, launch, torchrun_group
@@ -83,7 +84,7 @@ def _train_run(task: RunTask) -> dict[str, Any]:
         # what there is to say of the data set and the methods, the study has said
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = open_dataset(task.dataset, task.data_dir, task.spec.image_size)
+            dataset = open_dataset(task.dataset, task.data_dir, task.spec.image_size, task.spec.kind)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SingleDomainWarning)
             return train(

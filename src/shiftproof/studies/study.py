@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
-from shiftproof.data import DATASETS, SPLIT_RULES, SplitRule
+from shiftproof.data import DATASETS, KINDS, SPLIT_RULES, Kind, SplitRule
 from shiftproof.hparams import Value
 from shiftproof.models import default_image_size
 from shiftproof.optim.registry import OPTIMIZERS, SEARCHES, Search
@@ -96,10 +96,12 @@ class Study:
         protocol: the dialect of the benchmark protocol.
         steps: updates per run; None for the protocol's number.
         checkpoint_freq: steps between evaluations; None for the protocol's.
-        model: name of the model.
+        kind: of the images of a folder of one's own; None to go by a look at the files. Augmentation, size, model and
+            batch size follow from it.
+        model: name of the model; None for a small one on small images. On photographs it must be named.
         image_size: side of the images; None for the data set's own or, of photographs, what the model is made for.
         split: how the held-out images of a domain are chosen.
-        weights: file of the weights to start from.
+        weights: file of the weights to start from; learning rates follow from whether there are any.
         fixed: hyperparameters fixed by hand, by "axis.name"; they leave the search.
         accumulate: parts that a batch is split into.
         clip_norm: largest norm of the gradient.
@@ -131,7 +133,8 @@ class Study:
     protocol: str = "shiftproof"
     steps: int | None = None
     checkpoint_freq: int | None = None
-    model: str = "small_conv"
+    kind: Kind | None = None
+    model: str | None = None
     image_size: int | None = None
     split: SplitRule = "random"
     weights: Path | None = None
@@ -186,12 +189,19 @@ class Study:
             check_device_name(self.device)
         except ValueError as error:
             raise FieldError("device", str(error)) from error
+        if self.kind is not None:
+            _check_known("kind", "kind", self.kind, KINDS)
         try:
-            default_image_size(self.model)
+            if self.model is not None:
+                default_image_size(self.model)
         except UnknownNameError as error:
             raise FieldError("model", str(error)) from error
 
     def _check_together(self) -> None:
+        own = {name: DATASETS[name].kind for name in self.datasets}
+        if self.kind is not None and None not in own.values() and set(own.values()) != {self.kind}:
+            kinds = ", ".join(f"{name} is of {kind}" for name, kind in own.items())
+            raise FieldError("kind", f"{kinds}; kind is for the data set folder")
         if self.targets is not None and not self.targets:
             raise FieldError("targets", "name at least one target")
         _check_distinct("variants", "variant", [variant.name for variant in self.variants])
@@ -245,15 +255,14 @@ class Study:
         ]
 
     def _spaces(self, methods: Iterable[Method]) -> list[SearchSpace]:
-        return [self.space(method, DATASETS[name].photographs, name) for name in self.datasets for method in methods]
+        return [self.space(method, name) for name in self.datasets for method in methods]
 
     @property
     def methods(self) -> list[Method]:
         """The rows of the table: every method in every variant that it has the hyperparameters of."""
-        photographs = DATASETS[self.datasets[0]].photographs
         result = []
         for method in self._all:
-            names = set(names_of(self.space(method, photographs, self.datasets[0])))
+            names = set(names_of(self.space(method, self.datasets[0])))
             result += [method._replace(variant=v.name) for v in self.variants if v.fixed.keys() <= names]
         return result
 
@@ -281,9 +290,10 @@ class Study:
         """Return the variant of a row."""
         return next(variant for variant in self.variants if variant.name == method.variant)
 
-    def space(self, method: Method, photographs: bool, dataset: str) -> SearchSpace:
-        """Return the hyperparameters of a method, with the distributions of a data set."""
-        return search_space(dataset, photographs, method.algorithm, method.optimizer, method.annealer, self.search)
+    def space(self, method: Method, dataset: str, kind: Kind = "photographs") -> SearchSpace:
+        """Return the hyperparameters of a method, with the distributions of a data set; names go by no kind."""
+        pretrained = self.weights is not None
+        return search_space(dataset, kind, pretrained, method.algorithm, method.optimizer, method.annealer, self.search)
 
 
 def _check_known(field_name: str, kind: str, name: str, known: Registry[Any] | Sequence[str]) -> None:

@@ -15,7 +15,6 @@ import yaml
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
-from shiftproof.data import DATASETS
 from shiftproof.hparams import Value
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.registry import Registry, UnknownNameError
@@ -34,6 +33,7 @@ _METHODS: Mapping[str, Registry[Any]] = {
 _SMOKE: Mapping[str, Any] = {
     "datasets": ("rotated_digits",),
     "data_dir": None,
+    "kind": None,
     "model": "small_conv",
     "search": "short",
     "protocol": "shiftproof",
@@ -332,7 +332,7 @@ def _hyperparameters(values: Mapping[str, Any]) -> list[set[str]]:
     """Return the hyperparameters of every method, by "axis.name"; of none where the study will refuse a name."""
     try:
         spaces = [
-            search_space(dataset, DATASETS[dataset].photographs, algorithm, optimizer, annealer, values["search"])
+            search_space(dataset, "photographs", False, algorithm, optimizer, annealer, values["search"])
             for dataset, algorithm, optimizer, annealer in product(
                 values["datasets"], *(values[field] for field in _METHODS)
             )

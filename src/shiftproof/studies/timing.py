@@ -15,8 +15,8 @@ from shiftproof.data import DATASETS, Domain, DomainDataset
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.randomness import generator
 from shiftproof.studies.plan import Grid, Plan
-from shiftproof.studies.planning import open_data
 from shiftproof.studies.study import Study
+from shiftproof.studies.study_data import open_data
 from shiftproof.training import RunSpec
 from shiftproof.training.inputs import Inputs
 from shiftproof.training.protocol import PROTOCOLS
@@ -82,7 +82,7 @@ class _Meter:
 
     def __init__(self, study: Study, grid: Grid, data: DomainDataset, timed: dict[Hashable, float]) -> None:
         self.study, self.grid, self.data, self.timed = study, grid, data, timed
-        self.images = TIMED_PHOTOGRAPHS if data.photographs else int(grid.runs[0].hparams["data.batch_size"])
+        self.images = TIMED_PHOTOGRAPHS if data.kind == "photographs" else int(grid.runs[0].hparams["data.batch_size"])
 
     def seconds(self, spec: RunSpec) -> float:
         """Return the time of a run."""
@@ -180,7 +180,7 @@ def _stand_in(key: str, grid: Grid) -> DomainDataset:
         for name in grid.domains
     )
     classes = tuple(str(number) for number in range(outline.classes))
-    return DomainDataset(grid.dataset, domains, classes, True, spec.data_fingerprint, None)
+    return DomainDataset(grid.dataset, domains, classes, "photographs", spec.data_fingerprint, None)
 
 
 def plan_text(study: Study, plan: Plan, costs: Sequence[Cost], cores: int) -> str:

@@ -6,7 +6,7 @@ from shiftproof.training.parallel import Ranks
 from shiftproof.training.protocol import PROTOCOLS, Protocol
 from shiftproof.training.run import NonFiniteLossError, read_result, train
 from shiftproof.training.saved_model import SavedModel, evaluate_folder, load
-from shiftproof.training.spec import RunSpec, results_version
+from shiftproof.training.spec import RunSpec
 from shiftproof.training.step import StepBuilder
 
 __all__ = [
@@ -23,6 +23,5 @@ __all__ = [
     "evaluate_folder",
     "load",
     "read_result",
-    "results_version",
     "train",
 ]

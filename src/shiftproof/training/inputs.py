@@ -46,7 +46,8 @@ class Inputs:
     ) -> None:
         self._dataset = dataset
         self._seed = spec.seed
-        self._augments_validation = dataset.photographs and PROTOCOLS[spec.protocol].augment_validation
+        self._photographs = dataset.kind == "photographs"
+        self._augments_validation = self._photographs and PROTOCOLS[spec.protocol].augment_validation
         self._batch_size: int = spec.axis("data")["batch_size"]
         self._normalisation = normalisation
         self._device = device
@@ -100,7 +101,7 @@ class Inputs:
     def _augmented(self, domain: int, indices: NDArray[np.int64], own: slice, seed: int, step: int) -> Tensor:
         """Return images at some positions of a batch as floats in [0, 1], photographs augmented."""
         images = self._pixels(domain, indices[own])
-        if not self._dataset.photographs:
+        if not self._photographs:
             return images.float() / 255
         draws = draw_augmentations(len(indices), images.shape[-1], seed, step, domain)
         return augment(images, draws[own])

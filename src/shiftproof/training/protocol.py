@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from shiftproof.data import Kind
 from shiftproof.registry import Registry
 
 Draws = Literal["per_name", "in_order"]
@@ -64,18 +65,18 @@ class Protocol:
         """Return the default number of updates on a data set."""
         return self.updates_domainnet if dataset == "DomainNet" else self.updates
 
-    def checkpoint_freq(self, dataset: str, photographs: bool, steps: int) -> int:
+    def checkpoint_freq(self, dataset: str, kind: Kind, steps: int) -> int:
         """Return the default number of updates between evaluations.
 
         Args:
             dataset: name of the data set.
-            photographs: whether its images are photographs or small images.
+            kind: of its images.
             steps: updates of the run.
         """
         if self.frequencies is None:
             return max(1, steps // 5)
         large, domainnet, small = self.frequencies
-        if not photographs:
+        if kind == "small_images":
             return small
         return domainnet if dataset == "DomainNet" else large
 

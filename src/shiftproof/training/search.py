@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
+from shiftproof.data import Kind
 from shiftproof.hparams import Hparam, Value, choice, draw, draw_in_order, log2_int, unused
 from shiftproof.optim.registry import OPTIMIZERS, Search
 from shiftproof.registry import UnknownNameError
@@ -20,13 +21,15 @@ _AXES = ("algorithm", "optimizer", "annealer")
 
 
 def search_space(
-    dataset: str, photographs: bool, algorithm: str, optimizer: str, annealer: str, search: Search
+    dataset: str, kind: Kind, pretrained: bool, algorithm: str, optimizer: str, annealer: str, search: Search
 ) -> SearchSpace:
     """Return the hyperparameters of a method.
 
     Args:
         dataset: name of the data set.
-        photographs: whether its images are photographs or small images, which have ranges of their own.
+        kind: of its images; batch sizes and dropout go by it.
+        pretrained: whether training starts from given weights; learning rates and weight decay go by it. DomainBed,
+            where photographs are what has weights, knows one distinction for both.
         algorithm: name of the algorithm.
         optimizer: name of the optimizer.
         annealer: name of the annealer.
@@ -34,7 +37,7 @@ def search_space(
             around a default for short runs, scales numbers of steps to those, and keeps batch size and dropout; the
             rest is as in "protocol".
     """
-    of_algorithm = ALGORITHMS[algorithm]
+    of_algorithm, photographs = ALGORITHMS[algorithm], kind == "photographs"
     dropouts = choice(0.0, 0.1, 0.5)
     # DomainBed draws a dropout for small images too, whose network has none.
     dropout = Hparam(0.0, unused(dropouts, 0.0))
@@ -53,7 +56,7 @@ def search_space(
         "data": {"batch_size": batch_size},
         "model": {"dropout": dropout},
         "algorithm": {**of_algorithm.hparams, **(of_algorithm.short_hparams if search == "short" else {})},
-        "optimizer": OPTIMIZERS[optimizer].search_space(photographs, search),
+        "optimizer": OPTIMIZERS[optimizer].search_space(pretrained, search),
         "annealer": dict(ANNEALERS[annealer].hparams),
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
-from shiftproof.data import SplitRule
+from shiftproof.data import Kind, SplitRule
 from shiftproof.hparams import Value
 from shiftproof.randomness import seed_hash
 
@@ -16,18 +16,11 @@ Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 Averaging = Literal["none", "swad", "ema"]
 AVERAGINGS: tuple[Averaging, ...] = ("none", "swad", "ema")
-RESULTS_VERSION = 4
+RESULTS_VERSION = 6
 """Raised whenever the same spec gives other numbers than before, so that no table mixes the two."""
-_RAISED_SINCE = {"gga": 5, "gga_l": 5}
-"""Annealers that alone give other numbers since: their cosines are summed in float64."""
 _LABELS = ("hparam_seed", "variant")
-_LATER = ("averaging", "score_targets", "compile")
+_LATER = ("averaging", "score_targets", "compile", "kind")
 """Fields that are not in the hash at their defaults: runs from before they were added keep their names."""
-
-
-def results_version(annealer: str) -> int:
-    """Return the version of the results of runs with an annealer, as their specs state it."""
-    return max(RESULTS_VERSION, _RAISED_SINCE.get(annealer, 0))
 
 
 @dataclass(frozen=True)
@@ -61,6 +54,8 @@ class RunSpec:
         averaging: of the weights over the steps: "none", "swad" or "ema" (see `shiftproof.training.averaging`).
         score_targets: whether the in parts of the targets are scored at every evaluation, as leave-one-domain-out
             validation needs it; else only where a rule reports them.
+        kind: of the images, of a folder of one's own; None for the data set's, and in earlier results, in which folders
+            were of photographs.
         variant: what distinguishes the run's row in a table. A label, as `hparam_seed` is.
         results_version: of the code that trains it, so that tables of earlier results can still be read.
     """
@@ -88,6 +83,7 @@ class RunSpec:
     compile: bool = False
     averaging: Averaging = "none"
     score_targets: bool = False
+    kind: Kind | None = None
     variant: str = ""
     results_version: int = RESULTS_VERSION
 

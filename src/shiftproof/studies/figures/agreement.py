@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from shiftproof.annealing import Annealer, DomainLosses, domain_similarities
 from shiftproof.drawing import COLUMN, STYLE, line_style, write_figure
-from shiftproof.studies.planning import open_data, plan_run
+from shiftproof.studies.planning import plan_run
 from shiftproof.studies.study import Study
+from shiftproof.studies.study_data import open_data
 from shiftproof.training.inputs import Inputs
 from shiftproof.training.run import build_steps, reproducible
 

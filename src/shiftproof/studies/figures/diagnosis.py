@@ -18,7 +18,7 @@ from shiftproof.studies.figures.landscape import draw_paths
 from shiftproof.studies.figures.osgr import draw_osgr, draw_osgr_of_moments, snapshot_moments
 from shiftproof.studies.figures.traces import DIAGNOSTICS_FOLDER, TRACES_FOLDER, Subject, Trace, trace
 from shiftproof.studies.plan import read_spec
-from shiftproof.studies.planning import open_dataset
+from shiftproof.studies.study_data import open_dataset
 from shiftproof.training import load, read_result
 from shiftproof.training.run import SPEC_FILE, state_digest
 
@@ -57,7 +57,8 @@ def diagnose(
         raise ValueError(f"{run} started from given weights: name their file")
     key = spec.dataset if spec.dataset in DATASETS else "folder"
     folder = None if data_dir is None else data_dir.expanduser().absolute()
-    subject = Subject(spec, open_dataset(key, folder, spec.image_size), torch.device(device), weights)
+    dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs")
+    subject = Subject(spec, dataset, torch.device(device), weights)
     subject.check()
     diagnosed = _Diagnosed(run, subject, result["weights_sha256"])
     return [path for name in what for path in DIAGNOSES[name](diagnosed)]

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from shiftproof.data import DATASETS
 from shiftproof.drawing import COLUMN, STYLE, line_style, write_figure
 from shiftproof.studies.figures.traces import DIAGNOSTICS_FOLDER, figure_subjects
 from shiftproof.studies.results import Results
@@ -76,8 +75,7 @@ def measure_sensitivity(study: Study, output: Path, jobs: int) -> list[Sensitivi
 def _values(study: Study, optimizer: str) -> list[tuple[str, float, float]]:
     """Return the hyperparameter, the value and what it is drawn at, of every variant of an optimizer."""
     method = replace(study, optimizers=(optimizer,)).methods[0]
-    dataset = study.datasets[0]
-    space = study.space(method, DATASETS[dataset].photographs, dataset)["optimizer"]
+    space = study.space(method, study.datasets[0])["optimizer"]
     lr = float(space["lr"].default)
     values = [("lr", lr * factor, factor) for factor in LR_FACTORS]
     if optimizer.startswith("genie"):

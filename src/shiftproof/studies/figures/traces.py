@@ -21,8 +21,9 @@ from shiftproof.data import DomainDataset
 from shiftproof.diagnostics import Recorder, StepContributions, flat_weights
 from shiftproof.files import write_bytes
 from shiftproof.studies.plan import method_of
-from shiftproof.studies.planning import open_data, plan_run
+from shiftproof.studies.planning import plan_run
 from shiftproof.studies.study import Study
+from shiftproof.studies.study_data import open_data
 from shiftproof.training import RunSpec
 from shiftproof.training.checkpoint import load_checkpoint, read_saved, save_checkpoint
 from shiftproof.training.inputs import Inputs

@@ -1,0 +1,96 @@
+"""Opens the data sets of a study, with the model and the size of images that go with their kind."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from shiftproof.data import DATASETS, DomainDataset, Kind, Look, look_at_folder
+from shiftproof.models import default_image_size
+from shiftproof.studies.study import FieldError, Study
+
+SMALL_MODEL = "small_lenet"
+"""What small images in a folder are trained with where no model is named."""
+
+
+def open_data(study: Study, dataset: str) -> DomainDataset:
+    """Open one of the data sets of a study.
+
+    Raises:
+        FieldError: its images are photographs and no model is named, or weights are given without their model.
+        ValueError: it cannot be opened.
+    """
+    kind = None if DATASETS[dataset].kind else kind_of(study, dataset)
+    return open_dataset(dataset, data_folder(study, dataset), image_size_of(study, dataset), kind)
+
+
+def data_folder(study: Study, dataset: str) -> Path | None:
+    """Return the folder that holds a data set of a study; an embedded one beside others has none."""
+    embedded = DATASETS[dataset].embedded
+    if study.data_dir is None or (embedded and not all(DATASETS[name].embedded for name in study.datasets)):
+        return None
+    return study.data_dir.expanduser().absolute()
+
+
+@lru_cache(maxsize=2)
+def open_dataset(name: str, data_dir: Path | None, image_size: int | None, kind: Kind | None) -> DomainDataset:
+    """Open a data set by name, a folder of one's own with the kind of its images; a process opens it once."""
+    entry = DATASETS[name]
+    return entry.open(data_dir, image_size) if entry.kind else entry.open(data_dir, image_size, kind)
+
+
+def kind_of(study: Study, dataset: str) -> Kind:
+    """Return the kind of a data set's images: its own, else what the study states, else by a look at the files.
+
+    Raises:
+        FolderError: the folder that is looked at is missing or not laid out as a data set.
+    """
+    return DATASETS[dataset].kind or study.kind or _look(data_folder(study, dataset)).kind
+
+
+def model_of(study: Study, dataset: str) -> str:
+    """Return the name of the model that is trained on a data set.
+
+    Raises:
+        FieldError: its images are photographs and no model is named, or weights are given without their model.
+    """
+    known = study.model or DATASETS[dataset].model
+    if known is not None:
+        return known
+    if study.weights is not None:
+        raise FieldError("model", f"no model is named: name the one that {study.weights.name} holds the weights of")
+    if kind_of(study, dataset) == "photographs":
+        name = dataset if study.data_dir is None or DATASETS[dataset].kind else study.data_dir.name
+        raise FieldError(
+            "model",
+            f"the images of {name} are photographs, and no model is named. Give one with weights to start from (model "
+            "resnet18 and a file of weights, as torchvision or timm has them). A model alone is trained from scratch, "
+            "which takes far more images and steps. Digits, characters and spectrograms are of kind small_images",
+        )
+    return SMALL_MODEL
+
+
+def image_size_of(study: Study, dataset: str) -> int | None:
+    """Return the side to which a data set's images are resized; None for sets that have a size of their own.
+
+    Photographs have what the model is made for, unless the study states a size; small images their own.
+    """
+    fixed_size = DATASETS[dataset].kind == "small_images"
+    if study.image_size is not None:
+        beside = fixed_size and any(DATASETS[name].kind != "small_images" for name in study.datasets)
+        return None if beside else study.image_size
+    if fixed_size:
+        return None
+    if kind_of(study, dataset) == "photographs":
+        return default_image_size(model_of(study, dataset))
+    return _look(data_folder(study, dataset)).small_size
+
+
+@lru_cache(maxsize=2)
+def _look(folder: Path | None) -> Look:
+    """Look at the files of a folder, once in a process, and say what they are taken for."""
+    look = look_at_folder(folder)
+    size = f" of {look.small_size} x {look.small_size} pixels" if look.kind == "small_images" else ""
+    print(f"{folder}: taken for {look.kind}{size} ({look.text}); kind says otherwise", file=sys.stderr)
+    return look
