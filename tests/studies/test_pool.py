@@ -129,3 +129,34 @@ def _running(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+class Scripted:
+    """Work whose starts and tries end one after another as its script says, and are written down in a file."""
+
+    def __init__(self, record, script):
+        self.record, self.script = record, script
+
+    def __setstate__(self, state):  # in the worker, while it starts
+        self.__dict__ = state
+        self._next()
+
+    def __call__(self, name):
+        return self._next(name)
+
+    def _next(self, name="start"):
+        with self.record.open("a") as file:
+            file.write(f"{name}\n")
+        match self.script[len(self.record.read_text().splitlines()) - 1]:
+            case "die":
+                os._exit(3)
+            case "raise":
+                raise ValueError("unlucky")
+
+
+def test_a_task_has_as_many_tries_as_it_may_and_pays_for_no_start(tmp_path):
+    """Two starts fail too, but not in a row."""
+    work = Scripted(tmp_path / "record", ["die", "go on", "die", "die", "go on", "raise", "go on"])
+    outcomes = list(run_tasks(work, ["a"], jobs=1, attempts=2))
+    assert [outcome.error for outcome in outcomes] == ["ValueError: unlucky (tried 2 times)"]
+    assert work.record.read_text().split() == ["start", "start", "a", "start", "start", "a"]
