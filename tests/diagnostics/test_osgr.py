@@ -167,6 +167,16 @@ def test_from_two_halves_the_estimate_is_that_of_the_preconditioner_not_of_the_n
     assert sum(naive) / 60 > truth + 0.05
 
 
+def test_elements_that_do_not_vary_in_one_of_the_halves_are_left_out():
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.randn(2, 2, 10, 8, dtype=FLOAT, generator=generator)  # of two domains, 10 samples each
+    expected = osgr_of_moments(_Moments(first), _Moments(second), 6)
+    constant = torch.ones(2, 10, 3, dtype=FLOAT)
+    first, second = (torch.cat([half, constant], 2) for half in (first, second))
+    first[..., 8] = second[..., 9] = torch.randn(2, 10, dtype=FLOAT, generator=generator)
+    assert osgr_of_moments(_Moments(first), _Moments(second), 6) == expected
+
+
 # the linear-Gaussian problem: a quadratic loss, in which a sample adds a normal vector to the gradient
 
 
