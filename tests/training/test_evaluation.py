@@ -29,6 +29,21 @@ def test_scores_are_those_of_all_images():
         assert score["per_class"][label] == expected
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_logits_are_of_the_precision_and_their_loss_is_not(precision, dtype):
+    made = []
+
+    def predict(images):
+        made.append(4 * images @ torch.eye(4))  # a product of matrices, which autocast makes in bfloat16
+        return made[-1]
+
+    batches = _batches()
+    score = evaluate(predict, batches, 4, precision)
+    logits, labels = torch.cat(made), torch.cat([labels for _, labels in batches])
+    assert logits.dtype == dtype
+    assert score["loss"] == pytest.approx(F.cross_entropy(logits.double(), labels).item(), rel=1e-6)
+
+
 def test_a_loss_that_is_not_finite_is_none():
     logits = torch.full((2, 3), -math.inf)
     score = evaluate(lambda logits: logits, [(logits, torch.tensor([0, 1]))], 3, "float32")
