@@ -3,6 +3,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from shiftproof.data import DATASETS
+from shiftproof.data.digit_domains import rotated as rotated_domains
 from shiftproof.registry import UnknownNameError
 
 
@@ -61,6 +62,19 @@ def test_colored_digits_flip_a_quarter_of_the_labels(colored):
 def test_data_sets_are_fixed(rotated, colored):
     assert DATASETS["rotated_digits"].open(None, None).fingerprint == rotated.fingerprint
     assert rotated.fingerprint != colored.fingerprint
+
+
+def test_a_pixel_and_a_label_change_the_fingerprint():
+    images, digits = np.zeros((12, 2, 2), dtype=np.uint8), np.arange(12) % 10
+    other_images, other_digits = images.copy(), digits.copy()
+    other_images[7, 1, 0] = other_digits[7] = 1
+
+    def fingerprint(images, digits):
+        return rotated_domains("made up", images, digits, lambda images, angle: images).fingerprint
+
+    found = [fingerprint(*arrays) for arrays in ((images, digits), (other_images, digits), (images, other_digits))]
+    assert found[0] == fingerprint(images.copy(), digits.copy())
+    assert len(set(found)) == 3
 
 
 def test_bad_input_is_refused(rotated, tmp_path):
