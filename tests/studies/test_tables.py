@@ -295,6 +295,24 @@ def test_measured_stands_beside_published():
     assert comparisons(digits, build_tables(digits)) == []  # nothing is published of the digits
 
 
+def test_a_mean_stands_beside_the_published_one_over_the_same_data_sets_only():
+    plan = make_plan(Study(optimizers=("adam",), targets=("0",), trials=1, published="optimizers"))
+    [grid] = plan
+    names = ["PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet"]
+    for measured, means in ((names, ["mean"]), (names[:2], []), ([*names, "rotated_digits"], [])):
+        grids = [
+            dataclasses.replace(
+                grid, dataset=name, runs=tuple(dataclasses.replace(spec, dataset=name) for spec in grid.runs)
+            )
+            for name in measured
+        ]
+        results = results_of(dataclasses.replace(plan, grids=tuple(grids)), lambda spec: (0.9, 0.8, 0.8))
+        compared = comparisons(results, build_tables(results))
+        assert [one.dataset for one in compared] == [*means, *(name for name in measured if name in names)]
+        if means:
+            assert compared[0].published.value == pytest.approx(0.633)
+
+
 def test_variants_stand_beside_their_own_tables():
     variants = (Variant("1x", published="convergence_5000"), Variant("2x", times=2, published="convergence_10000"))
     plan = make_plan(Study(optimizers=("adam",), variants=variants, targets=("0",), trials=1))

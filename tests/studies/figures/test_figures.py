@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from shiftproof.diagnostics import simulate, step_ratios
 from shiftproof.files import DamagedFileError
 from shiftproof.registry import UnknownNameError
 from shiftproof.report.diagnostics import diagnostic_figures
-from shiftproof.studies import Study, train_one
+from shiftproof.studies import Study, figures, train_one
 from shiftproof.studies.figures import diagnose, figure_balance, figure_embedding, figure_osgr, figure_sensitivity
 from shiftproof.studies.figures import flatness as flatness_figure
 from shiftproof.studies.figures import landscape as landscape_figure
@@ -234,6 +235,16 @@ def test_what_cannot_be_diagnosed_is_refused(tmp_path: Path) -> None:
     (tmp_path / f"{subject.spec.name}.pt").write_bytes(b"half")
     with pytest.raises(DamagedFileError, match="delete it"):
         trace(subject, tmp_path)
+
+
+def test_what_takes_a_trial_takes_the_first_if_none_is_given() -> None:
+    parameters = {
+        name: inspect.signature(getattr(figures, name)).parameters for name in figures.__all__ if name[0].islower()
+    }
+    defaults = {name: of["trial_seed"].default for name, of in parameters.items() if "trial_seed" in of}
+    assert defaults == dict.fromkeys(
+        ("figure_balance", "figure_embedding", "figure_landscape", "figure_osgr", "measure_agreement"), 0
+    )
 
 
 def test_one_data_set_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
