@@ -55,13 +55,14 @@ def test_which_updates_are_evaluated(dialect, expected):
 
 
 @pytest.mark.parametrize("dialect", list(PROTOCOLS))
-def test_the_last_evaluation_is_foretold(dialect):
+def test_the_last_evaluation_and_their_number_are_foretold(dialect):
     protocol = PROTOCOLS[dialect]
     for steps in range(1, 30):
         for freq in range(1, 9):
             trained = protocol.rounded(steps, freq)
             evaluated = [step for step in range(1, trained + 1) if protocol.evaluated(step, trained, freq)]
             assert evaluated[-1] == protocol.last_evaluated(trained, freq)
+            assert len(evaluated) == protocol.evaluations(trained, freq)
             if dialect == "swad":
                 assert evaluated[-1] == trained
                 assert steps - freq < trained <= steps

@@ -29,6 +29,7 @@ from shiftproof.studies.figures import osgr as osgr_figure
 from shiftproof.studies.figures import sensitivity as sensitivity_figure
 from shiftproof.studies.figures import traces as traces_module
 from shiftproof.studies.figures.osgr import draw_osgr
+from shiftproof.studies.figures.sensitivity import Sensitivity, draw_sensitivity
 from shiftproof.studies.figures.traces import Subject, Trace, figure_subjects, trace
 from shiftproof.studies.planning import plan_run
 from shiftproof.training import read_result
@@ -125,6 +126,7 @@ def test_osgr_and_balance_are_drawn_of_one_training(tmp_path: Path) -> None:
     assert {(row["path"], row["quantity"]) for row in moments} >= {
         (path, name) for path in ("sgd", "genie") for name in ("sgd", "adam", "uniform", "genie", "genie_step")
     }
+    assert {row["step"] for row in moments} == set("02346")  # five of the seven snapshots, from the first to the last
     balance = [row for row in _rows(tmp_path / "diagnostics" / "balance.csv") if row["optimizer"] == "sgd"]
     assert [float(row["gini"]) for row in balance] == [record["balance/gini"] for record in found.records]
 
@@ -188,6 +190,21 @@ def test_sensitivity_trains_every_value_once(tmp_path: Path, monkeypatch: pytest
     runs = [json.loads(line) for line in (tmp_path / "sensitivity" / "sgd" / "runs.jsonl").read_text().splitlines()]
     assert float(rows[1]["unseen"]) == runs[1]["selection"]["training_domain"]["accuracy"]
     assert len(files) == 4
+
+
+def test_the_means_of_the_runs_that_finished_are_drawn_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(sensitivity_figure, "write_figure", lambda figure, *rest: drawn.append(figure))
+    scores = [(10.0, 0, 0.5, 0.4), (0.1, 0, 0.6, 0.9), (10.0, 1, 0.7, 0.8), (0.1, 1, None, None)]
+    measured = [Sensitivity("sgd", "lr", 0.1 * x, x, trial, *accuracies) for x, trial, *accuracies in scores]
+    draw_sensitivity(measured, tmp_path, "nothing")
+    [axes] = drawn[0].axes
+    means = [container.lines[0].get_xydata().flatten().tolist() for container in axes.containers]
+    assert means == [pytest.approx([0.1, 60, 10, 60]), pytest.approx([0.1, 90, 10, 60])]
+    bars = [container.lines[2][0].get_segments()[1][:, 1] for container in axes.containers]
+    assert [high - low for low, high in bars] == pytest.approx([20, 40])  # a standard error to each side
 
 
 def test_a_finished_run_is_diagnosed_and_its_report_shows_it(
