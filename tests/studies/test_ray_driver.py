@@ -100,6 +100,25 @@ def test_a_node_that_lacks_something_ends_the_study_at_once(cluster):
     assert cluster.cancelled == cluster.tasks[2:]
 
 
+def test_a_task_has_as_many_tries_as_it_may_and_pays_for_no_node(cluster, monkeypatch):
+    deaths, tried = [ray.exceptions.NodeDiedError("node b died")] * 2, []
+
+    def get(task):
+        if deaths:
+            raise deaths.pop()
+        return task()
+
+    def fail(value):
+        tried.append(value)
+        raise OSError("the disk is away")
+
+    monkeypatch.setattr(ray, "get", get)
+    [outcome] = run_on_ray(fail, [7], ELSEWHERE, attempts=2)
+    assert outcome.error.startswith("OSError: the disk is away")
+    assert outcome.error.endswith("(tried 2 times)")
+    assert tried == [7, 7]
+
+
 def test_a_node_that_cannot_import_the_work_is_named_with_the_reason(cluster):
     traceback = "Traceback (most recent call last):\n  File a\nModuleNotFoundError: No module named 'mine'\n"
     cause = ray.exceptions.RayTaskError(
