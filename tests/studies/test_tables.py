@@ -80,6 +80,13 @@ def test_differences_are_scipys_paired_t_test_and_p_values_holms(study, accuraci
     assert table.rows[0].adjusted_p is None
 
 
+def test_how_many_p_values_were_corrected_is_said_of_several_only(study, accuracies):
+    said = "p-values of Student's t over trials, corrected for 2 comparisons; won-lost-tied counts targets."
+    assert said in as_text(_results(study, accuracies)).splitlines()
+    two = dataclasses.replace(study, optimizers=OPTIMIZERS[:2])
+    assert "corrected for" not in as_text(_results(two, accuracies))
+
+
 def test_signs_and_ranks_count_targets(study, accuracies):
     [table] = build_tables(_results(study, accuracies))
     cells = accuracies.mean(axis=2)
