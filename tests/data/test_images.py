@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import Resize
 
-from shiftproof.data import ImageError, decode
+from shiftproof.data import ImageError, decode, to_pixels
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -95,3 +95,9 @@ def test_decode_refuses_a_mode_of_unknown_range(tmp_path):
 def test_decode_refuses_a_missing_file(tmp_path):
     with pytest.raises(ImageError, match=r"gone.jpg: .*No such file"):
         decode(tmp_path / "gone.jpg", 8)
+
+
+def test_a_picture_is_taken_as_its_file_is_and_in_colour_unless_asked(tmp_path):
+    picture = Image.fromarray(PIXELS)
+    picture.save(tmp_path / "image.png")
+    np.testing.assert_array_equal(to_pixels(picture, 16), decode(tmp_path / "image.png", 16))
