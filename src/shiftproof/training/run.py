@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version as installed_version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from shiftproof import __version__
 from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
 from shiftproof.data import DomainDataset
+from shiftproof.domain_gradients import domain_similarities
 from shiftproof.files import DamagedFileError, read_json, write_json, write_json_lines
 from shiftproof.models import build_network, weights_fingerprint
 from shiftproof.optim.registry import OPTIMIZERS
@@ -105,6 +110,7 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SPEC_FILE, asdict(spec))
     with reproducible(), ExitStack() as tracked:
+        _warm_up(spec, dataset, device, weights, ranks)
         run = _Run(spec, dataset, folder, device, weights, ranks)
         trackers = tracked.enter_context(track(tracking if ranks.first else None, spec, folder, run.metrics))
         try:
@@ -227,6 +233,30 @@ def build_algorithm(
             algorithm.network.featurizer.compile()
         split_over_ranks(algorithm, ranks)
     return algorithm
+
+
+def _warm_up(spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks) -> None:
+    """Do once what a run does again and again, with a twin of it, which is thrown away.
+
+    What a process does at the first time alone is then not in the run's seconds: GENIE's kernel, Triton's and those of
+    ``torch.compile`` are compiled or loaded, modules imported, libraries of a GPU started.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will say it
+        steps = build_steps(spec, dataset, device, weights, ranks)
+        inputs = Inputs(dataset, spec, steps.algorithm.network.normalisation, device, ranks)
+        steps.algorithm.train()
+        batches = inputs.batches(1)
+        float(steps.take(batches, 1))
+        if spec.annealer != "none" and len(batches) > 1:  # it may compare domains, and later than in the first step
+            losses = [partial(steps.algorithm.domain_loss, batches, domain) for domain in range(len(batches))]
+            domain_similarities([p for p in steps.algorithm.parameters() if p.requires_grad], losses)
+        some = islice(inputs.evaluation_batches(inputs.sources[0], "out"), 1)
+        # of two sizes: what is compiled for one first is then compiled for any
+        sizes = ((images[:n], labels[:n]) for images, labels in some for n in (len(images), -1) if len(images[:n]))
+        steps.algorithm.eval()
+        evaluate(steps.algorithm.predict, sizes, len(dataset.classes), spec.precision)
+        torch.save(full_state(steps.algorithm), io.BytesIO())
 
 
 class _Run:
