@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -52,11 +56,60 @@ def is_local(path: Path) -> bool:
     return isinstance(path, Path)
 
 
-def cache_folder() -> Path:
-    """Return where caches are: `SHIFTPROOF_CACHE`, else `shiftproof` in the user's cache folder."""
+def cache_folder(holding: str | None = None) -> Path:
+    """Return where caches are: what `SHIFTPROOF_CACHE` says, else ``shiftproof`` in the user's cache folder.
+
+    Where the user has no cache folder that can be written, because there is no home or a closed one, it is a folder of
+    their own beside temporary files, which is said once. What `SHIFTPROOF_CACHE` says is taken as it is.
+
+    Args:
+        holding: name of a file that is wanted, for which a cache folder that holds it need not be written.
+
+    Raises:
+        OSError: there is none, or `SHIFTPROOF_CACHE` names a home that is not known.
+    """
     if chosen := os.environ.get("SHIFTPROOF_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "shiftproof"
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError as error:
+            raise OSError(f"SHIFTPROOF_CACHE is {chosen}: {error}") from error
+    try:
+        folder = _users_cache_folder()
+    except RuntimeError:
+        return _temporary_cache_folder("there is no home folder")
+    if _can_write(folder) or (holding is not None and os.path.exists(folder / holding)):
+        return folder
+    return _temporary_cache_folder(f"{folder} cannot be written")
+
+
+def _users_cache_folder() -> Path:
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:  # the optimizers do without
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shiftproof"
+    return user_cache_path("shiftproof", appauthor=False)
+
+
+@cache
+def _temporary_cache_folder(reason: str) -> Path:
+    advice = "set SHIFTPROOF_CACHE to a folder that can be written"
+    user = os.getuid() if sys.platform != "win32" else getpass.getuser()
+    folder = Path(tempfile.gettempdir()) / f"shiftproof-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    # what is compiled there is loaded into the process: nobody else may write it
+    if sys.platform != "win32" and (status.st_uid != user or not S_ISDIR(status.st_mode) or status.st_mode & 0o022):
+        raise OSError(f"there is no place for caches: {reason}, and {folder} is not this user's alone; {advice}")
+    print(f"shiftproof: {reason}, so caches are in {folder}; {advice} for another place", file=sys.stderr)
+    return folder
+
+
+def _can_write(folder: Path) -> bool:
+    """Return whether files can be made in a folder, or the folder itself where there is none yet."""
+    there = folder.absolute()
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 @contextmanager

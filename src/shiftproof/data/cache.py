@@ -100,10 +100,14 @@ def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> C
     """
     root = root.resolve()
     shape = (len(states), 3, image_size, image_size)
-    folder = cache_folder()
     prefix = f"{root.name}-{_digest(str(root))[:8]}-{image_size}px"
     # The name states the content and the file appears at once when complete: whoever finds it can use it.
-    file = folder / f"{prefix}-{_digest(_LAYOUT, list(states))}.npy"
+    name = f"{prefix}-{_digest(_LAYOUT, list(states))}.npy"
+    try:
+        folder = cache_folder(holding=name)
+    except OSError as error:
+        raise CacheError(f"there is no place for the images of {root}: {error}") from error
+    file = folder / name
     if (cached := _opened(file, shape)) is not None:
         return cached
     try:

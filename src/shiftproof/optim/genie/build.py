@@ -79,11 +79,11 @@ def _cached() -> Path:
     digest = hashlib.sha256(f"{torch.__version__} {platform.machine()} {_FLAGS} {_KERNEL_FLAGS}".encode())
     for source in sorted(SOURCES.glob("*.[ch]*")):
         digest.update(source.read_bytes())
+    name = f"genie-{digest.hexdigest()[:16]}.so"
     try:
-        folder = cache_folder()
-    except RuntimeError as error:  # there is no home folder
-        raise KernelError(f"the CPU kernel cannot be kept: {error}; set SHIFTPROOF_CACHE") from error
-    return folder / f"genie-{digest.hexdigest()[:16]}.so"
+        return cache_folder(holding=name) / name
+    except OSError as error:
+        raise KernelError(f"the CPU kernel cannot be kept: {error}") from error
 
 
 def _compile_once(target: Path) -> None:
