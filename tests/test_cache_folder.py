@@ -16,21 +16,8 @@ def nobody(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 pwd.getpwuid = nobody
 """
-TRAIN = [
-    "train",
-    "--dataset",
-    "folder",
-    "--target",
-    "ink",
-    "--image-size",
-    "8",
-    "--model",
-    "small_conv",
-    "--optimizer",
-    "genie",
-    "--steps",
-    "1",
-]
+OPTIONS = "--dataset folder --target ink --image-size 8 --model small_conv --optimizer genie --steps 1"
+TRAIN = ["train", *OPTIONS.split()]
 
 
 @pytest.fixture(autouse=True)
@@ -113,10 +100,8 @@ def test_what_the_variable_says_is_taken_as_it_is(unset, monkeypatch):
         files.cache_folder()
 
 
-CLASSES = {
-    "round": ["a.png", "b.png", "c.png", "d.png", "e.png"],
-    "long": ["a.png", "b.png", "c.png", "d.png", "e.png"],
-}
+FILES = [f"{letter}.png" for letter in "abcde"]
+CLASSES = {"round": FILES, "long": FILES}
 
 
 def test_a_run_without_a_home_keeps_its_images_beside_temporary_files(image_tree, tmp_path):

@@ -104,7 +104,8 @@ def _train_run(task: RunTask) -> dict[str, Any]:
 def time_shares(results: Results) -> dict[str, float]:
     """Return the share of each part (data, step, evaluation, checkpoints) in the time of a study's runs.
 
-    What a process does once (starting, importing, compiling, opening the data) is in none. On a GPU, "data" launches what "step" waits for.
+    What a process does once (starting, importing, compiling, opening the data) is in none. On a GPU, "data" launches
+    what "step" waits for.
     """
     parts: dict[str, float] = {}
     for spec in results.plan.distinct:
