@@ -6,9 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
+from processes import end_what_is_left
 from shared_data import PACS
 
 Tree = Mapping[str, Mapping[str, list[str]]]
+
+
+def pytest_configure() -> None:
+    end_what_is_left()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -5,26 +5,33 @@ import random
 import signal
 import subprocess
 import sys
-import time
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from processes import wait_until
+from shiftproof.cli import main
 from studies.outputs import state_of
 
 STUDY = """
 name: killed
-optimizers: [sgd, sam, genie]
+optimizers: [sam, genie]
 targets: ["0", "45"]
-trials: 2
+trials: 1
 steps: 80
 checkpoint_freq: 8
 """
-RUNS = 3 * 2 * 2
+RUNS = 2 * 2
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
-def _command(file, output):
-    return [sys.executable, "-m", "shiftproof", "study", "run", str(file), "--output", str(output), "--jobs", "2"]
+def _run(file, output, jobs):
+    return ["study", "run", str(file), "--output", str(output), "--jobs", str(jobs)]
+
+
+def _driver(file, output, **options):
+    return subprocess.Popen([sys.executable, "-m", "shiftproof", *_run(file, output, 2)], **options)
 
 
 def _workers(driver):
@@ -39,33 +46,21 @@ def _workers(driver):
     return found
 
 
-def _ended(output):
-    return len(list(output.glob("runs/*/result.json")))
+def _evaluations(output):
+    """How often a run has been evaluated so far: what is lost by a kill counts no more."""
+    return sum(file.read_bytes().count(b"\n") for file in output.glob("runs/*/metrics.jsonl"))
 
 
-def _kill(pid):
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return 0
-    return 1
-
-
-def _disturb(command, output, rng):
-    """Start a driver, kill some of its workers and then itself; return the kills that met a living process."""
+def _disturb(file, output, rng):
+    """Start a driver, kill one of its workers and then itself; return the kills that met a living process."""
     kills = 0
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as driver:
-        begin, ended = time.monotonic(), _ended(output)
-        # from the first work of this driver on, kills are at random moments
-        while driver.poll() is None and _ended(output) == ended and time.monotonic() - begin < 60:
-            time.sleep(0.05)
-        for _ in range(2):
-            time.sleep(rng.uniform(0, 0.6))
-            if workers := _workers(driver.pid):
-                kills += _kill(rng.choice(workers))
-        time.sleep(rng.uniform(0, 1.5))
-        if driver.poll() is None:
-            kills += _kill(driver.pid)
+    with _driver(file, output, **QUIET) as driver:
+        for victims in (_workers, lambda pid: [pid]):
+            reached = _evaluations(output) + rng.randint(1, 4)  # moments of the work, whatever the speed
+            wait_until(lambda reached=reached: _evaluations(output) >= reached, driver)
+            if driver.poll() is None and (found := victims(driver.pid)):
+                os.kill(rng.choice(found), signal.SIGKILL)
+                kills += 1
     return kills
 
 
@@ -73,29 +68,31 @@ def _disturb(command, output, rng):
 def test_killed_again_and_again_it_ends_as_an_undisturbed_one(tmp_path):
     file = tmp_path / "killed.yaml"
     file.write_text(STUDY)
-    subprocess.run(_command(file, tmp_path / "a"), check=True, capture_output=True)
-    rng, kills, drivers = random.Random(0), 0, 0
-    while drivers < 4 and _ended(tmp_path / "b") < RUNS:
-        kills += _disturb(_command(file, tmp_path / "b"), tmp_path / "b", rng)
-        drivers += 1
-    assert kills >= 3
-    subprocess.run(_command(file, tmp_path / "b"), check=True, capture_output=True)
-    rows, results = state_of(tmp_path / "b")
-    assert len(rows) == len({row["run"] for row in rows}) == len(results) == RUNS
-    assert (rows, results) == state_of(tmp_path / "a")
+    assert main(_run(file, tmp_path / "undisturbed", 1)) == 0
+    expected = state_of(tmp_path / "undisturbed")
+    rng, kills = random.Random(0), 0
+    for number in count():  # once, unless the study ends before so many kills
+        output = tmp_path / str(number)
+        while kills < 4 and len(list(output.glob("runs/*/result.json"))) < RUNS:
+            kills += _disturb(file, output, rng)
+        assert main(_run(file, output, 1)) == 0
+        rows, results = state_of(output)
+        assert len(rows) == len({row["run"] for row in rows}) == len(results) == RUNS
+        assert (rows, results) == expected
+        if kills >= 4:
+            return
 
 
-def test_two_drivers_on_one_output_do_not_run_the_same_run_twice(tmp_path):
+def test_two_drivers_on_one_output_do_not_run_the_same_run_twice(tmp_path, capsys):
     file, output = tmp_path / "shared.yaml", tmp_path / "out"
-    file.write_text(STUDY)
-    with subprocess.Popen(_command(file, output), stderr=subprocess.PIPE, stdout=subprocess.PIPE) as first:
-        while first.poll() is None and not (output / "study.json").exists():
-            time.sleep(0.02)
-        second = subprocess.run(_command(file, output), capture_output=True, text=True, check=False)
+    file.write_text(STUDY.replace("80", "8"))
+    with _driver(file, output, **QUIET) as first:
+        wait_until((output / "study.json").exists, first)
+        first.send_signal(signal.SIGSTOP)  # so that it has not ended when the second begins
+        assert main(_run(file, output, 2)) == 1
+        assert "another process is working on" in capsys.readouterr().err
         begun = {folder.name for folder in (output / "runs").glob("*")}
-        first.communicate()
+        first.send_signal(signal.SIGCONT)
     assert first.returncode == 0
-    assert second.returncode == 1
-    assert "another process is working on" in second.stderr
     assert begun <= {folder.name for folder in (output / "runs").iterdir()}
     assert len(state_of(output)[0]) == RUNS

@@ -2,11 +2,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
+from processes import is_running, wait_until
 from shiftproof.studies.pool import NodeError, run_tasks
 
 
@@ -76,59 +75,45 @@ def test_a_task_that_keeps_killing_workers_fails_with_its_reason():
 def test_workers_that_cannot_start_end_it_with_the_reason(tmp_path):
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "import time\nfrom shiftproof.studies.pool import run_tasks\nlist(run_tasks(time.sleep, [0], 1))\n"
+        "import time\nfrom shiftproof.studies.pool import run_tasks\nlist(run_tasks(time.sleep, [0], 1, attempts=2))\n"
     )
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert ended.returncode != 0
     assert 'a script that runs a study must do so under `if __name__ == "__main__":`' in ended.stderr
 
 
-def kill_itself_after(seconds):
-    """End with a value, and die a moment later, between tasks."""
-    threading.Timer(seconds, os._exit, [9]).start()
-    return seconds
+def own_process(_):
+    return os.getpid()
 
 
 def test_a_worker_that_dies_between_tasks_is_replaced():
-    outcomes = []
-    for outcome in run_tasks(kill_itself_after, [0.05, 0.05, 0.05], jobs=1):
-        outcomes.append(outcome)
-        time.sleep(0.3)
-    assert [(outcome.value, outcome.error) for outcome in outcomes] == [(0.05, None)] * 3
+    workers = []
+    for outcome in run_tasks(own_process, [1, 2, 3], jobs=1):
+        assert outcome.error is None
+        workers.append(outcome.value)
+        os.kill(outcome.value, signal.SIGKILL)
+        wait_until(lambda pid=outcome.value: not is_running(pid))
+    assert len(set(workers)) == 3
 
 
 def test_no_tasks_need_no_workers():
     assert list(run_tasks(double, [], jobs=2)) == []
 
 
-def test_workers_end_with_their_parent():
-    code = """
-import time
+def test_workers_end_with_their_parent(tmp_path):
+    code = f"""
+import sys
+sys.path[:0] = {sys.path}
+from pathlib import Path
 from shiftproof.studies.pool import run_tasks
+from studies.test_pool import stay
 if __name__ == "__main__":
-    list(run_tasks(time.sleep, [600, 600], jobs=2))
+    list(run_tasks(stay, [Path({str(tmp_path)!r})] * 2, jobs=2))
 """
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
-        children = []
-        deadline = time.monotonic() + 60
-        while len(children) < 3 and time.monotonic() < deadline:  # two workers and multiprocessing's tracker
-            with open(f"/proc/{parent.pid}/task/{parent.pid}/children") as file:
-                children = file.read().split()
-            time.sleep(0.05)
-        time.sleep(1)
+        workers = wait_until(lambda: len(found := list(tmp_path.iterdir())) == 2 and found, parent)
         parent.kill()
-    deadline = time.monotonic() + 30
-    while any(_running(child) for child in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(_running(child) for child in children)
-
-
-def _running(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_until(lambda: not any(is_running(worker.name) for worker in workers))
 
 
 class Scripted:
@@ -160,3 +145,9 @@ def test_a_task_has_as_many_tries_as_it_may_and_pays_for_no_start(tmp_path):
     outcomes = list(run_tasks(work, ["a"], jobs=1, attempts=2))
     assert [outcome.error for outcome in outcomes] == ["ValueError: unlucky (tried 2 times)"]
     assert work.record.read_text().split() == ["start", "start", "a", "start", "start", "a"]
+
+
+def stay(folder):
+    """Say which process this is, and work for ever."""
+    (folder / str(os.getpid())).touch()
+    signal.pause()

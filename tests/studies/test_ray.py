@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,8 @@ def act(task):
 def test_tasks_that_raise_or_kill_their_worker_are_done_again(tmp_path):
     actions = ("go", "raise", "die", "raise always")
     tasks = [(action, tmp_path / action.replace(" ", "_")) for action in actions]
-    outcomes = sorted(run_on_ray(act, tasks, RayCluster(), attempts=2))
+    # one at a time: every process that works takes seconds to start
+    outcomes = sorted(run_on_ray(act, tasks, RayCluster(jobs=1), attempts=2))
     assert [outcome.value for outcome in outcomes] == ["go", "raise", "die", None]
     assert [outcome.error for outcome in outcomes][:3] == [None] * 3
     assert outcomes[3].error.startswith("OSError: the disk is away (on node ")
@@ -113,13 +113,14 @@ def _alone(command):
 
 @pytest.mark.slow
 def test_a_study_on_two_nodes_one_of_which_is_killed_ends_as_an_undisturbed_one(tmp_path):
-    from studies.outputs import state_of  # Ray's workers import this file, and have no folder of tests
+    from processes import HANG  # Ray's workers import this file, and have no folder of tests
+    from studies.outputs import state_of
 
     file, output = tmp_path / "two.yaml", tmp_path / "ray"
     file.write_text(STUDY)
     command = _alone([sys.executable, Path(__file__).with_name("two_nodes.py"), file, output])
     ended = subprocess.run(
-        command, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}, capture_output=True, text=True, timeout=500
+        command, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}, capture_output=True, text=True, timeout=HANG
     )
     assert ended.returncode == 0, ended.stderr
     happened = json.loads(ended.stdout.splitlines()[-1])
@@ -150,7 +151,8 @@ def _heed_interrupts():
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="locks are found in /proc")
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_is_ended_ends_its_runs_and_the_same_command_continues(signal_, tmp_path):
-    from studies.outputs import state_of  # Ray's workers import this file, and have no folder of tests
+    from processes import HANG, wait_until  # Ray's workers import this file, and have no folder of tests
+    from studies.outputs import state_of
 
     file, output = tmp_path / "killed.yaml", tmp_path / "out"
     file.write_text(STUDY)
@@ -158,16 +160,11 @@ def test_a_driver_that_is_ended_ends_its_runs_and_the_same_command_continues(sig
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     # what a shell runs in the background ignores interrupts, and so would what it starts
     with subprocess.Popen(command, **quiet, preexec_fn=_heed_interrupts) as driver:
-        while not any(folder.stat().st_size for folder in output.glob("runs/*/metrics.jsonl")):
-            assert driver.poll() is None
-            time.sleep(0.01)
-        assert _training(output) > 0
+        assert wait_until(lambda: any(file.stat().st_size for file in output.glob("runs/*/metrics.jsonl")), driver)
+        assert wait_until(lambda: _training(output), driver)
         driver.send_signal(signal_)
-        assert driver.wait(60) == (130 if signal_ == signal.SIGINT else -signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while _training(output) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _training(output)
+        assert driver.wait(HANG) == (130 if signal_ == signal.SIGINT else -signal.SIGKILL)
+    wait_until(lambda: not _training(output))
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run(_command(file, tmp_path / "local", "--jobs", "2"), check=True, capture_output=True)
     assert state_of(output) == state_of(tmp_path / "local")

@@ -122,17 +122,27 @@ def train_part(folder, spec, stop, ranks, device):
         train(spec, data, folder, device=device, on_progress=kill, ranks=ranks)
 
 
+def begin_runs(folder, spec, ranks, device):
+    """Train one run to its end, and one in part."""
+    train_part(folder / "two", spec, None, ranks, device)
+    train_part(folder / "parts", spec, 5, ranks, device)
+
+
+def continue_runs(folder, spec, ranks, device):
+    """Continue to the end what was begun so, and in part what was begun with another strategy."""
+    train_part(folder / "continued", spec, None, ranks, device)
+    train_part(folder / "parts", spec, 9, ranks._replace(strategy="fsdp"), device)
+
+
 def train_runs(folder):
     """Train one run on 1; on 2, also in two parts; and in parts on 2 (DDP), 2 (FSDP2) and 1."""
     spec = spec_of("vrex", "adam", averaging="ema")
     train_part(folder / "one", spec, None, ALONE, torch.device("cpu"))
-    launch(partial(train_part, folder / "two", spec, None), "cpu", 2, "ddp")
     parts = folder / "parts"
-    launch(partial(train_part, parts, spec, 5), "cpu", 2, "ddp")
+    launch(partial(begin_runs, folder, spec), "cpu", 2, "ddp")
     shutil.copy(parts / "checkpoint.pt", folder / "ddp.pt")
     shutil.copytree(parts, folder / "continued")
-    launch(partial(train_part, folder / "continued", spec, None), "cpu", 2, "ddp")
-    launch(partial(train_part, parts, spec, 9), "cpu", 2, "fsdp")
+    launch(partial(continue_runs, folder, spec), "cpu", 2, "ddp")
     shutil.copy(parts / "checkpoint.pt", folder / "fsdp.pt")
     train_part(parts, spec, None, ALONE, torch.device("cpu"))
 

@@ -1,47 +1,47 @@
 """A run killed with -9 at random moments ends as an undisturbed one, through the command line."""
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
+from itertools import count
 
-import pytest
+from processes import wait_until
+from shiftproof.cli import main
 
 
 def _command(output):
     options = "--steps 60 --checkpoint-freq 6 --batch-size 16 --target 45 --optimizer genie"
-    return [sys.executable, "-m", "shiftproof", "train", *options.split(), "--output", str(output)]
+    return ["train", *options.split(), "--output", str(output)]
 
 
-def _wait_for_progress(process):
-    """Read standard error until the progress line shows a step."""
-    text = b""
-    while b"loss" not in text:
-        chunk = os.read(process.stderr.fileno(), 4096)
-        if not chunk:
+def _evaluations(output):
+    metrics = output / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def _kill(output, rng):
+    """Start or continue a run and kill it; return whether it was still running."""
+    command = [sys.executable, "-m", "shiftproof", *_command(output)]
+    reached = _evaluations(output) + rng.randint(1, 4)  # a moment of the work, whatever the speed
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: _evaluations(output) >= reached, process)
+        process.send_signal(signal.SIGKILL)
+    return process.returncode == -signal.SIGKILL
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    rng, kills = random.Random(0), 0
+    assert main(_command(tmp_path / "undisturbed")) == 0
+    for number in count():  # once, unless the run ends before so many kills
+        output = tmp_path / str(number)
+        while kills < 2 and not (output / "result.json").exists():
+            kills += _kill(output, rng)
+        assert main(_command(output)) == 0
+        results = [json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "undisturbed", output)]
+        assert {**results[0], "seconds": None} == {**results[1], "seconds": None}
+        for name in ("metrics.jsonl", "model.safetensors"):
+            assert (tmp_path / "undisturbed" / name).read_bytes() == (output / name).read_bytes()
+        if kills == 2:
             return
-        text += chunk
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_kill_9_at_random_moments(seed, tmp_path):
-    rng = random.Random(seed)
-    subprocess.run(_command(tmp_path / "a"), check=True, capture_output=True)
-    kills = 0
-    for _ in range(4):
-        with subprocess.Popen(_command(tmp_path / "b"), stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            _wait_for_progress(process)
-            time.sleep(rng.uniform(0, 0.4))
-            process.send_signal(signal.SIGKILL)
-        kills += process.returncode == -signal.SIGKILL
-    assert kills >= 1
-    subprocess.run(_command(tmp_path / "b"), check=True, capture_output=True)
-    results = [json.loads((tmp_path / run / "result.json").read_text()) for run in "ab"]
-    for result in results:
-        del result["seconds"]
-    assert results[0] == results[1]
-    for name in ("metrics.jsonl", "model.safetensors"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -13,7 +13,7 @@ import torch
 from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
 
-from processes import run_processes
+from processes import is_running, run_processes, wait_until
 from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.cli import main
 from shiftproof.data import DATASETS
@@ -236,6 +236,29 @@ def _end(ranks, device):
 def test_the_error_of_a_process_is_told(work, message):
     with pytest.raises(ChildProcessError, match=message):
         launch(work, "cpu", 2, "ddp")
+
+
+def _wait_for_the_other(folder, ranks, device):
+    (folder / str(os.getpid())).touch()
+    torch.distributed.recv(torch.zeros(1), src=1 - ranks.rank)  # which never sends
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+def test_processes_that_wait_for_each_other_end_with_the_one_that_started_them(tmp_path):
+    code = f"""
+import sys
+sys.path[:0] = {sys.path}
+from functools import partial
+from pathlib import Path
+from shiftproof.training.launch import launch
+from training.test_parallel import _wait_for_the_other
+if __name__ == "__main__":
+    launch(partial(_wait_for_the_other, Path({str(tmp_path)!r})), "cpu", 2, "ddp")
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        ranks = wait_until(lambda: len(found := list(tmp_path.iterdir())) == 2 and found, parent)
+        parent.kill()
+    wait_until(lambda: not any(is_running(rank.name) for rank in ranks))
 
 
 @pytest.mark.slow

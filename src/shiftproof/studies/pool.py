@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
 from collections import Counter, deque
@@ -11,6 +10,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, TypeVar
+
+from shiftproof.training.launch import end_with_parent
 
 Task = TypeVar("Task")
 
@@ -97,7 +98,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     connection.send(None)  # ready
     while True:
         task = connection.recv()
@@ -108,13 +109,6 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
         except Exception as error:  # whatever a task raises is its outcome; the others go on
             message = (None, f"{type(error).__name__}: {error}")
         connection.send(message)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def run_tasks(

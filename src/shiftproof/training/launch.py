@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -50,6 +54,7 @@ def torchrun_group(device: str, strategy: Strategy) -> Iterator[tuple[Ranks, tor
         device: "cpu" or "cuda".
         strategy: how the run is trained on them.
     """
+    end_with_parent()
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     with _group(Ranks(rank, size, strategy), device, local, "env://") as place:
         yield place
@@ -92,7 +97,23 @@ def launch(work: Work, device: str, devices: int, strategy: Strategy) -> None:
             raise ChildProcessError(f"process {error.error_index} of {devices} was ended: {ended}") from error
 
 
+def end_with_parent() -> None:
+    """Let this process end with the one that started it, also one killed, and while it computes or waits for others."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        wait([parent.sentinel])
+    else:  # it was started by other means than multiprocessing, as by torchrun
+        starter = os.getppid()
+        while os.getppid() == starter:
+            time.sleep(1)
+    os._exit(1)
+
+
 def _work(rank: int, work: Work, device: str, devices: int, strategy: Strategy, folder: Path) -> None:
+    end_with_parent()  # torch sends an interrupt, which one that waits for others does not see
     try:
         with _group(Ranks(rank, devices, strategy), device, rank, (folder / "meeting").as_uri()) as (ranks, own):
             work(ranks, own)
