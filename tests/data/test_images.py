@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import Resize
 
 from shiftproof.data import ImageError, decode, to_pixels
+from shiftproof.data.images import SUFFIXES, is_image
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -54,14 +56,38 @@ def test_decode_to_one_channel(tmp_path):
     np.testing.assert_array_equal(decode(tmp_path / "image.png", 10, channels=1)[0], expected)
 
 
-def test_decode_keeps_the_raw_orientation(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_turns_a_picture_as_its_exif_orientation_says(tmp_path, suffix, orientation):
+    """As Pillow's own function does; the two halves and thirds of the picture tell all eight apart."""
+    pixels = np.zeros((16, 24, 3), dtype=np.uint8)
+    pixels[:8, :, 0] = 255
+    pixels[:, :8, 1] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6
-    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
-    pixels[:4] = 255
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    decoded = decode(tmp_path / "turned.png", 8)
-    np.testing.assert_array_equal(decoded.transpose(1, 2, 0), pixels)
+    exif[0x0112] = orientation
+    file = tmp_path / f"turned.{suffix}"
+    Image.fromarray(pixels).save(file, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    with Image.open(file) as image:
+        expected = Resize((16, 16))(ImageOps.exif_transpose(image.convert("RGB")))
+        np.testing.assert_array_equal(decode(file, 16).transpose(1, 2, 0), np.asarray(expected))
+        np.testing.assert_array_equal(to_pixels(image, 16).transpose(1, 2, 0), np.asarray(expected))
+    corner = {1: 0, 2: 1, 3: 2, 4: 3, 5: 0, 6: 1, 7: 2, 8: 3}[orientation]  # where the first pixel is seen
+    seen = decode(file, 16)[:2, [0, 0, -1, -1], [0, -1, -1, 0]]
+    assert seen.min(axis=0).argmax() == corner
+
+
+def test_a_picture_whose_orientation_cannot_be_read_is_taken_as_it_is(tmp_path):
+    upright = tmp_path / "image.jpg"
+    Image.fromarray(PIXELS).save(upright)
+    for exif in (b"Exif\0\0no TIFF", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"):
+        Image.fromarray(PIXELS).save(tmp_path / "damaged.jpg", exif=exif)
+        np.testing.assert_array_equal(decode(tmp_path / "damaged.jpg", 16), decode(upright, 16))
+
+
+def test_suffixes_are_those_of_torchvision():
+    assert SUFFIXES == IMG_EXTENSIONS
+    assert is_image("A.JPG")
+    assert not is_image("a.jpg.txt")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

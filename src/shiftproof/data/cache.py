@@ -22,7 +22,7 @@ from PIL import ImageFile
 from shiftproof.data.images import ImageError, decode
 from shiftproof.files import cache_folder, locked
 
-_LAYOUT = 2  # part of every cache file's name; raise it when decoding changes
+_LAYOUT = 3  # part of every cache file's name; raise it when decoding changes
 _BLOCK = 512
 _FINGERPRINT_BYTES = 8
 _LISTED = 10

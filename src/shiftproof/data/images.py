@@ -9,6 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Endings of the names of image files, in any case: torchvision's, as DomainBed takes them."""
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _MODES: dict[int, str] = {1: "L", 3: "RGB"}
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 
@@ -33,8 +46,9 @@ class ImageError(ValueError):
 def decode(path: Path, size: int, channels: Literal[1, 3] = 3) -> NDArray[np.uint8]:
     """Read an image and resize it to a square, as DomainBed does: without regard to its aspect ratio.
 
-    As there, transparency is dropped (``convert("RGB")``, the loader that published figures were made with) and an
-    EXIF orientation is not applied. 16-bit grey is scaled to 8 bits, where Pillow's own conversion would clip it.
+    As there, transparency is dropped (``convert("RGB")``, the loader that published figures were made with). Other than
+    there, a picture is turned as its EXIF orientation says, and 16-bit grey is scaled to 8 bits, where Pillow's own
+    conversion would clip it.
 
     Args:
         path: the file.
@@ -71,9 +85,27 @@ def to_pixels(image: Image.Image, size: int, channels: Literal[1, 3] = 3) -> NDA
     Raises:
         ValueError: the picture's mode is not supported.
     """
-    converted = _eight_bits(image).convert(_MODES[channels])
+    converted = _eight_bits(_upright(image)).convert(_MODES[channels])
     pixels = np.asarray(converted.resize((size, size), Image.Resampling.BILINEAR))
     return pixels.reshape(size, size, channels).transpose(2, 0, 1).copy()
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file counts as an image, by the suffix of its name."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the image as its EXIF orientation says that it is seen; as it is, if that says nothing.
+
+    Pillow's own ``exif_transpose`` also writes the tags anew, and fails on damaged ones.
+    """
+    image.load()  # PNG may have its tags behind the pixels; TIFF is turned here
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged tags raise errors of many types, and say nothing of the pixels
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
