@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,12 +26,21 @@ class Domain:
         labels: int64, shape (n,), indices into the data set's classes.
         groups: int64, shape (n,): images of equal number show the same thing (drawings of one photograph) and
             stay on one side of a grouped split; None where nothing is known.
+
+    Raises:
+        ValueError: an array is of another type or shape; the message says how to convert it.
     """
 
     name: str
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        _check_images(self)
+        _check_numbers(self, "labels", self.labels)
+        if self.groups is not None:
+            _check_numbers(self, "groups", self.groups)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,6 +58,10 @@ class DomainDataset:
             characters, spectrograms) are taken as they are. Batch sizes and the steps between evaluations go by it too.
         fingerprint: changes whenever the images or labels do.
         root: the folder of its domains, None for an embedded set.
+
+    Raises:
+        ValueError: domains do not go together, a label is none of the classes, or there are fewer than two classes.
+            Images are not read.
     """
 
     name: str
@@ -57,6 +70,39 @@ class DomainDataset:
     kind: Kind
     fingerprint: str
     root: Path | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except ValueError as error:
+            raise ValueError(f"data set {printable(self.name)}: {error}") from error
+
+    def _check(self) -> None:
+        if not self.domains:
+            raise ValueError("it has no domains")
+        check_domain_names(self.domain_names)
+        for name in (self.name, *self.domain_names, *self.classes):
+            if printable(name) != name:
+                raise ValueError(f"the name {printable(name)} is not valid text; rename it")
+        if len(self.classes) < 2:
+            raise ValueError(
+                f"it has {len(self.classes)} class(es); with fewer than two there is nothing to tell apart"
+            )
+        if repeated := _repeated(self.classes):
+            raise ValueError(f"class {repeated} is named twice; labels index into classes of different names")
+        shape = self.domains[0].images.shape[1:]
+        for domain in self.domains:
+            if domain.images.shape[1:] != shape:
+                raise ValueError(
+                    f"images of domain {domain.name} have shape {domain.images.shape[1:]}, those of "
+                    f"{self.domains[0].name} {shape}; resize them to one shape (channels, height, width)"
+                )
+            least, greatest = int(domain.labels.min()), int(domain.labels.max())
+            if least < 0 or greatest >= len(self.classes):
+                raise ValueError(
+                    f"labels of domain {domain.name} are from {least} to {greatest}, but {len(self.classes)} classes "
+                    f"have labels from 0 to {len(self.classes) - 1}; give every label its class, or count from 0"
+                )
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -78,6 +124,72 @@ class DomainDataset:
         if name not in self.domain_names:
             raise UnknownNameError(f"domain of {self.name}", name, list(self.domain_names))
         return self.domain_names.index(name)
+
+
+def check_domain_names(names: Sequence[str]) -> None:
+    """Refuse names that do not tell domains, or the targets that are made of them, apart.
+
+    Targets that are left out together are written as `a+b`. No name may begin like another and a plus sign: then
+    every such text is of one set of domains.
+
+    Raises:
+        ValueError: names are equal, or a joined one could be of two sets of domains.
+    """
+    if repeated := _repeated(names):
+        raise ValueError(f"domain {repeated} is there twice; give every domain a name of its own")
+    for name in names:
+        for other in names:
+            if other.startswith(f"{name}+"):
+                raise ValueError(
+                    f"domains {name} and {other} cannot be told apart in targets, which are joined by a plus sign; "
+                    f"rename {other}"
+                )
+
+
+def printable(text: object) -> str:
+    """Return a text or path that any UTF-8 output takes: bytes that are none, as file systems have, are escaped."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
+
+
+def _check_images(domain: Domain) -> None:
+    images, whose = domain.images, f"images of domain {domain.name}"
+    if not isinstance(images, np.ndarray):
+        raise ValueError(f"{whose} must be a numpy array, not {type(images).__name__}")  # noqa: TRY004
+    if images.dtype != np.uint8:
+        remedy = {
+            "f": "for values in [0, 1], (images * 255).round().astype(np.uint8)",
+            "b": "images.astype(np.uint8) * 255",
+        }.get(images.dtype.kind, "for values from 0 to 255, images.astype(np.uint8)")
+        raise ValueError(f"{whose} must be uint8 from 0 to 255, not {images.dtype}: {remedy}")
+    if images.ndim != 4:
+        remedy = ": images[:, None] for grey ones" if images.ndim == 3 else ""
+        raise ValueError(f"{whose} must have shape (n, channels, height, width), not {images.shape}{remedy}")
+    if not len(images):
+        raise ValueError(f"domain {domain.name} has no images; leave it out")
+    channels, height, width = images.shape[1:]
+    if not images.size:
+        raise ValueError(f"{whose} have shape {images.shape[1:]}, which holds no pixels")
+    if channels > 4 and (width == 3 or (width == 1 and channels == height)):
+        raise ValueError(
+            f"{whose} have shape {images.shape}, which looks like (n, height, width, channels): "
+            "images.transpose(0, 3, 1, 2)"
+        )
+
+
+def _check_numbers(domain: Domain, name: str, values: object) -> None:
+    whose = f"{name} of domain {domain.name}"
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"{whose} must be a numpy array, not {type(values).__name__}")  # noqa: TRY004
+    if values.dtype != np.int64:
+        raise ValueError(
+            f"{whose} must be int64, not {values.dtype}: {name}.astype(np.int64), if they are whole numbers"
+        )
+    if values.shape != (len(domain.images),):
+        raise ValueError(f"{whose} must have shape ({len(domain.images)},), one per image, not {values.shape}")
 
 
 class DatasetNotFoundError(ValueError):

@@ -1,0 +1,141 @@
+"""Own data in Python: what is wrong with it is said before anything is trained."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from shiftproof.data import Domain, DomainDataset
+
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+CLASSES = ("cat", "dog", "horse")
+
+
+def dataset(*domains, classes=CLASSES, name="mine"):
+    return DomainDataset(name, domains, classes, False, "x")
+
+
+def domain(name="art", **changes):
+    return Domain(**{"name": name, "images": IMAGES, "labels": LABELS, **changes})
+
+
+def test_good_data_are_taken():
+    groups = np.array([7, 7, -1, 2, 3, 2**40])
+    assert dataset(domain(groups=groups), domain("photo")).image_shape == (3, 8, 8)
+    assert len(dataset(domain(images=IMAGES[:, :1, :, :5])).domains[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            IMAGES / 255,
+            r"images of domain art must be uint8 from 0 to 255, not float64: for values in \[0, 1\], "
+            r"\(images \* 255\)\.round\(\)\.astype\(np\.uint8\)",
+        ),
+        ((IMAGES / 255).astype(np.float32), "not float32: for values in"),
+        (IMAGES.astype(np.int64), r"not int64: for values from 0 to 255, images\.astype\(np\.uint8\)"),
+        (IMAGES > 9, r"not bool: images\.astype\(np\.uint8\) \* 255"),
+        (IMAGES.tolist(), "must be a numpy array, not list"),
+        (IMAGES[:, 0], r"must have shape \(n, channels, height, width\), not \(6, 8, 8\): images\[:, None\] for grey"),
+        (IMAGES[0, 0], r"must have shape \(n, channels, height, width\), not \(8, 8\)$"),
+        (IMAGES.transpose(0, 2, 3, 1), r"\(6, 8, 8, 3\), which looks like .*: images\.transpose\(0, 3, 1, 2\)"),
+        (IMAGES[:, :1].transpose(0, 2, 3, 1), r"\(6, 8, 8, 1\), which looks like .*: images\.transpose\(0, 3, 1, 2\)"),
+        (IMAGES[:, :0], r"have shape \(0, 8, 8\), which holds no pixels"),
+        (IMAGES[:0], "domain art has no images; leave it out"),
+    ],
+)
+def test_images_of_another_type_or_shape_are_refused_with_a_remedy(images, message):
+    with pytest.raises(ValueError, match=message):
+        domain(images=images)
+
+
+def test_the_remedies_are_right():
+    np.testing.assert_array_equal(domain(images=(IMAGES / 255 * 255).round().astype(np.uint8)).images, IMAGES)
+    np.testing.assert_array_equal(domain(images=IMAGES.transpose(0, 2, 3, 1).transpose(0, 3, 1, 2)).images, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            LABELS.astype(np.float64),
+            r"labels of domain art must be int64, not float64: labels\.astype",
+        ),
+        (LABELS.astype(np.uint8), "must be int64, not uint8"),
+        (LABELS.tolist(), "must be a numpy array, not list"),
+        (LABELS[:, None], r"must have shape \(6,\), one per image, not \(6, 1\)"),
+        (LABELS[:5], r"must have shape \(6,\), one per image, not \(5,\)"),
+        (np.eye(3, dtype=np.int64)[LABELS], r"must have shape \(6,\), one per image, not \(6, 3\)"),
+    ],
+)
+def test_labels_and_groups_of_another_type_or_shape_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        domain(labels=labels)
+    with pytest.raises(ValueError, match=message.replace("labels", "groups")):
+        domain(groups=labels)
+
+
+def test_labels_must_be_of_the_classes():
+    for off, found in ((1, "from 1 to 3"), (-1, "from -1 to 1")):
+        with pytest.raises(
+            ValueError,
+            match=f"data set mine: labels of domain photo are {found}, but 3 classes have labels from 0 to 2",
+        ):
+            dataset(domain(), domain("photo", labels=LABELS + off))
+
+
+def test_shapes_must_agree_over_domains():
+    with pytest.raises(ValueError, match=r"images of domain photo have shape \(1, 8, 8\), those of art \(3, 8, 8\)"):
+        dataset(domain(), domain("photo", images=IMAGES[:, :1]))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "data set mine: it has no domains"),
+        (("art", "art"), "domain art is there twice"),
+        (("a", "b", "a+b"), r"domains a and a\+b cannot be told apart in targets.*rename a\+b"),
+        (("a+b", "c", "a", "b+c"), r"domains a and a\+b cannot be told apart"),
+        (("art", "b\udcff"), r"the name b\\udcff is not valid text; rename it"),
+    ],
+)
+def test_names_of_domains_must_tell_them_apart(names, message):
+    with pytest.raises(ValueError, match=message):
+        dataset(*map(domain, names))
+
+
+def test_a_plus_sign_that_is_not_ambiguous_is_taken():
+    assert dataset(*map(domain, ("a+b", "b", "c+d", "ab"))).domain_names == ("a+b", "b", "c+d", "ab")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("cat",), r"it has 1 class\(es\); with fewer than two there is nothing to tell apart"),
+        ((), r"it has 0 class\(es\)"),
+        (("cat", "dog", "cat"), "class cat is named twice"),
+        (("cat", "dog", "h\udcff"), r"the name h\\udcff is not valid text"),
+    ],
+)
+def test_classes_must_be_told_apart(classes, message):
+    with pytest.raises(ValueError, match=message):
+        dataset(domain(labels=LABELS * 0), classes=classes)
+
+
+def test_a_name_that_is_no_text_is_refused():
+    with pytest.raises(ValueError, match=r"data set m\\udcff: the name m\\udcff is not valid text"):
+        dataset(domain(), name="m\udcff")
+
+
+def test_mapped_images_are_not_read(tmp_path):
+    """Of a file with a hole of a terabyte, which would take minutes to read."""
+    shape = (2**20, 1, 1024, 1024)
+    with (tmp_path / "images.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + 2**40)
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    art = domain(images=images, labels=np.arange(2**20) % 3)
+    assert len(dataset(art, replace(art, name="photo")).domains[1]) == 2**20
