@@ -124,7 +124,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_all_bad_images_are_reported_at_once(image_tree, cache_folder):
-    root = image_tree({"art": {"cat": [f"{i:02}.png" for i in range(15)]}})
+    root = image_tree({"art": {"cat": [f"{i:02}.png" for i in range(15)], "dog": ["0.png"]}})
     for i in range(2, 14):
         (root / "art" / "cat" / f"{i:02}.png").write_bytes(b"" if i == 2 else b"bad")
     with pytest.raises(UnreadableImagesError) as caught:
@@ -198,7 +198,7 @@ def test_two_processes_decode_once(image_tree, tmp_path):
 
 
 def test_half_an_image_is_refused_whatever_pillow_is_told(image_tree, monkeypatch):
-    root = image_tree({"art": {"cat": ["a.jpg", "b.jpg"]}})
+    root = image_tree({"art": {"cat": ["a.jpg", "b.jpg"], "dog": ["c.jpg"]}})
     path = root / "art" / "cat" / "b.jpg"
     path.write_bytes(path.read_bytes()[:-100])
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)

@@ -1,10 +1,12 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from shiftproof.cli import main
-from shiftproof.data import FolderError, folder
+from shiftproof.data import FolderError, UnreadableImagesError, folder, open_folder
 from shiftproof.data.check import check_data
 from shiftproof.data.downloads import SOURCES
 from shiftproof.registry import UnknownNameError
@@ -27,6 +29,9 @@ def test_a_good_folder_has_its_table_and_passes(image_tree, capsys):
         "unreadable images: 0",
         "images that are in several domains: 0",
         "images that are in several classes of a domain: 0",
+        "images that are in one class of a domain more than once: 0",
+        "images that are in no class, left out: 0",
+        "other files in classes, left out: 0",
     ]
 
 
@@ -63,16 +68,79 @@ def test_files_that_are_equal_in_both_ways_are_told_twice(image_tree):
     assert checked.across_classes == (group,)
 
 
+def test_files_that_are_equal_within_a_class_are_told(image_tree):
+    """They can stand on both sides of a split."""
+    root = image_tree(TREE)
+    for copy in ("art/cat/b.png", "photo/dog/f.png"):
+        shutil.copy(root / "art/cat/a.png", root / copy)
+    (root / "photo/cat/linked.png").symlink_to("d.png")
+    checked = check_data(root)
+    assert checked.ok
+    assert checked.within_classes == (
+        (root / "art/cat/a.png", root / "art/cat/b.png", root / "photo/dog/f.png"),
+        (root / "photo/cat/d.png", root / "photo/cat/linked.png"),
+    )
+    assert checked.across_domains == checked.within_classes[:1]
+    assert checked.across_classes == ()
+    assert (
+        "images that are in one class of a domain more than once: 2\n"
+        "  art/cat/a.png = art/cat/b.png = photo/dog/f.png\n"
+        "  photo/cat/d.png = photo/cat/linked.png\n"
+    ) in checked.text()
+
+
+def test_files_that_are_left_out_are_counted_by_suffix(image_tree, capsys):
+    root = image_tree(TREE)
+    (root / "art/cat/more").mkdir()
+    for name in (
+        "art/cat/x.gif",
+        "art/cat/more/y.GIF",
+        "photo/dog/z.gif",
+        "art/dog/v.jfif",
+        "art/dog/w.heic",
+        "art/dog/n",
+    ):
+        (root / name).touch()
+    for name in ("README.md", "art/.x.png", "art/dog/.DS_Store"):
+        (root / name).touch()
+    for name in ("cover.png", "art/stray.jpg"):
+        shutil.copy(root / "art/cat/a.png", root / name)
+    checked = check_data(root)
+    assert checked.ok
+    assert checked.left_out == {".gif": 3, ".jfif": 1, ".heic": 1, "no suffix": 1}
+    assert checked.misplaced == (root / "cover.png", root / "art/stray.jpg")
+    assert main(["data", "check", str(root)]) == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "images that are in no class, left out: 2",
+        "  cover.png",
+        "  art/stray.jpg",
+        "other files in classes, left out: .gif 3, .heic 1, .jfif 1, no suffix 1",
+    ]
+
+
+def test_what_cannot_be_trained_on_is_unreadable(image_tree):
+    """One decoder reads for both: Pillow alone can open a picture of floats, whose range nobody knows."""
+    root = image_tree(TREE)
+    Image.fromarray(np.ones((4, 4), np.float32)).save(root / "art/cat/deep.tif")
+    (root / "photo/dog/e.jpg").write_bytes((root / "photo/dog/e.jpg").read_bytes()[:-20])
+    checked = check_data(root)
+    with pytest.raises(UnreadableImagesError) as raised:
+        open_folder(root, 8)
+    assert [str(error) for error in checked.unreadable] == [str(error) for error in raised.value.errors]
+    assert [error.path.name for error in checked.unreadable] == ["deep.tif", "e.jpg"]
+
+
 def test_a_published_set_is_known_by_its_folder_or_by_name(image_tree):
     root = image_tree(
-        {domain: {"bus": ["a.png"]} for domain in ("Art", "Clipart", "Product", "Real World")}, "OfficeHome"
+        {domain: {"bus": ["a.png"], "car": ["b.png"]} for domain in ("Art", "Clipart", "Product", "Real World")},
+        "OfficeHome",
     )
     expected = (
-        "1 classes instead of 65",
-        "1 images in Art instead of 2427",
-        "1 images in Clipart instead of 4365",
-        "1 images in Product instead of 4439",
-        "1 images in Real World instead of 4357",
+        "2 classes instead of 65",
+        "2 images in Art instead of 2427",
+        "2 images in Clipart instead of 4365",
+        "2 images in Product instead of 4439",
+        "2 images in Real World instead of 4357",
     )
     assert check_data(root).differences == expected
     assert check_data(root.parent, "OfficeHome").differences == expected
@@ -119,3 +187,22 @@ def test_every_image_of_the_real_pacs_can_be_read(pacs_folder):
     checked = check_data(pacs_folder)
     assert checked.ok
     assert checked.across_domains == checked.across_classes == ()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["data", "check", ""],
+        ["compare", "--dataset", "folder", "--data-dir", ""],
+        ["train", "--target", "0", "--output", "out", "--weights", ""],
+        ["evaluate", "run", "--data-dir", ""],
+        ["evaluate", "", "--data-dir", "data"],
+        ["diagnose", "run", "--data-dir", ""],
+        ["bench", "data", "--target", "0", "--data-dir", ""],
+        ["compare", "--output", ""],
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(command, capsys):
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "the path is empty" in capsys.readouterr().err

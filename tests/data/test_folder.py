@@ -55,7 +55,7 @@ def test_folder_ignores_hidden_and_other_files(image_tree):
 
 
 def test_folder_accepts_one_domain(image_tree):
-    assert open_folder(image_tree({"only": {"cat": ["a.png"]}}), 8).domain_names == ("only",)
+    assert open_folder(image_tree({"only": {"cat": ["a.png"], "dog": ["b.png"]}}), 8).domain_names == ("only",)
 
 
 def test_folder_resizes_to_224_unless_told(image_tree):
@@ -165,7 +165,7 @@ def test_labelled_images_refuses_a_missing_folder(tmp_path):
         labelled_images(tmp_path / "gone", ("cat",))
 
 
-HOME = {domain: {"desk": ["a.png"]} for domain in ("Art", "Clipart", "Product", "Real World")}
+HOME = {domain: {"desk": ["a.png"], "lamp": ["b.png"]} for domain in ("Art", "Clipart", "Product", "Real World")}
 
 
 @pytest.mark.parametrize("folder", ["OfficeHome", "office_home"])
@@ -179,28 +179,28 @@ def test_benchmark_is_found_by_name_in_its_parent_or_itself(image_tree, folder):
 
 
 def test_benchmark_reports_all_differences_in_one_warning(image_tree):
-    tree = {domain: {"bus": ["a.png"]} for domain in PACS_DOMAINS}
+    tree = {domain: {"bus": ["a.png"], "car": ["b.png"]} for domain in PACS_DOMAINS}
     with pytest.warns(UserWarning, match="PACS") as caught:
         DATASETS["PACS"].open(image_tree(tree, "PACS"), 8)
     assert len(caught) == 1
     message = str(caught[0].message)
     assert message.startswith("PACS in ")
-    assert "1 classes instead of 7; 1 images in art_painting instead of 2048; 1 images in cartoon" in message
+    assert "2 classes instead of 7; 2 images in art_painting instead of 2048; 2 images in cartoon" in message
     assert "domains" not in message
 
 
 def test_benchmark_reports_other_domains(image_tree):
-    tree = {domain: {"bus": ["a.png"]} for domain in ("Caltech101", "LabelMe", "SUN09")}
+    tree = {domain: {"bus": ["a.png"], "car": ["b.png"]} for domain in ("Caltech101", "LabelMe", "SUN09")}
     expected = (
-        "domains Caltech101, LabelMe, SUN09 instead of Caltech101, LabelMe, SUN09, VOC2007; 1 classes instead of 5"
+        "domains Caltech101, LabelMe, SUN09 instead of Caltech101, LabelMe, SUN09, VOC2007; 2 classes instead of 5"
     )
     with pytest.warns(UserWarning, match=expected):
         DATASETS["VLCS"].open(image_tree(tree, "VLCS"), 8)
 
 
 def test_vlcs_is_compared_domain_by_domain(image_tree):
-    tree = {domain: {"bus": ["a.png"]} for domain in ("Caltech101", "LabelMe", "SUN09", "VOC2007")}
-    with pytest.warns(UserWarning, match="1 images in LabelMe instead of 2656; 1 images in SUN09 instead of 3282"):
+    tree = {domain: {"bus": ["a.png"], "car": ["b.png"]} for domain in ("Caltech101", "LabelMe", "SUN09", "VOC2007")}
+    with pytest.warns(UserWarning, match="2 images in LabelMe instead of 2656; 2 images in SUN09 instead of 3282"):
         DATASETS["VLCS"].open(image_tree(tree, "VLCS"), 8)
 
 

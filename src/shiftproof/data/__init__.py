@@ -6,11 +6,12 @@ from shiftproof.data.augmentation import Augmentations, augment, draw_augmentati
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
 from shiftproof.data.dataset import DATASETS, KINDS, DatasetNotFoundError, Domain, DomainDataset, Kind, Outline
-from shiftproof.data.folder import DomainFiles, FolderError, labelled_images, look_at_folder, open_folder
+from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder
 from shiftproof.data.images import ImageError, decode, to_pixels
 from shiftproof.data.kinds import Look
 from shiftproof.data.splits import SPLIT_RULES, Split, SplitRule, grouped_split, random_split, split_domain
 from shiftproof.data.transfer import on_device
+from shiftproof.data.tree import FolderError
 
 __all__ = [
     "DATASETS",

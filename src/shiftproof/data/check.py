@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ImageFile
 
+from shiftproof.data.dataset import printable
 from shiftproof.data.folder import DomainFiles, list_folder, published_names
-from shiftproof.data.images import ImageError
+from shiftproof.data.images import ImageError, decode
 from shiftproof.data.mnist import FOLDER, MNIST_SETS, count_mnist
 from shiftproof.registry import UnknownNameError
 
@@ -32,9 +32,13 @@ class DataCheck:
         name: of the published data set that it was compared with; None for any other.
         counts: number of images by domain and class; of MNIST by part and digit.
         differences: from what is published, in words.
-        unreadable: images that cannot be decoded to their end.
+        unreadable: images that training could not decode.
         across_domains: groups of files that are byte for byte the same, in more than one domain.
-        across_classes: groups in more than one class of one domain; a group may be of both kinds.
+        across_classes: groups in more than one class of one domain.
+        within_classes: groups of which more than one is in the same class of a domain, where a split may part them. A
+            group may be of several kinds.
+        left_out: number of files in classes that are no images by their names, by suffix.
+        misplaced: images that are in no class, which are left out too.
     """
 
     root: Path
@@ -44,10 +48,13 @@ class DataCheck:
     unreadable: tuple[ImageError, ...] = ()
     across_domains: tuple[tuple[Path, ...], ...] = ()
     across_classes: tuple[tuple[Path, ...], ...] = ()
+    within_classes: tuple[tuple[Path, ...], ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    misplaced: tuple[Path, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether all images are there and readable; equal files are not counted: published sets have them."""
+        """Whether all images are there and readable; the rest is not counted: published sets have it."""
         return not self.differences and not self.unreadable
 
     def text(self) -> str:
@@ -59,10 +66,19 @@ class DataCheck:
             lines.append(f"the counts are those of the published {self.name}")
         lines += [f"differs from the published {self.name}: {difference}" for difference in self.differences]
         lines += _listing("unreadable images", [str(error) for error in self.unreadable])
-        for what, groups in (("domains", self.across_domains), ("classes of a domain", self.across_classes)):
-            names = [" = ".join(path.relative_to(self.root).as_posix() for path in group) for group in groups]
-            lines += _listing(f"images that are in several {what}", names)
-        return "\n".join(lines)
+        for what, groups in (
+            ("in several domains", self.across_domains),
+            ("in several classes of a domain", self.across_classes),
+            ("in one class of a domain more than once", self.within_classes),
+        ):
+            lines += _listing(f"images that are {what}", [" = ".join(map(self._name, group)) for group in groups])
+        lines += _listing("images that are in no class, left out", [self._name(path) for path in self.misplaced])
+        suffixes = ", ".join(f"{suffix} {count}" for suffix, count in sorted(self.left_out.items()))
+        lines.append(f"other files in classes, left out: {suffixes or 0}")
+        return printable("\n".join(lines))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
 
 def counts_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -90,7 +106,7 @@ def _listing(title: str, entries: Sequence[str]) -> list[str]:
 def check_data(data_dir: Path, dataset: str | None = None) -> DataCheck:
     """Look at a data set: its layout, its counts, every image file. Progress goes to the standard error.
 
-    Every file is read and decoded to its end, JPEG at an eighth of its size.
+    Every file is read, and decoded as training decodes it.
 
     Args:
         data_dir: the folder of the domains; where `dataset` is given, also the one that holds it.
@@ -112,14 +128,16 @@ def check_data(data_dir: Path, dataset: str | None = None) -> DataCheck:
         return DataCheck(root, FOLDER, *count_mnist(root / "raw"))
     listed = list_folder(data_dir, None if dataset is None else names[dataset])
     unreadable, equal = _read_all(listed.files, listed.root.name)
-    across_domains, across_classes = [], []
+    across_domains, across_classes, within_classes = [], [], []
     for group in equal:
-        places = {path.relative_to(listed.root).parts[:2] for path in group}  # domains and classes
+        places = Counter(path.relative_to(listed.root).parts[:2] for path in group)  # domains and classes
         domains = {domain for domain, _ in places}
         if len(domains) > 1:
             across_domains.append(group)
         if len(places) > len(domains):
             across_classes.append(group)
+        if len(group) > len(places):
+            within_classes.append(group)
     return DataCheck(
         listed.root,
         listed.name,
@@ -128,6 +146,9 @@ def check_data(data_dir: Path, dataset: str | None = None) -> DataCheck:
         tuple(unreadable),
         tuple(across_domains),
         tuple(across_classes),
+        tuple(within_classes),
+        Counter(path.suffix.lower() or "no suffix" for path in listed.left_out),
+        listed.misplaced,
     )
 
 
@@ -157,15 +178,9 @@ def _read_all(files: Sequence[DomainFiles], name: str) -> tuple[list[ImageError]
 def _read(path: Path) -> bytes | ImageError:
     """Return a digest of an image file, or what is wrong with it."""
     try:
-        content = path.read_bytes()
-        if not content:
-            return ImageError(path, "the file is empty")
-        # Pillow's own verify() looks at the checksums of PNG alone; half a JPEG would pass
-        with Image.open(io.BytesIO(content)) as image:
-            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-    except UnidentifiedImageError:
-        return ImageError(path, "not an image")
-    except Exception as error:  # decoders raise errors of many types on damaged files
-        return ImageError(path, str(error) or type(error).__name__)
-    return hashlib.blake2b(content, digest_size=16).digest()
+        decode(path, 1)  # to any size: training's decoder reads a file to its end first
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except ImageError as error:
+        return error
+    except OSError as error:
+        return ImageError(path, error.strerror or str(error))

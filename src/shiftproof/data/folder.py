@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from shiftproof.data.cache import cached_images, file_states
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Kind, Outline
 from shiftproof.data.kinds import Look, look_at
+from shiftproof.data.images import SUFFIXES, is_image
+from shiftproof.data.layout import AmbiguousFolderError, check_names, domains_and_classes, refuse_folders_of_folders
+from shiftproof.data.tree import FolderError, Tree
 from shiftproof.registry import UnknownNameError
 
 IMAGE_SIZE = 224
-_LAYOUT = "expected <root>/<domain>/<class>/<image>"
+_SUFFIXES = " ".join(SUFFIXES)
 _DRAWING = re.compile(r"(n\d+_\d+)-\d+")  # PACS: the k-th drawing of one photograph
-
-
-class FolderError(ValueError):
-    """A folder that is missing or not laid out as a data set."""
 
 
 class FolderNotFoundError(FolderError, DatasetNotFoundError):
@@ -49,7 +48,8 @@ class DomainFiles(NamedTuple):
 def open_folder(data_dir: Path | None, image_size: int | None = None, kind: Kind | None = None) -> DomainDataset:
     """Open any tree of `<root>/<domain>/<class>/<image>`, in the order of DomainBed (torchvision's ImageFolder).
 
-    Files beside the folders, hidden files and files without the suffix of an image are left out.
+    Files beside the folders, hidden files and files without the suffix of an image are left out. Pictures in folders of
+    a class that has pictures itself are of that class.
 
     Args:
         data_dir: the root; its name is the data set's.
@@ -58,14 +58,15 @@ def open_folder(data_dir: Path | None, image_size: int | None = None, kind: Kind
         kind: of the images; None to go by a look at the files (see `look_at_folder`).
 
     Raises:
-        FolderError: the folder is missing or empty, a class is empty, or classes differ between domains.
+        FolderError: a folder is missing, cannot be listed or is reached by two paths; the tree is laid out otherwise,
+            or could be read in two ways; a class is empty, classes differ between domains, or there is one only.
         UnreadableImagesError: files are damaged or no images.
         CacheError: the decoded images cannot be stored.
     """
     if data_dir is None:
         raise FolderError("a folder data set needs a data folder")
     root = _absolute(data_dir)
-    classes, files = _domain_files(root)
+    classes, files = _domain_files(Tree(root))
     if kind is None:
         kind = _look(files).kind
     if image_size is None:
@@ -86,7 +87,7 @@ def look_at_folder(data_dir: Path | None) -> Look:
     """
     if data_dir is None:
         raise FolderError("a folder data set needs a data folder")
-    return _look(_domain_files(_absolute(data_dir))[1])
+    return _look(_domain_files(Tree(_absolute(data_dir)))[1])
 
 
 def _look(files: Iterable[DomainFiles]) -> Look:
@@ -102,6 +103,8 @@ class FolderContents(NamedTuple):
         classes: class names; labels are indices into them.
         files: domain by domain.
         differences: from what is published, in words; empty where nothing is.
+        left_out: files that are in a class but are no images by their names; hidden ones are not listed.
+        misplaced: images that are in no class.
     """
 
     root: Path
@@ -109,6 +112,8 @@ class FolderContents(NamedTuple):
     classes: tuple[str, ...]
     files: tuple[DomainFiles, ...]
     differences: tuple[str, ...]
+    left_out: tuple[Path, ...]
+    misplaced: tuple[Path, ...]
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
@@ -134,7 +139,7 @@ def list_folder(data_dir: Path, name: str | None = None) -> FolderContents:
         name: of the published data set; None to go by the folder's name.
 
     Raises:
-        FolderError: the folder is missing or empty, a class is empty, or classes differ between domains.
+        FolderError: as for `open_folder`.
         UnknownNameError: there is no published folder data set of that name.
     """
     data_dir = _absolute(data_dir)
@@ -145,14 +150,30 @@ def list_folder(data_dir: Path, name: str | None = None) -> FolderContents:
     elif name not in published:
         raise UnknownNameError("published folder data set", name, published_names())
     if name is None:
-        classes, files = _domain_files(data_dir)
-        return FolderContents(data_dir, None, classes, tuple(files), ())
-    try:
-        root = _benchmark_root(published[name], data_dir)
-    except FolderNotFoundError:  # a folder of another name
         root = data_dir
-    classes, files = _domain_files(root)
-    return FolderContents(root, name, classes, tuple(files), tuple(_differences(published[name], classes, files)))
+    else:
+        try:
+            root = _benchmark_root(published[name], data_dir)
+        except FolderNotFoundError:  # a folder of another name
+            root = data_dir
+    tree = Tree(root)
+    classes, files = _domain_files(tree)
+    differences = [] if name is None else _differences(published[name], classes, files)
+    left_out = [
+        listing.path / file
+        for domain in files
+        for class_name in classes
+        for listing in tree.walk(root / domain.name / class_name)
+        for file in listing.files
+        if not is_image(file)
+    ]
+    misplaced = [
+        folder / file
+        for folder in (root, *(root / domain.name for domain in files))
+        for file in tree.listing(folder).files
+        if is_image(file)
+    ]
+    return FolderContents(root, name, classes, tuple(files), tuple(differences), tuple(left_out), tuple(misplaced))
 
 
 def labelled_images(root: Path, classes: Sequence[str]) -> tuple[DomainFiles, ...]:
@@ -163,30 +184,35 @@ def labelled_images(root: Path, classes: Sequence[str]) -> tuple[DomainFiles, ..
         classes: the model's class names; labels are indices into them. The folder may hold fewer.
 
     Raises:
-        FolderError: the folder is missing, holds no images, or has classes that the model does not know.
+        FolderError: a folder is missing, cannot be listed or is reached by two paths; there are no images, the model
+            does not know a class, or a class holds folders only.
     """
-    root = _absolute(root)
-    folders = _subfolders(root)
-    known, below = set(classes), {folder: set(_subfolders(root / folder)) for folder in folders}
+    tree = Tree(_absolute(root))
+    root, folders = tree.root, tree.listing(tree.root).folders
+    known, below = set(classes), {folder: tree.listing(root / folder).folders for folder in folders}
     flat = (folders and known.issuperset(folders)) or (
-        not any(known & names for names in below.values()) and any(_holds_images(root / folder) for folder in folders)
+        not any(known.intersection(names) for names in below.values())
+        and any(any(map(is_image, tree.listing(root / folder).files)) for folder in folders)
     )
-    if flat:
-        domains = {root.name: (root, folders)}
-    else:
-        domains = {folder: (root / folder, _subfolders(root / folder)) for folder in folders}
-    unknown = sorted({name for _, names in domains.values() for name in names} - set(classes))
+    domains = {root.name: (root, folders)} if flat else {name: (root / name, below[name]) for name in folders}
+    check_names(domains, root)
+    for folder, names in domains.values():
+        refuse_folders_of_folders(tree, folder, names)
+    unknown = sorted({name for _, names in domains.values() for name in names} - known)
     if unknown:
         raise FolderError(
             f"{root}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(classes)}"
         )
     index = {name: label for label, name in enumerate(classes)}
     files = tuple(
-        _files(name, folder, {name: index[name] for name in names}) for name, (folder, names) in domains.items()
+        _files(tree, name, folder, {name: index[name] for name in names}) for name, (folder, names) in domains.items()
     )
     empty = [domain.name for domain in files if not domain.paths]
     if empty or not files:
-        raise FolderError(f"{root}: no images in {', '.join(empty) or 'it'}")
+        raise FolderError(
+            f"{root}: no images in {', '.join(empty) or 'it'}; expected <class>/<image> or <domain>/<class>/<image>, "
+            f"with images in {_SUFFIXES}"
+        )
     return files
 
 
@@ -195,60 +221,32 @@ def _absolute(folder: Path) -> Path:
     return Path(os.path.abspath(folder.expanduser()))
 
 
-def _subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones."""
-    if not folder.is_dir():
-        raise FolderError(f"{folder}: no such folder")
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _files(name: str, folder: Path, class_to_label: dict[str, int]) -> DomainFiles:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    samples = make_dataset(folder, class_to_label, IMG_EXTENSIONS, allow_empty=True) if class_to_label else []
-    kept = [(Path(path), label) for path, label in samples if not _hidden(Path(path).relative_to(folder).parts)]
-    return DomainFiles(name, tuple(path for path, _ in kept), np.array([label for _, label in kept], np.int64))
-
-
-def _hidden(parts: Iterable[str]) -> bool:
-    return any(part.startswith(".") for part in parts)
-
-
-def _holds_images(folder: Path) -> bool:
-    from torchvision.datasets.folder import is_image_file
-
-    with os.scandir(folder) as entries:
-        return any(entry.is_file() and is_image_file(entry.name) and not _hidden([entry.name]) for entry in entries)
-
-
-def _domain_files(root: Path) -> tuple[tuple[str, ...], list[DomainFiles]]:
-    """Return the classes and the files of every domain, after checking the layout."""
-    domains = {domain: _subfolders(root / domain) for domain in _subfolders(root)}
-    if not domains:
-        raise FolderError(f"{root}: no domain folders; {_LAYOUT}")
-    for domain, names in domains.items():
-        if not names:
-            raise FolderError(f"{root / domain}: no class folders; {_LAYOUT}")
-    classes = sorted(set().union(*domains.values()))
-    lacking = [
-        f"{domain} lacks {', '.join(missing)}"
-        for domain, names in domains.items()
-        if (missing := [name for name in classes if name not in names])
+def _files(tree: Tree, name: str, folder: Path, labels: Mapping[str, int]) -> DomainFiles:
+    """List the images of a domain's classes, each with the folders in it, in the order of torchvision."""
+    found = [
+        (listing.path / file, label)
+        for class_name, label in sorted(labels.items())
+        for listing in tree.walk(folder / class_name)
+        for file in listing.files
+        if is_image(file)
     ]
-    if lacking:
-        raise FolderError(f"{root}: classes differ between domains: {'; '.join(lacking)}")
+    return DomainFiles(name, tuple(path for path, _ in found), np.array([label for _, label in found], np.int64))
+
+
+def _domain_files(tree: Tree) -> tuple[tuple[str, ...], list[DomainFiles]]:
+    """Return the classes and the files of every domain, after checking the layout."""
+    domains, classes = domains_and_classes(tree)
     labels = {name: label for label, name in enumerate(classes)}
-    files = [_files(domain, root / domain, labels) for domain in domains]
+    files = [_files(tree, domain, tree.root / domain, labels) for domain in domains]
     empty = [
-        str(root / domain.name / name)
+        str(tree.root / domain.name / name)
         for domain in files
         for name, count in zip(classes, np.bincount(domain.labels, minlength=len(classes)), strict=True)
         if count == 0
     ]
     if empty:
-        raise FolderError(f"classes without images: {', '.join(empty)}")
-    return tuple(classes), files
+        raise FolderError(f"classes without images: {', '.join(empty)}; images are files in {_SUFFIXES}")
+    return classes, files
 
 
 def _dataset(
@@ -341,7 +339,12 @@ _BENCHMARKS = (
 def _open_benchmark(benchmark: _Benchmark, data_dir: Path | None, image_size: int | None = None) -> DomainDataset:
     """Open a benchmark set in (or at) `data_dir`; differences from what is published are a warning."""
     root = _benchmark_root(benchmark, data_dir)
-    classes, files = _domain_files(root)
+    try:
+        classes, files = _domain_files(Tree(root))
+    except AmbiguousFolderError as error:
+        raise AmbiguousFolderError(
+            f"{error}\n{benchmark.name} is known by its folder's name; one of another name opens with --dataset folder"
+        ) from error
     if differences := _differences(benchmark, classes, files):
         warnings.warn(
             f"{benchmark.name} in {root} is not the published data set: {'; '.join(differences)}", stacklevel=2

@@ -1,0 +1,104 @@
+"""The folders below the root of a data set, of which every real one is listed once or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+
+class FolderError(ValueError):
+    """A folder that is missing, cannot be listed, or is not laid out as a data set."""
+
+
+class Listing(NamedTuple):
+    """What a folder holds, without hidden names, which begin with a dot.
+
+    Attributes:
+        path: the folder.
+        folders: names of the folders in it, sorted; links to folders are folders.
+        files: names of the files in it, sorted.
+    """
+
+    path: Path
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+class Tree:
+    """Lists the folders below a root; what would add or lose pictures without a word is an error.
+
+    Links are followed, also out of the root. A real folder (device and inode) that is reached by two paths is an
+    error, and so is a way back to a folder above the root: its pictures would count twice.
+
+    Attributes:
+        root: an absolute path.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listings: dict[Path, Listing] = {}
+        self._reached = {_identity(folder): folder for folder in root.resolve().parents}
+
+    def listing(self, folder: Path) -> Listing:
+        """List a folder; it is read once.
+
+        Raises:
+            FolderError: the folder is missing, cannot be listed or was reached by another path, or a link in it
+                leads nowhere.
+        """
+        if folder not in self._listings:
+            first = self._reached.setdefault(_identity(folder), folder)
+            if first != folder:
+                raise FolderError(
+                    f"{first} and {folder} are the same folder: its pictures would count twice; remove one"
+                )
+            self._listings[folder] = _listed(folder)
+        return self._listings[folder]
+
+    def walk(self, folder: Path) -> list[Listing]:
+        """List a folder and all below it, in the order of torchvision's ImageFolder: sorted by path as a string.
+
+        Raises:
+            FolderError: as for `listing`.
+        """
+        found, pending = [], [folder]
+        while pending:
+            listing = self.listing(pending.pop())
+            found.append(listing)
+            pending += [listing.path / name for name in listing.folders]
+        return sorted(found, key=lambda listing: str(listing.path))
+
+
+def _identity(folder: Path) -> tuple[int, int] | str:
+    try:
+        status = folder.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FolderError(f"{folder}: no such folder") from error
+    except OSError as error:
+        raise _closed(folder, error) from error
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)  # some systems have none
+
+
+def _listed(folder: Path) -> Listing:
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif entry.is_file():  # what else there is (pipes, sockets) would be waited for
+                    files.append(entry.name)
+                elif entry.is_symlink():
+                    raise FolderError(f"{entry.path} is a link that leads to no folder and no file; mend or remove it")
+    except NotADirectoryError as error:
+        raise FolderError(f"{folder}: no such folder") from error
+    except OSError as error:
+        raise _closed(folder, error) from error
+    return Listing(folder, tuple(sorted(folders)), tuple(sorted(files)))
+
+
+def _closed(folder: Path, error: OSError) -> FolderError:
+    return FolderError(f"{error.filename or folder} cannot be read: {error.strerror or error}")
