@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=_place, metavar="RUN", help="the run's folder")
     evaluate.add_argument(
         "--data-dir",
-        type=Path,
+        type=_path,
         required=True,
         metavar="DIR",
         help="<class>/<image> or <domain>/<class>/<image>",
@@ -93,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         "--what", nargs="+", default=["osgr", "balance", "sharpness", "landscape", "embedding"], metavar="NAME",
         help="osgr balance sharpness landscape embedding (default: all)",
     )  # fmt: skip
-    diagnose.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of the run's data set, unless embedded")
-    diagnose.add_argument("--weights", type=Path, metavar="FILE", help="weights that the run started from")
+    diagnose.add_argument("--data-dir", type=_path, metavar="DIR", help="folder of the run's data set, unless embedded")
+    diagnose.add_argument("--weights", type=_path, metavar="FILE", help="weights that the run started from")
     diagnose.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")
     diagnose.set_defaults(command=_diagnose)
 
@@ -103,10 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure what runs cost").add_subparsers(required=True, metavar="what")
     data = bench.add_parser("data", help="time the data path against the usual one")
     data.add_argument("--dataset", default="folder", metavar="NAME", help="of image files (default: folder)")
-    data.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    data.add_argument("--data-dir", type=_path, required=True, metavar="DIR", help="folder of the data set")
     data.add_argument("--target", nargs="+", required=True, metavar="DOMAIN", help="the domains left out")
     data.add_argument("--model", default="resnet18", metavar="NAME", help="(default: resnet18)")
-    data.add_argument("--weights", type=Path, metavar="FILE", help="weights to start from: safetensors or torch")
+    data.add_argument("--weights", type=_path, metavar="FILE", help="weights to start from: safetensors or torch")
     data.add_argument(
         "--kind", metavar="NAME", help="photographs or small_images, for a folder (default: by a look at the files)"
     )
@@ -296,7 +296,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", "--datasets", dest="datasets", nargs="+", metavar="NAME", help="(default: rotated_digits)"
     )
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of the data set, unless embedded")
+    parser.add_argument("--data-dir", type=_path, metavar="DIR", help="folder of the data set, unless embedded")
     parser.add_argument("--search", metavar="NAME", help="short (default) or protocol: defaults and ranges")
     parser.add_argument(
         "--protocol", metavar="NAME", help="dialect: shiftproof (default), domainbed, domainbed-head or swad"
@@ -314,7 +314,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help="(default: a small one on small images; photographs need one named)"
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights to start from: safetensors or torch")
+    parser.add_argument("--weights", type=_path, metavar="FILE", help="weights to start from: safetensors or torch")
     parser.add_argument(
         "--image-size",
         type=int,
@@ -352,9 +352,16 @@ def _assignment(text: str) -> tuple[str, bool | int | float | str]:
     return name, parsed
 
 
+def _path(text: str) -> Path:
+    if not text:  # of a variable that is not set; it would be the current folder
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def _place(text: str) -> Path:
     from shiftproof.files import output_path
 
+    _path(text)
     try:
         return output_path(text)
     except ValueError as error:
