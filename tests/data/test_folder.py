@@ -94,6 +94,17 @@ def test_fingerprint_depends_on_names_pixels_and_image_size(image_tree):
     assert len(set(prints)) == 4
 
 
+def test_fingerprint_depends_on_the_orientation_and_is_else_what_it_was(image_tree):
+    root = image_tree(TREE)
+    assert open_folder(root, 9).fingerprint == "392502f35a70ea75"  # as before orientations counted
+    path = root / "art" / "cat" / "o.png"
+    pixels, exif = Image.open(path).copy(), Image.Exif()
+    for orientation in (1, 3):
+        exif[0x0112] = orientation
+        pixels.save(path, exif=exif)
+        assert (open_folder(root, 9).fingerprint == "392502f35a70ea75") == (orientation == 1)
+
+
 def test_labelled_images_is_not_misled_by_stray_images(image_tree):
     root = image_tree(TREE)
     classes = open_folder(root, 8).classes
