@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from shiftproof.data.cache import cached_images, file_states
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Kind, Outline
-from shiftproof.data.kinds import Look, look_at
 from shiftproof.data.images import SUFFIXES, is_image
+from shiftproof.data.kinds import Look, look_at
 from shiftproof.data.layout import AmbiguousFolderError, check_names, domains_and_classes, refuse_folders_of_folders
 from shiftproof.data.tree import FolderError, Tree
 from shiftproof.registry import UnknownNameError
