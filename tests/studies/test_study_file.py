@@ -247,7 +247,7 @@ def test_the_error_of_a_file_names_the_line(write, text, line, message):
         ("model: resnet51", 1, "unknown model 'resnet51'"),
         (
             "steps: 9\nfixed:\n  optimizer.lrr: 1",
-            2,
+            3,
             "unknown hyperparameter 'optimizer.lrr'. Did you mean optimizer.lr",
         ),
         ("trials: 1\nbaseline: erm + adamw", 2, "unknown baseline 'erm + adamw'. Did you mean erm + adam"),
@@ -307,34 +307,53 @@ def test_a_missing_file_names_the_near_ones(write):
     assert _message(Path("folder")) == "there is no study file folder"
 
 
+# Names
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("trials: 1\nalgorithms: [erm, coarl]", 2, "unknown algorithm 'coarl'. Did you mean coral"),
+        ("algorithms:\n- erm\n- coarl\n- irm", 3, "unknown algorithm 'coarl'. Did you mean coral"),
+        ("optimizers: [adamm]", 1, "unknown optimizer 'adamm'. Did you mean adam"),
+        ("annealers:\n- none\n- ggal", 3, "unknown annealer 'ggal'. Did you mean gga_l"),
+        ("datasets:\n- PACS\n- VLC", 3, "unknown data set 'VLC'. Did you mean VLCS"),
+        ("selection:\n- last\n- oracel", 3, "unknown selection rule 'oracel'. Did you mean oracle"),
+        ("published: optimisers", 1, "unknown published table 'optimisers'. Did you mean optimizers"),
+        ("device: cup", 1, "unknown device 'cup'"),
+        ("split: groupd", 1, "unknown split 'groupd'. Did you mean grouped"),
+        ("search: shrot", 1, "unknown search 'shrot'. Did you mean short"),
+        ("tune: share", 1, "unknown tune 'share'. Did you mean shared"),
+        ("precision: b16", 1, "unknown precision 'b16'. Did you mean bf16"),
+        ("averaging: swa", 1, "unknown averaging 'swa'. Did you mean swad"),
+        ("protocol: swat", 1, "unknown protocol 'swat'. Did you mean swad"),
+        ("model: resnet51", 1, "unknown model 'resnet51'. Did you mean resnet"),
+        ("fixed:\n  optimizer.lr: 1\n  optimizer.momentm: 0", 3, "unknown hyperparameter 'optimizer.momentm'. Did you"),
+        ("variants:\n- {name: a}\n- name: b\n  fixed: {optimizer.dropot: 0}", 4, "unknown hyperparameter 'optimizer"),
+        ("variants:\n- {name: a}\n- name: b\n  published: anealing", 4, "unknown published table 'anealing'. Did you"),
+    ],
+)  # fmt: skip
+def test_a_name_that_stands_for_nothing_is_refused_in_every_scale(write, text, line, message):
+    scaled = "name: a\nscales:\n  small:\n" + "".join(f"    {each}\n" for each in text.splitlines())
+    for path, where in ((write(text), line), (write(scaled, "scaled.yaml"), line + 3)):
+        for scale in ("paper", "smoke"):  # neither reads the small scale
+            assert _message(path, scale).startswith(f"{path}, line {where}: {message}")
+
+
+def test_names_that_the_command_line_wins_over_need_not_exist(write):
+    path = write("trials: 1\noptimizers: [of_yesterday]")
+    assert _message(path).startswith("study.yaml, line 2: unknown optimizer 'of_yesterday'")
+    assert read_study(path, overrides={"optimizers": ("sgd",)})[0].optimizers == ("sgd",)
+
+
 # What is left out
-
-
-def test_methods_that_do_not_exist_are_left_out(write):
-    study, skipped = read_study(
-        write("algorithms: [later, erm]\noptimizers: [adamm, sgd, of_tomorrow]\nannealers: [none, coming]")
-    )
-    assert (study.algorithms, study.optimizers, study.annealers) == (("erm",), ("sgd",), ("none",))
-    assert skipped == [
-        "skipped: algorithm later does not exist yet",
-        "skipped: optimizer adamm does not exist yet; did you mean adam or adamw?",
-        "skipped: optimizer of_tomorrow does not exist yet",
-        "skipped: annealer coming does not exist yet",
-    ]
-
-
-def test_an_axis_must_keep_a_method(write):
-    path = write("trials: 1\nalgorithms: [erm]\noptimizers: [later, of_tomorrow]")
-    assert _message(path) == "study.yaml, line 3: none of the optimizers exists yet: later, of_tomorrow"
-    assert read_study(path, overrides={"optimizers": ("sgd",)})[1] == []
-
 
 VARIANTS = """\
 optimizers: [sgd, genie]
 variants:
   - {name: default}
   - {name: dropout 0.8, fixed: {optimizer.dropout: 0.8}}
-  - {name: wide, fixed: {optimizer.dropout: 0.8, later.radius: 1}}
+  - {name: wide, fixed: {optimizer.dropout: 0.8, annealer.radius: 1}}
   - {name: both, fixed: {optimizer.momentum: 0.5, optimizer.dropout: 0.8}}
 """
 
@@ -348,7 +367,7 @@ def test_variants_that_no_method_can_be_run_in_are_left_out(write):
         "erm + genie, dropout 0.8",
     ]
     assert skipped == [
-        "skipped: variant wide: no method of the study has later.radius",
+        "skipped: variant wide: no method of the study has annealer.radius",
         "skipped: variant both: no method of the study has optimizer.momentum, optimizer.dropout",
     ]
 
@@ -366,14 +385,14 @@ def test_the_command_line_chooses_variants_by_name(write):
     assert skipped == []
     message = "--variants: unknown variant 'dropout'. Did you mean dropout 0.8? Valid names: default, "
     assert _message(path, overrides={"variants": ("dropout",)}).startswith(message)
-    wide = "--variants: unknown hyperparameter 'later.radius'."
+    wide = "--variants: unknown hyperparameter 'annealer.radius'."
     assert _message(path, overrides={"variants": ("wide",)}).startswith(wide)
 
 
 def test_a_study_must_keep_a_variant(write):
-    path = write("trials: 1\nvariants: [{name: wide, fixed: {later.radius: 1}}]")
+    path = write("trials: 1\nvariants: [{name: wide, fixed: {annealer.radius: 1}}]")
     assert _message(path) == (
-        "study.yaml, line 2: none of the variants can be run: variant wide: no method of the study has later.radius"
+        "study.yaml, line 2: none of the variants can be run: variant wide: no method of the study has annealer.radius"
     )
 
 

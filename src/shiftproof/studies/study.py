@@ -41,6 +41,25 @@ class FieldError(ValueError):
         self.field = field
 
 
+_LISTS: Mapping[str, tuple[str, Registry[Any] | Sequence[str]]] = {
+    "datasets": ("data set", DATASETS),
+    "algorithms": ("algorithm", ALGORITHMS),
+    "optimizers": ("optimizer", OPTIMIZERS),
+    "annealers": ("annealer", ANNEALERS),
+    "selection": ("selection rule", RULES),
+}
+_WORDS: Mapping[str, tuple[str, Registry[Any] | Sequence[str]]] = {
+    "search": ("search", SEARCHES),
+    "protocol": ("protocol", PROTOCOLS),
+    "tune": ("tune", TUNINGS),
+    "split": ("split", SPLIT_RULES),
+    "precision": ("precision", PRECISIONS),
+    "averaging": ("averaging", AVERAGINGS),
+    "kind": ("kind", KINDS),
+}
+"""The fields that hold names of our own, with what an error calls one and those that there are."""
+
+
 class Method(NamedTuple):
     """What a table compares: a row of it."""
 
@@ -161,41 +180,16 @@ class Study:
             raise FieldError("image_size", "image_size must be at least 2 pixels, not 1")
 
     def _check_names(self) -> None:
-        axes: tuple[tuple[str, str, Registry[Any] | Sequence[str]], ...] = (
-            ("datasets", "data set", DATASETS),
-            ("algorithms", "algorithm", ALGORITHMS),
-            ("optimizers", "optimizer", OPTIMIZERS),
-            ("annealers", "annealer", ANNEALERS),
-            ("selection", "selection rule", RULES),
-        )
-        for name, kind, known in axes:
+        for name, (kind, _) in _LISTS.items():
             names: tuple[str, ...] = getattr(self, name)
             if not names:
                 raise FieldError(name, f"name at least one {kind}")
             for one in names:
-                _check_known(name, kind, one, known)
+                check_name(name, one)
             _check_distinct(name, kind, names)
-        words: tuple[tuple[str, Registry[Any] | Sequence[str]], ...] = (
-            ("search", SEARCHES),
-            ("protocol", PROTOCOLS),
-            ("tune", TUNINGS),
-            ("split", SPLIT_RULES),
-            ("precision", PRECISIONS),
-            ("averaging", AVERAGINGS),
-        )
-        for name, known in words:
-            _check_known(name, name, getattr(self, name), known)
-        try:
-            check_device_name(self.device)
-        except ValueError as error:
-            raise FieldError("device", str(error)) from error
-        if self.kind is not None:
-            _check_known("kind", "kind", self.kind, KINDS)
-        try:
-            if self.model is not None:
-                default_image_size(self.model)
-        except UnknownNameError as error:
-            raise FieldError("model", str(error)) from error
+        for name in (*_WORDS, "device", "model"):
+            if (given := getattr(self, name)) is not None:
+                check_name(name, given)
 
     def _check_together(self) -> None:
         own = {name: DATASETS[name].kind for name in self.datasets}
@@ -231,8 +225,9 @@ class Study:
                     published(table)
             except UnknownNameError as error:
                 raise FieldError(name, str(error)) from error
-        if self.baseline is not None:
-            _check_known("baseline", "baseline", self.baseline, [str(method) for method in self.methods])
+        methods = [str(method) for method in self.methods]
+        if self.baseline is not None and self.baseline not in methods:
+            raise FieldError("baseline", str(UnknownNameError("baseline", self.baseline, methods)))
 
     def device_here(self) -> torch.device:
         """Return the device, to train on this machine.
@@ -296,10 +291,27 @@ class Study:
         return search_space(dataset, kind, pretrained, method.algorithm, method.optimizer, method.annealer, self.search)
 
 
-def _check_known(field_name: str, kind: str, name: str, known: Registry[Any] | Sequence[str]) -> None:
-    if name not in known:
-        error = known.error(name) if isinstance(known, Registry) else UnknownNameError(kind, name, list(known))
-        raise FieldError(field_name, str(error))
+def check_name(field_name: str, name: str) -> None:
+    """Raise unless there is what a name in a field of a study stands for; in other fields than those of names, never.
+
+    Targets and baselines depend on the rest of the study and are not checked here.
+
+    Raises:
+        FieldError: there is none of that name; the message names the near ones.
+    """
+    try:
+        if field_name in {**_LISTS, **_WORDS}:
+            kind, known = {**_LISTS, **_WORDS}[field_name]
+            if name not in known:
+                raise known.error(name) if isinstance(known, Registry) else UnknownNameError(kind, name, list(known))
+        elif field_name == "device":
+            check_device_name(name)
+        elif field_name == "model":
+            default_image_size(name)
+        elif field_name == "published":
+            published(name)
+    except ValueError as error:
+        raise FieldError(field_name, str(error)) from error
 
 
 def _check_positive(field_name: str, value: Any, name: str | None = None) -> None:

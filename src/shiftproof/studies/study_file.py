@@ -13,23 +13,16 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import yaml
 
-from shiftproof.algorithms import ALGORITHMS
-from shiftproof.annealing import ANNEALERS
 from shiftproof.hparams import Value
-from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.registry import Registry, UnknownNameError
-from shiftproof.studies.study import FieldError, Study, Variant
-from shiftproof.training.search import names_of, search_space
+from shiftproof.registry import UnknownNameError
+from shiftproof.studies.study import FieldError, Study, Variant, check_name
+from shiftproof.training.search import known_names, names_of, search_space
 
 Scale = Literal["paper", "small", "smoke"]
 SCALES: tuple[Scale, ...] = ("paper", "small", "smoke")
 
 _FIELDS = get_type_hints(Study)
-_METHODS: Mapping[str, Registry[Any]] = {
-    "algorithms": ALGORITHMS,
-    "optimizers": OPTIMIZERS,
-    "annealers": ANNEALERS,
-}
+_METHODS = ("algorithms", "optimizers", "annealers")
 _SMOKE: Mapping[str, Any] = {
     "datasets": ("rotated_digits",),
     "data_dir": None,
@@ -55,10 +48,11 @@ class _Pair(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """The value of a field and the key that set it."""
+    """The value of a field, the key that set it and where it stands."""
 
     value: Any
     key: yaml.Node
+    node: yaml.Node
 
 
 _Entries = dict[str, _Entry]
@@ -68,29 +62,32 @@ def read_study(path: Path, scale: Scale = "paper", overrides: Mapping[str, Any] 
     """Read a study file.
 
     The top level of the file is the study at the paper's scale; `scales` changes fields of it. The smoke scale
-    always runs a small network on the embedded digits. Methods of the file that do not exist yet, and variants that no
-    method can be run in, are left out; a method that was removed is refused.
+    always runs a small network on the embedded digits. A name that stands for nothing is refused in every scale of the
+    file, also in one that is not read; variants that none of the study's methods can be run in are left out.
 
     Args:
         path: the file.
         scale: which of its scales.
-        overrides: fields of the study that win over the file's, from the command line. Nothing of them is left out.
-            Variants may be given by the names that they have in the file; hyperparameters are fixed besides the file's.
+        overrides: fields of the study that win over the file's, from the command line; names that the file has there
+            instead may have gone since. Nothing of them is left out. Variants may be given by the names that they have
+            in the file; hyperparameters are fixed besides the file's.
 
     Returns:
-        The study, and one line for everything that was left out of it.
+        The study, and one line for every variant that was left out of it.
 
     Raises:
         StudyFileError: there is no such file, it is no YAML, or it describes no study.
     """
-    entries = _entries_of(path, scale)
+    scales = _scales(path)
+    _check_names(scales, overrides)
+    entries = _entries_of(path, scales, scale)
     given = {**(_SMOKE if scale == "smoke" else {}), **overrides}
     if "variants" in given:
         given["variants"] = _chosen(given["variants"], entries)
     if "fixed" in given and "fixed" in entries:
         given["fixed"] = {**entries["fixed"].value, **given["fixed"]}
     entries = {name: entry for name, entry in entries.items() if name not in given}
-    skipped = _leave_out_methods(entries) + _leave_out_variants(entries, given)
+    skipped = _leave_out_variants(entries, given)
     try:
         return Study(**_values(entries), **given), skipped
     except FieldError as error:
@@ -111,12 +108,13 @@ def naming_lines(path: Path, scale: Scale, overrides: Mapping[str, Any]) -> Iter
     try:
         yield
     except FieldError as error:
-        entries = {name: entry for name, entry in _entries_of(path, scale).items() if name not in overrides}
+        entries = {
+            name: entry for name, entry in _entries_of(path, _scales(path), scale).items() if name not in overrides
+        }
         raise _placed(error, path, entries, overrides) from error
 
 
-def _entries_of(path: Path, scale: Scale) -> _Entries:
-    scales = _scales(path)
+def _entries_of(path: Path, scales: Mapping[str, _Entries], scale: Scale) -> _Entries:
     if scale not in {*scales, "smoke"}:  # every file has a smoke scale
         raise StudyFileError(f"{path}: there is no scale {scale}; the file has {', '.join(scales)}")
     return scales["paper"] | scales.get(scale, {})
@@ -180,7 +178,27 @@ def _near_files(path: Path) -> str:
 
 
 def _entries(pairs: Mapping[str, _Pair]) -> _Entries:
-    return {name: _Entry(_convert(pair.value, _FIELDS[name], name), pair.key) for name, pair in pairs.items()}
+    return {
+        name: _Entry(_convert(pair.value, _FIELDS[name], name), pair.key, pair.value) for name, pair in pairs.items()
+    }
+
+
+def _check_names(scales: Mapping[str, _Entries], overrides: Mapping[str, Any]) -> None:
+    """Raise for the first name in any scale that stands for nothing, unless the command line wins over its field."""
+    for entries in scales.values():
+        for field, (value, _, node) in entries.items():
+            if field not in overrides:
+                items = zip(value, node.value, strict=True) if isinstance(value, tuple) else [(value, node)]
+                for name, where in items:
+                    _check_name(field, name, where)
+
+
+def _check_name(field: str, name: Any, node: yaml.Node) -> None:
+    try:
+        if isinstance(name, str):
+            check_name(field, name)
+    except FieldError as error:
+        raise _error(node, str(error)) from error
 
 
 def _mapping(node: yaml.Node, what: str, kind: str, valid: Collection[str] | None = None) -> dict[str, _Pair]:
@@ -215,7 +233,11 @@ def _convert(node: yaml.Node, kind: Any, what: str) -> Any:
         return _tuple(node, get_args(kind)[0], what)
     if get_origin(kind) in (dict, Mapping):
         pairs = _mapping(node, what, "hyperparameter")
-        return {name: _convert(pair.value, get_args(kind)[1], name) for name, pair in pairs.items()}
+        values = {name: _convert(pair.value, get_args(kind)[1], name) for name, pair in pairs.items()}
+        for name, pair in pairs.items():
+            if name not in known_names():
+                raise _error(pair.key, str(UnknownNameError("hyperparameter", name, known_names())))
+        return values
     return _scalar(node, kind, what)
 
 
@@ -224,7 +246,10 @@ def _variant(node: yaml.Node) -> Variant:
     pairs = _mapping(node, "a variant", "field of a variant", kinds)
     if "name" not in pairs:
         raise _error(node, "a variant needs a name")
-    return Variant(**{name: _convert(pair.value, kinds[name], name) for name, pair in pairs.items()})
+    values = {name: _convert(pair.value, kinds[name], name) for name, pair in pairs.items()}
+    if "published" in values:
+        _check_name("published", values["published"], pairs["published"].value)
+    return Variant(**values)
 
 
 def _tuple(node: yaml.Node, kind: Any, what: str) -> tuple[Any, ...]:
@@ -290,28 +315,7 @@ def _error(node: yaml.Node, message: str) -> StudyFileError:
     return StudyFileError(f"{node.start_mark.name}, line {node.start_mark.line + 1}: {message}")
 
 
-# What cannot be run yet
-
-
-def _leave_out_methods(entries: _Entries) -> list[str]:
-    """Take the methods that do not exist yet out of the fields of the file; return a line for each."""
-    lines = []
-    for field, registry in _METHODS.items():
-        if field not in entries:
-            continue
-        names, key = entries[field]
-        missing = [name for name in names if name not in registry and name not in registry.removed]
-        if missing and len(missing) == len(names):
-            raise _error(key, f"none of the {field} exists yet: {', '.join(missing)}")
-        entries[field] = _Entry(tuple(name for name in names if name not in missing), key)
-        lines += [f"skipped: {registry.kind} {name} does not exist yet{_near_name(name, registry)}" for name in missing]
-    return lines
-
-
-def _near_name(name: str, registry: Registry[Any]) -> str:
-    # Stricter than for an unknown name: those of methods are short, and gam is no misspelt sam.
-    near = difflib.get_close_matches(name, list(registry), n=3, cutoff=0.75)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+# What no method of the study has
 
 
 def _leave_out_variants(entries: _Entries, given: Mapping[str, Any]) -> list[str]:
@@ -319,12 +323,12 @@ def _leave_out_variants(entries: _Entries, given: Mapping[str, Any]) -> list[str
     methods = _hyperparameters({**vars(Study()), **_values(entries), **given})
     if "variants" not in entries or not methods:
         return []
-    variants, key = entries["variants"]
+    variants, key, node = entries["variants"]
     kept = tuple(variant for variant in variants if _runnable(variant, methods))
     reasons = [f"variant {variant.name}: {_reason(variant, methods)}" for variant in variants if variant not in kept]
     if reasons and not kept:
         raise _error(key, f"none of the variants can be run: {'; '.join(reasons)}")
-    entries["variants"] = _Entry(kept, key)
+    entries["variants"] = _Entry(kept, key, node)
     return [f"skipped: {reason}" for reason in reasons]
 
 

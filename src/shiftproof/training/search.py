@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
@@ -102,6 +103,18 @@ def _like(default: Value, value: Value) -> Value:
 def names_of(space: SearchSpace) -> list[str]:
     """Return the hyperparameters of a method, by "axis.name"."""
     return [f"{axis}.{name}" for axis in space for name in space[axis]]
+
+
+@cache
+def known_names() -> list[str]:
+    """Return the hyperparameters of all methods that there are, by "axis.name"."""
+    methods = [
+        *((algorithm, "sgd", "none") for algorithm in ALGORITHMS),
+        *(("erm", optimizer, "none") for optimizer in OPTIMIZERS),
+        *(("erm", "sgd", annealer) for annealer in ANNEALERS),
+    ]
+    spaces = (search_space("", False, *method, "short") for method in methods)
+    return list(dict.fromkeys(name for space in spaces for name in names_of(space)))
 
 
 def check_fixed(fixed: Mapping[str, Value], spaces: list[SearchSpace]) -> None:
