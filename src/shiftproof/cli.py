@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import sys
 import warnings
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shiftproof import __version__
 
 if TYPE_CHECKING:
+    from shiftproof.hparams import Value
     from shiftproof.studies import RayCluster, Study
 
 INTERRUPTED = 130
@@ -339,17 +339,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _assignment(text: str) -> tuple[str, bool | int | float | str]:
+def _assignment(text: str) -> tuple[str, Value]:
+    from shiftproof.hparams import parse_value
+
     name, equals, value = text.partition("=")
     if not equals or not name or not value:
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form axis.name=value")
-    try:
-        parsed = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        parsed = value
-    if not isinstance(parsed, (bool, int, float, str)):
-        raise argparse.ArgumentTypeError(f"the value of '{text}' is neither a number nor a word")
-    return name, parsed
+    return name, parse_value(value)
 
 
 def _path(text: str) -> Path:
@@ -412,9 +408,12 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of a study that were given."""
     from shiftproof.studies import Study
 
-    fixed = dict(options.fixed)
-    if options.batch_size is not None:
-        fixed["data.batch_size"] = options.batch_size
+    fixed: dict[str, Value] = {}
+    batch_size = [] if options.batch_size is None else [("data.batch_size", options.batch_size)]
+    for name, value in [*options.fixed, *batch_size]:
+        if name in fixed:
+            raise ValueError(f"{name} is set twice, to {fixed[name]} and to {value}")
+        fixed[name] = value
     given = {field.name: getattr(options, field.name, None) for field in fields(Study)} | {"fixed": fixed or None}
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None

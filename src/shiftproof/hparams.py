@@ -79,6 +79,56 @@ def decades(default: float, width: float = 2.0) -> Distribution:
     return log10_uniform(centre - width / 2, centre + width / 2)
 
 
+def is_finite(number: float) -> bool:
+    """Return whether JSON can hold a number, so that a run can be recorded: no infinity, NaN or beyond a float."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def check_value(name: str, value: object, like: Value) -> None:
+    """Raise unless a hyperparameter may have a value.
+
+    Args:
+        name: how the error calls it.
+        value: a whole number will do for a number, nothing else for what it is not.
+        like: its default, of the kind that is asked for.
+
+    Raises:
+        ValueError: it is of another kind, or a number that is not finite.
+    """
+    kinds = (int, float) if isinstance(like, float) else (type(like),)
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(like, bool):
+        raise ValueError(f"{name} must be {_KINDS[type(like)]}, not {value!r}")
+    if isinstance(value, (int, float)) and not is_finite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+
+
+def parse_value(text: str) -> Value:
+    """Return the value that a text is of, a word if it is neither a number nor true or false."""
+    for parse in (int, float, parse_truth):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return text
+
+
+def parse_truth(text: str) -> bool:
+    """Return true or false.
+
+    Raises:
+        ValueError: the text is neither, in any case of letters.
+    """
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
 def draw(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
     """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
 

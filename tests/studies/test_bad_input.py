@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from shiftproof.cli import main
+from shiftproof.cli import _assignment, main
 from shiftproof.data import DATASETS, DomainDataset
 from shiftproof.data.dataset import DatasetEntry
 from shiftproof.studies import Study, make_plan
@@ -40,7 +40,24 @@ from shiftproof.studies import Study, make_plan
         ("--clip-norm 0", "clip_norm must be a number above 0, not 0.0"),
         ("--accumulate 3", "a batch of 16 cannot be split into 3 equal parts"),
         ("--set optimizer.lr=-1", "Invalid learning rate: -1"),
-        ("--set optimizer.lr=x", "'optimizer.lr': 'x'"),
+        ("--set optimizer.lr=x", "optimizer.lr must be a number, not 'x'"),
+        ("--set optimizer.lr=inf", "optimizer.lr must be a finite number, not inf"),
+        ("--set optimizer.lr=1e999", "optimizer.lr must be a finite number, not inf"),
+        ("--set optimizer.lr=-Infinity", "optimizer.lr must be a finite number, not -inf"),
+        ("--set optimizer.lr=nan", "optimizer.lr must be a finite number, not nan"),
+        (f"--set optimizer.lr={'9' * 400}", "optimizer.lr must be a finite number, not 999"),
+        (f"--set optimizer.lr={'9' * 5000}", "optimizer.lr must be a finite number, not inf"),
+        ("--clip-norm inf", "clip_norm must be a number above 0, not inf"),
+        ("--clip-norm 1e999", "clip_norm must be a number above 0, not inf"),
+        (f"--steps {'9' * 400}", "steps must be a whole number above 0, not 999"),
+        ("--set optimizer.lr=true", "optimizer.lr must be a number, not True"),
+        ("--set data.batch_size=True", "data.batch_size must be a whole number, not True"),
+        ("--set data.batch_size=many", "data.batch_size must be a whole number, not 'many'"),
+        ("--set optimizer.lr={[]:1}", "optimizer.lr must be a number, not '{[]:1}'"),
+        ("--set optimizer.precondition=0", "optimizer.precondition must be true or false, not 0"),
+        ("--set optimizer.lr=0.1 --set optimizer.lr=0.2", "optimizer.lr is set twice, to 0.1 and to 0.2"),
+        ("--set optimizer.lr=1 --fixed optimizer.lr=1", "optimizer.lr is set twice, to 1 and to 1"),
+        ("--batch-size 4 --set data.batch_size=8", "data.batch_size is set twice, to 8 and to 4"),
         ("--set optimizer.dropout=1.5", "Invalid dropout value: 1.5; it must be in [0, 1)"),
         ("--set model.dropout=1", "Invalid dropout value: 1.0; it must be in [0, 1)"),
         ("--set optimizer.lrr=1", "unknown hyperparameter 'optimizer.lrr'. Did you mean optimizer.lr"),
@@ -67,6 +84,15 @@ def test_compare_refuses(options, message, capsys, tmp_path):
 def test_train_refuses(options, message, capsys, tmp_path):
     assert main(["train", *options.split(), "--output", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("False", False), ("1", 1), ("1e-3", 1e-3), (".5", 0.5), ("-2", -2), ("bfloat16", "bfloat16")],
+)
+def test_a_value_of_the_command_line_is_what_it_is_in_a_file(text, value):
+    name, parsed = _assignment(f"optimizer.of_it={text}")
+    assert (name, parsed, type(parsed)) == ("optimizer.of_it", value, type(value))
 
 
 def test_assignments_must_have_a_name_and_a_value(capsys):

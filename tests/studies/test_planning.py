@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from shiftproof.data import DATASETS
 from shiftproof.files import DamagedFileError
-from shiftproof.hparams import draw
+from shiftproof.hparams import Hparam, draw
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import FieldError, Method, Study, Variant, make_plan, read_plan
 from shiftproof.studies.plan import ABSENT, PLAN_FILE, method_of
@@ -177,7 +178,7 @@ def test_the_data_set_is_not_opened_to_describe_a_study(monkeypatch):
         ({"protocol": "domainbed", "steps": 9, "checkpoint_freq": 9}, "checkpoint_freq", "would evaluate step 1 only"),
         ({"averaging": "swad", "steps": 20, "checkpoint_freq": 10}, "checkpoint_freq", "swad needs 3 evaluations"),
         ({"weights": Path("/nowhere/w.pt")}, "weights", "there is no weights file /nowhere/w.pt"),
-        ({"fixed": {"optimizer.lr": "x"}}, "fixed", "is of the wrong type"),
+        ({"fixed": {"optimizer.lr": -1.0}}, "fixed", "Invalid learning rate: -1"),
         ({"accumulate": 3}, "accumulate", "a batch of 16 cannot be split into 3 equal parts"),
     ],
 )
@@ -185,6 +186,71 @@ def test_what_only_planning_can_refuse_names_its_field(entries, field, message):
     with pytest.raises(FieldError, match=message) as error:
         make_plan(Study(targets=("0",), trials=1, optimizers=("adam",), **entries))
     assert error.value.field == field
+
+
+TOO_LARGE = 10**400
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, TOO_LARGE, -TOO_LARGE])
+def test_a_number_that_json_cannot_hold_is_refused_in_every_field(value):
+    message = f"optimizer.lr must be a finite number, not {value!r}"
+    with pytest.raises(FieldError, match=message) as error:
+        Study(fixed={"optimizer.lr": value})
+    assert error.value.field == "fixed"
+    with pytest.raises(FieldError, match=message) as error:
+        Study(variants=(Variant("a"), Variant("b", fixed={"optimizer.lr": value})))
+    assert error.value.field == "variants"
+    with pytest.raises(FieldError, match=f"clip_norm must be a number above 0, not {value!r}"):
+        Study(clip_norm=value)
+    for name in ("trials", "hparam_trials", "accumulate", "steps", "checkpoint_freq", "image_size"):
+        with pytest.raises(FieldError, match=f"{name} must be a whole number above 0, not {value!r}"):
+            Study(**{name: value})
+    with pytest.raises(FieldError, match=f"times of variant a must be a whole number above 0, not {value!r}"):
+        Study(variants=(Variant("a", times=value),))
+
+
+def test_a_number_that_json_cannot_hold_is_refused_where_a_search_draws_it(monkeypatch):
+    endless = Hparam(0.9, lambda random: math.inf)
+    monkeypatch.setitem(OPTIMIZERS["sgd"].hparams, "momentum", endless)
+    with pytest.raises(ValueError, match=r"optimizer\.momentum must be a finite number, not inf"):
+        make_plan(Study(optimizers=("sgd",), targets=("0",), trials=1, hparam_trials=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("optimizer.lr", True, "optimizer.lr must be a number, not True"),
+        ("optimizer.lr", "fast", "optimizer.lr must be a number, not 'fast'"),
+        ("optimizer.lr", None, "optimizer.lr must be a number, not None"),
+        ("optimizer.lr", [0.1], r"optimizer.lr must be a number, not \[0.1\]"),
+        ("data.batch_size", True, "data.batch_size must be a whole number, not True"),
+        ("data.batch_size", 8.0, "data.batch_size must be a whole number, not 8.0"),
+        ("data.batch_size", "8", "data.batch_size must be a whole number, not '8'"),
+        ("algorithm.n_meta_test", 1.5, "algorithm.n_meta_test must be a whole number, not 1.5"),
+        ("algorithm.first_order", 1, "algorithm.first_order must be true or false, not 1"),
+        ("algorithm.first_order", "no", "algorithm.first_order must be true or false, not 'no'"),
+        ("optimizer.precondition", 0.0, "optimizer.precondition must be true or false, not 0.0"),
+        ("optimizer.moment_dtype", 16, "optimizer.moment_dtype must be a word, not 16"),
+        ("annealer.candidates", "many", "annealer.candidates must be a whole number, not 'many'"),
+        ("annealer.search", False, "annealer.search must be a word, not False"),
+    ],
+)
+def test_a_hyperparameter_of_another_kind_is_named(name, value, message):
+    methods = {"algorithms": ("mldg",), "optimizers": ("genie",), "annealers": ("gga",)}
+    with pytest.raises(FieldError, match=message) as error:
+        Study(**methods, fixed={name: value})
+    assert error.value.field == "fixed"
+    with pytest.raises(FieldError, match=message):
+        Study(**methods, variants=(Variant("a", fixed={name: value}),))
+
+
+def test_a_plan_with_a_number_that_json_cannot_hold_is_damaged(tmp_path):
+    plan = make_plan(Study(optimizers=("sgd",), targets=("0",), trials=1))
+    plan.write(tmp_path)
+    file = tmp_path / "study.json"
+    file.write_text(file.read_text().replace('"optimizer.lr": 0.1', '"optimizer.lr": Infinity'))
+    with pytest.raises(DamagedFileError, match=r"optimizer\.lr must be a finite number, not inf"):
+        read_plan(tmp_path)
 
 
 def test_a_run_of_domainbed_need_not_evaluate_its_last_step():

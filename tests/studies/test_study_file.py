@@ -122,10 +122,10 @@ def test_fields_that_a_file_leaves_out_keep_their_defaults(write):
 
 
 def test_a_quoted_value_is_a_word(write):
-    fixed = read_study(write("optimizers: [genie]\nfixed: {optimizer.moment_dtype: '16', optimizer.noise: TRUE}"))[
-        0
-    ].fixed
-    assert fixed == {"optimizer.moment_dtype": "16", "optimizer.noise": True}
+    fixed = read_study(
+        write("optimizers: [genie]\nfixed: {optimizer.moment_dtype: '16', optimizer.precondition: TRUE}")
+    )[0].fixed
+    assert fixed == {"optimizer.moment_dtype": "16", "optimizer.precondition": True}
 
 
 def test_a_path_may_begin_at_the_home_folder(write, monkeypatch):
@@ -201,6 +201,8 @@ def test_a_scale_that_the_file_lacks_is_refused(write):
         ("steps: 3\ntrials: three", 2, "trials must be a whole number, not 'three'"),
         ("trials: 2.5", 1, "trials must be a whole number, not '2.5'"),
         ("trials:", 1, "trials must be a whole number, not null"),
+        ("trials: true", 1, "trials must be a whole number, not 'true'"),
+        ("clip_norm: true", 1, "clip_norm must be a number, not 'true'"),
         ("trials: [2]", 1, "trials must be a whole number, not a list"),
         ("clip_norm: one", 1, "clip_norm must be a number, not 'one'"),
         ("single_source: yes", 1, "single_source must be true or false, not 'yes'"),
@@ -253,6 +255,14 @@ def test_the_error_of_a_file_names_the_line(write, text, line, message):
         ("trials: 1\nbaseline: erm + adamw", 2, "unknown baseline 'erm + adamw'. Did you mean erm + adam"),
         ("single_source: true\ntargets: [0]", 2, "targets contradict single_source"),
         ("variants:\n- name: a\n- name: a", 1, "variant a is named twice"),
+        ("steps: 9\nclip_norm: 1e999", 2, "clip_norm must be a number above 0, not inf"),
+        ("steps: 9\nfixed: {optimizer.lr: inf}", 2, "optimizer.lr must be a finite number, not inf"),
+        ("steps: 9\nfixed: {optimizer.lr: 1e999}", 2, "optimizer.lr must be a finite number, not inf"),
+        ("steps: 9\nfixed: {optimizer.lr: .inf}", 2, "optimizer.lr must be a number, not '.inf'"),
+        ("steps: 9\nfixed: {optimizer.lr: true}", 2, "optimizer.lr must be a number, not True"),
+        ("steps: 9\nfixed: {optimizer.lr: '1'}", 2, "optimizer.lr must be a number, not '1'"),
+        ("steps: 9\nfixed: {data.batch_size: yes}", 2, "data.batch_size must be a whole number, not 'yes'"),
+        ("variants: [{name: a, fixed: {optimizer.lr: -inf}}]", 1, "optimizer.lr must be a finite number, not -inf"),
         ("variants: [{name: a, times: 0}]", 1, "times of variant a must be a whole number above 0, not 0"),
     ],
 )

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -53,3 +54,18 @@ def test_earlier_results_keep_the_name_that_they_were_recorded_under():
     recorded = dataclasses.asdict(SPEC)
     del recorded["results_version"]  # as version 3 wrote it
     assert read_spec(recorded).name == "5be91b274db2249a"
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 10**400])
+@pytest.mark.parametrize("name", ["optimizer.lr", "clip_norm", "steps", "trial_seed"])
+def test_a_number_that_json_cannot_hold_is_refused_by_name(name, value):
+    change = {"hparams": {**SPEC.hparams, name: value}} if name == "optimizer.lr" else {name: value}
+    with pytest.raises(ValueError, match=f"{name} must be a finite number, not {value!r}"):
+        dataclasses.replace(SPEC, **change)
+
+
+def test_what_becomes_of_a_spec_later_is_refused_when_it_is_named():
+    spec = dataclasses.replace(SPEC, hparams=dict(SPEC.hparams))
+    spec.hparams["optimizer.lr"] = math.inf
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _ = spec.name

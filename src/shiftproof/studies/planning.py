@@ -344,8 +344,8 @@ def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> N
             split_domain(domain, study.split, 0, i)
     build = _Builder(study, facts)
     for spec in specs:
-        batch_size = spec.hparams["data.batch_size"]
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        batch_size = int(spec.hparams["data.batch_size"])
+        if batch_size < 1:
             raise FieldError("fixed", f"data.batch_size must be a whole number above 0, not {batch_size!r}")
         if batch_size % study.accumulate:
             raise FieldError(
@@ -400,8 +400,6 @@ class _Builder:
         field = "fixed" if self.study.fixed else "variants" if spec.variant else f"{axis}s"
         try:
             build(hparams)
-        except TypeError as error:  # torch's optimizers compare before they look at the type
-            raise FieldError(field, f"a hyperparameter of {spec.hparams} is of the wrong type: {error}") from error
         except ValueError as error:
             raise FieldError(field, str(error)) from error
         self._built.add(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.data import DATASETS, KINDS, SPLIT_RULES, Kind, SplitRule
-from shiftproof.hparams import Value
+from shiftproof.hparams import Value, is_finite
 from shiftproof.models import default_image_size
 from shiftproof.optim.registry import OPTIMIZERS, SEARCHES, Search
 from shiftproof.registry import Registry, UnknownNameError
@@ -209,7 +208,7 @@ class Study:
         for name, fixed in (("fixed", self.fixed), *(("variants", variant.fixed) for variant in self.variants)):
             try:
                 check_fixed(fixed, spaces)
-            except UnknownNameError as error:
+            except ValueError as error:
                 raise FieldError(name, str(error)) from error
         if not self.methods:
             raise FieldError("variants", "no method has the hyperparameters of any variant")
@@ -316,7 +315,8 @@ def check_name(field_name: str, name: str) -> None:
 
 def _check_positive(field_name: str, value: Any, name: str | None = None) -> None:
     whole = field_name != "clip_norm"
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not 0 < value < math.inf:
+    kind = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not is_finite(value) or value <= 0:
         number = "a whole number" if whole else "a number"
         raise FieldError(field_name, f"{name or field_name} must be {number} above 0, not {value!r}")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import yaml
 
-from shiftproof.hparams import Value
+from shiftproof.hparams import Value, parse_truth, parse_value
 from shiftproof.registry import UnknownNameError
 from shiftproof.studies.study import FieldError, Study, Variant, check_name
 from shiftproof.training.search import known_names, names_of, search_space
@@ -271,21 +271,6 @@ def _scalar(node: yaml.Node, kind: Any, what: str) -> Any:
     raise _error(node, f"{what} must be {description}, not {_describe(node)}")
 
 
-def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
-
-
-def _value(text: str) -> Value:
-    for parse in (int, float, _truth):
-        try:
-            return parse(text)
-        except ValueError:
-            continue
-    return text
-
-
 def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # where Path.expanduser raises, the folder is just not there
 
@@ -294,10 +279,10 @@ def _path(text: str) -> Path:
 _SCALARS: Mapping[Any, tuple[Callable[[str], Any], str]] = {
     int: (int, "a whole number"),
     float: (float, "a number"),
-    bool: (_truth, "true or false"),
+    bool: (parse_truth, "true or false"),
     str: (str, "a word"),
     Path: (_path, "a path"),
-    Value: (_value, "a number or a word"),
+    Value: (parse_value, "a number or a word"),
 }
 
 

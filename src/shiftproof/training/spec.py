@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from shiftproof.data import Kind, SplitRule
-from shiftproof.hparams import Value
+from shiftproof.hparams import Value, is_finite
 from shiftproof.randomness import seed_hash
 
 Precision = Literal["float32", "bf16"]
@@ -58,6 +58,9 @@ class RunSpec:
             were of photographs.
         variant: what distinguishes the run's row in a table. A label, as `hparam_seed` is.
         results_version: of the code that trains it, so that tables of earlier results can still be read.
+
+    Raises:
+        ValueError: a number is not finite; JSON, in which runs are recorded, could not hold it.
     """
 
     dataset: str
@@ -87,6 +90,11 @@ class RunSpec:
     variant: str = ""
     results_version: int = RESULTS_VERSION
 
+    def __post_init__(self) -> None:
+        for name, value in {**vars(self), **self.hparams}.items():
+            if isinstance(value, (int, float)) and not is_finite(value):
+                raise ValueError(f"{name} must be a finite number, not {value!r}")
+
     @cached_property
     def name(self) -> str:
         """The hash that names the run's folder."""
@@ -96,7 +104,7 @@ class RunSpec:
             for name, (value, default) in values.items()
             if name not in _LABELS and not (name in _LATER and value == default)
         }
-        text = json.dumps(facts, sort_keys=True)
+        text = json.dumps(facts, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
