@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from shiftproof.files import DamagedFileError, read_json, write_bytes
 from shiftproof.studies.study import Method, Tuning
 from shiftproof.training import RunSpec
+from shiftproof.training.run import SPEC_FILE
 
 PLAN_FILE = "study.json"
 ABSENT = "not at hand"
@@ -138,10 +140,58 @@ def _grid(entries: dict[str, Any]) -> Grid:
     )
 
 
-def read_spec(entries: dict[str, Any]) -> RunSpec:
-    """Return a run's spec from what JSON gives of it."""
+def read_spec(entries: Any) -> RunSpec:
+    """Return a run's spec from what JSON gives of it.
+
+    Raises:
+        ValueError: it is no spec of this version.
+    """
+    if not isinstance(entries, dict):
+        raise ValueError("it is no mapping")  # noqa: TRY004  (of a file's content)
     # the version was not recorded before it was 4
-    return RunSpec(**{"results_version": 3, **entries, "targets": tuple(entries["targets"])})
+    values = {"results_version": 3, **entries}
+    if isinstance(values.get("targets"), list):
+        values["targets"] = tuple(values["targets"])
+    if unknown := values.keys() - _SPEC_KINDS.keys():
+        raise ValueError(f"this version does not know its {', '.join(sorted(unknown))}")
+    for name, value in values.items():
+        if not _is_of(value, _SPEC_KINDS[name]):
+            raise ValueError(f"no valid {name}: {value!r}")
+    try:
+        return RunSpec(**values)
+    except TypeError as error:
+        raise ValueError(str(error).removeprefix("RunSpec.__init__() ")) from error
+
+
+def read_run_spec(folder: Path, remedy: str) -> RunSpec:
+    """Return the spec of the run in a folder.
+
+    Raises:
+        DamagedFileError: it is no spec of this version; the message ends in ``remedy``.
+    """
+    path = folder / SPEC_FILE
+    entries = read_json(path, remedy)
+    try:
+        return read_spec(entries)
+    except ValueError as error:
+        raise DamagedFileError(path, str(error), remedy) from error
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Return whether a value is of the kind of a field."""
+    origin = get_origin(kind)
+    if origin is UnionType:
+        return any(_is_of(value, one) for one in get_args(kind))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    if origin is Literal:
+        return isinstance(value, str)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else origin or kind)
+
+
+_SPEC_KINDS = get_type_hints(RunSpec)
 
 
 def method_of(spec: RunSpec) -> Method:

@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from shiftproof.algorithms import SingleDomainWarning
-from shiftproof.files import DamagedFileError, is_local, read_json
+from shiftproof.files import DamagedFileError, is_local
 from shiftproof.studies.formats import as_csv
-from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_spec
+from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
 from shiftproof.studies.pool import NodeError, run_tasks
 from shiftproof.studies.ray_cluster import RayCluster, run_on_ray
@@ -284,10 +284,9 @@ def train_one(
 def _own_folder(folder: Path, spec: RunSpec) -> Iterator[None]:
     """Keep other processes out of a folder, which holds this run or none."""
     with claim(folder):
-        if (folder / SPEC_FILE).exists():
-            recorded = read_json(folder / SPEC_FILE, "delete the folder to train from the start")
-            if read_spec(recorded).name != spec.name:
-                raise ValueError(f"{folder} holds another run; choose another output")
+        remedy = "choose another output, or delete the folder to train from the start"
+        if (folder / SPEC_FILE).exists() and read_run_spec(folder, remedy).name != spec.name:
+            raise ValueError(f"{folder} holds another run; choose another output")
         yield
 
 

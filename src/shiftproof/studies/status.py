@@ -86,10 +86,9 @@ def read_status(folder: Path) -> Status:
 
 def _last_step(metrics: Path) -> int:
     try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:  # a run that has just begun
+        return int(json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])["step"])
+    except (FileNotFoundError, ValueError, TypeError, LookupError):  # one that has just begun, or writes it anew
         return 0
-    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def _claimed(folder: Path) -> bool | None:

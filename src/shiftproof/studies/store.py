@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
@@ -125,12 +126,21 @@ class Store:
         return [spec for spec in plan.distinct if spec.name not in ended]
 
     def write_runs(self, results: Results) -> None:
-        """Rebuild `runs.jsonl`: the runs of a study and, after them, all others that the store holds."""
+        """Rebuild `runs.jsonl`: the runs of a study and, after them, all others that the store holds.
+
+        One that cannot be read, as one of another version, is named on the standard error and passed over.
+        """
         planned = {spec.name for spec in results.plan.runs}
         others = []
         for folder in sorted((self.root / "runs").glob("*"), key=lambda folder: folder.name):
-            if folder.name not in planned and (result := read_result(folder)) is not None:
-                others.append(run_row(read_spec(result["spec"]), result))
+            if folder.name in planned:
+                continue
+            try:
+                if (result := read_result(folder)) is not None:
+                    others.append(run_row(read_spec(result["spec"]), result))
+            except Exception as error:  # nobody knows what is in it
+                reason = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
+                print(f"passed over: {folder}, no run of this study or version: {reason}", file=sys.stderr)
         write_json_lines(self.root / "runs.jsonl", results.rows + others)
 
     def write_text(self, name: str, text: str) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from shiftproof.files import DamagedFileError
 from shiftproof.studies.index import Index, Stamp
 from shiftproof.studies.plan import Grid, Plan
-from shiftproof.studies.results import Result, Results, Row, row_key
+from shiftproof.studies.results import Result, Results, Row, row_key, run_row
 from shiftproof.training import RunSpec, read_result
+from shiftproof.training.run import RESULT_FILE, RESULT_REMEDY
 
 UNSEEN_SECONDS = 2
 """Reading that takes longer shows its progress."""
+_MISFITS = (ArithmeticError, LookupError, ValueError)
+"""What a result raises that is of other domains than its spec."""
 
 
 class StoredResults(Results):
@@ -48,7 +53,23 @@ class StoredResults(Results):
         row = self._index.row(row_key(spec), names)
         if row is None:
             stamps = self._index.stamps(names)  # before they are read: what changes meanwhile counts as changed
-            row = super()._make_row(grid, spec)
+            try:
+                row = super()._make_row(grid, spec)
+            except _MISFITS as error:
+                raise self._damaged([spec, *self._pair_specs(grid, spec).values()], error) from error
             if row is not None:
                 self._new.append((stamps, row))
         return row
+
+    def _damaged(self, specs: Sequence[RunSpec], error: Exception) -> Exception:
+        """Return the error of the first of these runs whose result is none of its spec."""
+        if isinstance(error, DamagedFileError):
+            return error
+        for spec in specs:
+            try:
+                if (result := self._read(spec.name)) is not None:
+                    run_row(spec, result)
+            except _MISFITS as own:
+                reason = f"{type(own).__name__}: {own}"
+                return DamagedFileError(self._folder / spec.name / RESULT_FILE, reason, RESULT_REMEDY)
+        return error

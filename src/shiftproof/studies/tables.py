@@ -315,7 +315,7 @@ def _annealing(reports: Sequence[dict[str, float | None]]) -> dict[str, float | 
     """Return the mean of every quantity over the runs that have it, None where none has."""
     means: dict[str, float | None] = {}
     for name in reports[0] if reports else ():
-        values = [value for report in reports if (value := report[name]) is not None]
+        values = [value for report in reports if (value := report.get(name)) is not None]
         means[name] = sum(values) / len(values) if values else None
     return means
 

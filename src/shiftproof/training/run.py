@@ -38,6 +38,7 @@ from shiftproof.training.inputs import Inputs, Part
 from shiftproof.training.optimizer_factory import RunOptimizers
 from shiftproof.training.parallel import ALONE, Ranks, full_state, load_full_state, split_over_ranks
 from shiftproof.training.protocol import PROTOCOLS
+from shiftproof.training.recorded import check_result
 from shiftproof.training.saved_model import save_model
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.step import StepBuilder
@@ -56,7 +57,7 @@ BATCH_NORM_STEPS = 500
 VERSIONED = ("torch", "torchvision", "timm", "numpy", "pillow")
 """Packages that stand beside a result with their versions."""
 _PROGRESS = {"step", "seconds", "evaluated", "annealer", "metrics", "losses", "selected"}
-_RESULT_ENTRIES = {"spec", "status", "error", "seconds", "passes", "metrics"}
+RESULT_REMEDY = "delete it to train this run again"
 
 OnProgress = Callable[[int, float], None]
 """Called after every step with its number and loss."""
@@ -168,12 +169,11 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     path = folder / RESULT_FILE
     if not path.exists():
         return None
-    remedy = "delete it to train this run again"
-    result = read_json(path, remedy)
-    if not isinstance(result, dict) or not result.keys() >= _RESULT_ENTRIES:
-        raise DamagedFileError(path, "entries are missing", remedy)
-    if result["status"] == "finished" and not result["metrics"]:
-        raise DamagedFileError(path, "it has no metrics", remedy)
+    result: dict[str, Any] = read_json(path, RESULT_REMEDY)
+    try:
+        check_result(result)
+    except ValueError as error:
+        raise DamagedFileError(path, str(error), RESULT_REMEDY) from error
     return result
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from shiftproof.data import DATASETS
-from shiftproof.files import read_json
 from shiftproof.registry import RemovedNameError, UnknownNameError
 from shiftproof.studies.figures.balance import balance_history, draw_balance
 from shiftproof.studies.figures.embedding import draw_embedding, embeddings
@@ -17,7 +16,7 @@ from shiftproof.studies.figures.flatness import draw_flatness, flatness
 from shiftproof.studies.figures.landscape import draw_paths
 from shiftproof.studies.figures.osgr import draw_osgr, draw_osgr_of_moments, snapshot_moments
 from shiftproof.studies.figures.traces import DIAGNOSTICS_FOLDER, TRACES_FOLDER, Subject, Trace, trace
-from shiftproof.studies.plan import read_spec
+from shiftproof.studies.plan import read_run_spec
 from shiftproof.studies.study_data import open_dataset
 from shiftproof.training import load, read_result
 from shiftproof.training.run import SPEC_FILE, state_digest
@@ -52,7 +51,7 @@ def diagnose(
     result = read_result(run)
     if result is None or result["status"] != "finished":
         raise ValueError(f"{run} holds a run that {'has not ended' if result is None else 'failed'}")
-    spec = read_spec(read_json(run / SPEC_FILE, "train the run again"))
+    spec = read_run_spec(run, "train the run again")
     if spec.weights is not None and weights is None:
         raise ValueError(f"{run} started from given weights: name their file")
     key = spec.dataset if spec.dataset in DATASETS else "folder"
@@ -60,14 +59,14 @@ def diagnose(
     dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs")
     subject = Subject(spec, dataset, torch.device(device), weights)
     subject.check()
-    diagnosed = _Diagnosed(run, subject, result["weights_sha256"])
+    diagnosed = _Diagnosed(run, subject, result.get("weights_sha256"))
     return [path for name in what for path in DIAGNOSES[name](diagnosed)]
 
 
 class _Diagnosed:
     """A run with what has been found out of it so far."""
 
-    def __init__(self, run: Path, subject: Subject, digest: str) -> None:
+    def __init__(self, run: Path, subject: Subject, digest: str | None) -> None:
         self.run, self.subject, self._digest = run, subject, digest
         self.output = run / DIAGNOSTICS_FOLDER
         self._trace: Trace | None = None
