@@ -152,10 +152,10 @@ def read_spec(entries: Any) -> RunSpec:
     values = {"results_version": 3, **entries}
     if isinstance(values.get("targets"), list):
         values["targets"] = tuple(values["targets"])
-    if unknown := values.keys() - _SPEC_KINDS.keys():
+    if unknown := values.keys() - _SPEC_TYPES.keys():
         raise ValueError(f"this version does not know its {', '.join(sorted(unknown))}")
     for name, value in values.items():
-        if not _is_of(value, _SPEC_KINDS[name]):
+        if type(value) not in _SPEC_TYPES[name] or (name == "targets" and not all(type(one) is str for one in value)):
             raise ValueError(f"no valid {name}: {value!r}")
     try:
         return RunSpec(**values)
@@ -177,21 +177,16 @@ def read_run_spec(folder: Path, remedy: str) -> RunSpec:
         raise DamagedFileError(path, str(error), remedy) from error
 
 
-def _is_of(value: Any, kind: Any) -> bool:
-    """Return whether a value is of the kind of a field."""
-    origin = get_origin(kind)
-    if origin is UnionType:
-        return any(_is_of(value, one) for one in get_args(kind))
-    if origin is tuple:
-        return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
-    if origin is Literal:
-        return isinstance(value, str)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else origin or kind)
+def _types(hint: Any) -> set[type]:
+    """Return the types that a value of a field may have; true is no number, and a whole number is one."""
+    if get_origin(hint) is UnionType:
+        return set().union(*map(_types, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return {str}
+    return {float, int} if hint is float else {get_origin(hint) or hint}
 
 
-_SPEC_KINDS = get_type_hints(RunSpec)
+_SPEC_TYPES = {name: _types(hint) for name, hint in get_type_hints(RunSpec).items()}
 
 
 def method_of(spec: RunSpec) -> Method:
