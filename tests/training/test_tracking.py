@@ -12,7 +12,8 @@ import torch
 
 from shiftproof.training import train
 from shiftproof.training.evaluation import training_domain_validation
-from shiftproof.training.tracking import TRACKERS, TrackerWarning, Tracking, check_trackers
+from shiftproof.training.tracking import TRACKERS, OpenTrackers, TrackedRun, TrackerWarning, Tracking, check_trackers
+from shiftproof.training.tracking.tracker import plain_names
 from training.killed import Killed
 from training.wandb_file import read_wandb
 
@@ -224,6 +225,67 @@ def test_an_mlflow_server_that_is_away_ends_no_run(digits, make_spec, tmp_path, 
             result = train(make_spec(), digits, tmp_path / "run", device=CPU, tracking=Tracking(("mlflow",)))
     assert (len(told), result["status"]) == (1, "finished")
     assert not (tmp_path / "run" / "mlflow.db").exists()
+
+
+ODD = (
+    "quote's", 'double "quotes"', "a/b", "50%", "été", "写真", "new\nline", "..", ".hidden", "../x", "l" * 255,
+    "l" * 254 + "m", "a b", "a_b", "A_b", "", "<script>", "[x]", "*", "a|b", "a:b", "back\\slash", "\udcff", "☃", "e\u0301", "m" * 4000,
+)  # fmt: skip
+
+
+def _tracked_run(make_spec, output, names):
+    """A run of two evaluations on domains of these names, whose accuracies are all different."""
+
+    def record(step):
+        parts = {name: {"out": {"accuracy": (100 * step + i) / 1000}} for i, name in enumerate([*names, "source"])}
+        return {"step": step, "loss": 1.0, "domains": parts}
+
+    tags = {**TAGS, "study": "of\nodd 'names'", "target": "+".join(names)}
+    return TrackedRun(make_spec(targets=tuple(names)), output / "run", output, tags, (record(2), record(4)))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", pytest.param("mlflow", marks=pytest.mark.slow), "wandb"])
+def test_domains_of_any_name_have_curves_of_their_own(name, tracking, make_spec, tmp_path):
+    tracking(name)
+    (tmp_path / "run").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TrackerWarning)
+        opened = OpenTrackers([name], _tracked_run(make_spec, tmp_path, ODD))
+        opened.end("finished")
+        opened.close()
+    curves, facts, status = READERS[name](tmp_path)
+    assert status == "finished"
+    assert len(curves) == len(ODD) + 3  # loss, validation and the source
+    written = [[value for _, value in curve] for key, curve in curves.items() if key.startswith("accuracy/")]
+    assert sorted(written) == [pytest.approx([0.2 + i / 1000, 0.4 + i / 1000]) for i in range(len(ODD) + 1)]
+    for fact in ("quote", "写真" if name != "tensorboard" else r"\u5199\u771f", "udcff"):
+        assert fact in facts
+
+
+def test_a_domain_is_called_as_readably_as_trackers_allow():
+    names = plain_names([*ODD, "Real World", "sketch"])
+    assert (names["Real World"], names["sketch"], names[".hidden"], names["写真"]) == (
+        "Real World",
+        "sketch",
+        ".hidden",
+        "写真",
+    )
+    assert (names["quote's"], names["50%"], names["new\nline"], names["../x"]) == ("quote_s", "50_", "new_line", ".._x")
+    assert names["a b"].startswith("a b-")  # which TensorBoard would write as a_b
+    assert names["a_b"].startswith("a_b-")
+    assert len({name.replace(" ", "_").casefold() for name in names.values()}) == len(names)
+    assert max(map(len, names.values())) <= 109
+    assert plain_names(reversed(list(names))) == names
+
+
+def test_mlflow_takes_every_name(make_spec, tmp_path):
+    validation = pytest.importorskip("mlflow.utils.validation")
+    run = _tracked_run(make_spec, tmp_path, ODD)
+    for name in run.scalars({**run.kept[0], "averaged": [2, 2]}):
+        validation._validate_metric(name, 0.5, 0, 0)
+    assert len(run.title) == 128
+    assert run.title.startswith("erm + adam on quote's+")
+    assert run.title.endswith(", trial 0, setting 0")
 
 
 def test_nothing_is_tracked_unless_asked_for(digits, make_spec, tmp_path):

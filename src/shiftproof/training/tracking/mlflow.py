@@ -38,7 +38,7 @@ class MLflowTracker:
         experiment = _experiment(self._client, os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
         tracked = self._find(experiment, run)
         if tracked is None:
-            tags = {RUN_TAG: run.spec.name, **run.tags}
+            tags = {RUN_TAG: run.spec.name, **run.labels}
             tracked = self._client.create_run(experiment, run_name=run.title, tags=tags)
         else:
             self._client.update_run(tracked.info.run_id, status="RUNNING")

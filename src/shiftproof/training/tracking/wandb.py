@@ -29,8 +29,8 @@ class WandbTracker:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             dir=None if "WANDB_DIR" in os.environ else run.shared,
             name=run.title,
-            config={**run.parameters, **run.tags},
-            tags=[f"{name}: {value}"[:LONGEST_TAG] for name, value in run.tags.items()],
+            config={**run.parameters, **run.labels},
+            tags=[f"{name}: {value}"[:LONGEST_TAG] for name, value in run.labels.items()],
             reinit="create_new",  # a run that is open in this process is somebody else's
             settings=wandb.Settings(silent=True, console="off"),
         )
