@@ -229,7 +229,8 @@ def test_an_mlflow_server_that_is_away_ends_no_run(digits, make_spec, tmp_path, 
 
 ODD = (
     "quote's", 'double "quotes"', "a/b", "50%", "été", "写真", "new\nline", "..", ".hidden", "../x", "l" * 255,
-    "l" * 254 + "m", "a b", "a_b", "A_b", "", "<script>", "[x]", "*", "a|b", "a:b", "back\\slash", "\udcff", "☃", "e\u0301", "m" * 4000,
+    "l" * 254 + "m", "a b", "a_b", "A_b", "", "<script>", "[x]", "*", "a|b", "a:b", "back\\slash", "\udcff", "☃",
+    "e\u0301", "m" * 4000,
 )  # fmt: skip
 
 
