@@ -320,9 +320,10 @@ def test_concurrent_processes_compile_once(tmp_path):
 
 @pytest.mark.usefixtures("not_prebuilt")
 def test_without_a_compiler_everything_works_and_repr_says_why(tmp_path):
-    out, _ = _run(_STEP, tmp_path, PATH="", CXX="").communicate(timeout=120)
+    out, said = _run(_STEP, tmp_path, PATH="", CXX="").communicate(timeout=120)
     assert out.startswith("foreach: ")
     assert "no C++ compiler" in out
+    assert "compiling" not in said
     reference, _ = _run(_STEP, build._cached().parent).communicate(timeout=120)
     assert out.split()[-1] == reference.split()[-1]
 

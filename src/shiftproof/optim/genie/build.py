@@ -99,6 +99,7 @@ def _compile_once(target: Path) -> None:
                 reason = failed.read_text(encoding="utf-8").partition("\n")[0]
                 raise KernelError(f"the CPU kernel was not compiled: {reason} (delete {failed} to try again)")
             try:
+                _compiler()  # without one there is nothing to tell
                 print("shiftproof: compiling GENIE's CPU kernel, once for this machine", file=sys.stderr)
                 compile_kernel(target)
             except NoCompilerError:
@@ -116,11 +117,7 @@ def compile_kernel(target: Path) -> None:
     Raises:
         KernelError: there is no compiler, or it failed.
     """
-    compiler = next(
-        (found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if (found := _which(name))), None
-    )
-    if compiler is None:
-        raise NoCompilerError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
+    compiler = _compiler()
     if sys.platform == "win32":
         raise KernelError("it is written for GCC and Clang")
     include = Path(torch.__file__).parent / "include"
@@ -144,8 +141,12 @@ def compile_kernel(target: Path) -> None:
         linked.replace(target)
 
 
-def _which(name: str | None) -> str | None:
-    return name and shutil.which(name)
+def _compiler() -> str:
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        raise NoCompilerError("there is no C++ compiler (c++, g++, clang++ or $CXX)")
+    return compiler
 
 
 def _run(command: list[str]) -> None:
