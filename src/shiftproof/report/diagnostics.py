@@ -39,7 +39,9 @@ def diagnostic_figures(results: Results, output: Path) -> list[DiagnosticFigure]
     store = Store(output)
     folders = [("all methods", output), *((_named(spec), store.folder(spec)) for spec in results.plan.distinct)]
     return [
-        DiagnosticFigure(of, str(svg.relative_to(output)), embedded(svg.read_bytes()), caption.read_text().strip())
+        DiagnosticFigure(
+            of, str(svg.relative_to(output)), embedded(svg.read_bytes()), caption.read_text("utf-8").strip()
+        )
         for of, folder in folders
         for svg in sorted((folder / DIAGNOSTICS_FOLDER).glob("*.svg"))
         if (caption := svg.with_suffix(".txt")).exists()

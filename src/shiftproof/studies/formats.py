@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from shiftproof.studies.markup import latex, markdown, one_line
 from shiftproof.studies.published import SECONDS, published_for
 from shiftproof.studies.results import Results
 from shiftproof.studies.statistics import Difference, Estimate
@@ -54,7 +55,8 @@ def as_text(results: Results, rule: str | None = None, baseline: str | None = No
         UnknownNameError: the study has no such rule or method.
     """
     return "\n\n".join(
-        "\n".join([block.title, *_aligned(block), *block.notes]) for block in blocks(results, rule, baseline)
+        "\n".join([one_line(block.title), *_aligned(block), *map(one_line, block.notes)])
+        for block in blocks(results, rule, baseline)
     )
 
 
@@ -62,29 +64,18 @@ def as_markdown(results: Results, rule: str | None = None, baseline: str | None 
     """Return the tables of a study as Markdown; the arguments are those of `as_text`."""
 
     def entry(one: Entry) -> str:
-        text = one.text.replace("|", "\\|")
+        text = markdown(one.text)
         return {"best": f"**{text}**", "second": f"_{text}_", None: text}[one.mark]
 
     parts = []
     for block in blocks(results, rule, baseline):
-        lines = [f"**{block.title}**", ""]
+        lines = [f"**{markdown(block.title).strip()}**", ""]  # with a space inside it is not bold
         if block.rows:
             lines.append("| " + " | ".join(entry(Entry(name)) for name in block.head) + " |")
             lines.append("|---|" + "---:|" * (len(block.head) - 1))
             lines += ["| " + " | ".join(map(entry, row)) + " |" for row in block.rows]
-        parts.append("\n".join([*lines, *(f"\n{note}" for note in block.notes)]))
+        parts.append("\n".join([*lines, *(f"\n{markdown(note)}" for note in block.notes)]))
     return "\n\n".join(parts)
-
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "<": r"$<$",
-    ">": r"$>$",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-}
 
 
 def as_latex(results: Results, rule: str | None = None, baseline: str | None = None) -> str:
@@ -93,26 +84,23 @@ def as_latex(results: Results, rule: str | None = None, baseline: str | None = N
     The arguments are those of `as_text`.
     """
 
-    def tex(text: str) -> str:
-        return "".join(_TEX.get(character, character) for character in text)
-
     def entry(one: Entry) -> str:
-        text = tex(one.text)
+        text = latex(one.text)
         return {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}", None: text}[one.mark]
 
     parts = []
     for block in blocks(results, rule, baseline):
-        notes = " ".join(tex(note) for note in block.notes)
+        notes = " ".join(latex(note) for note in block.notes)
         if not block.rows:
-            parts.append("\n".join(f"% {line}" for line in [block.title, *block.notes]))
+            parts.append("\n".join(f"% {one_line(line)}" for line in [block.title, *block.notes]))
             continue
         lines = [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{tex(block.title)}{'. ' + notes if notes else ''}}}",
+            rf"\caption{{{latex(block.title)}{'. ' + notes if notes else ''}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(block.head) - 1)}}}",
             r"\toprule",
-            " & ".join(map(tex, block.head)) + r" \\",
+            " & ".join(map(latex, block.head)) + r" \\",
             r"\midrule",
             *(" & ".join(map(entry, row)) + r" \\" for row in block.rows),
             r"\bottomrule",
@@ -392,7 +380,8 @@ def _time_blocks(results: Results, table: Table) -> list[Block]:
 
 
 def _aligned(block: Block) -> list[str]:
-    lines = [block.head, *([entry.text for entry in row] for row in block.rows)] if block.rows else []
+    rows = [block.head, *([entry.text for entry in row] for row in block.rows)] if block.rows else []
+    lines = [list(map(one_line, row)) for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(block.head))] if lines else []
     return [
         "  ".join(

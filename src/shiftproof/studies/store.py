@@ -144,8 +144,8 @@ class Store:
         write_json_lines(self.root / "runs.jsonl", results.rows + others)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file of the study, atomically."""
-        write_bytes(self.root / name, text.encode())
+        """Write a file of the study, atomically; what no encoding has, as of the name of a folder, is escaped."""
+        write_bytes(self.root / name, text.encode(errors="backslashreplace"))
 
 
 def read_results(folder: Path) -> Results:
