@@ -1,8 +1,18 @@
-"""`python -m shiftproof`."""
+"""`python -m shiftproof` and the command `shiftproof`."""
 
 import sys
 
-from shiftproof.cli import main
+
+def run() -> int:
+    """Run the command line; an interrupt ends it without a traceback, also while modules are imported."""
+    try:
+        from shiftproof.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import select
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from shiftproof import __version__
@@ -18,24 +23,67 @@ if TYPE_CHECKING:
     from shiftproof.studies import RayCluster, Study
 
 INTERRUPTED = 130
+NOT_READ = 141
+_INTERRUPTED_TEXT = "interrupted; the same command continues where it stopped"
 _RAY_OPTIONS = ("address", "cpus_per_run", "gpus_per_run")
 FIGURE_CANDIDATES = 25
 """Of GGA's search in a figure, unless they are fixed by hand: a tenth of the published, so that it takes a minute."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 1 for bad input or a failure, 130 if interrupted."""
-    options = _parser().parse_args(arguments)
-    warnings.formatwarning = lambda message, *_, **__: f"shiftproof: warning: {message}\n"  # no line of our code
+    """Run a command and return its exit status.
+
+    That is 0, 1 for bad input or a failure, 130 if interrupted, and 141 if what reads its output stopped reading.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without ± shows an escape and not an error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    handler = signal.getsignal(signal.SIGINT)
+    ours = handler is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
+        options = _parser().parse_args(arguments)
+        warnings.formatwarning = lambda message, *_, **__: f"shiftproof: warning: {message}\n"  # no line of our code
         status: int = options.command(options)
+        print(end="", flush=True)  # what is left of it would be written after this, when errors end in a traceback
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        print(_INTERRUPTED_TEXT, file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return NOT_READ
         print(f"shiftproof: error: {error}", file=sys.stderr)
         return 1
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, handler)
     return status
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but end at once where a module is imported: torch and numpy make other errors of it.
+
+    All files are whole or absent, and workers end with this process.
+    """
+    inner = frame
+    while inner is not None:
+        if inner.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os.write(2, f"{_INTERRUPTED_TEXT}\n".encode())
+            os._exit(INTERRUPTED)
+        inner = inner.f_back
+    signal.default_int_handler(number, frame)
+
+
+def _nobody_reads() -> bool:
+    """Return whether the other end of the standard output is closed, as that of `head`, and if so drop the rest."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # of errors it tells in any case
+    if not poll.poll(0):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:
