@@ -83,6 +83,15 @@ def test_damaged_files_are_named(name: str, kept: int, tmp_path: Path) -> None:
         read_weights(path)
 
 
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.safetensors"])
+def test_an_empty_file_is_called_empty(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"")
+    for read in (read_weights, weights_fingerprint):
+        with pytest.raises(ValueError, match=f"^weights file {path} is empty$"):
+            read(path)
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     for read in (read_weights, weights_fingerprint):
         with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):

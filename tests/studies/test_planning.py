@@ -191,6 +191,13 @@ def test_what_only_planning_can_refuse_names_its_field(entries, field, message):
 TOO_LARGE = 10**400
 
 
+def test_an_empty_weights_file_is_refused_by_its_field(tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"")
+    with pytest.raises(FieldError, match=r"w\.pt is empty") as error:
+        make_plan(Study(targets=("0",), trials=1, optimizers=("adam",), weights=tmp_path / "w.pt"))
+    assert error.value.field == "weights"
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, TOO_LARGE, -TOO_LARGE])
 def test_a_number_that_json_cannot_hold_is_refused_in_every_field(value):
     message = f"optimizer.lr must be a finite number, not {value!r}"

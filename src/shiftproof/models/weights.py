@@ -18,6 +18,7 @@ def weights_fingerprint(path: Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it is empty.
     """
     with _existing(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -91,6 +92,8 @@ def load_weights(featurizer: nn.Module, path: Path, *, classifier: tuple[str, ..
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"weights file {path} is empty")
     return path
 
 

@@ -280,7 +280,7 @@ def _check_schedule(study: Study, steps: int, freq: int) -> None:
 def _fingerprint(weights: Path | None) -> str | None:
     try:
         return None if weights is None else weights_fingerprint(weights)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise FieldError("weights", str(error)) from error
 
 
