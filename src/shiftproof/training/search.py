@@ -113,7 +113,7 @@ def known_names() -> list[str]:
         *(("erm", optimizer, "none") for optimizer in OPTIMIZERS),
         *(("erm", "sgd", annealer) for annealer in ANNEALERS),
     ]
-    spaces = (search_space("", False, *method, "short") for method in methods)
+    spaces = (search_space("", "photographs", False, *method, "short") for method in methods)
     return list(dict.fromkeys(name for space in spaces for name in names_of(space)))
 
 
