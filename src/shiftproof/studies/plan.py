@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from shiftproof.files import DamagedFileError, read_json, write_bytes
 from shiftproof.studies.study import Method, Tuning
@@ -179,7 +179,7 @@ def read_run_spec(folder: Path, remedy: str) -> RunSpec:
 
 def _types(hint: Any) -> set[type]:
     """Return the types that a value of a field may have; true is no number, and a whole number is one."""
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (Union, UnionType):
         return set().union(*map(_types, get_args(hint)))
     if get_origin(hint) is Literal:
         return {str}
