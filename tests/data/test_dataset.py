@@ -13,8 +13,8 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 CLASSES = ("cat", "dog", "horse")
 
 
-def dataset(*domains, classes=CLASSES, name="mine"):
-    return DomainDataset(name, domains, classes, False, "x")
+def dataset(*domains, classes=CLASSES, name="mine", kind="small_images"):
+    return DomainDataset(name, domains, classes, kind, "x")
 
 
 def domain(name="art", **changes):
@@ -123,6 +123,13 @@ def test_a_plus_sign_that_is_not_ambiguous_is_taken():
 def test_classes_must_be_told_apart(classes, message):
     with pytest.raises(ValueError, match=message):
         dataset(domain(labels=LABELS * 0), classes=classes)
+
+
+@pytest.mark.parametrize("kind", ["photo", True, False, None])
+def test_a_kind_that_there_is_not_is_refused(kind):
+    """Also what stood in its place before, whether the images are photographs: they would not be augmented."""
+    with pytest.raises(ValueError, match=f"data set mine: kind must be photographs or small_images, not {kind!r}"):
+        dataset(domain(), kind=kind)
 
 
 def test_a_name_that_is_no_text_is_refused():

@@ -60,8 +60,8 @@ class DomainDataset:
         root: the folder of its domains, None for an embedded set.
 
     Raises:
-        ValueError: domains do not go together, a label is none of the classes, or there are fewer than two classes.
-            Images are not read.
+        ValueError: domains do not go together, a label is none of the classes, there are fewer than two classes, or
+            there is no such kind. Images are not read.
     """
 
     name: str
@@ -80,6 +80,8 @@ class DomainDataset:
     def _check(self) -> None:
         if not self.domains:
             raise ValueError("it has no domains")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be {' or '.join(KINDS)}, not {self.kind!r}")
         check_domain_names(self.domain_names)
         for name in (self.name, *self.domain_names, *self.classes):
             if printable(name) != name:
