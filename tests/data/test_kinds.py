@@ -46,7 +46,7 @@ def test_colour_among_grey_makes_photographs_of_what_is_above_64_pixels(tmp_path
 
 def test_the_look_is_told_in_words(tmp_path):
     paths = _write(tmp_path, [(20, 30), (28, 28)], "L")
-    assert look_at(paths).text == "2 of 2 files looked at, up to 28 x 28 pixels, grey"
+    assert look_at(paths).text == "2 of 2 files looked at, up to 20 x 30 pixels, grey"  # the longest side decides
     assert look_at(paths[1:]).text == "1 of 1 files looked at, 28 x 28 pixels, grey"
 
 

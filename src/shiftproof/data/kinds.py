@@ -56,7 +56,7 @@ def look_at(files: Sequence[Path]) -> Look:
     grey = modes.issubset(_GREY)
     side = max(sides, default=SMALL_SIDE + 1)
     small = side <= (SMALL_GREY_SIDE if grey and sides else SMALL_SIDE)
-    [(width, height), *others] = sorted(sizes, reverse=True) or [(0, 0)]
+    [(width, height), *others] = sorted(sizes, key=max, reverse=True) or [(0, 0)]
     text = (
         f"{len(sides):,} of {len(files):,} files looked at, {'up to ' if others else ''}{width} x {height} pixels, "
         f"{'grey' if grey else 'in colour'}"
