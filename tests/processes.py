@@ -12,12 +12,18 @@ HANG = 500  # seconds after which what is waited for is taken not to come, on th
 
 
 def wait_until(happened, process=None):
-    """Wait until a function returns something true, and return it; false if a process ended first."""
+    """Wait until a function returns something true, and return it; false if a process ended first.
+
+    A process beside which nothing happens is killed, so that nobody waits for its end.
+    """
     deadline = time.monotonic() + HANG
     while not (result := happened()):
         if process is not None and process.poll() is not None:
             return happened()  # it may have happened at the end
-        assert time.monotonic() < deadline, f"nothing happened in {HANG} s"
+        if time.monotonic() >= deadline:
+            if process is not None:
+                process.kill()
+            raise AssertionError(f"nothing happened in {HANG} s")
         time.sleep(0.01)
     return result
 

@@ -1,12 +1,14 @@
 """Killing pytest leaves no process."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import processes
 from processes import is_running, wait_until
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
@@ -37,3 +39,10 @@ def test_what_a_killed_process_has_started_is_ended():
 
 def test_that_holds_for_these_tests():
     assert any(name.startswith("SHIFTPROOF_TESTS_") for name in os.environ)
+
+
+def test_a_process_beside_which_nothing_happens_is_killed(monkeypatch):
+    monkeypatch.setattr(processes, "HANG", 0)
+    with subprocess.Popen(["sleep", "1000"]) as process, pytest.raises(AssertionError, match="nothing happened in 0 s"):
+        wait_until(lambda: False, process)
+    assert process.returncode == -signal.SIGKILL

@@ -261,6 +261,27 @@ if __name__ == "__main__":
     wait_until(lambda: not any(is_running(rank.name) for rank in ranks))
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+def test_a_process_that_another_program_started_ends_with_that(tmp_path):
+    """As those of torchrun do, which does not start them by multiprocessing."""
+    code = f"""
+import sys
+sys.path[:0] = {sys.path}
+import os, signal
+from pathlib import Path
+from shiftproof.training.launch import end_with_parent
+end_with_parent()
+(Path({str(tmp_path)!r}) / str(os.getpid())).touch()
+signal.pause()
+"""
+    starter = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    with subprocess.Popen([sys.executable, "-c", starter, code]) as parent:
+        [started] = wait_until(lambda: list(tmp_path.iterdir()), parent)
+        assert is_running(started.name)
+        parent.kill()
+    wait_until(lambda: not is_running(started.name))
+
+
 @pytest.mark.slow
 def test_the_command_line_trains_on_several_devices_and_under_torchrun(tmp_path, capfd):
     def train(folder, *options):
