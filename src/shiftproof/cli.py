@@ -76,6 +76,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _nobody_reads() -> bool:
     """Return whether the other end of the standard output is closed, as that of `head`, and if so drop the rest."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # of errors it tells in any case
     if not poll.poll(0):

@@ -93,6 +93,6 @@ def absent_plan():
     study = Study(
         name="published", datasets=("PACS", "VLCS"), optimizers=("adam", "sam", "genie"), published="optimizers",
         targets=("art_painting", "sketch", "LabelMe"), selection=("oracle", "training_domain"), trials=2, steps=6,
-        checkpoint_freq=2, image_size=8,
+        checkpoint_freq=2, model="small_conv", image_size=8,
     )  # fmt: skip
     return make_plan(study, absent=True)

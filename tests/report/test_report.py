@@ -103,9 +103,9 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
     grids = [*(make_plan(study).grids[0] for study in studies), hostile_plan.grids[0]]
     names = {name for grid in grids for name in grid.terms}
     assert {"averaging", "tuning", "sources", "steps between evaluations"} <= names
-    # with a file of weights, or drawings of photographs
-    given = {"weights", "published start", "batch norm", "classifier start", "split"}
-    assert names | given | {"selection", "runs finished"} == MEANINGS.keys()
+    # with a file of weights, drawings of photographs, or a folder
+    given = {"weights", "published start", "batch norm", "classifier start", "split", "kind"}
+    assert names | given | {"selection", "results version", "runs finished"} == MEANINGS.keys()
     assert RULE_MEANINGS.keys() == set(RULES)
 
 

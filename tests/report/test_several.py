@@ -9,7 +9,7 @@ from tests.report.pages import MINUS, cells, read_csv
 from shiftproof.cli import main
 from shiftproof.report import write_report
 from shiftproof.report.names import safe_names
-from shiftproof.studies import Study, build_tables, make_plan, planning
+from shiftproof.studies import Study, build_tables, make_plan, study_data
 from shiftproof.studies.tables import comparisons
 
 DIGITS = ("rotated_digits", "colored_digits")
@@ -166,8 +166,9 @@ def test_measured_stands_beside_published(published):
 )
 def test_an_error_and_a_note_of_what_was_published_are_shown(write_store, tmp_path, table, optimizer, expected):
     study = Study(
-        datasets=("PACS",), optimizers=(optimizer,), trials=1, steps=6, checkpoint_freq=2, image_size=8, published=table
-    )
+        datasets=("PACS",), optimizers=(optimizer,), trials=1, steps=6, checkpoint_freq=2, model="small_conv",
+        image_size=8, published=table,
+    )  # fmt: skip
     page = write_report(write_store(make_plan(study, absent=True), tmp_path), tmp_path).read_text()
     assert expected in cells(page, "published")[1]
 
@@ -188,7 +189,7 @@ def test_data_that_are_not_at_hand_are_reported_without_class_names(published):
 
 
 def test_the_report_needs_the_store_alone(write_store, hostile_plan, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(planning, "open_dataset", lambda *_: pytest.fail("the data were opened"))
+    monkeypatch.setattr(study_data, "open_dataset", lambda *_: pytest.fail("the data were opened"))
     write_store(hostile_plan, tmp_path / "made")
     (tmp_path / "made").rename(tmp_path / "moved")
     assert main(["study", "report", str(tmp_path / "moved")]) == 0

@@ -153,7 +153,7 @@ def test_the_guess_is_said_in_one_line_before_training(tmp_path, capsys):
     printed = capsys.readouterr()
     said = (
         f"{root}: taken for small_images of 28 x 28 pixels (36 of 36 files looked at, 28 x 28 pixels, grey); "
-        "kind says otherwise"
+        "set kind to override this"
     )
     assert printed.err.splitlines()[0] == said
     assert printed.err.count("taken for") == 1

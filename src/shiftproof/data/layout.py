@@ -95,11 +95,11 @@ def _folder_of_folders(tree: Tree, domain: Path, name: str) -> FolderError:
     readings = []
     if domain == tree.root:  # of classes, as `evaluate` takes it
         readings.append(f"{domain / name} is the folder to score, with {_some(below)}: {_option(domain / name)}")
-    elif not part:
+    elif not part and len(siblings) > 1:
         readings.append(f"{domain} is the data set, with the domains {_some(siblings)}: {_option(domain)}")
     if domain != tree.root and (part or len(siblings) == 1):
         having = [one for one in tree.listing(tree.root).folders if name in tree.listing(tree.root / one).folders]
-        what = "a part of each domain, which is split here anyway" if part else "one level too many"
+        what = "a part of each domain" if part else "one level too many"
         readings.append(f"{name} is {what}: {_linked(tree.root, having, name)}")
     folder = _quoted(domain / name)
     readings.append(

@@ -17,6 +17,7 @@ MEANINGS = {
     "precision": "of the forward passes",
     "compiled": "what was turned into code of its own, which computes the same to rounding",
     "device": "where the runs were trained",
+    "kind": "of a folder's images: photographs are cropped, flipped and changed in colour in training",
     "image size": "side of the images, in pixels",
     "weights": "the file of weights that training started from",
     "batch norm": "whether batch norms keep the statistics of the weights file",
@@ -27,6 +28,7 @@ MEANINGS = {
     "averaging": "of the weights over the steps; the averaged weights are scored",
     "fixed": "hyperparameters fixed by hand, the same for all methods",
     "selection": "the rule that chose every run's step and setting",
+    "results version": "of the code that trained the runs, where today's gives other numbers",
     "runs finished": "of the runs that the study plans",
 }
 

@@ -12,7 +12,7 @@ from shiftproof.studies.selection import RULES
 from shiftproof.training.run import RESULT_FILE
 
 INDEX_FILE = "index.jsonl"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Raised whenever an unchanged result gives another row, so that no table is made of rows of earlier code."""
 
 Stamp = tuple[int, float] | None

@@ -234,6 +234,7 @@ def run_row(spec: RunSpec, result: Result, pairs: Mapping[str, Sequence[Record]]
         "annealing": result.get("annealer"),
         "steps": result.get("steps", spec.steps),  # SWAD may stop early
         "protocol": spec.protocol,
+        "results_version": spec.results_version,
         "versions": result.get("versions"),
         "selection": {
             rule: select(rule, result["metrics"], spec.targets, protocol, pairs) if finished else None for rule in RULES

@@ -66,7 +66,8 @@ def model_of(study: Study, dataset: str) -> str:
             "model",
             f"the images of {name} are photographs, and no model is named. Give one with weights to start from (model "
             "resnet18 and a file of weights, as torchvision or timm has them). A model alone is trained from scratch, "
-            "which takes far more images and steps. Digits, characters and spectrograms are of kind small_images",
+            "which takes far more images and steps. If they are digits, characters or spectrograms, set kind to "
+            "small_images",
         )
     return SMALL_MODEL
 
@@ -92,5 +93,5 @@ def _look(folder: Path | None) -> Look:
     """Look at the files of a folder, once in a process, and say what they are taken for."""
     look = look_at_folder(folder)
     size = f" of {look.small_size} x {look.small_size} pixels" if look.kind == "small_images" else ""
-    print(f"{folder}: taken for {look.kind}{size} ({look.text}); kind says otherwise", file=sys.stderr)
+    print(f"{folder}: taken for {look.kind}{size} ({look.text}); set kind to override this", file=sys.stderr)
     return look

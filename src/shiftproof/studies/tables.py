@@ -22,6 +22,7 @@ from shiftproof.studies.statistics import (
     sign_count,
 )
 from shiftproof.studies.study import Method
+from shiftproof.training.spec import RESULTS_VERSION
 
 Scores = dict[int, float]
 """A quantity by trial, of the trials that have it."""
@@ -308,6 +309,9 @@ class _Builder:
         planned = {spec.name for grid in grids for spec in grid.runs}
         rows = [row for grid in grids for each in self.results.rows_by_method(grid).values() for row in each]
         finished = {row["run"] for row in rows if row["status"] == "finished"}
+        versions = sorted({spec.results_version for grid in grids for spec in grid.runs})
+        if versions != [RESULTS_VERSION]:  # the same runs would give other numbers today
+            terms["results version"] = f"{' '.join(map(str, versions))}, earlier than today's {RESULTS_VERSION}"
         return {**terms, "selection": self.rule, "runs finished": f"{len(finished)} of {len(planned)}"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import math
@@ -112,6 +113,8 @@ def train(
         write_json(folder / SPEC_FILE, asdict(spec))
     with reproducible(), ExitStack() as tracked:
         _warm_up(spec, dataset, device, weights, ranks)
+        if device.type != "cpu" or ranks.size > 1:
+            gc.collect()  # what is compiled or sharded lies in cycles, and the device would hold the weights twice
         run = _Run(spec, dataset, folder, device, weights, ranks)
         trackers = tracked.enter_context(track(tracking if ranks.first else None, spec, folder, run.metrics))
         try:
