@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -59,6 +60,7 @@ def _disturb(file, output, rng):
         for victims in (_workers, lambda pid: [pid]):
             reached = _evaluations(output) + rng.randint(1, 4)  # moments of the work, whatever the speed
             wait_until(lambda reached=reached: _evaluations(output) >= reached, driver)
+            time.sleep(rng.uniform(0, 0.2))  # so that not all kills come just after an evaluation; none is wrong
             if driver.poll() is None and (found := victims(driver.pid)):
                 with suppress(ProcessLookupError):  # it has ended since
                     os.kill(rng.choice(found), signal.SIGKILL)

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from itertools import count
 
 from processes import wait_until
@@ -27,6 +28,7 @@ def _kill(output, rng):
     reached = _evaluations(output) + rng.randint(1, 4)  # a moment of the work, whatever the speed
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         wait_until(lambda: _evaluations(output) >= reached, process)
+        time.sleep(rng.uniform(0, 0.2))  # so that not all kills come just after an evaluation; none is wrong
         process.send_signal(signal.SIGKILL)
     assert process.returncode in (0, -signal.SIGKILL)  # one that fails would be started for ever
     return process.returncode == -signal.SIGKILL
