@@ -124,6 +124,7 @@ def test_a_cache_that_is_chosen_and_closed_ends_with_one_line(image_tree, tmp_pa
         tmp_path, *TRAIN, "--data-dir", root, "--output", tmp_path / "out", SHIFTPROOF_CACHE=str(closed / "cache")
     )
     assert done.returncode == 1
-    [line] = done.stderr.splitlines()
+    [look, line] = done.stderr.splitlines()
+    assert "taken for" in look
     assert line.startswith(f"shiftproof: error: cannot write the image cache in {closed / 'cache'}: [Errno 13]")
     assert line.endswith("set SHIFTPROOF_CACHE to another folder")

@@ -26,7 +26,7 @@ GOLDEN = {  # DomainBed's draws for PACS, trial 0
 
 @pytest.mark.parametrize("hparam_seed", GOLDEN)
 def test_draws_are_domainbeds(hparam_seed):
-    space = search_space("PACS", True, "erm", "adam", "none", "protocol")
+    space = search_space("PACS", "photographs", True, "erm", "adam", "none", "protocol")
     drawn = setting(space, {}, hparam_seed, trial_seed=0)
     assert drawn == {
         "data.batch_size": GOLDEN[hparam_seed]["batch_size"],
@@ -68,7 +68,7 @@ def test_older_dialects_draw_all_names_from_one_generator(dialect):
         "data.batch_size": int(2 ** random.uniform(3, 5.5)),
         "optimizer.weight_decay": 10 ** random.uniform(-6, -2),
     }
-    space = search_space("PACS", True, "erm", "adam", "none", "protocol")
+    space = search_space("PACS", "photographs", True, "erm", "adam", "none", "protocol")
     drawn = setting(space, {}, 1, 0, PROTOCOLS[dialect])
     assert drawn == transcribed
     assert drawn != setting(space, {}, 1, 0)
@@ -84,7 +84,7 @@ def test_in_order_small_images_draw_a_dropout_that_they_do_not_use():
         "data.batch_size": int(2 ** random.uniform(3, 9)),
         "optimizer.weight_decay": 0.0,
     }
-    space = search_space("rotated_digits", False, "erm", "adam", "none", "protocol")
+    space = search_space("rotated_digits", "small_images", False, "erm", "adam", "none", "protocol")
     assert setting(space, {}, 2, 1, PROTOCOLS["domainbed"]) == transcribed
 
 
@@ -93,7 +93,7 @@ def test_in_order_the_algorithm_draws_before_the_rest_of_the_optimizer_and_the_a
     dropout = random.choice([0.0, 0.1, 0.5])
     _, batch_size, decay = random.uniform(-5, -3.5), random.uniform(3, 5.5), random.uniform(-6, -2)
     penalty, rho, radius = random.uniform(-1, 5), random.choice([0.01, 0.02, 0.05, 0.1]), random.uniform(0, 1)
-    space = search_space("PACS", True, "erm", "sam", "none", "protocol")
+    space = search_space("PACS", "photographs", True, "erm", "sam", "none", "protocol")
     space["algorithm"]["penalty"] = Hparam(100.0, log10_uniform(-1, 5))
     space["annealer"]["radius"] = Hparam(0.5, uniform(0, 1))
     fixed = {"optimizer.lr": 1e-3}  # a name that is fixed draws too

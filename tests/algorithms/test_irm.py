@@ -151,7 +151,7 @@ def test_the_draws_are_domainbeds():
 @pytest.mark.parametrize(("name", "steps"), [("irm", 30), ("vrex", 30)])
 def test_a_short_search_raises_the_weight_in_proportion(name, steps):
     for search, default in (("protocol", 500), ("short", steps)):
-        hparams = search_space("PACS", True, name, "adam", "none", search)["algorithm"]
+        hparams = search_space("PACS", "photographs", True, name, "adam", "none", search)["algorithm"]
         assert list(hparams) == ["penalty_weight", "anneal_steps"]
         assert hparams["anneal_steps"].default == default
     drawn = [draw(hparams, seed, 0)["anneal_steps"] for seed in range(1, 50)]

@@ -118,6 +118,7 @@ def test_what_an_algorithm_adds_to_the_network_is_saved(algorithm, make_spec, di
         return evaluate(keep, batches, *options)
 
     monkeypatch.setattr(run_module, "evaluate", recorded)
+    monkeypatch.setattr(run_module, "_warm_up", lambda *_: None)  # it evaluates too, another network
     train(spec, digits, tmp_path, device=torch.device("cpu"))
     model = shiftproof.load(tmp_path)
     with torch.inference_mode():

@@ -2,7 +2,7 @@ from shiftproof.training.search import search_space, setting
 
 
 def _setting(fixed):
-    return setting(search_space("PACS", True, "erm", "genie", "none", "short"), fixed, 0, 0)
+    return setting(search_space("PACS", "photographs", True, "erm", "genie", "none", "short"), fixed, 0, 0)
 
 
 def test_a_whole_number_for_a_float_is_the_same_setting():

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from google.protobuf.message import DecodeError
 
+from processes import wait_until
 from shiftproof.training import train
 from shiftproof.training.evaluation import training_domain_validation
 from shiftproof.training.tracking import TRACKERS, OpenTrackers, TrackedRun, TrackerWarning, Tracking, check_trackers
@@ -83,9 +85,19 @@ def _read_mlflow(output):
     return curves, str(run.data.params | run.data.tags), run.info.status.lower()
 
 
+def _ended_wandb(path):
+    """Read a file, None unless its run has ended: W&B's own process may still write when `finish` has returned."""
+    try:
+        file = read_wandb(path)
+    except (AssertionError, DecodeError, IndexError):  # a header or a record that is written in part
+        return None
+    return None if file.exit_code is None else file
+
+
 def _read_wandb(output):
     """Read the newest file, which holds what those of killed processes do."""
-    *_, file = (read_wandb(path) for path in sorted((output / "wandb").glob("offline-run-*/*.wandb")))
+    *_, newest = sorted((output / "wandb").glob("offline-run-*/*.wandb"))
+    file = wait_until(lambda: _ended_wandb(newest))
     curves = defaultdict(list)
     for _, row in sorted(file.history.items()):
         for name, value in row.items():
