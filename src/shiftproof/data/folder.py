@@ -67,10 +67,11 @@ def open_folder(data_dir: Path | None, image_size: int | None = None, kind: Kind
         raise FolderError("a folder data set needs a data folder")
     root = _absolute(data_dir)
     classes, files = _domain_files(Tree(root))
-    if kind is None:
-        kind = _look(files).kind
-    if image_size is None:
-        image_size = IMAGE_SIZE if kind == "photographs" else _look(files).small_size
+    if kind is None or image_size is None:
+        look = _look(files)
+        kind = look.kind if kind is None else kind
+        if image_size is None:
+            image_size = IMAGE_SIZE if kind == "photographs" else look.small_size
     return _dataset(root.name, root, classes, files, image_size, kind)
 
 
