@@ -8,7 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
-HANG = 500  # seconds after which what is waited for is taken not to come, on the slowest machine
+HANG = 1500  # seconds after which what is waited for is taken not to come, on the slowest machine
 
 
 def wait_until(happened, process=None):
@@ -72,7 +72,7 @@ def end_what_is_left():
 end_what_is_left.reapers = []
 
 
-def run_processes(file, *arguments, limit):
+def run_processes(file, *arguments):
     """Run a worker's file and return what it printed, after a line that says so where it was stuck."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
@@ -86,7 +86,7 @@ def run_processes(file, *arguments, limit):
         start_new_session=True,
     )
     try:
-        return process.communicate(timeout=limit)[0]
+        return process.communicate(timeout=HANG)[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        return f"stuck after {limit} s\n{process.communicate()[0]}"
+        return f"stuck after {HANG} s\n{process.communicate()[0]}"

@@ -19,6 +19,7 @@ from benchmarks.check_gpu.pictures import CLASSES, make_pictures
 from benchmarks.check_gpu.plan import plan
 from benchmarks.check_gpu.sizes import DRY, GPU
 from benchmarks.check_gpu.table import markdown
+from processes import HANG
 from shiftproof.cli import _parser
 
 ROOT = Path(__file__).parents[1]
@@ -235,7 +236,7 @@ def test_the_command_writes_a_result_and_says_whether_all_went_well(tmp_path):
     for number, expected in ((0, 0), (2, 1)):
         folder = tmp_path / str(number)
         process = start(folder, [("one", f"echo printed; exit {number}"), ("two", "true")], "--dry", "--seconds", "50")
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=HANG)
         assert process.returncode == expected
         assert sorted(path.name for path in (folder / "out").iterdir()) == [
             "check-gpu.json",
@@ -254,7 +255,7 @@ def test_a_kill_loses_nothing_and_leaves_nothing_running(tmp_path):
     process = start(tmp_path, [("one", "true"), ("endless", held.script), ("three", "true")])
     assert held.begun()
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANG)
     assert process.returncode == 128 + signal.SIGTERM
     assert held.ended()
     assert [check["status"] for check in written(tmp_path)["checks"]] == ["done", "running", "not reached"]

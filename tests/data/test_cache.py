@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 from PIL import ImageFile
 
+from processes import HANG
 from shiftproof.data import CacheError, UnreadableImagesError, cache, decode, open_folder
 
 TREE = {"art": {"cat": ["a.png", "b.png"], "dog": ["c.png"]}, "photo": {"cat": ["d.png"], "dog": ["e.png"]}}
@@ -191,7 +192,7 @@ def test_two_processes_decode_once(image_tree, tmp_path):
         subprocess.Popen([sys.executable, "-c", PROCESS, str(root), mine, other], stdout=subprocess.PIPE, text=True)
         for mine, other in (ready, reversed(ready))
     ]
-    outputs = [process.communicate(timeout=120)[0].split() for process in processes]
+    outputs = [process.communicate(timeout=HANG)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0][0] == outputs[1][0]
     assert sorted(int(output[1]) for output in outputs) == [0, 5]

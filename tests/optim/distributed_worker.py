@@ -40,7 +40,7 @@ from shiftproof.optim import GENIE
 STEPS = 20
 SAVED_AT = 7
 WORLDS = (2, 1, 3, 4)  # 2 first: it saves the checkpoints that 1 and 3 go on from
-STUCK_AFTER = 200  # seconds that a process waits for another: long, as others may have the cores
+STUCK_AFTER = 1000  # seconds that a process waits for another: long, as others may have the cores
 FORMS = ("paper", "released")
 # fused=None is whatever GENIE prefers: the compiled kernel, or foreach where there is none.
 IMPLEMENTATIONS = {"default": {}, "foreach": {"fused": False}}

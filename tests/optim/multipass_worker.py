@@ -23,7 +23,7 @@ from shiftproof.optim import ASAM, FAD, GAM, GENIE, GSAM, SAGM, SAM
 
 WORLD = 2
 STEPS = 4
-STUCK_AFTER = 100  # seconds that a process waits for another
+STUCK_AFTER = 1000  # seconds that a process waits for another: long, as others may have the cores
 OPTIMIZERS = {cls.__name__: cls for cls in (SAM, ASAM, GSAM, SAGM, GAM, FAD)}
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from processes import HANG
 from shiftproof.optim import GENIE
 from shiftproof.optim.genie import build, fused_cpu
 from shiftproof.optim.genie.eager import begin_forloop
@@ -307,7 +308,7 @@ def test_concurrent_processes_compile_once(tmp_path):
     take = 'for last; do :; done; sleep 1; case "$last" in *.so) cp "$KERNEL" "$last";; *) : > "$last";; esac'
     compiler = _compiler(tmp_path, take)
     processes = [_run(_STEP, tmp_path / "cache", CXX=compiler, KERNEL=str(build._cached())) for _ in range(3)]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=HANG) for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
     assert all(out.startswith("fused (") for out, _ in outputs)
     calls = (tmp_path / "calls").read_text().splitlines()
@@ -320,11 +321,11 @@ def test_concurrent_processes_compile_once(tmp_path):
 
 @pytest.mark.usefixtures("not_prebuilt")
 def test_without_a_compiler_everything_works_and_repr_says_why(tmp_path):
-    out, said = _run(_STEP, tmp_path, PATH="", CXX="").communicate(timeout=120)
+    out, said = _run(_STEP, tmp_path, PATH="", CXX="").communicate(timeout=HANG)
     assert out.startswith("foreach: ")
     assert "no C++ compiler" in out
     assert "compiling" not in said
-    reference, _ = _run(_STEP, build._cached().parent).communicate(timeout=120)
+    reference, _ = _run(_STEP, build._cached().parent).communicate(timeout=HANG)
     assert out.split()[-1] == reference.split()[-1]
 
 
@@ -332,7 +333,7 @@ def test_without_a_compiler_everything_works_and_repr_says_why(tmp_path):
 def test_a_compiler_that_fails_is_reported_and_not_tried_again(tmp_path):
     compiler = _compiler(tmp_path, "echo 'x.cpp:1: error: no such thing' >&2; exit 1")
     for _ in range(2):
-        out, _ = _run(_STEP, tmp_path / "cache", CXX=compiler).communicate(timeout=120)
+        out, _ = _run(_STEP, tmp_path / "cache", CXX=compiler).communicate(timeout=HANG)
         assert out.startswith("foreach: ")
         assert "x.cpp:1: error: no such thing" in out
     assert len((tmp_path / "calls").read_text().splitlines()) <= 4
@@ -342,13 +343,13 @@ def test_a_compiler_that_fails_is_reported_and_not_tried_again(tmp_path):
 
 @pytest.mark.usefixtures("not_prebuilt")
 def test_a_compiler_that_comes_later_is_found(tmp_path):
-    _run(_STEP, tmp_path / "cache", PATH="", CXX="").communicate(timeout=120)
+    _run(_STEP, tmp_path / "cache", PATH="", CXX="").communicate(timeout=HANG)
     assert not list((tmp_path / "cache").glob("*.failed"))
 
 
 @pytest.mark.usefixtures("not_prebuilt")
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    out, _ = _run(_STEP, tmp_path / "file" / "cache").communicate(timeout=120)
+    out, _ = _run(_STEP, tmp_path / "file" / "cache").communicate(timeout=HANG)
     assert "cannot be kept" in out
     assert "SHIFTPROOF_CACHE" in out

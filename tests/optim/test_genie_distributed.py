@@ -7,31 +7,26 @@ import os
 
 import pytest
 import torch
-from filelock import FileLock
 
 from processes import run_processes
 
 from . import distributed_worker as worker
 
-pytestmark = pytest.mark.skipif(
-    not (hasattr(os, "fork") and torch.distributed.is_gloo_available()),
-    reason="needs processes that fork, and gloo",
-)
+pytestmark = [
+    pytest.mark.xdist_group("distributed_worker"),  # one start serves all
+    pytest.mark.skipif(
+        not (hasattr(os, "fork") and torch.distributed.is_gloo_available()),
+        reason="needs processes that fork, and gloo",
+    ),
+]
 TWO_AND_THREE = pytest.mark.parametrize("world", [2, 3])
-LIMIT = 300  # seconds; some 50 are needed on two cores, and 20 more where the CPU kernel is compiled first
 
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
     """What the processes of each world found, by (world, rank)."""
     folder = tmp_path_factory.mktemp("worlds")
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the first of pytest's processes runs them for all
-        folder = tmp_path_factory.getbasetemp().parent / "genie worlds"
-        folder.mkdir(exist_ok=True)
-    with FileLock(folder / "lock"):
-        if not (folder / "output").exists():
-            (folder / "output").write_text(run_processes(worker.__file__, folder, limit=LIMIT))
-    output = (folder / "output").read_text()
+    output = run_processes(worker.__file__, folder)
     found = {}
     for world in worker.WORLDS:
         for rank in range(world):

@@ -9,18 +9,20 @@ from processes import run_processes
 
 from . import multipass_worker as worker
 
-pytestmark = pytest.mark.skipif(
-    not (hasattr(os, "fork") and torch.distributed.is_gloo_available()),
-    reason="needs processes that fork, and gloo",
-)
-LIMIT = 200  # seconds; some 15 are needed on two cores
+pytestmark = [
+    pytest.mark.xdist_group("multipass_worker"),  # one start serves all
+    pytest.mark.skipif(
+        not (hasattr(os, "fork") and torch.distributed.is_gloo_available()),
+        reason="needs processes that fork, and gloo",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
     """What each process found."""
     folder = tmp_path_factory.mktemp("multipass")
-    output = run_processes(worker.__file__, folder, limit=LIMIT)
+    output = run_processes(worker.__file__, folder)
     if output.startswith("stuck"):
         pytest.fail(output)
     found = [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]

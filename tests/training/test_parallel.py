@@ -27,9 +27,9 @@ from shiftproof.training.saved_model import load
 from training.parallel_worker import PARALLEL, algorithm_cases, option_cases, spec_of
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-LIMIT = 500  # seconds
 ROUNDING = 1e-4  # of the way that the weights went; those that divide by small differences are the largest
 BFLOAT16 = 0.05
+RUNS = pytest.mark.xdist_group("parallel_worker runs")  # one start of the processes serves all tests of a group
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def worked(tmp_path_factory):
     def work(part):
         if part not in done:
             folder = tmp_path_factory.mktemp(part)
-            printed = run_processes(WORKER, part, folder, limit=LIMIT)
+            printed = run_processes(WORKER, part, folder)
             done[part] = folder, printed
         return done[part]
 
@@ -57,12 +57,14 @@ def _check_steps(worked, part, name):
     assert found["logits"] < allowed
 
 
+@pytest.mark.xdist_group("parallel_worker algorithms")
 @pytest.mark.parametrize("name", algorithm_cases())
 def test_steps_of_an_algorithm_on_two_devices_are_those_on_one(worked, name):
     _check_steps(worked, "algorithms", name)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("parallel_worker options")
 @pytest.mark.parametrize("name", option_cases())
 def test_steps_of_an_optimizer_on_two_devices_are_those_on_one(worked, name):
     _check_steps(worked, "options", name)
@@ -77,6 +79,7 @@ def _accuracies(folder):
     ]
 
 
+@RUNS
 @pytest.mark.parametrize("other", ["two", "parts"])
 def test_a_run_on_two_devices_or_in_parts_on_several_is_that_on_one(worked, other):
     folder, printed = worked("runs")
@@ -93,6 +96,7 @@ def test_a_run_on_two_devices_or_in_parts_on_several_is_that_on_one(worked, othe
         torch.testing.assert_close(model[name], value, rtol=1e-3, atol=1e-4)
 
 
+@RUNS
 def test_a_run_on_two_devices_continues_on_two_bit_for_bit(worked):
     folder, printed = worked("runs")
     assert (folder / "parts" / "result.json").exists(), printed
@@ -100,6 +104,7 @@ def test_a_run_on_two_devices_continues_on_two_bit_for_bit(worked):
     assert one == other
 
 
+@RUNS
 def test_checkpoints_of_sharded_and_whole_networks_are_alike(worked):
     folder, printed = worked("runs")
     assert (folder / "fsdp.pt").exists(), printed

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 DECIMALS = 12  # of accuracies; means that differ by less differ by rounding, and are tied
 SIGNIFICANCE = 0.05  # of the critical difference
@@ -108,6 +108,8 @@ def sign_count(values: Sequence[float], baseline: Sequence[float]) -> SignCount:
         values: one per cell.
         baseline: of the same cells, in the same order.
     """
+    from scipy import stats  # here and below: its import would take a second of every training process
+
     gains = [round(a - b, DECIMALS) for a, b in zip(values, baseline, strict=True)]
     wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     p = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None
@@ -125,6 +127,8 @@ def average_ranks(scores: Sequence[Sequence[float]]) -> Ranks:
     Raises:
         ValueError: if there is no cell, or methods differ in their number of cells.
     """
+    from scipy import stats
+
     table = np.round(np.array(scores, dtype=float), DECIMALS)
     if table.ndim != 2 or table.size == 0:
         raise ValueError("ranks need at least one method and one cell")
@@ -156,6 +160,8 @@ def indistinguishable(ranks: Sequence[float], critical_difference: float) -> lis
 
 def _friedman_p(ranks: np.ndarray) -> float | None:
     """The chi-square test on mean ranks, corrected for ties by the variance that the ranks really have."""
+    from scipy import stats
+
     methods, cells = ranks.shape
     deviations = ranks - (methods + 1) / 2
     if not deviations.any():
@@ -167,5 +173,7 @@ def _friedman_p(ranks: np.ndarray) -> float | None:
 
 def _critical_difference(methods: int, cells: int) -> float:
     """Nemenyi's, from the studentized range with infinite degrees of freedom."""
+    from scipy import stats
+
     q = float(stats.studentized_range.ppf(1 - SIGNIFICANCE, methods, np.inf)) / math.sqrt(2)
     return q * math.sqrt(methods * (methods + 1) / (6 * cells))
