@@ -66,11 +66,12 @@ def test_small_images_of_a_folder_are_trained_as_what_starts_from_scratch(tmp_pa
     assert "batch norm" not in grid.terms
 
 
-def test_photographs_from_scratch_have_the_rates_of_that(tmp_path):
-    study = _study(_tree(tmp_path / "own", 80, mode="RGB"), model="resnet18", image_size=32)
+def test_photographs_from_scratch_have_the_rates_and_steps_of_that(tmp_path):
+    study = _study(_tree(tmp_path / "own", 80, mode="RGB"), model="resnet18", image_size=32, steps=None)
     [grid] = make_plan(study).grids
     assert {spec.hparams["optimizer.lr"] for spec in grid.runs if spec.optimizer == "adam"} == {0.01}
     assert {spec.hparams["data.batch_size"] for spec in grid.runs} == {32}
+    assert {spec.steps for spec in grid.runs} == {3000}
     assert grid.terms["kind"] == "photographs"
 
 
@@ -79,10 +80,14 @@ def test_given_weights_have_the_rates_of_fine_tuning_on_any_kind(tmp_path):
     save_file(state, tmp_path / "w.safetensors")
     for side in (32, 80):
         study = _study(
-            _tree(tmp_path / f"own{side}", side, mode="RGB"), model="test_resnet", weights=tmp_path / "w.safetensors"
+            _tree(tmp_path / f"own{side}", side, mode="RGB"),
+            model="test_resnet",
+            weights=tmp_path / "w.safetensors",
+            steps=None,
         )
         [grid] = make_plan(study).grids
         assert {spec.hparams["optimizer.lr"] for spec in grid.runs if spec.optimizer == "adam"} == {1e-4}
+        assert {spec.steps for spec in grid.runs} == {300}
         assert grid.terms["batch norm"] == "frozen"
         assert grid.terms["kind"] == ("small_images" if side == 32 else "photographs")
 

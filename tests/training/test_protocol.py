@@ -30,8 +30,14 @@ CPU = torch.device("cpu")
 )
 def test_lengths_are_those_of_the_reference(dialect, dataset, kind, steps, freq):
     protocol = PROTOCOLS[dialect]
-    assert protocol.steps(dataset) == steps
+    assert protocol.steps(dataset, kind, pretrained=True) == steps
     assert protocol.checkpoint_freq(dataset, kind, steps) == freq
+
+
+def test_photographs_from_scratch_take_ten_times_the_steps_of_our_own_and_no_more_of_the_references():
+    steps = {name: PROTOCOLS[name].steps("PACS", "photographs", pretrained=False) for name in PROTOCOLS}
+    assert steps == {"shiftproof": 3000, "domainbed": 5001, "domainbed-head": 5001, "swad": 5001}
+    assert PROTOCOLS["shiftproof"].steps("folder", "small_images", pretrained=False) == 300
 
 
 def test_our_own_frequency_is_a_fifth_and_at_least_one():

@@ -220,7 +220,7 @@ def _grid(study: Study, facts: _Facts) -> Grid:
 
 def _spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: int, hparam_seed: int) -> RunSpec:
     variant, protocol = study.variant(method), PROTOCOLS[study.protocol]
-    steps = variant.times * (study.steps or protocol.steps(facts.name))
+    steps = variant.times * (study.steps or protocol.steps(facts.name, facts.kind, study.weights is not None))
     freq = study.checkpoint_freq or protocol.checkpoint_freq(facts.name, facts.kind, steps)
     _check_schedule(study, steps, freq)
     hparams = setting(

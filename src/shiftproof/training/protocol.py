@@ -32,6 +32,8 @@ class Protocol:
         start: the weights that its published results started from.
         updates: default number of updates.
         updates_domainnet: the same on DomainNet.
+        updates_from_scratch: the same on photographs without given weights, which take longer to learn; None for no
+            difference.
         frequencies: default number of updates between evaluations on photographs, on DomainNet and on small images;
             None for a fifth of the updates.
         first_update: the number that its count of updates starts at; those divisible by the frequency are followed
@@ -50,6 +52,7 @@ class Protocol:
     start: str
     updates: int = 5001
     updates_domainnet: int = 5001
+    updates_from_scratch: int | None = None
     frequencies: tuple[int, int, int] | None = (300, 1000, 100)
     first_update: Literal[0, 1] = 0
     evaluates_last: bool = False
@@ -61,8 +64,16 @@ class Protocol:
     highest_setting_wins_ties: bool = True
     draws: Draws = "in_order"
 
-    def steps(self, dataset: str) -> int:
-        """Return the default number of updates on a data set."""
+    def steps(self, dataset: str, kind: Kind, pretrained: bool) -> int:
+        """Return the default number of updates.
+
+        Args:
+            dataset: name of the data set.
+            kind: of its images.
+            pretrained: whether training starts from given weights.
+        """
+        if self.updates_from_scratch and kind == "photographs" and not pretrained:
+            return self.updates_from_scratch
         return self.updates_domainnet if dataset == "DomainNet" else self.updates
 
     def checkpoint_freq(self, dataset: str, kind: Kind, steps: int) -> int:
@@ -114,6 +125,7 @@ PROTOCOLS.register(
         "as given",
         updates=300,
         updates_domainnet=300,
+        updates_from_scratch=3000,
         frequencies=None,
         first_update=1,
         evaluates_last=True,
