@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -479,6 +480,20 @@ def _compare(options: argparse.Namespace) -> int:
     return _run_and_report(options, Study(**_fields(options)))
 
 
+@contextmanager
+def _naming_options(options: argparse.Namespace) -> Iterator[None]:
+    """Name the option in errors of a field that one gave."""
+    from shiftproof.field_error import FieldError
+
+    try:
+        yield
+    except FieldError as error:
+        name = error.field
+        if "." in name:  # a hyperparameter
+            name = "set" if options.batch_size is None or name != "data.batch_size" else "batch_size"
+        raise ValueError(f"--{name.replace('_', '-')}: {error}") from error
+
+
 def _read_study(options: argparse.Namespace, given: dict[str, Any]) -> Study:
     """Read the study's file, and print what is left out of it."""
     from shiftproof.studies import read_study
@@ -493,11 +508,10 @@ def _study_run(options: argparse.Namespace) -> int:
     from shiftproof.studies import naming_lines
 
     given = _fields(options)
-    study = _read_study(options, given)
-    print(
-        f"every method has {study.hparam_trials} {'setting' if study.hparam_trials == 1 else 'settings'} to choose from"
-    )
-    with naming_lines(options.file, options.scale, given):
+    with _naming_options(options), naming_lines(options.file, options.scale, given):
+        study = _read_study(options, given)
+        settings = "setting" if study.hparam_trials == 1 else "settings"
+        print(f"every method has {study.hparam_trials} {settings} to choose from")
         return _run_and_report(options, study)
 
 
@@ -523,8 +537,8 @@ def _study_plan(options: argparse.Namespace) -> int:
     from shiftproof.studies import Store, make_plan, naming_lines, plan_text, study_costs
 
     given = _fields(options)
-    study = _read_study(options, given)
-    with naming_lines(options.file, options.scale, given):
+    with _naming_options(options), naming_lines(options.file, options.scale, given):
+        study = _read_study(options, given)
         plan = make_plan(study, absent=True)
     runs = plan.distinct if options.output is None else Store(options.output).missing(plan)
     print(plan_text(study, plan, study_costs(study, plan, runs), _cores()))

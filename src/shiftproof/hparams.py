@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shiftproof.field_error import FieldError
 from shiftproof.randomness import seed_hash
 
 Value = bool | int | float | str
@@ -96,13 +97,13 @@ def check_value(name: str, value: object, like: Value) -> None:
         like: its default, of the kind that is asked for.
 
     Raises:
-        ValueError: it is of another kind, or a number that is not finite.
+        FieldError: it is of another kind, or a number that is not finite.
     """
     kinds = (int, float) if isinstance(like, float) else (type(like),)
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(like, bool):
-        raise ValueError(f"{name} must be {_KINDS[type(like)]}, not {value!r}")
+        raise FieldError(name, f"{name} must be {_KINDS[type(like)]}, not {value!r}")
     if isinstance(value, (int, float)) and not is_finite(value):
-        raise ValueError(f"{name} must be a finite number, not {value!r}")
+        raise FieldError(name, f"{name} must be a finite number, not {value!r}")
 
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}

@@ -178,7 +178,7 @@ def test_the_data_set_is_not_opened_to_describe_a_study(monkeypatch):
         ({"protocol": "domainbed", "steps": 9, "checkpoint_freq": 9}, "checkpoint_freq", "would evaluate step 1 only"),
         ({"averaging": "swad", "steps": 20, "checkpoint_freq": 10}, "checkpoint_freq", "swad needs 3 evaluations"),
         ({"weights": Path("/nowhere/w.pt")}, "weights", "there is no weights file /nowhere/w.pt"),
-        ({"fixed": {"optimizer.lr": -1.0}}, "fixed", "Invalid learning rate: -1"),
+        ({"fixed": {"optimizer.lr": -1.0}}, "optimizer.lr", "Invalid learning rate: -1"),
         ({"accumulate": 3}, "accumulate", "a batch of 16 cannot be split into 3 equal parts"),
     ],
 )
@@ -203,7 +203,7 @@ def test_a_number_that_json_cannot_hold_is_refused_in_every_field(value):
     message = f"optimizer.lr must be a finite number, not {value!r}"
     with pytest.raises(FieldError, match=message) as error:
         Study(fixed={"optimizer.lr": value})
-    assert error.value.field == "fixed"
+    assert error.value.field == "optimizer.lr"
     with pytest.raises(FieldError, match=message) as error:
         Study(variants=(Variant("a"), Variant("b", fixed={"optimizer.lr": value})))
     assert error.value.field == "variants"
@@ -246,9 +246,10 @@ def test_a_hyperparameter_of_another_kind_is_named(name, value, message):
     methods = {"algorithms": ("mldg",), "optimizers": ("genie",), "annealers": ("gga",)}
     with pytest.raises(FieldError, match=message) as error:
         Study(**methods, fixed={name: value})
-    assert error.value.field == "fixed"
-    with pytest.raises(FieldError, match=message):
+    assert error.value.field == name
+    with pytest.raises(FieldError, match=message) as error:
         Study(**methods, variants=(Variant("a", fixed={name: value}),))
+    assert error.value.field == "variants"
 
 
 def test_a_plan_with_a_number_that_json_cannot_hold_is_damaged(tmp_path):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFile
 
+from shiftproof.data.dataset import DataFolderError
 from shiftproof.data.images import ImageError, decode
 from shiftproof.files import cache_folder, locked
 
@@ -34,7 +35,7 @@ class CacheError(OSError):
     """The cache cannot be written: its folder is not writable, or the disk is full."""
 
 
-class UnreadableImagesError(ValueError):
+class UnreadableImagesError(DataFolderError):
     """Images of a data set that cannot be used; the message lists the first ones.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftproof.field_error import FieldError
 from shiftproof.registry import Registry, UnknownNameError
 
 Kind = Literal["photographs", "small_images"]
@@ -194,7 +195,14 @@ def _check_numbers(domain: Domain, name: str, values: object) -> None:
         raise ValueError(f"{whose} must have shape ({len(domain.images)},), one per image, not {values.shape}")
 
 
-class DatasetNotFoundError(ValueError):
+class DataFolderError(FieldError):
+    """What is in the folder of a data set, or not there, does not do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("data_dir", message)
+
+
+class DatasetNotFoundError(DataFolderError):
     """There is no such data set where it was looked for."""
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DomainDataset
 from shiftproof.data.digit_domains import colored, rotated
+from shiftproof.field_error import FieldError
 from shiftproof.randomness import generator
 
 SIDE = 16
@@ -40,9 +41,11 @@ def _resized(images: NDArray[np.float64], angle: float) -> NDArray[np.uint8]:
 
 def _refuse_folder(name: str, data_dir: Path | None, image_size: int | None) -> None:
     if data_dir is not None:
-        raise ValueError(f"{name} is embedded: it takes no data folder (got {data_dir})")
+        raise FieldError("data_dir", f"{name} is embedded: it takes no data folder (got {data_dir})")
     if image_size not in (None, SIDE):
-        raise ValueError(f"{name} has images of {SIDE} x {SIDE} pixels; image size {image_size} is not offered")
+        raise FieldError(
+            "image_size", f"{name} has images of {SIDE} x {SIDE} pixels; image size {image_size} is not offered"
+        )
 
 
 def rotated_digits(data_dir: Path | None = None, image_size: int | None = None) -> DomainDataset:

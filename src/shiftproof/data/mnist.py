@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, DomainDataset
+from shiftproof.data.dataset import DATASETS, DataFolderError, DatasetEntry, DatasetNotFoundError, DomainDataset
 from shiftproof.data.digit_domains import colored, rotated
+from shiftproof.field_error import FieldError
 from shiftproof.randomness import generator
 
 SIDE = 28
@@ -21,7 +22,7 @@ FOLDER = "MNIST"
 IMAGES = {"train": 60_000, "test": 10_000}
 
 
-class MNISTError(ValueError):
+class MNISTError(DataFolderError):
     """Files of MNIST that cannot be used."""
 
 
@@ -75,7 +76,9 @@ def _shuffled(name: str, data_dir: Path | None, image_size: int | None) -> tuple
     if data_dir is None:
         raise DatasetNotFoundError(f"{name} needs a data folder: the one that holds the folder {FOLDER}")
     if image_size not in (None, SIDE):
-        raise ValueError(f"{name} has images of {SIDE} x {SIDE} pixels; image size {image_size} is not offered")
+        raise FieldError(
+            "image_size", f"{name} has images of {SIDE} x {SIDE} pixels; image size {image_size} is not offered"
+        )
     images, digits = (
         np.concatenate(arrays) for arrays in zip(*read_mnist(data_dir / FOLDER / "raw").values(), strict=True)
     )
@@ -101,7 +104,7 @@ def rotated_mnist(data_dir: Path | None, image_size: int | None = None) -> Domai
     Raises:
         DatasetNotFoundError: MNIST is not there.
         MNISTError: files are damaged.
-        ValueError: the image size is not offered.
+        FieldError: the image size is not offered.
     """
     return rotated("rotated_mnist", *_shuffled("rotated_mnist", data_dir, image_size), _turned)
 

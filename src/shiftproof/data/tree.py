@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from shiftproof.data.dataset import DataFolderError
 
-class FolderError(ValueError):
+
+class FolderError(DataFolderError):
     """A folder that is missing, cannot be listed, or is not laid out as a data set."""
 
 

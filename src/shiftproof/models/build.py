@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from shiftproof.field_error import FieldError
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network, Normalisation
 from shiftproof.models.small import small_conv, small_lenet
@@ -71,20 +72,20 @@ def build_network(
         zero_classifier: whether the classifier on given weights starts at zero.
 
     Raises:
-        ValueError: unknown model, images of a shape that it cannot take, ``dropout`` out of [0, 1), or a
+        FieldError: unknown model, images of a shape that it cannot take, ``dropout`` out of [0, 1), or a
             weights file that cannot be read or does not fit.
         FileNotFoundError: there is no such weights file.
     """
     entry = _find(model)
     if entry.channels not in (None, image_shape[0]):
-        raise ValueError(f"model '{model}' takes images of {entry.channels} channels, not {image_shape[0]}")
+        raise FieldError("model", f"model '{model}' takes images of {entry.channels} channels, not {image_shape[0]}")
     # The CPU's generator alone is seeded, and put back: torch.manual_seed would seed the accelerators' too.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         try:
             featurizer, feature_size = _build(entry, image_shape)
         except _MISFITS as error:
-            raise ValueError(_misfit(model, image_shape, error)) from error
+            raise FieldError(("image_size", "model"), _misfit(model, image_shape, error)) from error
         network = Network(
             featurizer.module,
             feature_size,

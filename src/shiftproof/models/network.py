@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from shiftproof.field_error import FieldError
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -57,7 +59,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
-            raise ValueError(f"Invalid dropout value: {dropout}; it must be in [0, 1)")
+            raise FieldError("model.dropout", f"Invalid dropout value: {dropout}; it must be in [0, 1)")
         self.featurizer = featurizer
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(feature_size, num_classes)

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from shiftproof.field_error import FieldError
+
 LISTED = 10  # tensors of a kind that an error names
 
 
@@ -18,7 +20,7 @@ def weights_fingerprint(path: Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty.
+        FieldError: it is empty.
     """
     with _existing(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -33,18 +35,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is corrupt, refused, or holds something other than tensors by name.
+        FieldError: the file is corrupt, refused, or holds something other than tensors by name.
     """
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     while isinstance(content, Mapping) and (inner := _wrapped(content)) is not None:
         content = inner
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"weights file {path} holds no tensors by name")
+        raise FieldError("weights", f"weights file {path} holds no tensors by name")
     others = [
         str(name) for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)
     ]
     if others:
-        raise ValueError(f"weights file {path} holds entries that are no tensors: {_listed(others)}")
+        raise FieldError("weights", f"weights file {path} holds entries that are no tensors: {_listed(others)}")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
 
@@ -63,7 +65,7 @@ def load_weights(featurizer: nn.Module, path: Path, *, classifier: tuple[str, ..
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or does not fit; the message lists the tensors that do not.
+        FieldError: the file cannot be read, or does not fit; the message lists the tensors that do not.
     """
     wanted = featurizer.state_dict()
     given = {
@@ -85,7 +87,7 @@ def load_weights(featurizer: nn.Module, path: Path, *, classifier: tuple[str, ..
     faults = {"missing": missing, "surplus": surplus, "misshapen": misshapen}
     if any(faults.values()):
         lists = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in faults.items() if names)
-        raise ValueError(f"weights file {path} does not fit the model: {lists}")
+        raise FieldError("weights", f"weights file {path} does not fit the model: {lists}")
     featurizer.load_state_dict(given, strict=False)  # strict would ask for num_batches_tracked
 
 
@@ -93,7 +95,7 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
     if path.stat().st_size == 0:
-        raise ValueError(f"weights file {path} is empty")
+        raise FieldError("weights", f"weights file {path} is empty")
     return path
 
 
@@ -104,7 +106,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(_existing(path))
     except SafetensorError as error:
-        raise ValueError(f"weights file {path} is no intact safetensors file: {error}") from error
+        raise FieldError("weights", f"weights file {path} is no intact safetensors file: {error}") from error
 
 
 def _read_torch(path: Path) -> object:
@@ -112,13 +114,14 @@ def _read_torch(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise FieldError(
+            "weights",
             f"weights file {path} is refused: it is not a file of tensors, or it also holds other Python "
             "objects, whose reading could run code. Save the tensors alone, with "
-            "torch.save(model.state_dict(), ...) or as safetensors"
+            "torch.save(model.state_dict(), ...) or as safetensors",
         ) from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise ValueError(f"weights file {path} is no intact file of torch.save: {error}") from error
+        raise FieldError("weights", f"weights file {path} is no intact file of torch.save: {error}") from error
 
 
 def _wrapped(content: Mapping[str, object]) -> Mapping[str, object] | None:

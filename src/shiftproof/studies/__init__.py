@@ -1,5 +1,6 @@
 """Studies: sets of runs, their plan and store, selection rules, statistics and tables."""
 
+from shiftproof.field_error import FieldError
 from shiftproof.studies.figures.agreement import measure_agreement, write_agreement
 from shiftproof.studies.formats import FORMATS, as_csv, as_latex, as_markdown, as_text
 from shiftproof.studies.plan import Grid, Plan, read_plan
@@ -9,7 +10,7 @@ from shiftproof.studies.results import Outcome, Results
 from shiftproof.studies.runner import run_study, time_shares, train_one
 from shiftproof.studies.status import Status, read_status
 from shiftproof.studies.store import Store, StoreBusyError, read_results
-from shiftproof.studies.study import FieldError, Method, Study, Variant
+from shiftproof.studies.study import Method, Study, Variant
 from shiftproof.studies.study_data import open_data
 from shiftproof.studies.study_file import StudyFileError, naming_lines, read_study
 from shiftproof.studies.tables import Table, build_tables

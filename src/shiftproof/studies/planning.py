@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from shiftproof.algorithms import ALGORITHMS
+from shiftproof.annealing import ANNEALERS
 from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, Kind, split_domain
+from shiftproof.field_error import FieldError
 from shiftproof.models import Network, build_network, weights_fingerprint
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.registry import UnknownNameError
-from shiftproof.studies.plan import ABSENT, Grid, Plan
-from shiftproof.studies.study import FieldError, Method, Study
+from shiftproof.studies.plan import ABSENT, Grid, Plan, method_of
+from shiftproof.studies.study import Method, Study
 from shiftproof.studies.study_data import image_size_of, model_of, open_data
 from shiftproof.training import RunSpec, check_combination
 from shiftproof.training.averaging import CONVERGENCE
@@ -262,17 +264,17 @@ def _spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: 
 def _check_schedule(study: Study, steps: int, freq: int) -> None:
     """Refuse runs that end before the evaluations that they are scored by."""
     protocol = PROTOCOLS[study.protocol]
-    field = "checkpoint_freq" if study.checkpoint_freq else "steps"
+    at_fault = ("checkpoint_freq", "steps") if study.checkpoint_freq else ("steps", "protocol")
     if protocol.last_evaluated(steps, freq) < min(steps, freq):
         raise FieldError(
-            field,
+            at_fault,
             f"the protocol {study.protocol} would evaluate step 1 only of {steps} steps with {freq} between "
             "evaluations; ask for more steps or a smaller checkpoint_freq",
         )
     evaluations = protocol.evaluations(protocol.rounded(steps, freq), freq)
     if study.averaging == "swad" and evaluations < CONVERGENCE:
         raise FieldError(
-            field, f"swad needs {CONVERGENCE} evaluations to start averaging; {steps} steps have {evaluations}"
+            at_fault, f"swad needs {CONVERGENCE} evaluations to start averaging; {steps} steps have {evaluations}"
         )
 
 
@@ -346,10 +348,11 @@ def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> N
     for spec in specs:
         batch_size = int(spec.hparams["data.batch_size"])
         if batch_size < 1:
-            raise FieldError("fixed", f"data.batch_size must be a whole number above 0, not {batch_size!r}")
+            raise FieldError("data.batch_size", f"data.batch_size must be a whole number above 0, not {batch_size!r}")
         if batch_size % study.accumulate:
             raise FieldError(
-                "accumulate", f"a batch of {batch_size} cannot be split into {study.accumulate} equal parts"
+                ("accumulate", "data.batch_size"),
+                f"a batch of {batch_size} cannot be split into {study.accumulate} equal parts",
             )
         build.check(spec)
 
@@ -365,8 +368,10 @@ class _Builder:
     def check(self, spec: RunSpec) -> None:
         network = self._network(spec.axis("model")["dropout"])
         sources = len(self.facts.domains) - len(spec.targets)
-        parts = [sources, spec.steps, spec.algorithm, spec.optimizer, spec.axis("data")["batch_size"]]
-        self._once(spec, "annealer", parts, lambda h: check_combination(spec, sources))
+        self._once(
+            spec, "annealer", [sources, spec.steps], lambda h: ANNEALERS[spec.annealer](**h).check(sources, spec.steps)
+        )
+        self._check_combination(spec, sources)
 
         def build(hparams: dict[str, Any]) -> object:
             return ALGORITHMS[spec.algorithm](deepcopy(network), sources, **hparams)  # some change the network
@@ -376,30 +381,48 @@ class _Builder:
 
     def _network(self, dropout: Any) -> Network:
         if dropout not in self._networks:
-            try:
-                self._networks[dropout] = build_network(
-                    self.facts.model,
-                    self.facts.image_shape,
-                    self.facts.num_classes,
-                    dropout=dropout,
-                    seed=0,
-                    weights=self.study.weights,
-                )
-            except ValueError as error:
-                field = "fixed" if "dropout" in str(error) else "weights" if "weights" in str(error) else "image_size"
-                raise FieldError(field, str(error)) from error
+            self._networks[dropout] = build_network(
+                self.facts.model,
+                self.facts.image_shape,
+                self.facts.num_classes,
+                dropout=dropout,
+                seed=0,
+                weights=self.study.weights,
+            )
         return self._networks[dropout]
+
+    def _check_combination(self, spec: RunSpec, sources: int) -> None:
+        key = json.dumps([sources, spec.steps, str(method_of(spec)), spec.hparams])
+        if key not in self._built:
+            check_combination(spec, sources)
+            self._built.add(key)
 
     def _once(self, spec: RunSpec, axis: str, facts: list[int], build: Callable[[dict[str, Any]], object]) -> None:
         hparams = spec.axis(axis)
         key = json.dumps([axis, getattr(spec, axis), facts, hparams])
         if key in self._built:
             return
-        if axis == "annealer" and spec.annealer == "none":
-            axis = "algorithm"  # which then is what something does not go with
-        field = "fixed" if self.study.fixed else "variants" if spec.variant else f"{axis}s"
         try:
             build(hparams)
         except ValueError as error:
-            raise FieldError(field, str(error)) from error
+            raise FieldError(self._at_fault(spec, axis, build), str(error)) from error
         self._built.add(key)
+
+    def _at_fault(self, spec: RunSpec, axis: str, build: Callable[[dict[str, Any]], object]) -> tuple[str, ...]:
+        """Return what a part fails by: hyperparameters fixed by hand, if it works at their defaults, or itself."""
+        method, hparams = method_of(spec), spec.axis(axis)
+        space = self.study.space(method, self.facts.key, self.facts.kind)[axis]
+
+        def works_with_default(names: Sequence[str]) -> bool:
+            try:
+                build({**hparams, **{name: space[name].default for name in names}})
+            except ValueError:
+                return False
+            return True
+
+        fixed = [name for name in hparams if f"{axis}.{name}" in self.study.fixed]
+        guilty = [name for name in fixed if works_with_default([name])]
+        if not guilty and fixed and works_with_default(fixed):  # several
+            guilty = fixed
+        varied = ["variants"] if any(f"{axis}.{name}" in self.study.variant(method).fixed for name in hparams) else []
+        return (*(f"{axis}.{name}" for name in guilty), *varied, f"{axis}s")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.data import DATASETS, KINDS, SPLIT_RULES, Kind, SplitRule
+from shiftproof.field_error import FieldError
 from shiftproof.hparams import Value, is_finite
 from shiftproof.models import default_image_size
 from shiftproof.optim.registry import OPTIMIZERS, SEARCHES, Search
@@ -26,18 +27,6 @@ if TYPE_CHECKING:
 
 Tuning = Literal["per_target", "shared"]
 TUNINGS: tuple[Tuning, ...] = ("per_target", "shared")
-
-
-class FieldError(ValueError):
-    """One field of a study has a value that it cannot have, alone or beside another's.
-
-    Attributes:
-        field: its name.
-    """
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 _LISTS: Mapping[str, tuple[str, Registry[Any] | Sequence[str]]] = {
@@ -205,11 +194,12 @@ class Study:
                     "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
                 )
         spaces = self._spaces(self._all)
-        for name, fixed in (("fixed", self.fixed), *(("variants", variant.fixed) for variant in self.variants)):
+        check_fixed(self.fixed, spaces)
+        for variant in self.variants:
             try:
-                check_fixed(fixed, spaces)
-            except ValueError as error:
-                raise FieldError(name, str(error)) from error
+                check_fixed(variant.fixed, spaces)
+            except FieldError as error:
+                raise FieldError("variants", str(error)) from error
         if not self.methods:
             raise FieldError("variants", "no method has the hyperparameters of any variant")
         if self.single_source and self.targets is not None:

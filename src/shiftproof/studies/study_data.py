@@ -7,8 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from shiftproof.data import DATASETS, DomainDataset, Kind, Look, look_at_folder
+from shiftproof.field_error import FieldError
 from shiftproof.models import default_image_size
-from shiftproof.studies.study import FieldError, Study
+from shiftproof.studies.study import Study
 
 SMALL_MODEL = "small_lenet"
 """What small images in a folder are trained with where no model is named."""

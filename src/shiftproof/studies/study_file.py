@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import yaml
 
+from shiftproof.field_error import FieldError
 from shiftproof.hparams import Value, parse_truth, parse_value
 from shiftproof.registry import UnknownNameError
-from shiftproof.studies.study import FieldError, Study, Variant, check_name
+from shiftproof.studies.study import Study, Variant, check_name
 from shiftproof.training.search import known_names, names_of, search_space
 
 Scale = Literal["paper", "small", "smoke"]
@@ -77,6 +78,7 @@ def read_study(path: Path, scale: Scale = "paper", overrides: Mapping[str, Any] 
 
     Raises:
         StudyFileError: there is no such file, it is no YAML, or it describes no study.
+        FieldError: an override is at fault, alone or beside what the file says.
     """
     scales = _scales(path)
     _check_names(scales, overrides)
@@ -86,45 +88,62 @@ def read_study(path: Path, scale: Scale = "paper", overrides: Mapping[str, Any] 
         given["variants"] = _chosen(given["variants"], entries)
     if "fixed" in given and "fixed" in entries:
         given["fixed"] = {**entries["fixed"].value, **given["fixed"]}
-    entries = {name: entry for name, entry in entries.items() if name not in given}
+    written, entries = entries, {name: entry for name, entry in entries.items() if name not in given}
     skipped = _leave_out_variants(entries, given)
     try:
         return Study(**_values(entries), **given), skipped
     except FieldError as error:
-        raise _placed(error, path, entries, overrides) from error
+        raise _placed(error, path, written, overrides) from error
     except ValueError as error:
         raise StudyFileError(f"{path}: {error}") from error
 
 
 @contextmanager
 def naming_lines(path: Path, scale: Scale, overrides: Mapping[str, Any]) -> Iterator[None]:
-    """Name the line of the file, or the option, in errors of a field that show only when the data are open.
+    """Name the line of the file in errors of a field that show only when the data are open.
 
     The arguments are those of `read_study`.
 
     Raises:
-        StudyFileError: for a `FieldError` inside.
+        StudyFileError: for a `FieldError` inside that the file is to blame for.
+        FieldError: for one that an override is to blame for.
     """
     try:
         yield
     except FieldError as error:
-        entries = {
-            name: entry for name, entry in _entries_of(path, _scales(path), scale).items() if name not in overrides
-        }
-        raise _placed(error, path, entries, overrides) from error
+        raise _placed(error, path, _entries_of(path, _scales(path), scale), overrides) from error
 
 
 def _entries_of(path: Path, scales: Mapping[str, _Entries], scale: Scale) -> _Entries:
     if scale not in {*scales, "smoke"}:  # every file has a smoke scale
         raise StudyFileError(f"{path}: there is no scale {scale}; the file has {', '.join(scales)}")
-    return scales["paper"] | scales.get(scale, {})
+    entries = scales["paper"] | scales.get(scale, {})
+    return {name: entry for name, entry in entries.items() if scale != "smoke" or name not in _SMOKE}
 
 
-def _placed(error: FieldError, path: Path, entries: _Entries, overrides: Mapping[str, Any]) -> StudyFileError:
-    if error.field in entries:
-        return _error(entries[error.field].key, str(error))
-    place = f"--{error.field.replace('_', '-')}" if error.field in overrides else path
-    return StudyFileError(f"{place}: {error}")
+def _placed(error: FieldError, path: Path, entries: _Entries, overrides: Mapping[str, Any]) -> ValueError:
+    """Return an error that says where the first of an error's fields that was given stands.
+
+    That of an override stays a `FieldError`, of that field alone: whoever gave it knows where.
+    """
+    for field in error.fields:
+        if field in overrides or field in overrides.get("fixed", {}):
+            return FieldError(field, str(error))
+        if (key := _key(field, entries)) is not None:
+            return _error(key, str(error))
+    return StudyFileError(f"{path}: {error}")
+
+
+def _key(field: str, entries: _Entries) -> yaml.Node | None:
+    """Return the key that sets a field or a hyperparameter, that of the variants if one of them does."""
+    if field in entries:
+        return entries[field].key
+    if "fixed" in entries and field in entries["fixed"].value:
+        keys: list[yaml.Node] = [key for key, _ in entries["fixed"].node.value if key.value == field]
+        return keys[0]
+    if "variants" in entries and any(field in variant.fixed for variant in entries["variants"].value):
+        return entries["variants"].key
+    return None
 
 
 def _values(entries: _Entries) -> dict[str, Any]:
@@ -136,7 +155,7 @@ def _chosen(variants: Sequence[Variant | str], entries: _Entries) -> tuple[Varia
     known = {variant.name: variant for variant in entries["variants"].value} if "variants" in entries else {}
     for variant in variants:
         if isinstance(variant, str) and variant not in known:
-            raise StudyFileError(f"--variants: {UnknownNameError('variant', variant, list(known))}")
+            raise FieldError("variants", str(UnknownNameError("variant", variant, list(known))))
     return tuple(known[variant] if isinstance(variant, str) else variant for variant in variants)
 
 

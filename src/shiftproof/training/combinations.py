@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
+from shiftproof.field_error import FieldError
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.training.parallel import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
@@ -18,41 +19,55 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
         ranks: the processes that train it.
 
     Raises:
-        ValueError: they cannot; the message says why.
+        FieldError: they cannot; the message says why.
     """
     if num_domains < 1:
-        raise ValueError(f"leaving out {', '.join(spec.targets)} leaves no source domain to train on")
+        raise FieldError("targets", f"leaving out {', '.join(spec.targets)} leaves no source domain to train on")
     algorithm = ALGORITHMS[spec.algorithm]
     if num_domains < algorithm.min_domains:
-        raise ValueError(f"{spec.algorithm} needs at least {algorithm.min_domains} source domains, not {num_domains}")
+        raise FieldError(
+            ("algorithms", "single_source", "targets"),
+            f"{spec.algorithm} needs at least {algorithm.min_domains} source domains, not {num_domains}",
+        )
     batch_size = spec.axis("data")["batch_size"]
     if batch_size < algorithm.min_images:
-        raise ValueError(
-            f"{spec.algorithm} needs batches of at least {algorithm.min_images} images per domain, not {batch_size}"
+        raise FieldError(
+            ("data.batch_size", "algorithms"),
+            f"{spec.algorithm} needs batches of at least {algorithm.min_images} images per domain, not {batch_size}",
         )
     if OPTIMIZERS[spec.optimizer].needs_graph and not algorithm.keeps_graph:
-        raise ValueError(
+        raise FieldError(
+            ("optimizers", "algorithms"),
             f"{spec.optimizer} differentiates the gradient, and {spec.algorithm} leaves one without a graph: take "
-            "another optimizer"
+            "another optimizer",
         )
     if spec.accumulate > 1 and not algorithm.accumulates:
-        raise ValueError(
+        raise FieldError(
+            ("accumulate", "algorithms"),
             f"the loss of {spec.algorithm} is not the mean over parts of a batch: set accumulate to 1, not "
-            f"{spec.accumulate}"
+            f"{spec.accumulate}",
         )
     if spec.compile and OPTIMIZERS[spec.optimizer].needs_graph:
-        raise ValueError(f"{spec.optimizer} differentiates the gradient, which torch.compile cannot: leave out compile")
+        raise FieldError(
+            ("compile", "optimizers"),
+            f"{spec.optimizer} differentiates the gradient, which torch.compile cannot: leave out compile",
+        )
     if spec.compile and spec.axis("algorithm").get("first_order") is False:
-        raise ValueError(
+        raise FieldError(
+            ("compile", "algorithm.first_order", "algorithms"),
             f"{spec.algorithm} differentiates the gradient, which torch.compile cannot: leave out compile, or set "
-            "algorithm.first_order"
+            "algorithm.first_order",
         )
     if spec.averaging == "swad" and not algorithm.pools_domains:
-        raise ValueError(
+        raise FieldError(
+            ("averaging", "algorithms"),
             f"swad re-estimates batch norms from the images of all domains together, and {spec.algorithm} reads those "
-            "of one at a time: take ema, or no averaging"
+            "of one at a time: take ema, or no averaging",
         )
-    ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)
+    try:
+        ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)
+    except ValueError as error:
+        raise FieldError("annealers", str(error)) from error
     if ranks.size > 1:
         _check_ranks(spec, num_domains, ranks)
 
@@ -60,23 +75,28 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
 def _check_ranks(spec: RunSpec, num_domains: int, ranks: Ranks) -> None:
     algorithm = ALGORITHMS[spec.algorithm]
     if algorithm.single_device is not None:
-        raise ValueError(f"{spec.algorithm} trains on one device, not {ranks.size}: {algorithm.single_device}")
+        raise FieldError(
+            "algorithms", f"{spec.algorithm} trains on one device, not {ranks.size}: {algorithm.single_device}"
+        )
     if num_domains == 1 and algorithm.mixes_images:
-        raise ValueError(
-            f"{spec.algorithm} with one source domain trains on one device, not {ranks.size}: it mixes the images"
+        raise FieldError(
+            "algorithms",
+            f"{spec.algorithm} with one source domain trains on one device, not {ranks.size}: it mixes the images",
         )
     if (reason := ANNEALERS[spec.annealer].single_device) is not None:
-        raise ValueError(f"{spec.annealer} trains on one device, not {ranks.size}: {reason}")
+        raise FieldError("annealers", f"{spec.annealer} trains on one device, not {ranks.size}: {reason}")
     if OPTIMIZERS[spec.optimizer].needs_graph:
-        raise ValueError(
+        raise FieldError(
+            "optimizers",
             f"{spec.optimizer} trains on one device, not {ranks.size}: it differentiates the gradient, and their sum "
-            "over devices is not differentiable"
+            "over devices is not differentiable",
         )
     if ranks.sharded and algorithm.reads_heads:
-        raise ValueError(f"{spec.algorithm} reads the weights of its heads, which fsdp shards: take ddp")
+        raise FieldError("algorithms", f"{spec.algorithm} reads the weights of its heads, which fsdp shards: take ddp")
     batch_size = spec.axis("data")["batch_size"]
     if batch_size % (spec.accumulate * ranks.size):
         parts = f"{spec.accumulate} parts on " if spec.accumulate > 1 else ""
-        raise ValueError(
-            f"a batch of {batch_size} images per domain cannot be split evenly into {parts}{ranks.size} devices"
+        raise FieldError(
+            ("data.batch_size", "accumulate"),
+            f"a batch of {batch_size} images per domain cannot be split evenly into {parts}{ranks.size} devices",
         )

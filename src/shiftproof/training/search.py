@@ -8,6 +8,7 @@ from functools import cache
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.data import Kind
+from shiftproof.field_error import FieldError
 from shiftproof.hparams import Hparam, Value, check_value, choice, draw, draw_in_order, log2_int, unused
 from shiftproof.optim.registry import OPTIMIZERS, Search
 from shiftproof.registry import UnknownNameError
@@ -121,11 +122,10 @@ def check_fixed(fixed: Mapping[str, Value], spaces: list[SearchSpace]) -> None:
     """Raise unless every fixed hyperparameter belongs to some method of the comparison and may have its value.
 
     Raises:
-        UnknownNameError: no method has it.
-        ValueError: its value is of another kind than its default, or not finite.
+        FieldError: no method has it, or its value is of another kind than its default, or not finite.
     """
     valid = {f"{axis}.{name}": hparam for space in spaces for axis in space for name, hparam in space[axis].items()}
     for name, value in fixed.items():
         if name not in valid:
-            raise UnknownNameError("hyperparameter", name, list(valid))
+            raise FieldError(name, str(UnknownNameError("hyperparameter", name, list(valid))))
         check_value(name, value, valid[name].default)
