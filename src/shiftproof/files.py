@@ -56,6 +56,14 @@ def is_local(path: Path) -> bool:
     return isinstance(path, Path)
 
 
+def with_home(path: str | Path) -> Path:
+    """Return a path with the user's home folder for a ``~`` at its beginning.
+
+    Where no home is known the ``~`` stays: there is then just nothing of that name.
+    """
+    return Path(os.path.expanduser(path))  # Path.expanduser would raise
+
+
 def cache_folder(holding: str | None = None) -> Path:
     """Return where caches are: what `SHIFTPROOF_CACHE` says, else ``shiftproof`` in the user's cache folder.
 

@@ -48,6 +48,7 @@ from shiftproof.field_error import FieldError
         ("trials: 1\nimage_size: 8", 2, "rotated_digits has images of 16 x 16 pixels; image size 8 is not offered"),
         ("datasets: [colored_digits]\ndata_dir: /data", 2, "colored_digits is embedded: it takes no data folder"),
         ("trials: 1\ndata_dir: /nowhere\ndatasets: [folder]\nkind: small_images", 2, "/nowhere: no such folder"),
+        ("datasets: [folder]\ndata_dir: ''", 2, "data_dir must be a path, not ''"),
         ("trials: 1\nweights: none.pt", 2, "there is no weights file none.pt"),
         ("trials: 1\nprotocol: swad\nsteps: 50", 3, "the protocol swad would evaluate step 1 only of 50 steps"),
     ],
@@ -83,6 +84,12 @@ def test_the_option_of_a_command(text, options, place, message, tmp_path, monkey
     (tmp_path / "study.yaml").write_text(text)
     assert main(["study", "plan", "study.yaml", *options.split()]) == 1
     assert capsys.readouterr().err.startswith(f"shiftproof: error: {place}: {message}")
+
+
+def test_a_home_that_is_not_known_is_a_folder_that_is_not_there(capsys):
+    command = ["compare", "--dataset", "folder", "--data-dir", "~nobody-of-this-name/x", "--kind", "small_images"]
+    assert main(command) == 1
+    assert "~nobody-of-this-name: no such folder" in capsys.readouterr().err
 
 
 def test_an_error_comes_back_from_a_worker_process():

@@ -20,6 +20,7 @@ from shiftproof.data.images import SUFFIXES, is_image
 from shiftproof.data.kinds import Look, look_at
 from shiftproof.data.layout import AmbiguousFolderError, check_names, domains_and_classes, refuse_folders_of_folders
 from shiftproof.data.tree import FolderError, Tree
+from shiftproof.files import with_home
 from shiftproof.registry import UnknownNameError
 
 IMAGE_SIZE = 224
@@ -219,7 +220,7 @@ def labelled_images(root: Path, classes: Sequence[str]) -> tuple[DomainFiles, ..
 
 def _absolute(folder: Path) -> Path:
     """Return an absolute path whose last part is the name that the user knows: links are not followed."""
-    return Path(os.path.abspath(folder.expanduser()))
+    return Path(os.path.abspath(with_home(folder)))
 
 
 def _files(tree: Tree, name: str, folder: Path, labels: Mapping[str, int]) -> DomainFiles:

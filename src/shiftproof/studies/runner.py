@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from shiftproof.algorithms import SingleDomainWarning
-from shiftproof.files import DamagedFileError, is_local
+from shiftproof.files import DamagedFileError, is_local, with_home
 from shiftproof.studies.formats import as_csv
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
@@ -193,7 +193,7 @@ def _train_all(
             store.folder(spec),
             keys[spec.dataset],
             data_folder(study, keys[spec.dataset]),
-            None if study.weights is None else study.weights.expanduser().absolute(),
+            None if study.weights is None else with_home(study.weights).absolute(),
             study.device,
             Tracking(trackers, store.root, _tags(plan.name, spec)),
         )

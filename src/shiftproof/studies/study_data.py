@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shiftproof.data import DATASETS, DomainDataset, Kind, Look, look_at_folder
 from shiftproof.field_error import FieldError
+from shiftproof.files import with_home
 from shiftproof.models import default_image_size
 from shiftproof.studies.study import Study
 
@@ -31,7 +32,7 @@ def data_folder(study: Study, dataset: str) -> Path | None:
     embedded = DATASETS[dataset].embedded
     if study.data_dir is None or (embedded and not all(DATASETS[name].embedded for name in study.datasets)):
         return None
-    return study.data_dir.expanduser().absolute()
+    return with_home(study.data_dir).absolute()
 
 
 @lru_cache(maxsize=2)

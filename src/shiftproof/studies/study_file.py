@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -14,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 import yaml
 
 from shiftproof.field_error import FieldError
+from shiftproof.files import with_home
 from shiftproof.hparams import Value, parse_truth, parse_value
 from shiftproof.registry import UnknownNameError
 from shiftproof.studies.study import Study, Variant, check_name
@@ -291,7 +291,9 @@ def _scalar(node: yaml.Node, kind: Any, what: str) -> Any:
 
 
 def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # where Path.expanduser raises, the folder is just not there
+    if not text:  # it would be the current folder
+        raise ValueError(text)
+    return with_home(text)
 
 
 # The text is parsed here and not by YAML, for which 1e-3 is a word and the domain 0 a number.

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from shiftproof.data import DATASETS
+from shiftproof.files import with_home
 from shiftproof.registry import RemovedNameError, UnknownNameError
 from shiftproof.studies.figures.balance import balance_history, draw_balance
 from shiftproof.studies.figures.embedding import draw_embedding, embeddings
@@ -55,7 +56,7 @@ def diagnose(
     if spec.weights is not None and weights is None:
         raise ValueError(f"{run} started from given weights: name their file")
     key = spec.dataset if spec.dataset in DATASETS else "folder"
-    folder = None if data_dir is None else data_dir.expanduser().absolute()
+    folder = None if data_dir is None else with_home(data_dir).absolute()
     dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs")
     subject = Subject(spec, dataset, torch.device(device), weights)
     subject.check()
