@@ -16,10 +16,11 @@ from shiftproof.algorithms import ALGORITHMS
 from shiftproof.data import DATASETS
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.training import RunSpec, run, train
+from shiftproof.training.build import build_steps
+from shiftproof.training.callbacks import checkpoints
 from shiftproof.training.inputs import Inputs
 from shiftproof.training.launch import launch
 from shiftproof.training.parallel import ALONE, full_state
-from shiftproof.training.run import build_steps
 
 STEPS = 3
 TARGETS = ("0", "45", "75")  # three domains to train on
@@ -116,7 +117,7 @@ def train_part(folder, spec, stop, ranks, device):
         if step == stop:
             raise Killed
 
-    run.CHECKPOINT_SECONDS = 0
+    checkpoints.CHECKPOINT_SECONDS = 0
     data = DATASETS["rotated_digits"].open(None, None)
     with contextlib.suppress(Killed):
         train(spec, data, folder, device=device, on_progress=kill, ranks=ranks)

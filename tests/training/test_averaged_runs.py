@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 import shiftproof
 from shiftproof.data import Domain, DomainDataset, random_split
 from shiftproof.training import read_result, train
-from shiftproof.training import run as run_module
 from shiftproof.training.averaging import EMA, SWAD, copy_state
+from shiftproof.training.callbacks import averaging as averaging_module
+from shiftproof.training.callbacks import checkpoints as checkpoints_module
 from training.killed import Killed, train_killed_at
 
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def weights(monkeypatch):
 @pytest.fixture
 def dies(monkeypatch):
     """Validation losses as in `DIES`, one per two updates."""
-    monkeypatch.setattr(run_module, "validation_loss", lambda record, targets: DIES[record["step"] // 2 - 1])
+    monkeypatch.setattr(averaging_module, "validation_loss", lambda record, targets: DIES[record["step"] // 2 - 1])
 
 
 def _mean(weights, steps):
@@ -94,7 +95,7 @@ def test_swad_on_its_own_losses_follows_them_to_the_end(digits, make_spec, weigh
 
 
 def test_swad_that_never_converges_keeps_the_last_weights(digits, make_spec, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "validation_loss", lambda record, targets: -record["step"])
+    monkeypatch.setattr(averaging_module, "validation_loss", lambda record, targets: -record["step"])
     result = train(make_spec(averaging="swad"), digits, tmp_path, device=CPU)
     *curve, averaged = result["metrics"]
     assert averaged["averaged"] == [12, 12]
@@ -104,14 +105,14 @@ def test_swad_that_never_converges_keeps_the_last_weights(digits, make_spec, wei
 
 def test_the_moving_average_is_what_is_scored_and_kept(digits, make_spec, weights, tmp_path):
     starts = []
-    build = run_module.build_average
+    build = averaging_module.build_average
 
     def spy(spec, start):
         starts.append(copy_state(start))
         return build(spec, start)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_average", spy)
+        patch.setattr(averaging_module, "build_average", spy)
         result = train(make_spec(averaging="ema", steps=8, checkpoint_freq=8), digits, tmp_path, device=CPU)
     mean = {name: tensor.double().numpy() for name, tensor in starts[0].items()}
     for step in range(1, 9):
@@ -137,7 +138,7 @@ def test_averaging_changes_no_training(averaging, digits, make_spec, tmp_path):
 @pytest.mark.parametrize("averaging", ["swad", "ema"])
 def test_a_killed_run_ends_bit_identical(averaging, every, digits, make_spec, dies, tmp_path, monkeypatch):
     if every == "step":
-        monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+        monkeypatch.setattr(checkpoints_module, "CHECKPOINT_SECONDS", 0.0)
     spec = make_spec(averaging=averaging, steps=32, checkpoint_freq=2)
     undisturbed = train(spec, digits, tmp_path / "a", device=CPU)
     for step in (2, 6, 9, 19, 28):
@@ -180,14 +181,14 @@ def test_batch_norms_that_are_not_frozen_get_statistics_of_the_averaged_weights(
     spec = make_spec(averaging="swad", model="test_resnet", data_fingerprint="grey", steps=4, checkpoint_freq=1)
     inputs = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "validation_loss", lambda record, targets: 1.0)
-        update_bn = run_module.update_bn
+        patch.setattr(averaging_module, "validation_loss", lambda record, targets: 1.0)
+        update_bn = averaging_module.update_bn
 
         def spy(batches, network):
             inputs.extend(batches)
             update_bn(inputs, network)
 
-        patch.setattr(run_module, "update_bn", spy)
+        patch.setattr(averaging_module, "update_bn", spy)
         result = train(spec, grey, tmp_path, device=CPU)
     assert result["metrics"][-1]["averaged"] == [1, 4]
     assert [len(images) for images in inputs] == [8] * 4  # four of each source

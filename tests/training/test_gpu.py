@@ -33,8 +33,8 @@ def test_faster_runs_train(tmp_path, changes):
 
 def test_no_step_waits_for_the_gpu(tmp_path):
     """With synchronising calls forbidden but where losses are read, at the end of the run."""
+    from shiftproof.training.build import build_steps
     from shiftproof.training.inputs import Inputs
-    from shiftproof.training.run import build_steps
 
     device, spec = torch.device("cuda"), dataclasses.replace(spec_of("vrex", "adam"), device="cuda")
     steps = build_steps(spec, DIGITS, device, None)

@@ -6,7 +6,7 @@ from shiftproof.data import Domain, DomainDataset
 from shiftproof.models import build_network, weights_fingerprint
 from shiftproof.registry import UnknownNameError
 from shiftproof.training import PROTOCOLS, train
-from shiftproof.training.run import build_steps
+from shiftproof.training.build import build_steps
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import Study
 from shiftproof.studies.planning import plan_run
 from shiftproof.studies.selection import training_domain
-from shiftproof.training import read_result, run, train
+from shiftproof.training import loop, read_result, train
 from training.killed import train_killed_at
 
 CPU = torch.device("cpu")
@@ -236,7 +236,7 @@ def test_losses_that_are_read_later_are_the_same(study, tmp_path, monkeypatch):
         return {**result, "seconds": None, "passes": None}
 
     at_once, diverged = trained("a"), trained("b", hparams={**_spec(study, "sgd").hparams, "optimizer.lr": 1e30})
-    monkeypatch.setitem(run.STEPS_BETWEEN_READS, "cpu", 3)  # evaluated after every fourth
+    monkeypatch.setitem(loop.STEPS_BETWEEN_READS, "cpu", 3)  # evaluated after every fourth
     assert trained("c") == at_once
     assert seen["c"] == seen["a"]
     assert [step for step, _ in seen["c"]] == list(range(1, 13))

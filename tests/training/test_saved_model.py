@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import shiftproof
+import shiftproof.training.callbacks.evaluation as evaluation_module
 import shiftproof.training.run as run_module
 from shiftproof.algorithms import arm
 from shiftproof.cli import main
@@ -117,8 +118,8 @@ def test_what_an_algorithm_adds_to_the_network_is_saved(algorithm, make_spec, di
 
         return evaluate(keep, batches, *options)
 
-    monkeypatch.setattr(run_module, "evaluate", recorded)
-    monkeypatch.setattr(run_module, "_warm_up", lambda *_: None)  # it evaluates too, another network
+    monkeypatch.setattr(evaluation_module, "evaluate", recorded)
+    monkeypatch.setattr(run_module, "warm_up", lambda *_: None)  # it evaluates too, another network
     train(spec, digits, tmp_path, device=torch.device("cpu"))
     model = shiftproof.load(tmp_path)
     with torch.inference_mode():

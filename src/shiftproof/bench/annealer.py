@@ -18,8 +18,9 @@ from shiftproof.algorithms import Algorithm, Batch
 from shiftproof.annealing import GGA
 from shiftproof.studies import Study, open_data
 from shiftproof.studies.planning import plan_run
+from shiftproof.training.build import build_steps
 from shiftproof.training.inputs import Inputs
-from shiftproof.training.run import build_steps, reproducible
+from shiftproof.training.run import reproducible
 
 SOURCES = 3
 _NOTES = (

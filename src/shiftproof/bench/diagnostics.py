@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from shiftproof.diagnostics import Recorder, gradient_moments
 from shiftproof.studies import Study, open_data
 from shiftproof.studies.planning import plan_run
+from shiftproof.training.build import build_steps
 from shiftproof.training.inputs import Inputs
-from shiftproof.training.run import build_steps, reproducible
+from shiftproof.training.run import reproducible
 
 Batch = tuple[Tensor, Tensor]
 

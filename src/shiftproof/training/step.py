@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,14 @@ class StepBuilder:
         """Passes over a batch of every source domain so far, an int where whole; the annealer counts its own."""
         whole, rest = divmod(self.evaluated, self.algorithm.num_domains)
         return self.evaluated / self.algorithm.num_domains if rest else whole
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted so far, of plain Python values; all else is of the algorithm and its optimizers."""
+        return {"evaluated": self.evaluated, "annealer": self.annealer.totals}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.evaluated, self.annealer.totals = state["evaluated"], state["annealer"]
 
     def take(self, batches: Sequence[Batch], step: int) -> Tensor:
         """Take step number ``step`` (from 1) on one batch per source domain and return the detached loss."""

@@ -33,6 +33,8 @@ from shiftproof.studies.figures.sensitivity import Sensitivity, draw_sensitivity
 from shiftproof.studies.figures.traces import Subject, Trace, figure_subjects, trace
 from shiftproof.studies.planning import plan_run
 from shiftproof.training import read_result
+from shiftproof.training.callbacks import checkpoints as checkpoints_module
+from shiftproof.training.inputs import Inputs
 from shiftproof.training.run import state_digest
 
 STUDY = Study(optimizers=("genie",), targets=("0",), trials=1, steps=6, fixed={"data.batch_size": 4})
@@ -74,16 +76,16 @@ def test_a_trace_takes_the_steps_of_the_run(tmp_path: Path) -> None:
 def test_a_trace_that_was_killed_continues_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [subject] = figure_subjects(STUDY, 0)
     whole = trace(subject, tmp_path / "whole")
-    monkeypatch.setattr(traces_module, "CHECKPOINT_SECONDS", 0.0)
-    unseen = traces_module.Inputs.unseen_batch
+    monkeypatch.setattr(checkpoints_module, "CHECKPOINT_SECONDS", 0.0)
+    unseen = Inputs.unseen_batch
 
-    def killed(self: traces_module.Inputs, step: int) -> object:
+    def killed(self: Inputs, step: int) -> object:
         if step == 4:
             raise KeyboardInterrupt
         return unseen(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(traces_module.Inputs, "unseen_batch", killed)
+        patch.setattr(Inputs, "unseen_batch", killed)
         with pytest.raises(KeyboardInterrupt):
             trace(subject, tmp_path / "broken")
     continued = trace(subject, tmp_path / "broken")

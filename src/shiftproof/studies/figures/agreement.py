@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
 from shiftproof.annealing import Annealer, DomainLosses, domain_similarities
 from shiftproof.drawing import COLUMN, STYLE, line_style, write_figure
 from shiftproof.studies.planning import plan_run
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import open_data
-from shiftproof.training.inputs import Inputs
-from shiftproof.training.run import build_steps, reproducible
+from shiftproof.training import Loop, NonFiniteLossError
+from shiftproof.training.callbacks import ProgressBar
+from shiftproof.training.run import reproducible
 
 SMOOTHING = 10
 """Steps that a curve's mean is over."""
@@ -83,13 +84,11 @@ def measure_agreement(study: Study, trial_seed: int = 0) -> list[Agreement]:
     measured = []
     for spec, method in zip(specs, study.methods, strict=True):
         with reproducible():
-            steps = build_steps(spec, data, device, study.weights)
-            measuring = _Measured(steps.annealer, str(method))
-            steps.annealer = measuring
-            inputs = Inputs(data, spec, steps.algorithm.network.normalisation, device)
-            steps.algorithm.train()
-            for step in tqdm(range(1, spec.steps + 1), unit="step", desc=str(method)):
-                steps.take(inputs.batches(step), step)
+            loop = Loop(spec, data, device, study.weights)
+            measuring = loop.steps.annealer = _Measured(loop.steps.annealer, str(method))
+            loop.callbacks = [ProgressBar(str(method))]
+            with suppress(NonFiniteLossError):  # what was measured until then is drawn
+                loop.run()
         measured += measuring.steps
     return measured
 

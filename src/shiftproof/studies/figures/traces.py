@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from shiftproof.algorithms import Algorithm
 from shiftproof.data import DomainDataset
@@ -24,17 +21,11 @@ from shiftproof.studies.plan import method_of
 from shiftproof.studies.planning import plan_run
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import open_data
-from shiftproof.training import RunSpec
-from shiftproof.training.checkpoint import load_checkpoint, read_saved, save_checkpoint
+from shiftproof.training import Callback, Loop, NonFiniteLossError, RunSpec, build_algorithm
+from shiftproof.training.callbacks import Checkpoints, ProgressBar
+from shiftproof.training.checkpoint import read_saved
 from shiftproof.training.inputs import Inputs
-from shiftproof.training.run import (
-    CHECKPOINT_SECONDS,
-    NonFiniteLossError,
-    build_algorithm,
-    build_steps,
-    check_inputs,
-    reproducible,
-)
+from shiftproof.training.run import check_inputs, reproducible
 
 MEASUREMENTS = 100
 """Of a run, at most, spread evenly over its steps."""
@@ -180,78 +171,91 @@ def trace(subject: Subject, folder: Path) -> Trace:
     if not file.exists():
         with reproducible():
             content = io.BytesIO()
-            torch.save(_Tracing(subject, checkpoint).train(), content)
+            torch.save(_train(subject, checkpoint), content)
         write_bytes(file, content.getvalue())
         checkpoint.unlink(missing_ok=True)
     return Trace(**read_saved(file, "delete it to train again"))
 
 
-class _Tracing:
-    def __init__(self, subject: Subject, checkpoint: Path) -> None:
-        self.subject, self.checkpoint = subject, checkpoint
-        spec = subject.spec
-        self.steps = build_steps(spec, subject.data, subject.device, subject.weights)
-        self.algorithm = self.steps.algorithm
-        if set(self.algorithm.optimizers) != {"all"}:
-            raise ValueError(f"{spec.algorithm} steps several optimizers; what is measured follows one")
-        self.inputs = Inputs(subject.data, spec, self.algorithm.network.normalisation, subject.device)
+def _train(subject: Subject, checkpoint: Path) -> dict[str, Any]:
+    """Train a run as `trace` says, and return the fields of its trace."""
+    loop = Loop(subject.spec, subject.data, subject.device, subject.weights)
+    tracing, checkpoints = _Tracing(loop), Checkpoints(checkpoint)
+    loop.callbacks = [tracing, ProgressBar(subject.name), checkpoints]
+    if checkpoint.exists():
+        _renew(checkpoint, loop)
+    checkpoints.restore(loop)
+    try:
+        loop.run()
+    except NonFiniteLossError as diverged:
+        raise NonFiniteLossError(f"{subject.name}: {diverged}") from None
+    return {**tracing.state_dict(), "state": loop.algorithm.state_dict()}
+
+
+class _Tracing(Callback):
+    """Measures a loop's steps with a recorder, and keeps snapshots of the weights.
+
+    Raises:
+        ValueError: the algorithm has optimizers of its own.
+    """
+
+    name = "trace"
+
+    def __init__(self, loop: Loop) -> None:
+        if set(loop.algorithm.optimizers) != {"all"}:
+            raise ValueError(f"{loop.spec.algorithm} steps several optimizers; what is measured follows one")
+        self.optimizer = loop.algorithm.optimizers["all"]
         self.recorder = Recorder(
-            self.algorithm,
-            self.algorithm.optimizers["all"],
+            loop.algorithm,
+            self.optimizer,
             F.cross_entropy,
-            self.inputs.fresh_batches,
-            unseen=self.inputs.unseen_batch,
-            every=-(-spec.steps // MEASUREMENTS),
+            loop.inputs.fresh_batches,
+            unseen=loop.inputs.unseen_batch,
+            every=-(-loop.spec.steps // MEASUREMENTS),
         )
         self.path: list[Tensor] = []
         self.path_steps: list[int] = []
         self.buffers: list[dict[str, Tensor]] = []
-        if checkpoint.exists():
-            progress = load_checkpoint(checkpoint, self.algorithm, {"recorder", "path", "path_steps", "buffers"})
-            self.recorder.load_state_dict(progress["recorder"])
-            self.path, self.path_steps = list(progress["path"]), progress["path_steps"]
-            self.buffers = progress["buffers"]
-        else:
-            self._snapshot(0)
+        self._snapshot(loop)
 
-    def _snapshot(self, step: int) -> None:
-        parameters = dict(self.algorithm.named_parameters())
-        state = self.algorithm.state_dict()
-        self.path.append(flat_weights(self.algorithm).cpu())
-        self.path_steps.append(step)
+    def on_update(self, loop: Loop) -> None:
+        step, steps = loop.progress.step, loop.spec.steps
+        self.recorder.step = step
+        if loop.algorithm.optimizers["all"] is not self.optimizer:  # it started anew, and this step was not recorded
+            self.optimizer = loop.algorithm.optimizers["all"]
+            self.recorder.follow(self.optimizer)
+        if step % -(-steps // SNAPSHOTS) == 0 or step == steps:
+            self._snapshot(loop)
+
+    def _snapshot(self, loop: Loop) -> None:
+        parameters = dict(loop.algorithm.named_parameters())
+        state = loop.algorithm.state_dict()
+        self.path.append(flat_weights(loop.algorithm).cpu())
+        self.path_steps.append(loop.progress.step)
         self.buffers.append({name: t.to("cpu", copy=True) for name, t in state.items() if name not in parameters})
 
-    def train(self) -> dict[str, Any]:
-        spec = self.subject.spec
-        every = -(-spec.steps // SNAPSHOTS)
-        self.algorithm.train()
-        saved = time.perf_counter()
-        taken = self.recorder.step
-        optimizer = self.algorithm.optimizers["all"]
-        for step in tqdm(
-            range(taken + 1, spec.steps + 1), initial=taken, total=spec.steps, unit="step", desc=self.subject.name
-        ):
-            loss = float(self.steps.take(self.inputs.batches(step), step))
-            self.recorder.step = step
-            if self.algorithm.optimizers["all"] is not optimizer:  # it started anew, and this step was not recorded
-                optimizer = self.algorithm.optimizers["all"]
-                self.recorder.follow(optimizer)
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(f"the loss of {self.subject.name} was {loss} at step {step}")
-            if step % every == 0 or step == spec.steps:
-                self._snapshot(step)
-            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(self.checkpoint, self.algorithm, self._progress())
-                saved = time.perf_counter()
-        return {**self._progress(), "state": self.algorithm.state_dict()}
-
-    def _progress(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "recorder": self.recorder.state_dict(),
             "path": torch.stack(self.path),
             "path_steps": self.path_steps,
             "buffers": self.buffers,
         }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.recorder.load_state_dict(state["recorder"])
+        self.path, self.path_steps, self.buffers = list(state["path"]), state["path_steps"], state["buffers"]
+
+
+def _renew(checkpoint: Path, loop: Loop) -> None:
+    """Write a checkpoint of before traces shared the training loop as that loop has them."""
+    saved = read_saved(checkpoint, "delete it to train this run from the start")
+    if "recorder" in saved.get("progress", {}):
+        old = saved["progress"]
+        saved["progress"] = {**loop.state_dict(), "step": old["recorder"]["step"], "trace": old}
+        content = io.BytesIO()
+        torch.save(saved, content)
+        write_bytes(checkpoint, content.getvalue())
 
 
 def traced(study: Study, output: Path, trial_seed: int) -> dict[str, tuple[Subject, Trace]]:

@@ -1,7 +1,7 @@
 """Trackers of experiments: TensorBoard, MLflow and W&B behind one interface."""
 
 from shiftproof.training.tracking.registry import TRACKERS, TrackerEntry, check_trackers
-from shiftproof.training.tracking.track import OpenTrackers, TrackerWarning, Tracking, track
+from shiftproof.training.tracking.track import OpenTrackers, TrackerWarning, Tracking
 from shiftproof.training.tracking.tracker import TrackedRun, Tracker
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "TrackerWarning",
     "Tracking",
     "check_trackers",
-    "track",
 ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shiftproof.training.spec import RunSpec
-from shiftproof.training.tracking.registry import TRACKERS, check_trackers
+from shiftproof.training.tracking.registry import TRACKERS
 from shiftproof.training.tracking.tracker import TrackedRun, Tracker
 
 
@@ -79,28 +78,3 @@ class OpenTrackers:
                     tracker.close()
             message = f"the run goes on without {TRACKERS[name].title}: {type(error).__name__}: {error}"
             warnings.warn(message, TrackerWarning, stacklevel=3)
-
-
-@contextmanager
-def track(
-    tracking: Tracking | None, spec: RunSpec, folder: Path, metrics: Sequence[dict[str, Any]]
-) -> Iterator[OpenTrackers]:
-    """Open the trackers of a run for a ``with`` block, and write to them what the run has kept.
-
-    Args:
-        tracking: which trackers, where and how labelled; None for none.
-        spec: what determines the run's result.
-        folder: the run's own.
-        metrics: its evaluations so far.
-
-    Raises:
-        ValueError: there is no tracker of a name, or it is not installed.
-    """
-    tracking = tracking or Tracking()
-    check_trackers(tracking.trackers)
-    run = TrackedRun(spec, folder, tracking.folder or folder, tracking.tags, tuple(metrics))
-    trackers = OpenTrackers(tracking.trackers, run)
-    try:
-        yield trackers
-    finally:
-        trackers.close()

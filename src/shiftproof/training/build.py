@@ -1,0 +1,77 @@
+"""Builds what takes a run's steps, as a function of its spec alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from shiftproof.algorithms import ALGORITHMS, Algorithm
+from shiftproof.annealing import ANNEALERS
+from shiftproof.data import DomainDataset
+from shiftproof.models import build_network
+from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.randomness import torch_seed
+from shiftproof.training.optimizer_factory import RunOptimizers
+from shiftproof.training.parallel import ALONE, Ranks, split_over_ranks
+from shiftproof.training.protocol import PROTOCOLS
+from shiftproof.training.spec import RunSpec
+from shiftproof.training.step import StepBuilder
+
+
+def build_steps(
+    spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks = ALONE
+) -> StepBuilder:
+    """Build what takes a run's steps: network, algorithm, optimizers and annealer, as functions of the spec alone.
+
+    Args:
+        spec: what determines the run.
+        dataset: the data set that the spec names.
+        device: where to train.
+        weights: file of the weights to start from.
+        ranks: the processes that train the run.
+
+    Raises:
+        ValueError: a part of the spec is not valid, the weights do not fit, or the network cannot be split over ranks.
+    """
+    algorithm = build_algorithm(spec, dataset, device, weights, ranks)
+    algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer")))
+    return StepBuilder(
+        algorithm,
+        ANNEALERS[spec.annealer](seed=spec.seed, **spec.axis("annealer")),
+        spec.seed,
+        create_graph=OPTIMIZERS[spec.optimizer].needs_graph,
+        accumulate=spec.accumulate,
+        clip_norm=spec.clip_norm,
+        precision=spec.precision,
+    )
+
+
+def build_algorithm(
+    spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks = ALONE
+) -> Algorithm:
+    """Build a run's network and algorithm as they start, without optimizers: also of runs whose optimizer was removed.
+
+    The arguments and errors are those of `build_steps`.
+    """
+    protocol = PROTOCOLS[spec.protocol]
+    network = build_network(
+        spec.model,
+        dataset.image_shape,
+        len(dataset.classes),
+        dropout=spec.axis("model")["dropout"],
+        weights=weights,
+        seed=torch_seed(spec.seed, "start"),
+        freeze_batch_norm=protocol.freeze_batch_norm,
+        zero_classifier=protocol.zero_classifier,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))
+        sources = len(dataset.domains) - len(spec.targets)
+        algorithm = ALGORITHMS[spec.algorithm](network, sources, **spec.axis("algorithm"))
+        # FSDP2 shards no weights with the channels last
+        algorithm.to(device).to(memory_format=torch.contiguous_format if ranks.sharded else torch.channels_last)
+        if spec.compile:
+            algorithm.network.featurizer.compile()
+        split_over_ranks(algorithm, ranks)
+    return algorithm

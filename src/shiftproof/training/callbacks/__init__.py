@@ -1,0 +1,25 @@
+"""What hooks into the training loop, each for one purpose."""
+
+from shiftproof.training.callbacks.averaging import AveragedWeights, FlatAverage, averaging_callback
+from shiftproof.training.callbacks.checkpoints import Checkpoints
+from shiftproof.training.callbacks.evaluation import Evaluation
+from shiftproof.training.callbacks.metrics_file import MetricsFile
+from shiftproof.training.callbacks.reports import OnProgress, OnRecord, ProgressBar, ReportEvaluations, ReportSteps
+from shiftproof.training.callbacks.selection import Selection
+from shiftproof.training.callbacks.trackers import Trackers
+
+__all__ = [
+    "AveragedWeights",
+    "Checkpoints",
+    "Evaluation",
+    "FlatAverage",
+    "MetricsFile",
+    "OnProgress",
+    "OnRecord",
+    "ProgressBar",
+    "ReportEvaluations",
+    "ReportSteps",
+    "Selection",
+    "Trackers",
+    "averaging_callback",
+]

@@ -1,0 +1,58 @@
+"""Keeps all that continuing a training loop needs, so that it may be killed anywhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shiftproof.training.checkpoint import load_checkpoint, save_checkpoint
+from shiftproof.training.loop import Callback, Loop
+
+CHECKPOINT_SECONDS = 60.0
+
+
+class Checkpoints(Callback):
+    """Saves a loop after every evaluation, and where `CHECKPOINT_SECONDS` have passed since it last did.
+
+    Make it the last of the callbacks, so that it saves what the others have done.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._evaluated = False  # since it last saved
+        self._saved = 0.0
+
+    def restore(self, loop: Loop) -> None:
+        """Bring a loop with its callbacks to where the file left it, if there is one; before `Loop.run`.
+
+        Raises:
+            DamagedFileError: the file is incomplete or altered.
+        """
+        if self._path.exists():
+            loop.load_state_dict(load_checkpoint(self._path, loop.algorithm, set(loop.state_dict())))
+        step = torch.tensor(loop.progress.step, device=loop.device)
+        loop.ranks.check_same("the step that they continue from", step)
+
+    def on_start(self, loop: Loop) -> None:
+        self._saved = time.perf_counter()
+
+    def on_evaluation(self, loop: Loop, record: dict[str, Any]) -> None:
+        self._evaluated = True
+
+    def on_pause(self, loop: Loop) -> None:
+        if self._evaluated or self._is_late(loop):
+            with loop.progress.timed("checkpoints"):
+                save_checkpoint(self._path, loop.algorithm, loop.state_dict(), loop.ranks)
+            self._saved = time.perf_counter()
+            self._evaluated = False
+
+    def _is_late(self, loop: Loop) -> bool:
+        """Whether the time has come, which the clock of the first rank says for all."""
+        late = time.perf_counter() - self._saved > CHECKPOINT_SECONDS
+        return bool(loop.ranks.agreed(torch.tensor(float(late), device=loop.device)))

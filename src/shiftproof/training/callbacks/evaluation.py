@@ -1,0 +1,107 @@
+"""Scores what a training loop has reached, where its dialect says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from shiftproof.algorithms import Algorithm
+from shiftproof.optim.sharding import local_part
+from shiftproof.training.averaging import EMA, State, copy_state
+from shiftproof.training.evaluation import evaluate
+from shiftproof.training.inputs import Part
+from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
+from shiftproof.training.parallel import full_state, load_full_state
+from shiftproof.training.protocol import PROTOCOLS
+
+
+class Evaluation(Callback):
+    """Scores only what the selection rules read: all held-out parts, at the end the rest of the target too.
+
+    Args:
+        average: a moving average whose weights are scored in place of those that are trained; None for none.
+    """
+
+    name = "losses"
+
+    def __init__(self, average: EMA | None = None) -> None:
+        self._average = average
+        self._losses: list[float] = []  # since the last evaluation
+
+    def on_loss(self, loop: Loop, step: int, loss: float) -> None:
+        self._losses.append(loss)
+
+    def on_pause(self, loop: Loop) -> None:
+        if loop.is_evaluation_due:
+            with loop.progress.timed("evaluation"):
+                self._evaluate(loop)
+
+    def _evaluate(self, loop: Loop) -> None:
+        spec, protocol, step = loop.spec, PROTOCOLS[loop.spec.protocol], loop.progress.step
+        _check_finite(loop)
+        _check_heads(loop)
+        last = step == protocol.last_evaluated(spec.steps, spec.checkpoint_freq)
+        whole_targets = last or spec.score_targets or protocol.oracle == "best"
+        mean_loss = math.fsum(self._losses) / len(self._losses)
+        self._losses = []
+        with weights_in_place(loop.algorithm, None if self._average is None else self._average.average):
+            loop.record({"step": step, "loss": mean_loss, "domains": score_domains(loop, whole_targets)})
+
+    def state_dict(self) -> list[float]:
+        return self._losses
+
+    def load_state_dict(self, state: list[float]) -> None:
+        self._losses = state
+
+
+def _check_finite(loop: Loop) -> None:
+    finite = torch.stack([local_part(p.detach()).isfinite().all() for p in loop.algorithm.parameters()]).all()
+    if not loop.ranks.all(finite):
+        raise NonFiniteLossError(f"the weights were not finite after step {loop.progress.step}")
+
+
+def _check_heads(loop: Loop) -> None:
+    """Raise RuntimeError where the heads, which every rank trains for itself, have come apart."""
+    if loop.ranks.size > 1 and not loop.ranks.sharded:
+        inside = set(loop.algorithm.network.featurizer.parameters())
+        heads = [p.detach().double().sum() for p in loop.algorithm.parameters() if p not in inside]
+        loop.ranks.check_same("the weights of their heads", torch.stack(heads).sum())
+
+
+def score_domains(loop: Loop, whole_targets: bool) -> dict[str, dict[str, Any]]:
+    """Score the held-out parts of all domains, by domain and part.
+
+    Args:
+        loop: whose network is scored, as it is.
+        whole_targets: whether the in parts of the targets are scored too.
+    """
+    scores: dict[str, dict[str, Any]] = {}
+    for domain, name in enumerate(loop.dataset.domain_names):
+        parts: tuple[Part, ...] = ("in", "out") if whole_targets and domain in loop.inputs.targets else ("out",)
+        scores[name] = {part: score_part(loop, domain, part) for part in parts}
+    return scores
+
+
+def score_part(loop: Loop, domain: int, part: Part) -> dict[str, Any]:
+    """Score one part of a domain; what it returns is described at `evaluate`."""
+    batches = loop.inputs.evaluation_batches(domain, part, loop.progress.step)
+    loop.algorithm.eval()
+    score = evaluate(loop.algorithm.predict, batches, len(loop.dataset.classes), loop.spec.precision)
+    loop.algorithm.train()
+    return score
+
+
+@contextmanager
+def weights_in_place(algorithm: Algorithm, state: State | None) -> Iterator[None]:
+    """Put other weights in the place of those that are trained, for a ``with`` block; None leaves them."""
+    if state is None:
+        yield
+        return
+    reached = copy_state(full_state(algorithm))
+    load_full_state(algorithm, state)
+    yield
+    load_full_state(algorithm, reached)

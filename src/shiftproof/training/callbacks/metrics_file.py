@@ -1,0 +1,33 @@
+"""Keeps the curve of a run in a file while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shiftproof.files import write_json_lines
+from shiftproof.training.loop import Callback, Loop
+
+
+class MetricsFile(Callback):
+    """Writes the evaluations, a line each: what a checkpoint holds at the start, every one as it is made.
+
+    Args:
+        path: the file; only the first rank writes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_start(self, loop: Loop) -> None:
+        self._write(loop)
+
+    def on_evaluation(self, loop: Loop, record: dict[str, Any]) -> None:
+        self._write(loop)
+
+    def on_end(self, loop: Loop) -> None:
+        self._write(loop)  # the selected step may have been scored further
+
+    def _write(self, loop: Loop) -> None:
+        if loop.ranks.first:
+            write_json_lines(self._path, loop.progress.metrics)

@@ -1,0 +1,75 @@
+"""Keeps the model of the step with the highest validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shiftproof.training.averaging import State, copy_state
+from shiftproof.training.callbacks.evaluation import score_part, weights_in_place
+from shiftproof.training.evaluation import training_domain_validation
+from shiftproof.training.loop import Callback, Loop
+from shiftproof.training.parallel import full_state
+from shiftproof.training.saved_model import save_model
+
+
+class Selection(Callback):
+    """Keeps the model of the evaluation with the highest training-domain validation, the earliest on a tie.
+
+    The file is written at the end and not before: what another process has left of the run's folder is then never half
+    of this one.
+
+    Args:
+        folder: the run's own.
+    """
+
+    name = "selected"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._weights: State = {}
+
+    def on_evaluation(self, loop: Loop, record: dict[str, Any]) -> None:
+        if _selected(loop) is record:
+            self._weights = copy_state(full_state(loop.algorithm))
+
+    def on_end(self, loop: Loop) -> None:
+        with loop.progress.timed("evaluation"):
+            self._score_targets(loop)
+        with loop.progress.timed("checkpoints"):
+            self._keep(loop)
+
+    def on_divergence(self, loop: Loop) -> None:
+        self._keep(loop)
+
+    def _score_targets(self, loop: Loop) -> None:
+        """Score what is reported of the selected step: once, at the end, is cheaper than at every step so far."""
+        record = _selected(loop)
+        with weights_in_place(loop.algorithm, self._weights):
+            for domain in loop.inputs.targets:
+                scores = record["domains"][loop.dataset.domain_names[domain]]
+                if "in" not in scores:  # the last step has it
+                    scores["in"] = score_part(loop, domain, "in")
+
+    def _keep(self, loop: Loop) -> None:
+        if self._weights:
+            with weights_in_place(loop.algorithm, self._weights):
+                keep_model(loop, self._folder)
+
+    def state_dict(self) -> State:
+        return self._weights
+
+    def load_state_dict(self, state: State) -> None:
+        self._weights = state
+
+
+def _selected(loop: Loop) -> dict[str, Any]:
+    return max(loop.progress.metrics, key=lambda record: training_domain_validation(record, loop.spec.targets))
+
+
+def keep_model(loop: Loop, folder: Path) -> None:
+    """Write the network of a loop, as it is, into a run's folder."""
+    network, dataset = loop.algorithm.network, loop.dataset
+    weights = full_state(network)
+    if loop.ranks.first:
+        save_model(folder, network, weights, loop.spec.model, loop.spec.algorithm, dataset.classes, dataset.image_shape)

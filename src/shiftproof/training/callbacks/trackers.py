@@ -1,0 +1,48 @@
+"""Writes a run to trackers of experiments while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shiftproof.training.loop import Callback, Loop
+from shiftproof.training.tracking import OpenTrackers, TrackedRun, Tracking, check_trackers
+
+
+class Trackers(Callback):
+    """Opens trackers, writes every evaluation to them, those of before first, and how the run ended.
+
+    Args:
+        tracking: which trackers, where and how labelled.
+        folder: the run's own.
+
+    Raises:
+        ValueError: there is no tracker of a name, or it is not installed.
+    """
+
+    def __init__(self, tracking: Tracking, folder: Path) -> None:
+        check_trackers(tracking.trackers)
+        self._tracking, self._folder = tracking, folder
+        self._open: OpenTrackers | None = None
+
+    def on_start(self, loop: Loop) -> None:
+        tracking, kept = self._tracking, tuple(loop.progress.metrics)
+        run = TrackedRun(loop.spec, self._folder, tracking.folder or self._folder, tracking.tags, kept)
+        self._open = OpenTrackers(tracking.trackers, run)
+
+    def on_evaluation(self, loop: Loop, record: dict[str, Any]) -> None:
+        if self._open is not None:
+            self._open.write(record)
+
+    def on_end(self, loop: Loop) -> None:
+        if self._open is not None:
+            self._open.end("finished")
+
+    def on_divergence(self, loop: Loop) -> None:
+        if self._open is not None:
+            self._open.end("failed")
+
+    def close(self) -> None:
+        """Let go of files and connections, however the loop ended."""
+        if self._open is not None:
+            self._open.close()
