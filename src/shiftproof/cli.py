@@ -370,6 +370,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", type=_path, metavar="FILE", help="weights to start from: safetensors or torch")
     parser.add_argument(
+        "--normalisation", metavar="MEAN,STD",
+        help="that the weights were trained with, or imagenet or half (default: the file's, else the model's)",
+    )  # fmt: skip
+    parser.add_argument(
         "--image-size",
         type=int,
         metavar="PIXELS",

@@ -43,6 +43,7 @@ model: resnet50
 image_size: ~
 split: grouped
 weights: /weights/of resnet.pt
+normalisation: 0.5,0.25
 fixed: {data.batch_size: 8, model.dropout: .5, optimizer.weight_decay: 1E-4}
 accumulate: 2
 clip_norm: 1e-1
@@ -108,6 +109,7 @@ def test_every_field_is_read_as_its_type(write):
         model="resnet50",
         split="grouped",
         weights=Path("/weights/of resnet.pt"),
+        normalisation="0.5,0.25",
         fixed={"data.batch_size": 8, "model.dropout": 0.5, "optimizer.weight_decay": 1e-4},
         accumulate=2,
         clip_norm=0.1,

@@ -36,6 +36,7 @@ def test_fields_that_are_added_later_leave_the_names_of_runs_as_they_were():
         {"precision": "bf16"},
         {"kind": "photographs"},
         {"kind": "small_images"},
+        {"normalisation": "half"},
         {"clip_norm": 1.0},
         {"hparams": {"data.batch_size": 8, "optimizer.lr": 0.002}},
     ],

@@ -1,16 +1,26 @@
 """Networks: featurizers by name, with weights from files, and their linear classifier."""
 
 from shiftproof.models.build import MODELS, build_network, default_image_size
-from shiftproof.models.network import Network, Normalisation
-from shiftproof.models.weights import load_weights, read_weights, weights_fingerprint
+from shiftproof.models.network import Network
+from shiftproof.models.normalisation import Normalisation, check_normalisation
+from shiftproof.models.weights import (
+    NORMALISATION,
+    load_weights,
+    read_weights,
+    stated_normalisation,
+    weights_fingerprint,
+)
 
 __all__ = [
     "MODELS",
+    "NORMALISATION",
     "Network",
     "Normalisation",
     "build_network",
+    "check_normalisation",
     "default_image_size",
     "load_weights",
     "read_weights",
+    "stated_normalisation",
     "weights_fingerprint",
 ]

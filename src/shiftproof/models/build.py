@@ -12,11 +12,12 @@ from torch import nn
 
 from shiftproof.field_error import FieldError
 from shiftproof.models.model import Featurizer, Model
-from shiftproof.models.network import Network, Normalisation
+from shiftproof.models.network import Network
+from shiftproof.models.normalisation import Normalisation
 from shiftproof.models.small import small_conv, small_lenet
 from shiftproof.models.timm_models import near_timm_names, timm_model
 from shiftproof.models.torchvision_models import TORCHVISION_MODELS
-from shiftproof.models.weights import load_weights
+from shiftproof.models.weights import load_weights, stated_normalisation
 from shiftproof.registry import Registry, UnknownNameError
 
 MODELS: Registry[Model] = Registry("model")
@@ -47,6 +48,7 @@ def build_network(
     weights: Path | None = None,
     freeze_batch_norm: bool = True,
     zero_classifier: bool = True,
+    normalisation: str | None = None,
 ) -> Network:
     """Build a network on the CPU; its random start is a function of ``seed`` alone.
 
@@ -61,6 +63,9 @@ def build_network(
     can be large, and on them a random classifier's first gradients are large and random too (docs/results.md has the
     measurement).
 
+    Weights expect images normalised as in their training. Where ``normalisation`` does not state it, the weights file
+    may (see `stated_normalisation`), else it is the one that goes with the model's name.
+
     Args:
         model: name of the model.
         image_shape: (channels, height, width) of its input, in pixels.
@@ -70,15 +75,21 @@ def build_network(
         weights: file of the featurizer's weights (see `load_weights`); None leaves the random start.
         freeze_batch_norm: whether batch norms keep the statistics of given weights.
         zero_classifier: whether the classifier on given weights starts at zero.
+        normalisation: of the images, as `Normalisation.parse` reads it; None to go by weights and model.
 
     Raises:
-        FieldError: unknown model, images of a shape that it cannot take, ``dropout`` out of [0, 1), or a
-            weights file that cannot be read or does not fit.
+        FieldError: unknown model, images of a shape that it cannot take, ``dropout`` out of [0, 1), a normalisation
+            of other images, or a weights file that cannot be read or does not fit.
         FileNotFoundError: there is no such weights file.
     """
     entry = _find(model)
     if entry.channels not in (None, image_shape[0]):
         raise FieldError("model", f"model '{model}' takes images of {entry.channels} channels, not {image_shape[0]}")
+    stated = None
+    if normalisation is not None:
+        stated = Normalisation.parse(normalisation, image_shape[0])
+    elif weights is not None:
+        stated = stated_normalisation(weights, image_shape[0])
     # The CPU's generator alone is seeded, and put back: torch.manual_seed would seed the accelerators' too.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
@@ -90,7 +101,7 @@ def build_network(
             featurizer.module,
             feature_size,
             num_classes,
-            featurizer.normalisation,
+            stated or featurizer.normalisation,
             dropout,
             freeze_batch_norm and weights is not None,
             image_shape,

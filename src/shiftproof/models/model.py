@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from shiftproof.models.network import Normalisation
-
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+from shiftproof.models.normalisation import Normalisation
 
 
 class Featurizer(NamedTuple):
@@ -38,8 +36,3 @@ class Model(NamedTuple):
     build: Callable[[tuple[int, int, int]], Featurizer]
     image_size: int
     channels: int | None = None
-
-
-def default_normalisation(channels: int) -> Normalisation:
-    """ImageNet's for three channels; from [0, 1] to [-1, 1] for any other number."""
-    return IMAGENET if channels == 3 else Normalisation((0.5,) * channels, (0.5,) * channels)

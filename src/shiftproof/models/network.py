@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from shiftproof.field_error import FieldError
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """What turns pixels in [0, 1] into a network's input: ``(pixel - mean) / std``, per channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Normalise float images (n, channels, height, width) in [0, 1]."""
-        mean, std = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
-        return (pixels - mean) / std
-
-
-@lru_cache
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return constants (1, channels, 1, 1); kept, because a GPU must be waited for to get them."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(1, -1, 1, 1)
+from shiftproof.models.normalisation import Normalisation
 
 
 class Network(nn.Module):

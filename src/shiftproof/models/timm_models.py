@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 
-from shiftproof.models.model import Featurizer, Model, default_normalisation
-from shiftproof.models.network import Normalisation
+from shiftproof.models.model import Featurizer, Model
+from shiftproof.models.normalisation import Normalisation, default_normalisation
 
 
 def timm_model(name: str) -> Model | None:

@@ -7,7 +7,8 @@ from functools import partial
 
 from torch import nn
 
-from shiftproof.models.model import IMAGENET, Featurizer, Model
+from shiftproof.models.model import Featurizer, Model
+from shiftproof.models.normalisation import IMAGENET
 
 
 def _squeezenet1_1(image_shape: tuple[int, int, int]) -> Featurizer:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import pickle  # only for its error: nothing is unpickled
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from shiftproof.field_error import FieldError
+from shiftproof.models.normalisation import Normalisation
 
 LISTED = 10  # tensors of a kind that an error names
+_FEATURIZER = "featurizer."  # how names begin in the state of a `Network`
+NORMALISATION = "normalisation"
+"""The entry of a safetensors file's metadata that states what its weights were trained with."""
 
 
 def weights_fingerprint(path: Path) -> str:
@@ -51,12 +56,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
 
 
+def stated_normalisation(path: Path, channels: int) -> Normalisation | None:
+    """Return the normalisation that a weights file states in its metadata; None if it states none.
+
+    The models that runs keep state theirs. It can be written into any safetensors file, under ``normalisation`` as
+    `Normalisation.parse` reads it. Files of ``torch.save`` have no place for it.
+
+    Args:
+        path: see `read_weights`.
+        channels: number of channels of the images.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is corrupt, or states something else or the normalisation of other images.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+
+    with _intact(path), safe_open(_existing(path), framework="pt") as file:
+        text = (file.metadata() or {}).get(NORMALISATION)
+    try:
+        return None if text is None else Normalisation.parse(text, channels)
+    except ValueError as error:
+        raise ValueError(f"weights file {path} has in its metadata: {error}") from error
+
+
 def load_weights(featurizer: nn.Module, path: Path, *, classifier: tuple[str, ...] = ()) -> None:
     """Load a file's weights into a featurizer, in the featurizer's own precision.
 
     The file must have every tensor of the featurizer, in its shape, and no other, except that it may have a
-    classifier, which is passed over, and may lack batch norms' ``num_batches_tracked``. On an error the
-    featurizer is left as it was.
+    classifier, which is passed over, and may lack batch norms' ``num_batches_tracked``. Of the model that a run kept,
+    the featurizer is taken. On an error the featurizer is left as it was.
 
     Args:
         featurizer: whose parameters and buffers are set.
@@ -68,10 +99,13 @@ def load_weights(featurizer: nn.Module, path: Path, *, classifier: tuple[str, ..
         FieldError: the file cannot be read, or does not fit; the message lists the tensors that do not.
     """
     wanted = featurizer.state_dict()
+    tensors = read_weights(path)
+    if any(name.startswith(_FEATURIZER) for name in tensors):
+        tensors = {
+            name.removeprefix(_FEATURIZER): tensor for name, tensor in tensors.items() if name.startswith(_FEATURIZER)
+        }
     given = {
-        name: tensor
-        for name, tensor in read_weights(path).items()
-        if name in wanted or name.partition(".")[0] not in classifier
+        name: tensor for name, tensor in tensors.items() if name in wanted or name.partition(".")[0] not in classifier
     }
     missing = [
         f"{name} {_shape(tensor)}"
@@ -100,11 +134,18 @@ def _existing(path: Path) -> Path:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _intact(path):
         return load_file(_existing(path))
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except SafetensorError as error:
         raise FieldError("weights", f"weights file {path} is no intact safetensors file: {error}") from error
 

@@ -8,7 +8,7 @@ from shiftproof.studies import Results
 from shiftproof.studies.tables import Comparison
 
 TERMS = (
-    *("protocol", "steps", "model", "weights", "image size", "settings per method", "tuning"),
+    *("protocol", "steps", "model", "weights", "normalisation", "image size", "settings per method", "tuning"),
     *("sources", "averaging", "trials"),
 )
 

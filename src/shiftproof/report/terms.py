@@ -20,6 +20,8 @@ MEANINGS = {
     "kind": "of a folder's images: photographs are cropped, flipped and changed in colour in training",
     "image size": "side of the images, in pixels",
     "weights": "the file of weights that training started from",
+    "normalisation": "mean and standard deviation of pixels from 0 to 1 that the weights were trained with; where "
+    "this is not given, those that go with the model's name",
     "batch norm": "whether batch norms keep the statistics of the weights file",
     "classifier start": "its weights before training, where the others come from a file",
     "split": "how the held-out images of a domain are chosen",

@@ -21,7 +21,7 @@ from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.registry import UnknownNameError
 from shiftproof.studies.plan import ABSENT, Grid, Plan, method_of
 from shiftproof.studies.study import Method, Study
-from shiftproof.studies.study_data import image_size_of, model_of, open_data
+from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say_normalisation
 from shiftproof.training import RunSpec, check_combination
 from shiftproof.training.averaging import CONVERGENCE
 from shiftproof.training.inputs import EVALUATION_BATCH
@@ -257,6 +257,7 @@ def _spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: 
         averaging=study.averaging,
         score_targets="leave_one_domain_out" in study.selection,
         kind=None if DATASETS[facts.key].kind else facts.kind,
+        normalisation=str(normalisation_of(study, facts.image_shape[0])) if study.normalisation else None,
         variant=method.variant,
     )
 
@@ -299,6 +300,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
         "kind": specs[0].kind,
         "image size": facts.image_size,
         "weights": study.weights.name if study.weights else None,
+        "normalisation": str(normalisation_of(study, facts.image_shape[0]) or ""),
         "batch norm": ("frozen" if protocol.freeze_batch_norm else "free") if given else None,
         "classifier start": ("zero" if protocol.zero_classifier else "random") if given else None,
         "split": study.split if study.split != "random" else None,
@@ -388,7 +390,9 @@ class _Builder:
                 dropout=dropout,
                 seed=0,
                 weights=self.study.weights,
+                normalisation=self.study.normalisation,
             )
+            say_normalisation(self.study, self.facts.model, self._networks[dropout].normalisation)
         return self._networks[dropout]
 
     def _check_combination(self, spec: RunSpec, sources: int) -> None:

@@ -12,7 +12,7 @@ from shiftproof.annealing import ANNEALERS
 from shiftproof.data import DATASETS, KINDS, SPLIT_RULES, Kind, SplitRule
 from shiftproof.field_error import FieldError
 from shiftproof.hparams import Value, is_finite
-from shiftproof.models import default_image_size
+from shiftproof.models import check_normalisation, default_image_size
 from shiftproof.optim.registry import OPTIMIZERS, SEARCHES, Search
 from shiftproof.registry import Registry, UnknownNameError
 from shiftproof.studies.published import published
@@ -109,6 +109,8 @@ class Study:
         image_size: side of the images; None for the data set's own or, of photographs, what the model is made for.
         split: how the held-out images of a domain are chosen.
         weights: file of the weights to start from; learning rates follow from whether there are any.
+        normalisation: what the weights were trained with: "imagenet", "half" or "MEAN,STD" (`Normalisation.parse`);
+            None for what their file states, else what goes with the model's name.
         fixed: hyperparameters fixed by hand, by "axis.name"; they leave the search.
         accumulate: parts that a batch is split into.
         clip_norm: largest norm of the gradient.
@@ -145,6 +147,7 @@ class Study:
     image_size: int | None = None
     split: SplitRule = "random"
     weights: Path | None = None
+    normalisation: str | None = None
     fixed: dict[str, Value] = field(default_factory=dict)
     accumulate: int = 1
     clip_norm: float | None = None
@@ -175,7 +178,7 @@ class Study:
             for one in names:
                 check_name(name, one)
             _check_distinct(name, kind, names)
-        for name in (*_WORDS, "device", "model"):
+        for name in (*_WORDS, "device", "model", "normalisation"):
             if (given := getattr(self, name)) is not None:
                 check_name(name, given)
 
@@ -297,6 +300,8 @@ def check_name(field_name: str, name: str) -> None:
             check_device_name(name)
         elif field_name == "model":
             default_image_size(name)
+        elif field_name == "normalisation":
+            check_normalisation(name)
         elif field_name == "published":
             published(name)
     except ValueError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from shiftproof.data import DATASETS, DomainDataset, Kind, Look, look_at_folder
 from shiftproof.field_error import FieldError
 from shiftproof.files import with_home
-from shiftproof.models import default_image_size
+from shiftproof.models import Normalisation, default_image_size, stated_normalisation
 from shiftproof.studies.study import Study
 
 SMALL_MODEL = "small_lenet"
@@ -88,6 +88,42 @@ def image_size_of(study: Study, dataset: str) -> int | None:
     if kind_of(study, dataset) == "photographs":
         return default_image_size(model_of(study, dataset))
     return _look(data_folder(study, dataset)).small_size
+
+
+def normalisation_of(study: Study, channels: int) -> Normalisation | None:
+    """Return the normalisation of images that a study or its weights file states; None where the model's name decides.
+
+    Raises:
+        FieldError: it is of images of another number of channels, or the weights file cannot be read.
+    """
+    if study.normalisation is not None:
+        try:
+            return Normalisation.parse(study.normalisation, channels)
+        except ValueError as error:
+            raise FieldError("normalisation", str(error)) from error
+    try:
+        return None if study.weights is None else stated_normalisation(study.weights, channels)
+    except (FileNotFoundError, ValueError) as error:
+        raise FieldError("weights", str(error)) from error
+
+
+def say_normalisation(study: Study, model: str, normalisation: Normalisation) -> None:
+    """Say how images are normalised for given weights, and what this was taken from."""
+    if study.weights is None:
+        return
+    if study.normalisation is not None:
+        source = "as stated"
+    elif stated_normalisation(study.weights, len(normalisation.mean)) is not None:
+        source = "as the file states; set normalisation to override this"
+    else:
+        source = f"as model {model} has it; set normalisation if the weights were trained with another"
+    _say(f"{study.weights.name}: normalisation {normalisation}, {source}")
+
+
+@lru_cache(maxsize=16)
+def _say(line: str) -> None:
+    """Print a line, once in a process."""
+    print(line, file=sys.stderr)
 
 
 @lru_cache(maxsize=2)

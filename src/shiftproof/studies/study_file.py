@@ -32,6 +32,7 @@ _SMOKE: Mapping[str, Any] = {
     "search": "short",
     "protocol": "shiftproof",
     "weights": None,
+    "normalisation": None,
     "image_size": None,
 }
 """What a smoke run always has: it needs no file but the study's."""

@@ -64,6 +64,7 @@ def build_algorithm(
         seed=torch_seed(spec.seed, "start"),
         freeze_batch_norm=protocol.freeze_batch_norm,
         zero_classifier=protocol.zero_classifier,
+        normalisation=spec.normalisation,
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))

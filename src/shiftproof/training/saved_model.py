@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from shiftproof.algorithms import ALGORITHMS, Batch
 from shiftproof.data import decode, labelled_images, to_pixels
 from shiftproof.files import DamagedFileError, output_path, read_json, write_bytes, write_json
-from shiftproof.models import Network, Normalisation, build_network
+from shiftproof.models import NORMALISATION, Network, Normalisation, build_network
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import EVALUATION_BATCH
 
@@ -67,7 +67,7 @@ def save_model(
 ) -> None:
     """Keep a network with some weights in a run's folder, file by file; the algorithm's name tells its parts."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
-    write_bytes(folder / WEIGHTS_FILE, save(tensors))
+    write_bytes(folder / WEIGHTS_FILE, save(tensors, {NORMALISATION: str(network.normalisation)}))
     write_json(
         folder / DESCRIPTION_FILE,
         {

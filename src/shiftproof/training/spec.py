@@ -19,7 +19,7 @@ AVERAGINGS: tuple[Averaging, ...] = ("none", "swad", "ema")
 RESULTS_VERSION = 6
 """Raised whenever the same spec gives other numbers than before, so that no table mixes the two."""
 _LABELS = ("hparam_seed", "variant")
-_LATER = ("averaging", "score_targets", "compile", "kind")
+_LATER = ("averaging", "score_targets", "compile", "kind", "normalisation")
 """Fields that are not in the hash at their defaults: runs from before they were added keep their names."""
 
 
@@ -56,6 +56,7 @@ class RunSpec:
             validation needs it; else only where a rule reports them.
         kind: of the images, of a folder of one's own; None for the data set's, and in earlier results, in which folders
             were of photographs.
+        normalisation: of the images, where it is stated; None for that of the weights file or the model.
         variant: what distinguishes the run's row in a table. A label, as `hparam_seed` is.
         results_version: of the code that trains it, so that tables of earlier results can still be read.
 
@@ -87,6 +88,7 @@ class RunSpec:
     averaging: Averaging = "none"
     score_targets: bool = False
     kind: Kind | None = None
+    normalisation: str | None = None
     variant: str = ""
     results_version: int = RESULTS_VERSION
 
