@@ -98,6 +98,7 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
             tune="shared",
             steps=200,
             compile=True,
+            normalisation="half",
         ),
     )
     grids = [*(make_plan(study).grids[0] for study in studies), hostile_plan.grids[0]]

@@ -10,6 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from shiftproof.field_error import FieldError
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -34,20 +36,23 @@ class Normalisation:
             channels: number of channels of the images.
 
         Raises:
-            ValueError: the text states none, or one of images of another number of channels.
+            FieldError: the text states none, or one of images of another number of channels.
         """
         if text == "imagenet":
             if channels != len(IMAGENET.mean):
-                raise ValueError(f"normalisation imagenet is of 3 channels; the images have {channels}")
+                raise FieldError(
+                    "normalisation", f"normalisation imagenet is of 3 channels; the images have {channels}"
+                )
             return cls(IMAGENET.mean, IMAGENET.std)
         numbers = (0.5, 0.5) if text == "half" else _numbers(text)
         if len(numbers) == 2:
             numbers = (numbers[0],) * channels + (numbers[1],) * channels
         if len(numbers) != 2 * channels:
             more = f" or {2 * channels}, a mean for each and then a standard deviation for each" if channels > 1 else ""
-            raise ValueError(
+            raise FieldError(
+                "normalisation",
                 f"normalisation {text} has {len(numbers)} numbers; images of {channels} channel{'s' * (channels > 1)} "
-                f"take 2, mean and standard deviation{more}"
+                f"take 2, mean and standard deviation{more}",
             )
         return cls(numbers[:channels], numbers[channels:])
 
@@ -73,7 +78,7 @@ def check_normalisation(text: str) -> None:
     """Raise unless a text states a normalisation of some number of channels.
 
     Raises:
-        ValueError: it states none.
+        FieldError: it states none.
     """
     if text not in ("imagenet", "half"):
         _numbers(text)
@@ -86,18 +91,20 @@ def _numbers(text: str) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if not numbers or len(numbers) % 2:
-        raise ValueError(
+        raise FieldError(
+            "normalisation",
             f"normalisation must be imagenet, half, or MEAN,STD of pixels in [0, 1] (as many means as standard "
-            f"deviations), not {text!r}"
+            f"deviations), not {text!r}",
         )
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"the numbers of a normalisation must be finite, not {text!r}")
+        raise FieldError("normalisation", f"the numbers of a normalisation must be finite, not {text!r}")
     if not all(0 <= mean <= 1 for mean in numbers[: len(numbers) // 2]):
-        raise ValueError(
-            f"the means of a normalisation are of pixels in [0, 1], not in [0, 255], and cannot be {text!r}"
+        raise FieldError(
+            "normalisation",
+            f"the means of a normalisation are of pixels in [0, 1], not in [0, 255], and cannot be {text!r}",
         )
     if min(numbers[len(numbers) // 2 :]) <= 0:
-        raise ValueError(f"the standard deviations of a normalisation must be above 0, not {text!r}")
+        raise FieldError("normalisation", f"the standard deviations of a normalisation must be above 0, not {text!r}")
     return numbers
 
 

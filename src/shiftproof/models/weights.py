@@ -68,7 +68,7 @@ def stated_normalisation(path: Path, channels: int) -> Normalisation | None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is corrupt, or states something else or the normalisation of other images.
+        FieldError: the file is corrupt, or states something else or the normalisation of other images.
     """
     if path.suffix != ".safetensors":
         return None
@@ -79,7 +79,7 @@ def stated_normalisation(path: Path, channels: int) -> Normalisation | None:
     try:
         return None if text is None else Normalisation.parse(text, channels)
     except ValueError as error:
-        raise ValueError(f"weights file {path} has in its metadata: {error}") from error
+        raise FieldError("weights", f"weights file {path} has in its metadata: {error}") from error
 
 
 def load_weights(featurizer: nn.Module, path: Path, *, classifier: tuple[str, ...] = ()) -> None:
