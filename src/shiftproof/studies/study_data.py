@@ -95,16 +95,11 @@ def normalisation_of(study: Study, channels: int) -> Normalisation | None:
 
     Raises:
         FieldError: it is of images of another number of channels, or the weights file cannot be read.
+        FileNotFoundError: there is no such weights file.
     """
     if study.normalisation is not None:
-        try:
-            return Normalisation.parse(study.normalisation, channels)
-        except ValueError as error:
-            raise FieldError("normalisation", str(error)) from error
-    try:
-        return None if study.weights is None else stated_normalisation(study.weights, channels)
-    except (FileNotFoundError, ValueError) as error:
-        raise FieldError("weights", str(error)) from error
+        return Normalisation.parse(study.normalisation, channels)
+    return None if study.weights is None else stated_normalisation(study.weights, channels)
 
 
 def say_normalisation(study: Study, model: str, normalisation: Normalisation) -> None:

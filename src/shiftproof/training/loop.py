@@ -74,12 +74,7 @@ class Loop:
 
     What is trained follows from the spec alone; callbacks may look, keep and stop. All ranks have the same callbacks.
 
-    Args:
-        spec: what determines the run.
-        dataset: the data set that the spec names.
-        device: where to train.
-        weights: file of the weights to start from.
-        ranks: the processes that train the run.
+    The arguments and errors are those of `build_steps`.
 
     Attributes:
         spec: as given.
@@ -91,9 +86,6 @@ class Loop:
         progress: how far it has come.
         callbacks: told, in their order; set them before `run`.
         stopped: whether a callback has ended the training before its last step.
-
-    Raises:
-        ValueError: as `build_steps`.
     """
 
     def __init__(
