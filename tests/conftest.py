@@ -8,12 +8,15 @@ from PIL import Image
 
 from processes import end_what_is_left
 from shared_data import PACS
+from shiftproof.processes import preload
+from shiftproof.training.launch import PRELOADED
 
 Tree = Mapping[str, Mapping[str, list[str]]]
 
 
 def pytest_configure() -> None:
     end_what_is_left()
+    preload(PRELOADED)  # whichever test starts the first worker: most train in theirs
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -18,7 +18,7 @@ def wait_until(happened, process=None):
     """
     deadline = time.monotonic() + HANG
     while not (result := happened()):
-        if process is not None and process.poll() is not None:
+        if process is not None and _has_ended(process):
             return happened()  # it may have happened at the end
         if time.monotonic() >= deadline:
             if process is not None:
@@ -26,6 +26,10 @@ def wait_until(happened, process=None):
             raise AssertionError(f"nothing happened in {HANG} s")
         time.sleep(0.01)
     return result
+
+
+def _has_ended(process):
+    return (process.poll() if isinstance(process, subprocess.Popen) else process.exitcode) is not None
 
 
 def is_running(pid):

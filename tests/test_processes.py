@@ -1,4 +1,4 @@
-"""Killing pytest leaves no process."""
+"""Workers start cheaply, know what their parent knows, and end with it and with the server they are forked from."""
 
 import os
 import signal
@@ -8,41 +8,75 @@ from pathlib import Path
 
 import pytest
 
-import processes
 from processes import is_running, wait_until
+from shiftproof.processes import START_METHOD
+from shiftproof.studies.pool import run_tasks
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
+pytestmark = pytest.mark.skipif(START_METHOD != "forkserver", reason="workers are forked from a server on Linux only")
 
-# In the place of pytest: starts a process that starts another, both in sessions of their own, and tells their numbers.
-STARTER = """
-import subprocess, sys, time
-sys.path.append(sys.argv[1])
-from processes import end_what_is_left
-end_what_is_left()
-child = "import subprocess; print(subprocess.Popen(['sleep', '1000'], start_new_session=True).pid, flush=True); input()"
-pipes = {"stdout": subprocess.PIPE, "stdin": subprocess.PIPE}
-started = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, **pipes)
-print(started.pid, started.stdout.readline().decode(), flush=True)
-time.sleep(1000)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+
+
+def variables(_):
+    return {name: value for name, value in os.environ.items() if name.startswith("SHIFTPROOF_TEST_")}
+
+
+def test_a_worker_has_the_environment_of_the_moment_and_not_of_the_servers_start(monkeypatch):
+    for value in ("one", "two"):
+        monkeypatch.setenv(f"SHIFTPROOF_TEST_{value}", value)
+        [outcome] = run_tasks(variables, [0], jobs=1)
+        assert outcome.value == variables(0)
+    monkeypatch.delenv("SHIFTPROOF_TEST_one")
+    [outcome] = run_tasks(variables, [0], jobs=1)
+    assert "SHIFTPROOF_TEST_one" not in outcome.value
+
+
+STAY = """
+import multiprocessing, os, signal, sys
+from shiftproof.processes import START_METHOD, end_with_parent
+
+def stay(connection):
+    end_with_parent()
+    connection.send((os.getpid(), os.getppid()))
+    signal.pause()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(START_METHOD)
+    ours, theirs = context.Pipe()
+    context.Process(target=stay, args=(theirs,), daemon=True).start()
+    print(*ours.recv(), flush=True)
+    sys.stdin.read()
 """
 
 
-def test_what_a_killed_process_has_started_is_ended():
-    command = [sys.executable, "-c", STARTER, Path(__file__).parent]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        left = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(left) == 2
-        assert all(map(is_running, left))
-        process.kill()
-    wait_until(lambda: not any(map(is_running, left)))
+def test_a_worker_ends_with_its_server(tmp_path):
+    """Else whoever started it would take it for dead while it works on."""
+    file = tmp_path / "starter.py"
+    file.write_text(STAY)
+    with subprocess.Popen([sys.executable, file], env=ENVIRONMENT, stdin=-1, stdout=-1, text=True) as starter:
+        worker, server = map(int, starter.stdout.readline().split())
+        assert len({worker, server, starter.pid}) == 3
+        assert is_running(worker)
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: not is_running(worker))
+        assert starter.poll() is None
+        starter.stdin.close()
 
 
-def test_that_holds_for_these_tests():
-    assert any(name.startswith("SHIFTPROOF_TESTS_") for name in os.environ)
+SEEN = """
+import sys, torch
+def looked(*_):
+    raise SystemExit("it looked for GPUs")
+torch._C._cuda_getDeviceCount = torch._C._cuda_init = looked
+import shiftproof.training.preload
+assert {"torch._dynamo", "torchvision", "shiftproof.training.run"} <= sys.modules.keys()
+"""
 
 
-def test_a_process_beside_which_nothing_happens_is_killed(monkeypatch):
-    monkeypatch.setattr(processes, "HANG", 0)
-    with subprocess.Popen(["sleep", "1000"]) as process, pytest.raises(AssertionError, match="nothing happened in 0 s"):
-        wait_until(lambda: False, process)
-    assert process.returncode == -signal.SIGKILL
+def test_what_the_server_imports_looks_for_no_gpu():
+    """A process that is forked from one that has cannot use them."""
+    source = Path(__file__).parents[1] / "src"
+    done = subprocess.run(
+        [sys.executable, "-c", SEEN], env={**os.environ, "PYTHONPATH": str(source)}, text=True, stderr=-1
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -14,6 +14,7 @@ import pytest
 
 from processes import wait_until
 from shiftproof.cli import main
+from shiftproof.studies import read_study, run_study
 from studies.outputs import state_of
 
 STUDY = """
@@ -21,8 +22,8 @@ name: killed
 optimizers: [sam, genie]
 targets: ["0", "45"]
 trials: 1
-steps: 80
-checkpoint_freq: 8
+steps: 40
+checkpoint_freq: 4
 """
 RUNS = 2 * 2
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -37,15 +38,14 @@ def _driver(file, output, **options):
 
 
 def _workers(driver):
-    """The pids of a driver's training processes; none if it has ended."""
-    found = []
-    try:
-        for pid in Path(f"/proc/{driver}/task/{driver}/children").read_text().split():
-            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(int(pid))
-    except OSError:
-        pass
-    return found
+    """The pids of a driver's training processes, which are forked from its server; none if it has ended."""
+    return [int(worker) for child in _children(driver) for worker in _children(child)]
+
+
+def _children(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return []
 
 
 def _evaluations(output):
@@ -73,14 +73,15 @@ def _disturb(file, output, rng):
 def test_killed_again_and_again_it_ends_as_an_undisturbed_one(tmp_path):
     file = tmp_path / "killed.yaml"
     file.write_text(STUDY)
-    assert main(_run(file, tmp_path / "undisturbed", 1)) == 0
+    study, _ = read_study(file)
+    run_study(study, tmp_path / "undisturbed", 1)
     expected = state_of(tmp_path / "undisturbed")
     rng, kills = random.Random(0), 0
     for number in count():  # once, unless the study ends before so many kills
         output = tmp_path / str(number)
         while kills < 4 and len(list(output.glob("runs/*/result.json"))) < RUNS:
             kills += _disturb(file, output, rng)
-        assert main(_run(file, output, 1)) == 0
+        run_study(study, output, 1)
         rows, results = state_of(output)
         assert len(rows) == len({row["run"] for row in rows}) == len(results) == RUNS
         assert (rows, results) == expected
@@ -90,7 +91,7 @@ def test_killed_again_and_again_it_ends_as_an_undisturbed_one(tmp_path):
 
 def test_two_drivers_on_one_output_do_not_run_the_same_run_twice(tmp_path, capsys):
     file, output = tmp_path / "shared.yaml", tmp_path / "out"
-    file.write_text(STUDY.replace("80", "8"))
+    file.write_text(STUDY.replace("40", "4"))
     with _driver(file, output, **QUIET) as first:
         wait_until((output / "study.json").exists, first)
         first.send_signal(signal.SIGSTOP)  # so that it has not ended when the second begins

@@ -1,15 +1,15 @@
 """A run killed with -9 at random moments ends as an undisturbed one, through the command line."""
 
 import json
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
 from itertools import count
 
 from processes import wait_until
 from shiftproof.cli import main
+from shiftproof.processes import START_METHOD
 
 
 def _command(output):
@@ -24,14 +24,15 @@ def _evaluations(output):
 
 def _kill(output, rng):
     """Start or continue a run and kill it; return whether it was still running."""
-    command = [sys.executable, "-m", "shiftproof", *_command(output)]
     reached = _evaluations(output) + rng.randint(1, 4)  # a moment of the work, whatever the speed
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        wait_until(lambda: _evaluations(output) >= reached, process)
-        time.sleep(rng.uniform(0, 0.2))  # so that not all kills come just after an evaluation; none is wrong
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode in (0, -signal.SIGKILL)  # one that fails would be started for ever
-    return process.returncode == -signal.SIGKILL
+    process = multiprocessing.get_context(START_METHOD).Process(target=main, args=(_command(output),))
+    process.start()
+    wait_until(lambda: _evaluations(output) >= reached, process)
+    time.sleep(rng.uniform(0, 0.2))  # so that not all kills come just after an evaluation; none is wrong
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)  # one that fails would be started for ever
+    return process.exitcode == -signal.SIGKILL
 
 
 def test_kill_9_at_random_moments(tmp_path):

@@ -274,7 +274,7 @@ import sys
 sys.path[:0] = {sys.path}
 import os, signal
 from pathlib import Path
-from shiftproof.training.launch import end_with_parent
+from shiftproof.processes import end_with_parent
 end_with_parent()
 (Path({str(tmp_path)!r}) / str(os.getpid())).touch()
 signal.pause()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from shiftproof.training.launch import end_with_parent
+from shiftproof.processes import START_METHOD, adopt, end_with_parent
 
 Task = TypeVar("Task")
 
@@ -42,9 +43,9 @@ class _Worker(Generic[Task]):
     """A process that does one task at a time."""
 
     def __init__(self, work: Callable[[Task], Any]) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-way
+        context: Any = multiprocessing.get_context(START_METHOD)
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, dict(os.environ)), daemon=True)
         with _interrupts_ignored():  # the process inherits it: an interrupt is the parent's to handle
             self.process.start()
         theirs.close()
@@ -97,8 +98,9 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
+def _serve(connection: Connection, work: Callable[[Any], Any], environment: Mapping[str, str]) -> None:
     end_with_parent()
+    adopt(environment)
     connection.send(None)  # ready
     while True:
         task = connection.recv()

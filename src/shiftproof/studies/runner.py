@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from shiftproof.algorithms import SingleDomainWarning
 from shiftproof.files import DamagedFileError, is_local, with_home
+from shiftproof.processes import preload
 from shiftproof.studies.formats import as_csv
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
@@ -28,7 +29,7 @@ from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import data_folder, open_data, open_dataset
 from shiftproof.training import RunSpec, check_device, read_result, train
 from shiftproof.training.combinations import check_combination
-from shiftproof.training.launch import check_devices, from_torchrun, launch, torchrun_group
+from shiftproof.training.launch import PRELOADED, check_devices, from_torchrun, launch, torchrun_group
 from shiftproof.training.parallel import ALONE, Ranks, Strategy
 from shiftproof.training.run import ERROR_FILE, SPEC_FILE
 from shiftproof.training.tracking import Tracking, check_trackers
@@ -203,6 +204,7 @@ def _train_all(
     if isinstance(workers, RayCluster):
         outcomes = run_on_ray(execute_elsewhere, tasks, workers, TRIES)
     else:
+        preload(PRELOADED)
         outcomes = run_tasks(execute if is_local(store.root) else execute_elsewhere, tasks, workers, TRIES)
     with (
         closing(outcomes),  # ends the workers before the output is released

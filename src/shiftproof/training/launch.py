@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
+from shiftproof.processes import START_METHOD, adopt, end_with_parent, preload
 from shiftproof.training.parallel import STRATEGIES, Ranks, Strategy
 
 Work = Callable[[Ranks, torch.device], None]
 """What a process does, given its place and its device."""
+PRELOADED = "shiftproof.training.preload"
+"""Imports what training needs."""
 
 
 def check_devices(device: str, devices: int, strategy: str) -> None:
@@ -73,9 +72,10 @@ def launch(work: Work, device: str, devices: int, strategy: Strategy) -> None:
         ChildProcessError: the work raised in one of them; the others are ended.
     """
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (work, device, devices, strategy, Path(folder))
+        arguments = (work, device, devices, strategy, Path(folder), dict(os.environ))
+        preload(PRELOADED)
         processes = start_processes(  # type: ignore[no-untyped-call]
-            _work, arguments, devices, join=False, daemon=True
+            _work, arguments, devices, join=False, daemon=True, start_method=START_METHOD
         )
         try:
             while not processes.join():
@@ -97,23 +97,17 @@ def launch(work: Work, device: str, devices: int, strategy: Strategy) -> None:
             raise ChildProcessError(f"process {error.error_index} of {devices} was ended: {ended}") from error
 
 
-def end_with_parent() -> None:
-    """Let this process end with the one that started it, also one killed, and while it computes or waits for others."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        wait([parent.sentinel])
-    else:  # it was started by other means than multiprocessing, as by torchrun
-        starter = os.getppid()
-        while os.getppid() == starter:
-            time.sleep(1)
-    os._exit(1)
-
-
-def _work(rank: int, work: Work, device: str, devices: int, strategy: Strategy, folder: Path) -> None:
+def _work(
+    rank: int,
+    work: Work,
+    device: str,
+    devices: int,
+    strategy: Strategy,
+    folder: Path,
+    environment: Mapping[str, str],
+) -> None:
     end_with_parent()  # torch sends an interrupt, which one that waits for others does not see
+    adopt(environment)
     try:
         with _group(Ranks(rank, devices, strategy), device, rank, (folder / "meeting").as_uri()) as (ranks, own):
             work(ranks, own)
