@@ -39,6 +39,11 @@ def is_running(pid):
         return False
 
 
+def heed_interrupts():
+    """Let a process, before it is begun, end by interrupts: what a shell runs in the background ignores them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 REAPER = """
 import os, signal, sys
 mark = sys.argv[1].encode() + b"="

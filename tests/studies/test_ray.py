@@ -143,23 +143,19 @@ def _training(output):
     return held
 
 
-def _heed_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="locks are found in /proc")
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_is_ended_ends_its_runs_and_the_same_command_continues(signal_, tmp_path):
-    from processes import HANG, wait_until  # Ray's workers import this file, and have no folder of tests
+    # not above: Ray's workers import this file, and have no folder of tests
+    from processes import HANG, heed_interrupts, wait_until
     from studies.outputs import state_of
 
     file, output = tmp_path / "killed.yaml", tmp_path / "out"
     file.write_text(STUDY)
     command = _command(file, output, "--backend", "ray")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    # what a shell runs in the background ignores interrupts, and so would what it starts
-    with subprocess.Popen(command, **quiet, preexec_fn=_heed_interrupts) as driver:
+    with subprocess.Popen(command, **quiet, preexec_fn=heed_interrupts) as driver:
         assert wait_until(lambda: any(file.stat().st_size for file in output.glob("runs/*/metrics.jsonl")), driver)
         assert wait_until(lambda: _training(output), driver)
         driver.send_signal(signal_)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import heed_interrupts
 from shiftproof.cli import main
 from shiftproof.studies import Study, make_plan
 
@@ -20,6 +21,7 @@ def _run(arguments, before="", **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path, **environment},
+        preexec_fn=heed_interrupts,
     )
 
 
