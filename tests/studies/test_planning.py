@@ -9,11 +9,12 @@ import pytest
 
 from shiftproof.data import DATASETS
 from shiftproof.files import DamagedFileError
-from shiftproof.hparams import Hparam, draw
+from shiftproof.hparams import Hparam
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import FieldError, Method, Study, Variant, make_plan, read_plan
 from shiftproof.studies.plan import ABSENT, PLAN_FILE, method_of
 from shiftproof.training import PROTOCOLS
+from shiftproof.training.search import draw
 
 
 def _settings(plan, optimizer):
