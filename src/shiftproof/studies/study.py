@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from shiftproof.choices import Averaging, Kind, Precision, Search, SplitRule, Tuning
 from shiftproof.field_error import FieldError
-from shiftproof.hparams import Value, is_finite
-from shiftproof.registry import Registry, UnknownNameError
+from shiftproof.hparams import Value
 from shiftproof.studies.field_info import (
     ALL,
     COSTS,
@@ -25,7 +24,7 @@ from shiftproof.studies.field_info import (
     with_attributes,
 )
 
-# What trains is imported where names are checked: the command line reads the fields without it.
+# What trains is imported in functions: the command line reads the fields without it.
 if TYPE_CHECKING:
     import torch
 
@@ -146,7 +145,7 @@ class Study:
     )
     selection: tuple[str, ...] = described(
         ("training_domain", "oracle", "last"),
-        "rules that choose steps and settings, the table's first: training_domain, leave_one_domain_out, oracle or last",
+        "rules that choose steps and settings, the table's first: training_domain, leave_one_domain_out, oracle, last",
         "protocol",
         STUDIES,
         metavar="RULE",
@@ -280,7 +279,7 @@ class Study:
     )
     normalisation: str | None = described(
         None,
-        "normalisation of the images that the weights were trained with: imagenet, half or numbers",
+        "normalisation of the images that the weights were trained with: imagenet, half or MEAN,STD",
         "model",
         (*RUNS, *COSTS),
         none="the file's, else the model's",
@@ -345,75 +344,9 @@ class Study:
     )
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        self._check_names()
-        self._check_together()
+        from shiftproof.studies.checks import check_study
 
-    def _check_numbers(self) -> None:
-        for name in ("trials", "hparam_trials", "accumulate"):
-            _check_positive(name, getattr(self, name))
-        for name in ("steps", "checkpoint_freq", "clip_norm", "image_size"):
-            if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
-        if self.image_size == 1:
-            raise FieldError("image_size", "image_size must be at least 2 pixels, not 1")
-
-    def _check_names(self) -> None:
-        for name, known in names_by_field().items():
-            given = getattr(self, name)
-            if get_origin(field_types()[name]) is tuple:
-                if not given:
-                    raise FieldError(name, f"name at least one {known.kind}")
-                for one in given:
-                    check_name(name, one)
-                _check_distinct(name, known.kind, given)
-            elif given is not None:
-                check_name(name, given)
-        for name in ("device", "model", "normalisation", "published"):
-            if (given := getattr(self, name)) is not None:
-                check_name(name, given)
-
-    def _check_together(self) -> None:
-        from shiftproof.data import DATASETS
-        from shiftproof.training.search import check_fixed, hyperparameters
-
-        own = {name: DATASETS[name].kind for name in self.datasets}
-        if self.kind is not None and None not in own.values() and set(own.values()) != {self.kind}:
-            kinds = ", ".join(f"{name} is of {kind}" for name, kind in own.items())
-            raise FieldError("kind", f"{kinds}; kind is for the data set folder")
-        if self.targets is not None and not self.targets:
-            raise FieldError("targets", "name at least one target")
-        _check_distinct("variants", "variant", [variant.name for variant in self.variants])
-        for variant in self.variants:
-            _check_positive("variants", variant.times, f"times of variant {variant.name}")
-            if both := variant.fixed.keys() & self.fixed.keys():
-                raise FieldError(
-                    "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
-                )
-        methods = [hyperparameters(*method[:3]) for method in self._all]
-        check_fixed(self.fixed, methods)
-        for variant in self.variants:
-            try:
-                check_fixed(variant.fixed, methods)
-            except FieldError as error:
-                raise FieldError("variants", str(error)) from error
-        if not self.methods:
-            raise FieldError("variants", "no method has the hyperparameters of any variant")
-        if self.single_source and self.targets is not None:
-            raise FieldError("targets", "targets contradict single_source: it leaves out all domains but one in turn")
-        if self.single_source and "leave_one_domain_out" in self.selection:
-            raise FieldError(
-                "selection", "leave_one_domain_out contradicts single_source: no source domain would be left"
-            )
-        for variant in self.variants:
-            try:
-                if variant.published is not None:
-                    check_name("published", variant.published)
-            except FieldError as error:
-                raise FieldError("variants", str(error)) from error
-        rows = [str(method) for method in self.methods]
-        if self.baseline is not None and self.baseline not in rows:
-            raise FieldError("baseline", str(UnknownNameError("baseline", self.baseline, rows)))
+        check_study(self)
 
     def device_here(self) -> torch.device:
         """Return the device, to train on this machine.
@@ -429,7 +362,8 @@ class Study:
             raise FieldError("device", str(error)) from error
 
     @property
-    def _all(self) -> list[Method]:
+    def combinations(self) -> list[Method]:
+        """Every algorithm with every annealer and optimizer, in no variant."""
         return [
             Method(algorithm, optimizer, annealer)
             for algorithm in self.algorithms
@@ -443,7 +377,7 @@ class Study:
         from shiftproof.training.search import hyperparameters
 
         result = []
-        for method in self._all:
+        for method in self.combinations:
             names = hyperparameters(*method[:3]).keys()
             result += [method._replace(variant=v.name) for v in self.variants if v.fixed.keys() <= names]
         return result
@@ -477,79 +411,3 @@ class Study:
 def field_types() -> Mapping[str, Any]:
     """Return the types of the fields of a study, by name."""
     return get_type_hints(Study)
-
-
-@cache
-def names_by_field() -> Mapping[str, Registry[Any]]:
-    """Return what there is of the names that a field may have, by the field."""
-    from shiftproof.algorithms import ALGORITHMS
-    from shiftproof.annealing import ANNEALERS
-    from shiftproof.data import DATASETS
-    from shiftproof.optim.registry import OPTIMIZERS
-    from shiftproof.studies.selection import RULES
-    from shiftproof.training.protocol import PROTOCOLS
-
-    literals = {
-        name: get_args(one)
-        for name, hint in field_types().items()
-        for one in (hint, *get_args(hint))
-        if get_origin(one) is Literal
-    }
-    return {
-        "datasets": DATASETS,
-        "algorithms": ALGORITHMS,
-        "optimizers": OPTIMIZERS,
-        "annealers": ANNEALERS,
-        "selection": _choices("selection rule", RULES),
-        "protocol": PROTOCOLS,
-        **{name: _choices(name, choices) for name, choices in literals.items()},
-    }
-
-
-def _choices(kind: str, names: Sequence[str]) -> Registry[None]:
-    registry: Registry[None] = Registry(kind)
-    for name in names:
-        registry.register(name, None)
-    return registry
-
-
-def check_name(field_name: str, name: str) -> None:
-    """Raise unless there is what a name in a field of a study stands for; in other fields than those of names, never.
-
-    Targets and baselines depend on the rest of the study and are not checked here.
-
-    Raises:
-        FieldError: there is none of that name; the message names the near ones.
-    """
-    from shiftproof.models import check_normalisation, default_image_size
-    from shiftproof.studies.published import published
-    from shiftproof.training import check_device_name
-
-    checks: Mapping[str, Callable[[str], object]] = {
-        "device": check_device_name,
-        "model": default_image_size,
-        "normalisation": check_normalisation,
-        "published": published,
-    }
-    known = names_by_field()
-    try:
-        if field_name in known and name not in known[field_name]:
-            raise known[field_name].error(name)
-        if field_name in checks:
-            checks[field_name](name)
-    except ValueError as error:
-        raise FieldError(field_name, str(error)) from error
-
-
-def _check_positive(field_name: str, value: Any, name: str | None = None) -> None:
-    whole = field_name != "clip_norm"
-    kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not is_finite(value) or value <= 0:
-        number = "a whole number" if whole else "a number"
-        raise FieldError(field_name, f"{name or field_name} must be {number} above 0, not {value!r}")
-
-
-def _check_distinct(field_name: str, kind: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise FieldError(field_name, f"{kind} {name} is named twice")

@@ -16,7 +16,8 @@ from shiftproof.field_error import FieldError
 from shiftproof.files import with_home
 from shiftproof.hparams import Value, parse_truth, parse_value
 from shiftproof.registry import UnknownNameError
-from shiftproof.studies.study import Study, Variant, check_name, field_types
+from shiftproof.studies.checks import check_name
+from shiftproof.studies.study import Study, Variant, field_types
 from shiftproof.training.search import hyperparameters, known_names
 
 Scale = Literal["paper", "small", "smoke"]
