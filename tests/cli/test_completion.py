@@ -48,7 +48,9 @@ def test_bash_completes(words, found, capsys, tmp_path):
 
 def test_an_unknown_shell_is_refused(capsys):
     assert main(["--print-completion", "bsh"]) == 1
-    assert "unknown shell 'bsh'. Did you mean bash or zsh or tcsh? Valid names: bash, zsh, tcsh" in capsys.readouterr().err
+    assert (
+        "unknown shell 'bsh'. Did you mean bash or zsh or tcsh? Valid names: bash, zsh, tcsh" in capsys.readouterr().err
+    )
 
 
 def test_the_missing_package_is_named(monkeypatch, capsys):

@@ -292,3 +292,13 @@ def test_transductive_algorithms_are_a_term():
         "arm, mtl: predictions use the other images of a test batch, 64 of one domain in the order of the split"
     )
     assert "transductive" not in make_plan(dataclasses.replace(study, algorithms=("erm",))).grids[0].terms
+
+
+def test_fields_that_a_run_shares_with_its_study_are_those_of_the_study():
+    same = {
+        "accumulate": 2, "clip_norm": 0.5, "precision": "bf16", "averaging": "ema", "compile": True,
+        "protocol": "domainbed-head", "steps": 400, "checkpoint_freq": 50, "model": "small_lenet",
+    }  # fmt: skip
+    plan = make_plan(Study(optimizers=("adam",), targets=("0",), trials=1, **same))
+    [spec] = plan.runs
+    assert {name: getattr(spec, name) for name in same} == same
