@@ -159,7 +159,7 @@ class Study:
     )
     trials: int = described(
         3,
-        "trials, each with its own split, start and batches",
+        "number of trials, each with its own split, start and batches",
         "protocol",
         (*STUDIES, "figure sensitivity"),
         metavar="N",
@@ -171,7 +171,7 @@ class Study:
     )
     hparam_trials: int = described(
         1,
-        "settings that every method chooses from by validation; the first is its defaults",
+        "number of settings that every method chooses from by validation; the first is its defaults",
         "protocol",
         STUDIES,
         metavar="N",
@@ -190,7 +190,7 @@ class Study:
     )
     steps: int | None = described(
         None,
-        "updates of a run",
+        "updates of the weights in a run",
         "training",
         RUNS,
         none="the protocol's number",
@@ -208,7 +208,7 @@ class Study:
     )
     model: str | None = described(
         None,
-        "model, by name",
+        "network to train",
         "model",
         ALL,
         none="a small one on small images; photographs need one named",
@@ -216,7 +216,7 @@ class Study:
     )
     precision: Precision = described(
         "float32",
-        "numbers that forward passes compute in: float32 or bf16",
+        "precision of the forward passes: float32 or bf16",
         "training",
         (*RUNS, "bench data", "bench diagnostics"),
         term=Term("precision", "of the forward passes", always=True),
@@ -231,7 +231,7 @@ class Study:
     )
     tune: Tuning = described(
         "per_target",
-        "what a setting is chosen for: per_target, and per trial, or shared, one for each method and data set",
+        "how settings are chosen: per_target and trial, or shared, one for each method and data set",
         "protocol",
         STUDIES,
         term=Term(
@@ -270,7 +270,7 @@ class Study:
     )
     weights: Path | None = described(
         None,
-        "file of the weights to start from, of safetensors or torch; learning rates go by whether there is one",
+        "file of weights to start from, safetensors or torch; learning rates depend on whether there is one",
         "model",
         ALL,
         none="a random start",
@@ -299,7 +299,7 @@ class Study:
     )
     compile: bool = described(
         False,
-        "compile the featurizer by torch.compile: the same to rounding, faster on a GPU",
+        "compile the featurizer with torch.compile: the same to rounding, faster on a GPU",
         "training",
         ALL,
         term=Term(
@@ -310,7 +310,7 @@ class Study:
     )
     accumulate: int = described(
         1,
-        "parts that a batch is split into for its gradient",
+        "number of parts that a batch is split into for its gradient",
         "training",
         (*RUNS, "bench diagnostics"),
         metavar="N",
