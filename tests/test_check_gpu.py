@@ -20,7 +20,7 @@ from benchmarks.check_gpu.plan import plan
 from benchmarks.check_gpu.sizes import DRY, GPU
 from benchmarks.check_gpu.table import markdown
 from processes import HANG
-from shiftproof.cli import _parser
+from shiftproof.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -286,7 +286,7 @@ def test_commands_of_shiftproof_are_understood(sizes):
     commands = [check.command[3:] for check in planned(sizes).values() if check.command[2] == "shiftproof"]
     assert len(commands) == len(sizes.steps) + 1 + 2 * len(sizes.runs)
     for command in commands:
-        assert _parser().parse_args(command).device == sizes.device
+        assert make_parser().parse_args(command).device == sizes.device
 
 
 def rows_of(**changes):

@@ -7,8 +7,6 @@ from shiftproof.hparams import (
     Hparam,
     choice,
     decades,
-    draw,
-    draw_in_order,
     log2_int,
     log10_uniform,
     uniform,
@@ -16,7 +14,7 @@ from shiftproof.hparams import (
 )
 from shiftproof.randomness import seed_hash
 from shiftproof.training.protocol import PROTOCOLS
-from shiftproof.training.search import search_space, setting
+from shiftproof.training.search import draw, draw_in_order, search_space, setting
 
 GOLDEN = {  # DomainBed's draws for PACS, trial 0
     1: {"lr": 2.7028930742148706e-05, "weight_decay": 0.00044832883881609976, "batch_size": 39, "dropout": 0.5},

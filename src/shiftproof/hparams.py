@@ -1,18 +1,19 @@
-"""Hyperparameters: a default, a search distribution, and DomainBed's way of drawing from it."""
+"""Hyperparameters: a default, a search distribution, and what values may be."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from shiftproof.field_error import FieldError
-from shiftproof.randomness import seed_hash
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Value = bool | int | float | str
-Distribution = Callable[[np.random.RandomState], Value]
+Distribution = Callable[["np.random.RandomState"], Value]
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,7 @@ class Hparam:
         default: the value of setting 0 of every search.
         draw: the search distribution; None keeps the default in every setting.
         seed_name: the name that seeds its draws, if DomainBed calls it otherwise.
-        published_draw: the distribution of DomainBed's published table, which `draw_in_order` draws from, if it was
-            another.
+        published_draw: the distribution of DomainBed's published table, for drawing in its order, if it was another.
     """
 
     default: Value
@@ -128,33 +128,3 @@ def parse_truth(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(text)
     return text.lower() == "true"
-
-
-def draw(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
-    """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
-
-    Every name draws from a generator of its own, so another hyperparameter disturbs no draw, and at one
-    ``hparam_seed`` all methods get the same quantile of each name's distribution (DomainBed, commit b93c22a).
-    """
-    if hparam_seed == 0:
-        return {name: hparam.default for name, hparam in hparams.items()}
-    seed = seed_hash(hparam_seed, trial_seed)
-    return {
-        name: hparam.default
-        if hparam.draw is None
-        else hparam.draw(np.random.RandomState(seed_hash(seed, hparam.seed_name or name)))
-        for name, hparam in hparams.items()
-    }
-
-
-def draw_in_order(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
-    """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
-
-    All draw from one generator, in the mapping's order, as in DomainBed's published table (commit 7df6f06) and in
-    SWAD. A name without a distribution draws nothing.
-    """
-    if hparam_seed == 0:
-        return {name: hparam.default for name, hparam in hparams.items()}
-    random = np.random.RandomState(seed_hash(hparam_seed, trial_seed))
-    draws = {name: hparam.published_draw or hparam.draw for name, hparam in hparams.items()}
-    return {name: hparam.default if (of := draws[name]) is None else of(random) for name, hparam in hparams.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -13,6 +12,8 @@ class UnknownNameError(ValueError):
     """A name that is not registered; the message lists the near matches and all valid names."""
 
     def __init__(self, kind: str, name: str, valid: list[str]) -> None:
+        import difflib  # slow to import, for errors only
+
         near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         super().__init__(f"unknown {kind} '{name}'.{hint} Valid names: {', '.join(valid)}")

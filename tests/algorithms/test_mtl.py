@@ -9,11 +9,11 @@ from algorithms.made_up_batches import uneven_batches
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.mtl import MTL
 from shiftproof.annealing import Annealer
-from shiftproof.hparams import draw
 from shiftproof.models import build_network
 from shiftproof.optim import SAM
 from shiftproof.randomness import seed_hash
 from shiftproof.training import StepBuilder
+from shiftproof.training.search import draw
 
 
 def _network():

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from shiftproof.cli import _assignment, main
+from shiftproof.cli import main
+from shiftproof.cli.fields import assignment
 from shiftproof.data import DATASETS, DomainDataset
 from shiftproof.data.dataset import DatasetEntry
 from shiftproof.studies import Study, make_plan
@@ -91,7 +92,7 @@ def test_train_refuses(options, message, capsys, tmp_path):
     [("true", True), ("False", False), ("1", 1), ("1e-3", 1e-3), (".5", 0.5), ("-2", -2), ("bfloat16", "bfloat16")],
 )
 def test_a_value_of_the_command_line_is_what_it_is_in_a_file(text, value):
-    name, parsed = _assignment(f"optimizer.of_it={text}")
+    name, parsed = assignment(f"optimizer.of_it={text}")
     assert (name, parsed, type(parsed)) == ("optimizer.of_it", value, type(value))
 
 

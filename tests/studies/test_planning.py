@@ -9,11 +9,12 @@ import pytest
 
 from shiftproof.data import DATASETS
 from shiftproof.files import DamagedFileError
-from shiftproof.hparams import Hparam, draw
+from shiftproof.hparams import Hparam
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import FieldError, Method, Study, Variant, make_plan, read_plan
 from shiftproof.studies.plan import ABSENT, PLAN_FILE, method_of
 from shiftproof.training import PROTOCOLS
+from shiftproof.training.search import draw
 
 
 def _settings(plan, optimizer):
@@ -291,3 +292,13 @@ def test_transductive_algorithms_are_a_term():
         "arm, mtl: predictions use the other images of a test batch, 64 of one domain in the order of the split"
     )
     assert "transductive" not in make_plan(dataclasses.replace(study, algorithms=("erm",))).grids[0].terms
+
+
+def test_fields_that_a_run_shares_with_its_study_are_those_of_the_study():
+    same = {
+        "accumulate": 2, "clip_norm": 0.5, "precision": "bf16", "averaging": "ema", "compile": True,
+        "protocol": "domainbed-head", "steps": 400, "checkpoint_freq": 50, "model": "small_lenet",
+    }  # fmt: skip
+    plan = make_plan(Study(optimizers=("adam",), targets=("0",), trials=1, **same))
+    [spec] = plan.runs
+    assert {name: getattr(spec, name) for name in same} == same

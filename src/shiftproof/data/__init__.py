@@ -1,15 +1,16 @@
 """Domain data sets: what one is, the built-in and folder sets, splits and batches."""
 
+from shiftproof.choices import KINDS, SPLIT_RULES, Kind, SplitRule
 from shiftproof.data import digits as _digits  # noqa: F401 - registers its data sets
 from shiftproof.data import mnist as _mnist  # noqa: F401 - registers its data sets
 from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
-from shiftproof.data.dataset import DATASETS, KINDS, DatasetNotFoundError, Domain, DomainDataset, Kind, Outline
+from shiftproof.data.dataset import DATASETS, DatasetNotFoundError, Domain, DomainDataset, Outline
 from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder
 from shiftproof.data.images import ImageError, decode, to_pixels
 from shiftproof.data.kinds import Look
-from shiftproof.data.splits import SPLIT_RULES, Split, SplitRule, grouped_split, random_split, split_domain
+from shiftproof.data.splits import Split, grouped_split, random_split, split_domain
 from shiftproof.data.transfer import on_device
 from shiftproof.data.tree import FolderError
 

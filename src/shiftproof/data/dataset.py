@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftproof.choices import KINDS, Kind
 from shiftproof.field_error import FieldError
 from shiftproof.registry import Registry, UnknownNameError
-
-Kind = Literal["photographs", "small_images"]
-KINDS: tuple[Kind, ...] = ("photographs", "small_images")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftproof.choices import Kind
 from shiftproof.data.cache import cached_images, file_states
-from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Kind, Outline
+from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Outline
 from shiftproof.data.images import SUFFIXES, is_image
 from shiftproof.data.kinds import Look, look_at
 from shiftproof.data.layout import AmbiguousFolderError, check_names, domains_and_classes, refuse_folders_of_folders

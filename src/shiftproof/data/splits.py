@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftproof.choices import SplitRule
 from shiftproof.data.dataset import Domain
 from shiftproof.randomness import seed_hash
 
-SplitRule = Literal["random", "grouped"]
-SPLIT_RULES: tuple[SplitRule, ...] = ("random", "grouped")
 HOLDOUT_FRACTION = 0.2
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from shiftproof.choices import Search
 from shiftproof.hparams import Distribution, Hparam, choice, decades, log10_uniform, uniform
 from shiftproof.optim.adabelief import AdaBelief
 from shiftproof.optim.adahessian import AdaHessian
@@ -20,9 +21,6 @@ from shiftproof.optim.sagm import SAGM
 from shiftproof.optim.sam import ASAM, SAM
 from shiftproof.optim.yogi import Yogi
 from shiftproof.registry import Registry
-
-Search = Literal["protocol", "short"]
-SEARCHES: tuple[Search, ...] = ("protocol", "short")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import torch
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
-from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, Kind, split_domain
+from shiftproof.choices import Kind
+from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, split_domain
 from shiftproof.field_error import FieldError
 from shiftproof.models import Network, build_network, weights_fingerprint
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.registry import UnknownNameError
+from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan, method_of
 from shiftproof.studies.study import Method, Study
 from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say_normalisation
@@ -26,7 +28,7 @@ from shiftproof.training import RunSpec, check_combination
 from shiftproof.training.averaging import CONVERGENCE
 from shiftproof.training.inputs import EVALUATION_BATCH
 from shiftproof.training.protocol import PROTOCOLS
-from shiftproof.training.search import setting
+from shiftproof.training.search import SearchSpace, search_space, setting
 
 Targets = tuple[str, ...]
 _TRANSDUCTIVE = (
@@ -73,7 +75,7 @@ def plan_run(study: Study, trial_seed: int, hparam_seed: int) -> RunSpec:
     facts = _facts(study, study.datasets[0], absent=False)
     _check_targets(study, [facts])
     [targets], [method] = _columns(study, facts), study.methods
-    spec = _spec(study, facts, method, targets, trial_seed, hparam_seed)
+    spec = _run_spec(study, facts, method, targets, trial_seed, hparam_seed)
     _check_buildable(study, facts, [spec])
     return spec
 
@@ -198,7 +200,7 @@ def _grid(study: Study, facts: _Facts) -> Grid:
     columns = _columns(study, facts)
     methods = study.methods
     specs = [
-        _spec(study, facts, method, targets, trial, hparam_seed)
+        _run_spec(study, facts, method, targets, trial, hparam_seed)
         for left_out in (columns, _pairs(study, facts, columns))
         for trial in range(study.trials)
         for targets in left_out
@@ -220,46 +222,49 @@ def _grid(study: Study, facts: _Facts) -> Grid:
     )
 
 
-def _spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: int, hparam_seed: int) -> RunSpec:
+def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: int, hparam_seed: int) -> RunSpec:
+    """Return the run of a method in one of its settings: the one way from a study to what is trained."""
     variant, protocol = study.variant(method), PROTOCOLS[study.protocol]
     steps = variant.times * (study.steps or protocol.steps(facts.name, facts.kind, study.weights is not None))
     freq = study.checkpoint_freq or protocol.checkpoint_freq(facts.name, facts.kind, steps)
     _check_schedule(study, steps, freq)
     hparams = setting(
-        study.space(method, facts.key, facts.kind),
+        _space(study, facts, method),
         {**study.fixed, **variant.fixed},
         hparam_seed,
         0 if study.tune == "shared" else trial,  # one setting for all trials is of equal values in all
         protocol,
     )
-    return RunSpec(
-        dataset=facts.name,
-        data_fingerprint=facts.fingerprint,
-        algorithm=method.algorithm,
-        optimizer=method.optimizer,
-        annealer=method.annealer,
-        targets=targets,
-        trial_seed=trial,
-        hparam_seed=hparam_seed,
-        hparams=hparams,
-        steps=protocol.rounded(steps, freq),
-        checkpoint_freq=freq,
-        model=facts.model,
-        image_size=facts.image_size,
-        split=study.split,
-        weights=_fingerprint(study.weights),
-        accumulate=study.accumulate,
-        clip_norm=study.clip_norm,
-        precision=study.precision,
-        compile=study.compile,
-        device=torch.device(study.device).type,
-        protocol=study.protocol,
-        averaging=study.averaging,
-        score_targets="leave_one_domain_out" in study.selection,
-        kind=None if DATASETS[facts.key].kind else facts.kind,
-        normalisation=str(normalisation_of(study, facts.image_shape[0])) if study.normalisation else None,
-        variant=method.variant,
-    )
+    as_in_study = {name: value for name, value in vars(study).items() if name in _SPEC_FIELDS}
+    worked_out = {
+        "algorithm": method.algorithm,
+        "optimizer": method.optimizer,
+        "annealer": method.annealer,
+        "variant": method.variant,
+        "targets": targets,
+        "trial_seed": trial,
+        "hparam_seed": hparam_seed,
+        "hparams": hparams,
+        "steps": protocol.rounded(steps, freq),
+        "checkpoint_freq": freq,
+        "dataset": facts.name,
+        "data_fingerprint": facts.fingerprint,
+        "model": facts.model,
+        "image_size": facts.image_size,
+        "kind": None if DATASETS[facts.key].kind else facts.kind,
+        "weights": _fingerprint(study.weights),
+        "normalisation": str(normalisation_of(study, facts.image_shape[0])) if study.normalisation else None,
+        "device": torch.device(study.device).type,
+        "score_targets": "leave_one_domain_out" in study.selection,
+    }
+    return RunSpec(**{**as_in_study, **worked_out})
+
+
+_SPEC_FIELDS = {field.name for field in fields(RunSpec)}
+
+
+def _space(study: Study, facts: _Facts, method: Method) -> SearchSpace:
+    return search_space(facts.key, facts.kind, study.weights is not None, *method[:3], study.search)
 
 
 def _check_schedule(study: Study, steps: int, freq: int) -> None:
@@ -289,41 +294,47 @@ def _fingerprint(weights: Path | None) -> str | None:
 
 def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, Any]:
     """Return what the study's accuracies depend on, by name."""
+    values = {
+        **vars(study),
+        "datasets": facts.name,
+        "steps": _listed(spec.steps for spec in specs),
+        "checkpoint_freq": _listed(spec.checkpoint_freq for spec in specs),
+        "model": facts.model,
+        "kind": specs[0].kind,
+        "image_size": facts.image_size,
+        "weights": study.weights.name if study.weights else None,
+        "normalisation": str(normalisation_of(study, facts.image_shape[0]) or ""),
+        "fixed": ", ".join(f"{name}={value}" for name, value in study.fixed.items()),
+    }
+    of_no_field = _terms_of_no_field(study, specs)
+    terms: dict[str, Any] = {}
+    for field in sorted(fields(Study), key=lambda one: not ((term := info_of(one).term) and term.always)):
+        term, value = info_of(field).term, values[field.name]
+        if term is not None and (term.always or (value and value != default_of(field))):
+            terms[term.label] = term.texts.get(value, value)
+        terms.update(of_no_field.get(field.name, {}))
+    return terms
+
+
+def _terms_of_no_field(study: Study, specs: Sequence[RunSpec]) -> dict[str, dict[str, Any]]:
+    """Return the terms that are not of a field of the study, by the field whose term they follow."""
     protocol = PROTOCOLS[study.protocol]
     given = study.weights is not None
     transductive = [name for name in study.algorithms if ALGORITHMS[name].transductive]
-    optional = {
-        "transductive": f"{', '.join(transductive)}: {_TRANSDUCTIVE}" if transductive else None,
-        "published start": protocol.start if given and study.protocol != "shiftproof" else None,
-        "tuning": "one setting for all targets and trials" if study.tune == "shared" else None,
-        "sources": "one domain" if study.single_source else None,
-        "kind": specs[0].kind,
-        "image size": facts.image_size,
-        "weights": study.weights.name if study.weights else None,
-        "normalisation": str(normalisation_of(study, facts.image_shape[0]) or ""),
-        "batch norm": ("frozen" if protocol.freeze_batch_norm else "free") if given else None,
-        "classifier start": ("zero" if protocol.zero_classifier else "random") if given else None,
-        "split": study.split if study.split != "random" else None,
-        "compiled": "the featurizer, by torch.compile" if study.compile else None,
-        "accumulate": study.accumulate if study.accumulate > 1 else None,
-        "clip norm": study.clip_norm,
-        "averaging": study.averaging if study.averaging != "none" else None,
-        "fixed": ", ".join(f"{name}={value}" for name, value in study.fixed.items()),
+    terms: dict[str, dict[str, Any]] = {
+        "checkpoint_freq": {
+            "images per domain and step": _listed(int(spec.hparams["data.batch_size"]) for spec in specs),
+        },
+        "device": {
+            "transductive": f"{', '.join(transductive)}: {_TRANSDUCTIVE}" if transductive else None,
+            "published start": protocol.start if given and study.protocol != "shiftproof" else None,
+        },
+        "normalisation": {
+            "batch norm": ("frozen" if protocol.freeze_batch_norm else "free") if given else None,
+            "classifier start": ("zero" if protocol.zero_classifier else "random") if given else None,
+        },
     }
-    return {
-        "dataset": specs[0].dataset,
-        "protocol": study.protocol,
-        "trials": study.trials,
-        "settings per method": study.hparam_trials,
-        "search": study.search,
-        "steps": _listed(spec.steps for spec in specs),
-        "steps between evaluations": _listed(spec.checkpoint_freq for spec in specs),
-        "images per domain and step": _listed(int(spec.hparams["data.batch_size"]) for spec in specs),
-        "model": facts.model,
-        "precision": study.precision,
-        "device": study.device,
-        **{name: value for name, value in optional.items() if value},
-    }
+    return {field: {name: text for name, text in of.items() if text is not None} for field, of in terms.items()}
 
 
 def _listed(numbers: Iterable[int]) -> int | str:
@@ -415,7 +426,7 @@ class _Builder:
     def _at_fault(self, spec: RunSpec, axis: str, build: Callable[[dict[str, Any]], object]) -> tuple[str, ...]:
         """Return what a part fails by: hyperparameters fixed by hand, if it works at their defaults, or itself."""
         method, hparams = method_of(spec), spec.axis(axis)
-        space = self.study.space(method, self.facts.key, self.facts.kind)[axis]
+        space = _space(self.study, self.facts, method)[axis]
 
         def works_with_default(names: Sequence[str]) -> bool:
             try:

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-from shiftproof.algorithms import ALGORITHMS
-from shiftproof.annealing import ANNEALERS
-from shiftproof.data import DATASETS, KINDS, SPLIT_RULES, Kind, SplitRule
+from shiftproof.choices import Averaging, Kind, Precision, Search, SplitRule, Tuning
 from shiftproof.field_error import FieldError
-from shiftproof.hparams import Value, is_finite
-from shiftproof.models import check_normalisation, default_image_size
-from shiftproof.optim.registry import OPTIMIZERS, SEARCHES, Search
-from shiftproof.registry import Registry, UnknownNameError
-from shiftproof.studies.published import published
-from shiftproof.studies.selection import RULES
-from shiftproof.training import check_device, check_device_name
-from shiftproof.training.protocol import PROTOCOLS
-from shiftproof.training.search import SearchSpace, check_fixed, names_of, search_space
-from shiftproof.training.spec import AVERAGINGS, PRECISIONS, Averaging, Precision
+from shiftproof.hparams import Value
+from shiftproof.studies.field_info import (
+    ALL,
+    COSTS,
+    FIGURES,
+    RUNS,
+    STUDIES,
+    TRACES,
+    One,
+    Term,
+    described,
+    with_attributes,
+)
 
+# What trains is imported in functions: the command line reads the fields without it.
 if TYPE_CHECKING:
     import torch
-
-Tuning = Literal["per_target", "shared"]
-TUNINGS: tuple[Tuning, ...] = ("per_target", "shared")
-
-
-_LISTS: Mapping[str, tuple[str, Registry[Any] | Sequence[str]]] = {
-    "datasets": ("data set", DATASETS),
-    "algorithms": ("algorithm", ALGORITHMS),
-    "optimizers": ("optimizer", OPTIMIZERS),
-    "annealers": ("annealer", ANNEALERS),
-    "selection": ("selection rule", RULES),
-}
-_WORDS: Mapping[str, tuple[str, Registry[Any] | Sequence[str]]] = {
-    "search": ("search", SEARCHES),
-    "protocol": ("protocol", PROTOCOLS),
-    "tune": ("tune", TUNINGS),
-    "split": ("split", SPLIT_RULES),
-    "precision": ("precision", PRECISIONS),
-    "averaging": ("averaging", AVERAGINGS),
-    "kind": ("kind", KINDS),
-}
-"""The fields that hold names of our own, with what an error calls one and those that there are."""
 
 
 class Method(NamedTuple):
@@ -77,149 +58,295 @@ class Variant:
     fixed: Mapping[str, Value] = field(default_factory=dict)
     published: str | None = None
 
+    def __str__(self) -> str:
+        return self.name
 
+
+@with_attributes
 @dataclass(frozen=True)
 class Study:
     """A grid of runs. Every method gets the same targets, trials and number of settings.
-
-    Attributes:
-        name: what it is called.
-        published: the published table that it stands beside (`published_results.csv`); None for none.
-        datasets: names of data sets.
-        data_dir: the folder that holds them, None for embedded ones.
-        algorithms: names of algorithms.
-        optimizers: names of optimizers.
-        annealers: names of annealers.
-        variants: ways of running every method.
-        targets: domains left out, one cell each; None for all. Several joined by "+" are left out together. With
-            several data sets each takes those that are its own.
-        single_source: train on one domain, with all others as targets; every domain in turn.
-        trials: number of trial seeds.
-        hparam_trials: settings that every method chooses from by validation.
-        tune: whether a setting is chosen per target and trial, or one for all targets and trials of a data set.
-        selection: rules that choose steps and settings, side by side; the first is the table's.
-        baseline: the method that differences are taken from, as tables print it; None for the first.
-        search: the distributions that settings are drawn from.
-        protocol: the dialect of the benchmark protocol.
-        steps: updates per run; None for the protocol's number.
-        checkpoint_freq: steps between evaluations; None for the protocol's.
-        kind: of the images of a folder of one's own; None to go by a look at the files. Augmentation, size, model and
-            batch size follow from it.
-        model: name of the model; None for a small one on small images. On photographs it must be named.
-        image_size: side of the images; None for the data set's own or, of photographs, what the model is made for.
-        split: how the held-out images of a domain are chosen.
-        weights: file of the weights to start from; learning rates follow from whether there are any.
-        normalisation: what the weights were trained with: "imagenet", "half" or "MEAN,STD" (`Normalisation.parse`);
-            None for what their file states, else what goes with the model's name.
-        fixed: hyperparameters fixed by hand, by "axis.name"; they leave the search.
-        accumulate: parts that a batch is split into.
-        clip_norm: largest norm of the gradient.
-        precision: of the forward passes.
-        compile: whether the featurizer is compiled by ``torch.compile``: the same to rounding, faster on a GPU.
-        averaging: of the weights over the steps.
-        device: where to train; a cluster may have what this machine lacks.
 
     Raises:
         FieldError: a field is unknown, out of its range or contradicts another, before anything is opened or trained.
     """
 
-    name: str = "comparison"
-    published: str | None = None
-    datasets: tuple[str, ...] = ("rotated_digits",)
-    data_dir: Path | None = None
-    algorithms: tuple[str, ...] = ("erm",)
-    optimizers: tuple[str, ...] = ("sgd", "adam", "sam", "genie")
-    annealers: tuple[str, ...] = ("none",)
-    variants: tuple[Variant, ...] = (Variant(""),)
-    targets: tuple[str, ...] | None = None
-    single_source: bool = False
-    trials: int = 3
-    hparam_trials: int = 1
-    tune: Tuning = "per_target"
-    selection: tuple[str, ...] = ("training_domain", "oracle", "last")
-    baseline: str | None = None
-    search: Search = "short"
-    protocol: str = "shiftproof"
-    steps: int | None = None
-    checkpoint_freq: int | None = None
-    kind: Kind | None = None
-    model: str | None = None
-    image_size: int | None = None
-    split: SplitRule = "random"
-    weights: Path | None = None
-    normalisation: str | None = None
-    fixed: dict[str, Value] = field(default_factory=dict)
-    accumulate: int = 1
-    clip_norm: float | None = None
-    precision: Precision = "float32"
-    compile: bool = False
-    averaging: Averaging = "none"
-    device: str = "cpu"
+    name: str = described("comparison", "what the study is called", "study", ("study",), metavar="TEXT")
+    published: str | None = described(
+        None,
+        "published table that its results stand beside",
+        "study",
+        ("study",),
+        none="no table",
+        metavar="TABLE",
+    )
+    datasets: tuple[str, ...] = described(
+        ("rotated_digits",),
+        "data sets, by name; with several, each takes the targets that are its own",
+        "data",
+        ALL,
+        options=("--dataset",),
+        term=Term("dataset", "the images and their domains", always=True),
+    )
+    data_dir: Path | None = described(
+        None,
+        "folder that holds the data sets",
+        "data",
+        ALL,
+        none="embedded ones, which need none",
+        metavar="DIR",
+    )
+    algorithms: tuple[str, ...] = described(
+        ("erm",),
+        "algorithms, which say what is minimised",
+        "methods",
+        STUDIES,
+        one=One("--algorithm", ("train", *FIGURES), "algorithm, which says what is minimised"),
+    )
+    optimizers: tuple[str, ...] = described(
+        ("sgd", "adam", "sam", "genie"),
+        "optimizers, which take the steps",
+        "methods",
+        (*STUDIES, *TRACES, "figure sensitivity"),
+        one=One("--optimizer", ("train", "figure agreement"), "optimizer, which takes the steps"),
+    )
+    annealers: tuple[str, ...] = described(
+        ("none",),
+        "annealers, which act around every step: none, gga or gga_l",
+        "methods",
+        STUDIES,
+        one=One("--annealer", ("train", *FIGURES), "annealer, which acts around every step: none, gga or gga_l"),
+    )
+    variants: tuple[Variant, ...] = described(
+        (Variant(""),),
+        "ways of running every method; an option names those of the study's file",
+        "methods",
+        ("study",),
+        none="one, which changes nothing",
+    )
+    baseline: str | None = described(
+        None,
+        "method that differences are taken from, as tables print it: 'erm + sgd'",
+        "methods",
+        STUDIES,
+        none="the first",
+        metavar="METHOD",
+    )
+    targets: tuple[str, ...] | None = described(
+        None,
+        "domains that are left out one by one, and A+B together",
+        "protocol",
+        STUDIES,
+        none="each in turn",
+        metavar="DOMAIN",
+        one=One(
+            "--target", ("train", *FIGURES, "bench data", *COSTS), "domains that are left out together", joins=True
+        ),
+    )
+    selection: tuple[str, ...] = described(
+        ("training_domain", "oracle", "last"),
+        "rules that choose steps and settings, the table's first: training_domain, leave_one_domain_out, oracle, last",
+        "protocol",
+        STUDIES,
+        metavar="RULE",
+    )
+    protocol: str = described(
+        "shiftproof",
+        "dialect of the benchmark protocol: shiftproof, domainbed, domainbed-head or swad",
+        "protocol",
+        (*RUNS, *COSTS),
+        term=Term("protocol", "the rules of splitting, training and scoring", always=True),
+    )
+    trials: int = described(
+        3,
+        "number of trials, each with its own split, start and batches",
+        "protocol",
+        (*STUDIES, "figure sensitivity"),
+        metavar="N",
+        term=Term(
+            "trials",
+            "times that everything was repeated, each with its own split of the images, start and batches",
+            always=True,
+        ),
+    )
+    hparam_trials: int = described(
+        1,
+        "number of settings that every method chooses from by validation; the first is its defaults",
+        "protocol",
+        STUDIES,
+        metavar="N",
+        term=Term("settings per method", "hyperparameter settings that every method chose from", always=True),
+    )
+    search: Search = described(
+        "short",
+        "defaults and ranges that settings are drawn from: short, for a few hundred steps, or protocol, DomainBed's",
+        "protocol",
+        (*RUNS, *COSTS),
+        term=Term(
+            "search",
+            "the distributions that settings are drawn from; setting 0 is a method's defaults",
+            always=True,
+        ),
+    )
+    steps: int | None = described(
+        None,
+        "updates of the weights in a run",
+        "training",
+        RUNS,
+        none="the protocol's number",
+        metavar="N",
+        term=Term("steps", "updates of the weights in a run", always=True),
+    )
+    checkpoint_freq: int | None = described(
+        None,
+        "steps between evaluations",
+        "training",
+        RUNS,
+        none="the protocol's number",
+        metavar="N",
+        term=Term("steps between evaluations", "how often a run is scored, and a step can be selected", always=True),
+    )
+    model: str | None = described(
+        None,
+        "network to train",
+        "model",
+        ALL,
+        none="a small one on small images; photographs need one named",
+        term=Term("model", "the network", always=True),
+    )
+    precision: Precision = described(
+        "float32",
+        "precision of the forward passes: float32 or bf16",
+        "training",
+        (*RUNS, "bench data", "bench diagnostics"),
+        term=Term("precision", "of the forward passes", always=True),
+    )
+    device: str = described(
+        "cpu",
+        "device that trains: cpu, cuda, cuda:1, ...; a cluster may have one that this machine lacks",
+        "training",
+        ALL,
+        metavar="DEVICE",
+        term=Term("device", "where the runs were trained", always=True),
+    )
+    tune: Tuning = described(
+        "per_target",
+        "how settings are chosen: per_target and trial, or shared, one for each method and data set",
+        "protocol",
+        STUDIES,
+        term=Term(
+            "tuning",
+            "what a setting was chosen for; where this is not given, for every target and trial",
+            texts={"shared": "one setting for all targets and trials"},
+        ),
+    )
+    single_source: bool = described(
+        False,
+        "train on one domain, with all others as targets, every domain in turn",
+        "protocol",
+        STUDIES,
+        term=Term(
+            "sources",
+            "what a run was trained on; where this is not given, on all domains but the target",
+            texts={True: "one domain"},
+        ),
+    )
+    kind: Kind | None = described(
+        None,
+        "kind of the images in a folder of your own: photographs or small_images; size and augmentation go by it",
+        "data",
+        ALL,
+        none="what a look at the files says",
+        term=Term("kind", "of a folder's images: photographs are cropped, flipped and changed in colour in training"),
+    )
+    image_size: int | None = described(
+        None,
+        "side of the images in pixels",
+        "data",
+        ALL,
+        none="the model's for photographs, else their own",
+        metavar="PIXELS",
+        term=Term("image size", "side of the images, in pixels"),
+    )
+    weights: Path | None = described(
+        None,
+        "file of weights to start from, safetensors or torch; learning rates depend on whether there is one",
+        "model",
+        ALL,
+        none="a random start",
+        metavar="FILE",
+        term=Term("weights", "the file of weights that training started from"),
+    )
+    normalisation: str | None = described(
+        None,
+        "normalisation of the images that the weights were trained with: imagenet, half or MEAN,STD",
+        "model",
+        (*RUNS, *COSTS),
+        none="the file's, else the model's",
+        metavar="MEAN,STD",
+        term=Term(
+            "normalisation",
+            "mean and standard deviation of pixels from 0 to 1 that the weights were trained with; where this is not "
+            "given, those that go with the model's name",
+        ),
+    )
+    split: SplitRule = described(
+        "random",
+        "how images are held out: random, as in DomainBed, or grouped, with drawings of one photograph on one side",
+        "data",
+        (*RUNS, *COSTS),
+        term=Term("split", "how the held-out images of a domain are chosen"),
+    )
+    compile: bool = described(
+        False,
+        "compile the featurizer with torch.compile: the same to rounding, faster on a GPU",
+        "training",
+        ALL,
+        term=Term(
+            "compiled",
+            "what was turned into code of its own, which computes the same to rounding",
+            texts={True: "the featurizer, by torch.compile"},
+        ),
+    )
+    accumulate: int = described(
+        1,
+        "number of parts that a batch is split into for its gradient",
+        "training",
+        (*RUNS, "bench diagnostics"),
+        metavar="N",
+        term=Term("accumulate", "parts that a batch is split into for its gradient"),
+    )
+    clip_norm: float | None = described(
+        None,
+        "largest norm of the gradient",
+        "training",
+        (*RUNS, "bench diagnostics"),
+        none="no clipping",
+        metavar="X",
+        term=Term("clip norm", "largest norm of the gradient"),
+    )
+    averaging: Averaging = described(
+        "none",
+        "average of the weights over the steps: none, swad or ema",
+        "training",
+        (*STUDIES, "train", "figure sensitivity"),
+        term=Term("averaging", "of the weights over the steps; the averaged weights are scored"),
+    )
+    fixed: dict[str, Value] = described(
+        {},
+        "hyperparameters fixed by hand for all methods, which leave the search, as in optimizer.lr=0.03",
+        "methods",
+        (*RUNS, *COSTS),
+        none="none",
+        options=("--set",),
+        metavar="AXIS.NAME=VALUE",
+        term=Term("fixed", "hyperparameters fixed by hand, the same for all methods"),
+    )
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        self._check_names()
-        self._check_together()
+        from shiftproof.studies.checks import check_study
 
-    def _check_numbers(self) -> None:
-        for name in ("trials", "hparam_trials", "accumulate"):
-            _check_positive(name, getattr(self, name))
-        for name in ("steps", "checkpoint_freq", "clip_norm", "image_size"):
-            if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
-        if self.image_size == 1:
-            raise FieldError("image_size", "image_size must be at least 2 pixels, not 1")
-
-    def _check_names(self) -> None:
-        for name, (kind, _) in _LISTS.items():
-            names: tuple[str, ...] = getattr(self, name)
-            if not names:
-                raise FieldError(name, f"name at least one {kind}")
-            for one in names:
-                check_name(name, one)
-            _check_distinct(name, kind, names)
-        for name in (*_WORDS, "device", "model", "normalisation"):
-            if (given := getattr(self, name)) is not None:
-                check_name(name, given)
-
-    def _check_together(self) -> None:
-        own = {name: DATASETS[name].kind for name in self.datasets}
-        if self.kind is not None and None not in own.values() and set(own.values()) != {self.kind}:
-            kinds = ", ".join(f"{name} is of {kind}" for name, kind in own.items())
-            raise FieldError("kind", f"{kinds}; kind is for the data set folder")
-        if self.targets is not None and not self.targets:
-            raise FieldError("targets", "name at least one target")
-        _check_distinct("variants", "variant", [variant.name for variant in self.variants])
-        for variant in self.variants:
-            _check_positive("variants", variant.times, f"times of variant {variant.name}")
-            if both := variant.fixed.keys() & self.fixed.keys():
-                raise FieldError(
-                    "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
-                )
-        spaces = self._spaces(self._all)
-        check_fixed(self.fixed, spaces)
-        for variant in self.variants:
-            try:
-                check_fixed(variant.fixed, spaces)
-            except FieldError as error:
-                raise FieldError("variants", str(error)) from error
-        if not self.methods:
-            raise FieldError("variants", "no method has the hyperparameters of any variant")
-        if self.single_source and self.targets is not None:
-            raise FieldError("targets", "targets contradict single_source: it leaves out all domains but one in turn")
-        if self.single_source and "leave_one_domain_out" in self.selection:
-            raise FieldError(
-                "selection", "leave_one_domain_out contradicts single_source: no source domain would be left"
-            )
-        for name, table in (("published", self.published), *(("variants", v.published) for v in self.variants)):
-            try:
-                if table is not None:
-                    published(table)
-            except UnknownNameError as error:
-                raise FieldError(name, str(error)) from error
-        methods = [str(method) for method in self.methods]
-        if self.baseline is not None and self.baseline not in methods:
-            raise FieldError("baseline", str(UnknownNameError("baseline", self.baseline, methods)))
+        check_study(self)
 
     def device_here(self) -> torch.device:
         """Return the device, to train on this machine.
@@ -227,13 +354,16 @@ class Study:
         Raises:
             FieldError: this machine does not have it.
         """
+        from shiftproof.training import check_device
+
         try:
             return check_device(self.device)
         except ValueError as error:
             raise FieldError("device", str(error)) from error
 
     @property
-    def _all(self) -> list[Method]:
+    def combinations(self) -> list[Method]:
+        """Every algorithm with every annealer and optimizer, in no variant."""
         return [
             Method(algorithm, optimizer, annealer)
             for algorithm in self.algorithms
@@ -241,15 +371,14 @@ class Study:
             for optimizer in self.optimizers
         ]
 
-    def _spaces(self, methods: Iterable[Method]) -> list[SearchSpace]:
-        return [self.space(method, name) for name in self.datasets for method in methods]
-
     @property
     def methods(self) -> list[Method]:
         """The rows of the table: every method in every variant that it has the hyperparameters of."""
+        from shiftproof.training.search import hyperparameters
+
         result = []
-        for method in self._all:
-            names = set(names_of(self.space(method, self.datasets[0])))
+        for method in self.combinations:
+            names = hyperparameters(*method[:3]).keys()
             result += [method._replace(variant=v.name) for v in self.variants if v.fixed.keys() <= names]
         return result
 
@@ -260,63 +389,25 @@ class Study:
 
     def only(self, method: Method) -> Study:
         """Return the study of one of its methods alone; what is fixed for others is left out."""
-        algorithm, optimizer, annealer, _ = method
-        one = replace(
+        from shiftproof.training.search import hyperparameters
+
+        known = hyperparameters(*method[:3])
+        return replace(
             self,
-            algorithms=(algorithm,),
-            optimizers=(optimizer,),
-            annealers=(annealer,),
+            algorithms=(method.algorithm,),
+            optimizers=(method.optimizer,),
+            annealers=(method.annealer,),
             variants=(self.variant(method),),
-            fixed={},
+            fixed={name: value for name, value in self.fixed.items() if name in known},
             baseline=None,
         )
-        known = [name for space in self._spaces([Method(algorithm, optimizer, annealer)]) for name in names_of(space)]
-        return replace(one, fixed={name: value for name, value in self.fixed.items() if name in known})
 
     def variant(self, method: Method) -> Variant:
         """Return the variant of a row."""
         return next(variant for variant in self.variants if variant.name == method.variant)
 
-    def space(self, method: Method, dataset: str, kind: Kind = "photographs") -> SearchSpace:
-        """Return the hyperparameters of a method, with the distributions of a data set; names go by no kind."""
-        pretrained = self.weights is not None
-        return search_space(dataset, kind, pretrained, method.algorithm, method.optimizer, method.annealer, self.search)
 
-
-def check_name(field_name: str, name: str) -> None:
-    """Raise unless there is what a name in a field of a study stands for; in other fields than those of names, never.
-
-    Targets and baselines depend on the rest of the study and are not checked here.
-
-    Raises:
-        FieldError: there is none of that name; the message names the near ones.
-    """
-    try:
-        if field_name in {**_LISTS, **_WORDS}:
-            kind, known = {**_LISTS, **_WORDS}[field_name]
-            if name not in known:
-                raise known.error(name) if isinstance(known, Registry) else UnknownNameError(kind, name, list(known))
-        elif field_name == "device":
-            check_device_name(name)
-        elif field_name == "model":
-            default_image_size(name)
-        elif field_name == "normalisation":
-            check_normalisation(name)
-        elif field_name == "published":
-            published(name)
-    except ValueError as error:
-        raise FieldError(field_name, str(error)) from error
-
-
-def _check_positive(field_name: str, value: Any, name: str | None = None) -> None:
-    whole = field_name != "clip_norm"
-    kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not is_finite(value) or value <= 0:
-        number = "a whole number" if whole else "a number"
-        raise FieldError(field_name, f"{name or field_name} must be {number} above 0, not {value!r}")
-
-
-def _check_distinct(field_name: str, kind: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise FieldError(field_name, f"{kind} {name} is named twice")
+@cache
+def field_types() -> Mapping[str, Any]:
+    """Return the types of the fields of a study, by name."""
+    return get_type_hints(Study)

@@ -6,7 +6,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from shiftproof.data import DATASETS, DomainDataset, Kind, Look, look_at_folder
+from shiftproof.choices import Kind
+from shiftproof.data import DATASETS, DomainDataset, Look, look_at_folder
 from shiftproof.field_error import FieldError
 from shiftproof.files import with_home
 from shiftproof.models import Normalisation, default_image_size, stated_normalisation

@@ -16,13 +16,14 @@ from shiftproof.field_error import FieldError
 from shiftproof.files import with_home
 from shiftproof.hparams import Value, parse_truth, parse_value
 from shiftproof.registry import UnknownNameError
-from shiftproof.studies.study import Study, Variant, check_name
-from shiftproof.training.search import known_names, names_of, search_space
+from shiftproof.studies.checks import check_name
+from shiftproof.studies.study import Study, Variant, field_types
+from shiftproof.training.search import hyperparameters, known_names
 
 Scale = Literal["paper", "small", "smoke"]
 SCALES: tuple[Scale, ...] = ("paper", "small", "smoke")
 
-_FIELDS = get_type_hints(Study)
+_FIELDS = field_types()
 _METHODS = ("algorithms", "optimizers", "annealers")
 _SMOKE: Mapping[str, Any] = {
     "datasets": ("rotated_digits",),
@@ -342,15 +343,9 @@ def _leave_out_variants(entries: _Entries, given: Mapping[str, Any]) -> list[str
 def _hyperparameters(values: Mapping[str, Any]) -> list[set[str]]:
     """Return the hyperparameters of every method, by "axis.name"; of none where the study will refuse a name."""
     try:
-        spaces = [
-            search_space(dataset, "photographs", False, algorithm, optimizer, annealer, values["search"])
-            for dataset, algorithm, optimizer, annealer in product(
-                values["datasets"], *(values[field] for field in _METHODS)
-            )
-        ]
+        return [set(hyperparameters(*method)) for method in product(*(values[field] for field in _METHODS))]
     except UnknownNameError:
         return []
-    return [set(names_of(space)) for space in spaces]
 
 
 def _runnable(variant: Variant, methods: Sequence[set[str]]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shiftproof.algorithms import Batch
-from shiftproof.training.spec import Precision
+from shiftproof.choices import Precision
 
 
 @torch.inference_mode()

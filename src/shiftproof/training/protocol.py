@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from shiftproof.data import Kind
+from shiftproof.choices import Kind
 from shiftproof.registry import Registry
 
 Draws = Literal["per_name", "in_order"]

@@ -1,16 +1,19 @@
-"""The hyperparameters of a method: those of all axes together, and the settings that a search draws."""
+"""The settings of a method: its hyperparameters, how a search draws their values, and what is fixed by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
+
+import numpy as np
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
-from shiftproof.data import Kind
+from shiftproof.choices import Kind, Search
 from shiftproof.field_error import FieldError
-from shiftproof.hparams import Hparam, Value, check_value, choice, draw, draw_in_order, log2_int, unused
-from shiftproof.optim.registry import OPTIMIZERS, Search
+from shiftproof.hparams import Hparam, Value, check_value, choice, log2_int, unused
+from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.randomness import seed_hash
 from shiftproof.registry import UnknownNameError
 from shiftproof.training.protocol import PROTOCOLS, Protocol
 
@@ -90,6 +93,36 @@ def setting(
     return {name: _like(value, fixed.get(name, value)) for name, value in drawn.items()}
 
 
+def draw(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
+    """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
+
+    Every name draws from a generator of its own, so another hyperparameter disturbs no draw, and at one
+    ``hparam_seed`` all methods get the same quantile of each name's distribution (DomainBed, commit b93c22a).
+    """
+    if hparam_seed == 0:
+        return {name: hparam.default for name, hparam in hparams.items()}
+    seed = seed_hash(hparam_seed, trial_seed)
+    return {
+        name: hparam.default
+        if hparam.draw is None
+        else hparam.draw(np.random.RandomState(seed_hash(seed, hparam.seed_name or name)))
+        for name, hparam in hparams.items()
+    }
+
+
+def draw_in_order(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
+    """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
+
+    All draw from one generator, in the mapping's order, as in DomainBed's published table (commit 7df6f06) and in
+    SWAD. A name without a distribution draws nothing.
+    """
+    if hparam_seed == 0:
+        return {name: hparam.default for name, hparam in hparams.items()}
+    random = np.random.RandomState(seed_hash(hparam_seed, trial_seed))
+    draws = {name: hparam.published_draw or hparam.draw for name, hparam in hparams.items()}
+    return {name: hparam.default if (of := draws[name]) is None else of(random) for name, hparam in hparams.items()}
+
+
 def _in_drawing_order(space: SearchSpace) -> dict[str, Hparam]:
     by_axis = {f"{axis}.{name}": hparam for axis in _AXES for name, hparam in space[axis].items()}
     every = by_axis | {f"{axis}.{name}": hparam for axis, hparams in space.items() for name, hparam in hparams.items()}
@@ -101,9 +134,14 @@ def _like(default: Value, value: Value) -> Value:
     return float(value) if isinstance(default, float) and type(value) is int else value
 
 
-def names_of(space: SearchSpace) -> list[str]:
-    """Return the hyperparameters of a method, by "axis.name"."""
-    return [f"{axis}.{name}" for axis in space for name in space[axis]]
+def hyperparameters(algorithm: str, optimizer: str, annealer: str) -> dict[str, Hparam]:
+    """Return the hyperparameters of a method, by "axis.name".
+
+    Their names, and of which kind their values are, are equal for all data and searches; defaults and distributions are
+    those of one.
+    """
+    space = search_space("", "photographs", False, algorithm, optimizer, annealer, "short")
+    return {f"{axis}.{name}": hparam for axis in space for name, hparam in space[axis].items()}
 
 
 @cache
@@ -114,17 +152,20 @@ def known_names() -> list[str]:
         *(("erm", optimizer, "none") for optimizer in OPTIMIZERS),
         *(("erm", "sgd", annealer) for annealer in ANNEALERS),
     ]
-    spaces = (search_space("", "photographs", False, *method, "short") for method in methods)
-    return list(dict.fromkeys(name for space in spaces for name in names_of(space)))
+    return list(dict.fromkeys(name for method in methods for name in hyperparameters(*method)))
 
 
-def check_fixed(fixed: Mapping[str, Value], spaces: list[SearchSpace]) -> None:
+def check_fixed(fixed: Mapping[str, Value], methods: Iterable[Mapping[str, Hparam]]) -> None:
     """Raise unless every fixed hyperparameter belongs to some method of the comparison and may have its value.
+
+    Args:
+        fixed: values given by hand, by "axis.name".
+        methods: the `hyperparameters` of every method.
 
     Raises:
         FieldError: no method has it, or its value is of another kind than its default, or not finite.
     """
-    valid = {f"{axis}.{name}": hparam for space in spaces for axis in space for name, hparam in space[axis].items()}
+    valid = {name: hparam for method in methods for name, hparam in method.items()}
     for name, value in fixed.items():
         if name not in valid:
             raise FieldError(name, str(UnknownNameError("hyperparameter", name, list(valid))))

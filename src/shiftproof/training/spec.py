@@ -6,16 +6,12 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from shiftproof.data import Kind, SplitRule
+from shiftproof.choices import Averaging, Kind, Precision, SplitRule
 from shiftproof.hparams import Value, is_finite
 from shiftproof.randomness import seed_hash
 
-Precision = Literal["float32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
-Averaging = Literal["none", "swad", "ema"]
-AVERAGINGS: tuple[Averaging, ...] = ("none", "swad", "ema")
 RESULTS_VERSION = 6
 """Raised whenever the same spec gives other numbers than before, so that no table mixes the two."""
 _LABELS = ("hparam_seed", "variant")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shiftproof.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies.figures.traces import DIAGNOSTICS_FOLDER, figure_subjects
 from shiftproof.studies.results import Results
 from shiftproof.studies.runner import run_study
@@ -74,8 +75,7 @@ def measure_sensitivity(study: Study, output: Path, jobs: int) -> list[Sensitivi
 
 def _values(study: Study, optimizer: str) -> list[tuple[str, float, float]]:
     """Return the hyperparameter, the value and what it is drawn at, of every variant of an optimizer."""
-    method = replace(study, optimizers=(optimizer,)).methods[0]
-    space = study.space(method, study.datasets[0])["optimizer"]
+    space = OPTIMIZERS[optimizer].search_space(study.weights is not None, study.search)
     lr = float(space["lr"].default)
     values = [("lr", lr * factor, factor) for factor in LR_FACTORS]
     if optimizer.startswith("genie"):

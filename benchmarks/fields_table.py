@@ -1,0 +1,69 @@
+"""Writes the table of a study's fields between two markers of docs/studies.md: `python -m benchmarks.fields_table`."""
+
+from __future__ import annotations
+
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from shiftproof.studies import Study
+from shiftproof.studies.field_info import (
+    ALL,
+    FIGURES,
+    GROUPS,
+    default_of,
+    default_text,
+    info_of,
+    option_names,
+)
+
+PAGE = Path(__file__).parents[1] / "docs" / "studies.md"
+BEGIN = "<!-- fields: written by `python -m benchmarks.fields_table` -->"
+END = "<!-- end of fields -->"
+HEADER = (
+    "| Field | Option | Default | What it is | In tables | Commands |",
+    "|---|---|---|---|---|---|",
+)
+WHOLE = {"figure": FIGURES, "bench": tuple(name for name in ALL if name.startswith("bench"))}
+
+
+def table() -> str:
+    """Return the table of all fields, group by group."""
+    rows = list(HEADER)
+    for group in GROUPS:
+        rows.append(f"| **{group}** | | | | | |")
+        rows += [_row(declared) for declared in fields(Study) if info_of(declared).group == group]
+    return "\n".join(rows)
+
+
+def _row(declared: Field[Any]) -> str:
+    info = info_of(declared)
+    options = [*option_names(declared), *([info.one.option] if info.one else [])]
+    cells = (
+        f"`{declared.name}`",
+        " ".join(f"`{option}`" for option in options),
+        default_text(default_of(declared), info.none),
+        info.help,
+        info.term.label if info.term else "",
+        ", ".join(_commands([*info.commands, *(info.one.commands if info.one else ())])),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _commands(names: list[str]) -> list[str]:
+    """Return the names of commands, one for those that all take a field."""
+    for name, several in WHOLE.items():
+        if set(several) <= set(names):
+            names = [*(one for one in names if one not in several), name]
+    return names
+
+
+def with_table(page: str) -> str:
+    """Return a page with the table of today between its markers."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

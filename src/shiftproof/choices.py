@@ -1,0 +1,15 @@
+"""The choices that fields of a study have, where no registry holds them."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Averaging = Literal["none", "swad", "ema"]
+Kind = Literal["photographs", "small_images"]
+Precision = Literal["float32", "bf16"]
+Search = Literal["protocol", "short"]
+SplitRule = Literal["random", "grouped"]
+Tuning = Literal["per_target", "shared"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)

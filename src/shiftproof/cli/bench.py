@@ -1,0 +1,129 @@
+"""The commands that measure what runs cost: bench data, optimizer, annealer, diagnostics, store."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shiftproof.cli.fields import BATCH_SIZE, add_fields, study_of
+from shiftproof.cli.options import add_device, add_option, cores, file
+
+if TYPE_CHECKING:
+    from shiftproof.cli.command import Command, Commands
+
+_ONE_METHOD = {"optimizers": ("adam",)}
+_NONE = {"targets": "all but three domains"}
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this file."""
+    commands.add_parser("bench", help="measure what runs cost", add=_add_bench)
+
+
+def _add_bench(parser: Command) -> None:
+    commands = parser.add_commands("what")
+    commands.add_parser("data", help="time the data path against the usual one", add=_add_data, run=_data)
+    commands.add_parser(
+        "optimizer",
+        help="time the step of every optimizer beside fused AdamW",
+        add=_add_optimizer,
+        run=_optimizer,
+    )
+    commands.add_parser("annealer", help="time GGA's search beside the released one", add=_add_annealer, run=_annealer)
+    commands.add_parser(
+        "diagnostics",
+        help="time what diagnostics cost beside a plain backward pass",
+        add=_add_diagnostics,
+        run=_diagnostics,
+    )
+    commands.add_parser(
+        "store", help="time what is done with a store of many runs, which are made up", add=_add_store, run=_store
+    )
+
+
+def _add_data(parser: Command) -> None:
+    defaults = {"datasets": ("folder",), "model": "resnet18", "fixed": {BATCH_SIZE: 32}}
+    add_fields(
+        parser, "bench data", defaults={**_ONE_METHOD, **defaults, "trials": 1}, required=("data_dir", "targets")
+    )
+    add_option(parser, "--steps", type=int, default=20, metavar="N", help="steps timed per round")
+    _add_output(parser)
+
+
+def _add_optimizer(parser: Command) -> None:
+    add_option(parser, "--model", default="resnet18", metavar="NAME", help="model whose parameters are stepped")
+    parser.add_argument("--elements", type=int, metavar="N", help="one tensor of so many elements instead")
+    add_device(parser)
+    add_option(parser, "--rounds", type=int, default=15, metavar="N", help="turns of each")
+    _add_output(parser)
+
+
+def _add_annealer(parser: Command) -> None:
+    add_fields(parser, "bench annealer", defaults=_ONE_METHOD, none=_NONE)
+    add_option(parser, "--candidates", type=int, default=100, metavar="N", help="candidates of a search")
+    add_option(parser, "--rounds", type=int, default=3, metavar="N", help="searches of each")
+    _add_output(parser)
+
+
+def _add_diagnostics(parser: Command) -> None:
+    add_fields(parser, "bench diagnostics", defaults=_ONE_METHOD, none=_NONE)
+    add_option(parser, "--samples", type=int, default=256, metavar="N", help="images per domain")
+    add_option(parser, "--rounds", type=int, default=10, metavar="N", help="turns of each")
+    _add_output(parser)
+
+
+def _add_store(parser: Command) -> None:
+    add_option(parser, "--runs", type=int, default=10_000, metavar="N", help="runs, at least")
+    _add_output(parser)
+
+
+def _add_output(parser: Command) -> None:
+    parser.add_argument("--output", type=file, metavar="FILE", help="where to write all numbers, as JSON")
+
+
+def _shown(result: dict[str, Any], table: str, output: Path | None) -> int:
+    """Print what a benchmark measured, and write all of it if there is a file to write to."""
+    from shiftproof.files import write_json
+
+    print(table)
+    if output is not None:
+        write_json(output, result)
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from shiftproof.bench import bench_data, data_table
+
+    result = bench_data(study_of(options, "a measurement is of"), workers=cores(), steps=options.steps)
+    return _shown(result, data_table(result), options.output)
+
+
+def _optimizer(options: argparse.Namespace) -> int:
+    from shiftproof.bench import bench_optimizer, optimizer_table
+
+    result = bench_optimizer(options.model, elements=options.elements, device=options.device, rounds=options.rounds)
+    return _shown(result, optimizer_table(result), options.output)
+
+
+def _annealer(options: argparse.Namespace) -> int:
+    from shiftproof.bench import annealer_table, bench_annealer
+
+    study = study_of(options, "a measurement is of")
+    result = bench_annealer(study, candidates=options.candidates, rounds=options.rounds)
+    return _shown(result, annealer_table(result), options.output)
+
+
+def _diagnostics(options: argparse.Namespace) -> int:
+    from shiftproof.bench import bench_diagnostics, diagnostics_table
+
+    study = study_of(options, "a measurement is of")
+    result = bench_diagnostics(study, samples=options.samples, rounds=options.rounds)
+    return _shown(result, diagnostics_table(result), options.output)
+
+
+def _store(options: argparse.Namespace) -> int:
+    from shiftproof.bench import bench_store, store_table
+
+    result = bench_store(options.runs)
+    return _shown(result, store_table(result), options.output)

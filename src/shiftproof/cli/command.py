@@ -1,0 +1,49 @@
+"""A command of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction["Command"]
+
+
+class Command(argparse.ArgumentParser):
+    """The parser of one command, which gets its options when it is used: every call parses one command of many.
+
+    Args:
+        add: adds the options, or the commands under this one.
+        run: what the command does; it is given the parsed options and returns the exit status. None where the commands
+            under this one do it.
+        **how: as argparse has it.
+    """
+
+    def __init__(
+        self,
+        *,
+        add: Callable[[Command], None] = lambda command: None,
+        run: Callable[[argparse.Namespace], int] | None = None,
+        **how: Any,
+    ) -> None:
+        super().__init__(**how)
+        self._add = add
+        self._is_complete = False
+        if run is not None:
+            self.set_defaults(command=run)
+
+    def complete(self) -> Command:
+        """Add the options, unless they are there."""
+        if not self._is_complete:
+            self._is_complete = True
+            self._add(self)
+        return self
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse arguments, as argparse does."""
+        return super(Command, self.complete()).parse_known_args(args, namespace)
+
+    def add_commands(self, metavar: str) -> Commands:
+        """Return what commands under this one are added to."""
+        return self.add_subparsers(required=True, metavar=metavar, parser_class=Command)

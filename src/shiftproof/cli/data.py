@@ -1,0 +1,57 @@
+"""The commands of data sets: data get, check."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shiftproof.cli.options import add_option, folder
+
+if TYPE_CHECKING:
+    from shiftproof.cli.command import Command, Commands
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this file."""
+    commands.add_parser("data", help="fetch data sets, look at those on the disk", add=_add_data)
+
+
+def _add_data(parser: Command) -> None:
+    commands = parser.add_commands("what")
+    commands.add_parser("get", help="fetch a published data set; interrupted, it continues", add=_add_get, run=_get)
+    commands.add_parser(
+        "check", help="count images, find unreadable ones and the same one twice", add=_add_check, run=_check
+    )
+
+
+def _add_get(parser: Command) -> None:
+    parser.add_argument(
+        "name", metavar="NAME", help="pacs vlcs officehome terraincognita domainnet rotated_mnist colored_mnist"
+    )
+    add_option(parser, "--output", type=folder, default=Path("data"), metavar="DIR", help="folder of data sets")
+
+
+def _add_check(parser: Command) -> None:
+    parser.add_argument("folder", type=folder, metavar="DIR", help="<domain>/<class>/<image>, or MNIST")
+    add_option(
+        parser, "--dataset", none="by the folder's name", metavar="NAME",
+        help="the published one to compare with, as `data get` names it",
+    )  # fmt: skip
+
+
+def _get(options: argparse.Namespace) -> int:
+    from shiftproof.data.downloads import SOURCES, get_dataset
+
+    print(SOURCES[options.name].text(), flush=True)
+    obtained = get_dataset(options.name, options.output)
+    print(obtained.text())
+    return 1 if obtained.differences else 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from shiftproof.data.check import check_data
+
+    checked = check_data(options.folder, options.dataset)
+    print(checked.text())
+    return 0 if checked.ok else 1

@@ -1,0 +1,144 @@
+"""The options that are fields of a study, from what is said of them where `Study` declares them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin
+
+from shiftproof.cli.command import Command
+from shiftproof.cli.options import path, with_default
+from shiftproof.hparams import Value, parse_value
+from shiftproof.studies.field_info import GROUPS, One, default_of, info_of, option_names
+from shiftproof.studies.study import Study, field_types
+
+BATCH_SIZE = "data.batch_size"
+"""The hyperparameter that has an option of its own, --batch-size."""
+
+
+class Taken(NamedTuple):
+    """What a command takes of a study.
+
+    Attributes:
+        names: of its fields.
+        defaults: fields that are not as in `Study` where nothing is given.
+    """
+
+    names: frozenset[str]
+    defaults: Mapping[str, Any]
+
+
+def add_fields(
+    parser: Command,
+    command: str,
+    *,
+    defaults: Mapping[str, Any] = {},
+    none: Mapping[str, str] = {},
+    required: Collection[str] = (),
+) -> None:
+    """Add the fields of a study that a command takes as options, in groups.
+
+    Args:
+        parser: of the command.
+        command: its name, as the table of fields has it.
+        defaults: fields that are not as in `Study` where nothing is given.
+        none: what the command does where a field is empty, by the field, if it is not as in `Study`.
+        required: fields that must be given.
+    """
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    taken = set()
+    for declared in fields(Study):
+        info, name = info_of(declared), declared.name
+        one = info.one if info.one is not None and command in info.one.commands else None
+        if one is None and command not in info.commands:
+            continue
+        taken.add(name)
+        text = one.help if one else info.help
+        how = _how(declared, one)
+        if how.get("action") == "append":
+            text = f"{text}; may be repeated"
+        if name in required:
+            how["required"] = True
+        else:
+            text = with_default(text, defaults.get(name, default_of(declared)), none.get(name, info.none))
+        names = (one.option,) if one else option_names(declared)
+        groups[info.group].add_argument(*names, dest=name, default=None, help=text, **how)
+    batch_size = defaults.get("fixed", {}).get(BATCH_SIZE)
+    if "fixed" in taken or batch_size is not None:
+        text = with_default("images per source domain and step", batch_size, "the search's")
+        groups["training"].add_argument("--batch-size", type=int, metavar="N", help=text)
+    parser.set_defaults(taken=Taken(frozenset(taken), defaults))
+
+
+def _how(declared: Field[Any], one: One | None) -> dict[str, Any]:
+    """Return how argparse reads the values of a field."""
+    kind, metavar = field_types()[declared.name], info_of(declared).metavar
+    if NoneType in get_args(kind):
+        [kind] = [of for of in get_args(kind) if of is not NoneType]
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is dict:
+        return {"action": "append", "type": assignment, "metavar": metavar}
+    if get_origin(kind) is tuple:
+        several = {"nargs": "+", "action": _Joined} if one and one.joins else {"nargs": 1 if one else "+"}
+        return {**several, "metavar": metavar}
+    return {"type": {int: int, float: float, Path: path}.get(kind, str), "metavar": metavar}
+
+
+class _Joined(argparse.Action):
+    """Stores all values as one, joined by "+"."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, ["+".join(values or ())])
+
+
+def assignment(text: str) -> tuple[str, Value]:
+    """Return the name and the value of a hyperparameter that an option fixes."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form axis.name=value")
+    return name, parse_value(value)
+
+
+def given_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a study that were given.
+
+    Raises:
+        ValueError: a hyperparameter is fixed twice.
+    """
+    given = {name: value for name, value in vars(options).items() if name in options.taken.names and value is not None}
+    batch_size = getattr(options, "batch_size", None)
+    fixed: dict[str, Value] = {}
+    for name, value in [*given.pop("fixed", []), *([] if batch_size is None else [(BATCH_SIZE, batch_size)])]:
+        if name in fixed:
+            raise ValueError(f"{name} is set twice, to {fixed[name]} and to {value}")
+        fixed[name] = value
+    if fixed:
+        given["fixed"] = fixed
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def study_of(options: argparse.Namespace, what: str | None = None, **changes: Any) -> Study:
+    """Return the study that the options of a command describe.
+
+    Args:
+        options: as parsed.
+        what: how an error calls what takes one data set only; None for what takes several.
+        **changes: fields that win over the options.
+
+    Raises:
+        ValueError: there are several data sets and there may be one, or a field cannot have its value.
+    """
+    study = Study(**{**options.taken.defaults, **given_fields(options), **changes})
+    if what is not None and len(study.datasets) > 1:
+        raise ValueError(f"{what} one data set, not {', '.join(study.datasets)}")
+    return study

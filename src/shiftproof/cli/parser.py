@@ -1,0 +1,30 @@
+"""What parses the command line: every command with its options."""
+
+from __future__ import annotations
+
+from shiftproof import __version__
+from shiftproof.cli import bench, data, figures, runs, study
+from shiftproof.cli.command import Command
+from shiftproof.cli.completion import PrintCompletion
+
+
+def make_parser() -> Command:
+    """Return the parser of `shiftproof`; what it parsed has a ``command`` to call with it."""
+    return Command(
+        prog="shiftproof",
+        description="Train models that hold up on domains they have never seen, and compare ways of doing it.",
+        add=_add,
+    )
+
+
+def _add(parser: Command) -> None:
+    parser.add_argument("--version", action="version", version=f"shiftproof {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        metavar="SHELL",
+        help="print what completes commands and their options: bash, zsh or tcsh",
+    )
+    commands = parser.add_commands("command")
+    for part in (runs, study, data, bench, figures):
+        part.add_commands(commands)

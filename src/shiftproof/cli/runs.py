@@ -1,0 +1,189 @@
+"""The commands that train runs and ask what they are worth: compare, train, evaluate, diagnose."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shiftproof.cli.fields import add_fields, study_of
+from shiftproof.cli.options import (
+    add_device,
+    add_jobs,
+    add_option,
+    add_trackers,
+    add_trial_seed,
+    folder,
+    jobs,
+    path,
+    place,
+)
+
+if TYPE_CHECKING:
+    from shiftproof.cli.command import Command, Commands
+    from shiftproof.studies import RayCluster, Study
+
+_RAY_OPTIONS = ("address", "cpus_per_run", "gpus_per_run")
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this file."""
+    commands.add_parser(
+        "compare",
+        help="compare methods on every unseen domain",
+        description="Compare methods, leaving domains out.",
+        add=_add_compare,
+        run=_compare,
+    )
+    commands.add_parser(
+        "train", help="one run", description="Train one run, leaving domains out.", add=_add_train, run=_train
+    )
+    commands.add_parser("evaluate", help="score a run's model on a folder of images", add=_add_evaluate, run=_evaluate)
+    commands.add_parser(
+        "diagnose",
+        help="measure and draw what the theory speaks of, of a finished run",
+        add=_add_diagnose,
+        run=_diagnose,
+    )
+
+
+def _add_compare(parser: Command) -> None:
+    add_fields(parser, "compare")
+    running = add_store(parser, default=Path("runs/compare"))
+    running.add_argument("--profile", action="store_true", help="print how the runs spent their time")
+
+
+def _add_train(parser: Command) -> None:
+    add_fields(parser, "train", defaults={"optimizers": ("genie",)}, required=("targets",))
+    run = parser.add_argument_group("run")
+    add_trial_seed(run)
+    add_option(run, "--hparam-seed", type=int, default=0, metavar="N", help="number of the setting; 0 is the defaults")
+    run.add_argument("--output", type=place, required=True, metavar="RUN", help="the run's folder")
+    add_trackers(run)
+    add_option(run, "--devices", type=int, default=1, metavar="N", help="devices that train it together")
+    add_option(run, "--strategy", default="ddp", metavar="NAME", help="how several devices do that: ddp or fsdp")
+
+
+def _add_evaluate(parser: Command) -> None:
+    parser.add_argument("run", type=place, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--data-dir", type=path, required=True, metavar="DIR", help="<class>/<image> or <domain>/<class>/<image>"
+    )
+    add_device(parser)
+
+
+def _add_diagnose(parser: Command) -> None:
+    parser.add_argument("run", type=folder, metavar="RUN", help="the run's folder")
+    add_option(
+        parser, "--what", nargs="+", default=["osgr", "balance", "sharpness", "landscape", "embedding"],
+        metavar="NAME", help="what to measure",
+    )  # fmt: skip
+    add_option(
+        parser, "--data-dir", type=path, none="none, as of embedded data", metavar="DIR",
+        help="folder of the run's data set",
+    )  # fmt: skip
+    parser.add_argument("--weights", type=path, metavar="FILE", help="weights that the run started from, if it did")
+    add_device(parser)
+
+
+def add_store(parser: Command, default: Path | None) -> argparse._ArgumentGroup:
+    """Add where the runs of a study are kept and what trains them; return the group of these options."""
+    running = parser.add_argument_group("running")
+    add_option(
+        running, "--output", type=place, default=default, required=default is None, metavar="DIR",
+        help="a folder, or an address on an object store, as in s3://bucket/study",
+    )  # fmt: skip
+    add_jobs(running, "one per core; 1 on a GPU; with ray, as many as there are resources for")
+    add_option(
+        running, "--backend", default="local", metavar="NAME", help="what trains the runs: local, or ray, on a cluster"
+    )
+    add_option(running, "--address", none="one of this machine", metavar="ADDRESS", help="address of a Ray cluster")
+    add_option(running, "--cpus-per-run", type=int, none="1", metavar="N", help="cores that a run reserves with ray")
+    add_option(
+        running, "--gpus-per-run", type=float, none="1 if the device is cuda", metavar="F",
+        help="GPUs that a run reserves with ray, 0.5 for two runs on each",
+    )  # fmt: skip
+    add_trackers(running)
+    return running
+
+
+def _workers(options: argparse.Namespace, device: str) -> int | RayCluster:
+    """Return what trains the runs: processes here, or a cluster."""
+    from shiftproof.registry import UnknownNameError
+    from shiftproof.studies import RayCluster
+
+    given = {name: value for name in _RAY_OPTIONS if (value := getattr(options, name)) is not None}
+    if options.backend == "ray":
+        return RayCluster(**{"gpus_per_run": float(device.startswith("cuda")), **given}, jobs=options.jobs)
+    if options.backend != "local":
+        raise UnknownNameError("backend", options.backend, ["local", "ray"])
+    if given:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} is an option of --backend ray")
+    return jobs(options, device)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    return run_and_report(options, study_of(options))
+
+
+def run_and_report(options: argparse.Namespace, study: Study) -> int:
+    """Train what is missing of a study, print its table and write its report."""
+    from shiftproof.report import write_report
+    from shiftproof.studies import as_text, read_results, run_study, time_shares
+
+    output: Path = options.output
+    try:
+        results = run_study(study, output, _workers(options, study.device), trackers=tuple(options.track))
+    except KeyboardInterrupt:
+        if (output / "table.csv").exists():
+            print(f"written: {write_report(read_results(output), output)}")  # of what there is
+        raise
+    print(as_text(results))
+    print(f"\nwritten: {output / 'table.csv'} and {write_report(results, output)}")
+    if getattr(options, "profile", False):
+        print("time: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in time_shares(results).items()))
+    return 0 if any(row["status"] == "finished" for row in results.rows) else 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    from shiftproof.studies import train_one
+
+    row = train_one(
+        study_of(options, "one run has"),
+        options.output,
+        options.trial_seed,
+        options.hparam_seed,
+        trackers=tuple(options.track),
+        devices=options.devices,
+        strategy=options.strategy,
+    )
+    if row is None:  # torchrun started several of this, of which the first reports
+        return 0
+    if row["status"] == "failed":
+        raise ValueError(f"the run failed: {row['error']}")
+    print(f"accuracy on {row['target']}, unseen in training, {row['steps']} steps, protocol {row['protocol']}:")
+    for rule, selected in row["selection"].items():
+        if selected is not None:  # leave-one-domain-out validation takes more than one run
+            print(f"  {rule:16} {100 * selected['accuracy']:5.1f} %  (step {selected['step']})")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from shiftproof.training import check_device, evaluate_folder
+
+    check_device(options.device)
+    for domain, score in evaluate_folder(options.run, options.data_dir, options.device).items():
+        print(f"{domain}: {100 * score['accuracy']:.1f} % of {score['count']} images")
+    return 0
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from shiftproof.studies.figures import diagnose
+    from shiftproof.training import check_device
+
+    check_device(options.device)
+    files = diagnose(
+        options.run, options.what, data_dir=options.data_dir, weights=options.weights, device=options.device
+    )
+    print("written: " + ", ".join(map(str, files)))
+    return 0

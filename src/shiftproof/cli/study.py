@@ -1,0 +1,138 @@
+"""The commands of whole studies: study plan, run, table, report, status."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shiftproof.cli.fields import BATCH_SIZE, add_fields, given_fields
+from shiftproof.cli.options import add_option, cores, place
+from shiftproof.cli.runs import add_store, run_and_report
+
+if TYPE_CHECKING:
+    from shiftproof.cli.command import Command, Commands
+    from shiftproof.studies import Study
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this file."""
+    commands.add_parser("study", help="whole tables, from a file", add=_add_study)
+
+
+def _add_study(parser: Command) -> None:
+    commands = parser.add_commands("what")
+    wins = "An option that is given wins over the file and its scale; a default above is of a field that neither gives."
+    commands.add_parser(
+        "plan", help="what a study would cost: runs, passes, hours here", epilog=wins, add=_add_plan, run=_plan
+    )
+    commands.add_parser("run", help="train what is missing of a study", epilog=wins, add=_add_run, run=_run)
+    commands.add_parser("table", help="the tables of what there is of a study", add=_add_table, run=_table)
+    commands.add_parser("report", help="write the report of what there is of a study", add=_add_output, run=_report)
+    commands.add_parser("status", help="how far a study is, also while it runs", add=_add_output, run=_status)
+
+
+def _add_plan(parser: Command) -> None:
+    _add_file(parser)
+    parser.add_argument("--output", type=place, metavar="DIR", help="leave out the runs that this store holds")
+
+
+def _add_run(parser: Command) -> None:
+    _add_file(parser)
+    add_store(parser, default=None)
+
+
+def _add_file(parser: Command) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the study, in YAML")
+    add_option(parser, "--scale", default="paper", metavar="NAME", help="scale of the study: paper, small or smoke")
+    add_fields(parser, "study")
+
+
+def _add_table(parser: Command) -> None:
+    _add_output(parser)
+    add_option(
+        parser, "--format", default="text", metavar="NAME", help="form of the tables: text, markdown, latex or csv"
+    )
+    add_option(parser, "--rule", none="the study's first", metavar="NAME", help="selection rule")
+    add_option(
+        parser, "--baseline", none="the study's", metavar="METHOD",
+        help="method that differences are taken from, as in 'erm + sgd'",
+    )  # fmt: skip
+
+
+def _add_output(parser: Command) -> None:
+    parser.add_argument("output", type=place, metavar="DIR", help="the study's output")
+
+
+@contextmanager
+def _naming_options(options: argparse.Namespace) -> Iterator[None]:
+    """Name the option in errors of a field that one gave."""
+    from shiftproof.field_error import FieldError
+
+    try:
+        yield
+    except FieldError as error:
+        name = error.field
+        if "." in name:  # a hyperparameter
+            name = "set" if options.batch_size is None or name != BATCH_SIZE else "batch_size"
+        raise ValueError(f"--{name.replace('_', '-')}: {error}") from error
+
+
+def _read_study(options: argparse.Namespace, given: dict[str, Any]) -> Study:
+    """Read the study's file, and print what is left out of it."""
+    from shiftproof.studies import read_study
+
+    study, skipped = read_study(options.file, options.scale, given)
+    for line in skipped:
+        print(line)
+    return study
+
+
+def _run(options: argparse.Namespace) -> int:
+    from shiftproof.studies import naming_lines
+
+    given = given_fields(options)
+    with _naming_options(options), naming_lines(options.file, options.scale, given):
+        study = _read_study(options, given)
+        settings = "setting" if study.hparam_trials == 1 else "settings"
+        print(f"every method has {study.hparam_trials} {settings} to choose from")
+        return run_and_report(options, study)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from shiftproof.studies import Store, make_plan, naming_lines, plan_text, study_costs
+
+    given = given_fields(options)
+    with _naming_options(options), naming_lines(options.file, options.scale, given):
+        study = _read_study(options, given)
+        plan = make_plan(study, absent=True)
+    runs = plan.distinct if options.output is None else Store(options.output).missing(plan)
+    print(plan_text(study, plan, study_costs(study, plan, runs), cores()))
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from shiftproof.registry import UnknownNameError
+    from shiftproof.studies import FORMATS, read_results
+
+    if options.format not in FORMATS:
+        raise UnknownNameError("format", options.format, list(FORMATS))
+    print(FORMATS[options.format](read_results(options.output), options.rule, options.baseline))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from shiftproof.report import write_report
+    from shiftproof.studies import read_results
+
+    print(f"written: {write_report(read_results(options.output), options.output)}")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from shiftproof.studies import read_status
+
+    print(read_status(options.output).text())
+    return 0

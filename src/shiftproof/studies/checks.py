@@ -1,0 +1,161 @@
+"""What is wrong with a study, before anything is opened or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from shiftproof.algorithms import ALGORITHMS
+from shiftproof.annealing import ANNEALERS
+from shiftproof.data import DATASETS
+from shiftproof.field_error import FieldError
+from shiftproof.hparams import is_finite
+from shiftproof.models import check_normalisation, default_image_size
+from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.registry import Registry, UnknownNameError
+from shiftproof.studies.published import published
+from shiftproof.studies.selection import RULES
+from shiftproof.studies.study import Study, field_types
+from shiftproof.training import check_device_name
+from shiftproof.training.protocol import PROTOCOLS
+from shiftproof.training.search import check_fixed, hyperparameters
+
+
+def check_study(study: Study) -> None:
+    """Raise unless every field of a study may have its value, alone and beside the others.
+
+    Raises:
+        FieldError: one may not.
+    """
+    _check_numbers(study)
+    _check_names(study)
+    _check_variants(study)
+    _check_together(study)
+
+
+def _check_numbers(study: Study) -> None:
+    for name, kind in field_types().items():
+        numbers, value = {int, float} & {kind, *get_args(kind)}, getattr(study, name)
+        if numbers and not (value is None and NoneType in get_args(kind)):
+            _check_positive(name, value, name, whole=int in numbers)
+    if study.image_size == 1:
+        raise FieldError("image_size", "image_size must be at least 2 pixels, not 1")
+
+
+def _check_names(study: Study) -> None:
+    for name in (*names_by_field(), *_CHECKS):
+        given = getattr(study, name)
+        if get_origin(field_types()[name]) is tuple:
+            kind = names_by_field()[name].kind
+            if not given:
+                raise FieldError(name, f"name at least one {kind}")
+            for one in given:
+                check_name(name, one)
+            _check_distinct(name, kind, given)
+        elif given is not None:
+            check_name(name, given)
+
+
+def _check_variants(study: Study) -> None:
+    methods = [hyperparameters(*method[:3]) for method in study.combinations]
+    check_fixed(study.fixed, methods)
+    _check_distinct("variants", "variant", [variant.name for variant in study.variants])
+    for variant in study.variants:
+        _check_positive("variants", variant.times, f"times of variant {variant.name}")
+        if both := variant.fixed.keys() & study.fixed.keys():
+            raise FieldError(
+                "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
+            )
+        try:
+            check_fixed(variant.fixed, methods)
+            if variant.published is not None:
+                check_name("published", variant.published)
+        except FieldError as error:
+            raise FieldError("variants", str(error)) from error
+    if not study.methods:
+        raise FieldError("variants", "no method has the hyperparameters of any variant")
+
+
+def _check_together(study: Study) -> None:
+    own = {name: DATASETS[name].kind for name in study.datasets}
+    if study.kind is not None and None not in own.values() and set(own.values()) != {study.kind}:
+        kinds = ", ".join(f"{name} is of {kind}" for name, kind in own.items())
+        raise FieldError("kind", f"{kinds}; kind is for the data set folder")
+    if study.targets is not None and not study.targets:
+        raise FieldError("targets", "name at least one target")
+    if study.single_source and study.targets is not None:
+        raise FieldError("targets", "targets contradict single_source: it leaves out all domains but one in turn")
+    if study.single_source and "leave_one_domain_out" in study.selection:
+        raise FieldError("selection", "leave_one_domain_out contradicts single_source: no source domain would be left")
+    rows = [str(method) for method in study.methods]
+    if study.baseline is not None and study.baseline not in rows:
+        raise FieldError("baseline", str(UnknownNameError("baseline", study.baseline, rows)))
+
+
+@cache
+def names_by_field() -> Mapping[str, Registry[Any]]:
+    """Return what there is of the names that a field may have, by the field."""
+    literals = {
+        name: get_args(one)
+        for name, kind in field_types().items()
+        for one in (kind, *get_args(kind))
+        if get_origin(one) is Literal
+    }
+    return {
+        "datasets": DATASETS,
+        "algorithms": ALGORITHMS,
+        "optimizers": OPTIMIZERS,
+        "annealers": ANNEALERS,
+        "selection": _choices("selection rule", RULES),
+        "protocol": PROTOCOLS,
+        **{name: _choices(name, choices) for name, choices in literals.items()},
+    }
+
+
+def _choices(kind: str, names: Sequence[str]) -> Registry[None]:
+    registry: Registry[None] = Registry(kind)
+    for name in names:
+        registry.register(name, None)
+    return registry
+
+
+_CHECKS: Mapping[str, Callable[[str], object]] = {
+    "device": check_device_name,
+    "model": default_image_size,
+    "normalisation": check_normalisation,
+    "published": published,
+}
+"""The fields whose names are not listed anywhere, with what raises where one stands for nothing."""
+
+
+def check_name(field_name: str, name: str) -> None:
+    """Raise unless there is what a name in a field of a study stands for; in other fields than those of names, never.
+
+    Targets and baselines depend on the rest of the study and are not checked here.
+
+    Raises:
+        FieldError: there is none of that name; the message names the near ones.
+    """
+    known = names_by_field()
+    try:
+        if field_name in known and name not in known[field_name]:
+            raise known[field_name].error(name)
+        if field_name in _CHECKS:
+            _CHECKS[field_name](name)
+    except ValueError as error:
+        raise FieldError(field_name, str(error)) from error
+
+
+def _check_positive(field_name: str, value: Any, name: str, *, whole: bool = True) -> None:
+    kind = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not is_finite(value) or value <= 0:
+        number = "a whole number" if whole else "a number"
+        raise FieldError(field_name, f"{name} must be {number} above 0, not {value!r}")
+
+
+def _check_distinct(field_name: str, kind: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise FieldError(field_name, f"{kind} {name} is named twice")

@@ -1,0 +1,188 @@
+"""Every field of a study is described once, and the command line, help and docs say what is described."""
+
+import subprocess
+import sys
+from argparse import BooleanOptionalAction, _SubParsersAction
+from dataclasses import fields
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from benchmarks.fields_table import PAGE, with_table
+from shiftproof.cli import main
+from shiftproof.cli.fields import given_fields
+from shiftproof.cli.parser import make_parser
+from shiftproof.studies import RayCluster, Study
+from shiftproof.studies.field_info import ALL, GROUPS, STUDIES, default_of, default_text, info_of, option_names
+from shiftproof.studies.study import field_types
+
+WITHOUT_OPTION: dict[str, str] = {}
+"""Fields that no command takes, with the reason."""
+NEEDED = {
+    "study": ["file.yaml"],
+    "train": ["--target", "0", "--output", "out"],
+    "bench data": ["--target", "0", "--data-dir", "here"],
+}
+"""What a command cannot do without."""
+CASES = [(command, field) for command in ALL for field in fields(Study)]
+
+
+def _parser(command):
+    """Return the parser of a command as the table of fields names it."""
+    parser = make_parser().complete()
+    for name in {"study": "study plan"}.get(command, command).split():
+        [commands] = [action for action in parser._actions if isinstance(action, _SubParsersAction)]
+        parser = commands.choices[name].complete()
+    return parser
+
+
+def _takes(command, field):
+    info = info_of(field)
+    return command in info.commands or (info.one is not None and command in info.one.commands)
+
+
+def _option(command, field):
+    found = [one for one in _parser(command)._actions if one.dest == field.name and one.option_strings]
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("field", fields(Study), ids=lambda field: field.name)
+def test_a_field_is_described(field):
+    info = info_of(field)
+    assert info.group in GROUPS
+    assert len(info.help) <= 112
+    assert not info.help.endswith(".")
+    assert "(default" not in info.help
+    assert info.none or default_text(default_of(field))
+    taken = [command for command in ALL if _takes(command, field)]
+    assert bool(taken) != (field.name in WITHOUT_OPTION)
+    assert {*info.commands, *(info.one.commands if info.one else ())} == set(taken)
+    assert f"\n        {field.name}: {info.help}" in Study.__doc__
+
+
+@pytest.mark.parametrize("field", fields(Study), ids=lambda field: field.name)
+def test_a_choice_is_named_in_the_help(field):
+    kind = field_types()[field.name]
+    choices = [choice for one in (kind, *get_args(kind)) if get_origin(one) is Literal for choice in get_args(one)]
+    assert [choice for choice in choices if choice not in info_of(field).help] == []
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_a_command_has_the_options_of_the_fields_that_it_takes(command):
+    for field in fields(Study):
+        option = _option(command, field)
+        if command == "bench data" and field.name == "steps":  # its own: of a round
+            continue
+        assert (option is not None) == _takes(command, field)
+        if option is not None:
+            one = info_of(field).one
+            names = [one.option] if one and command in one.commands else [*option_names(field)]
+            if isinstance(option, BooleanOptionalAction):
+                names.append(f"--no-{field.name.replace('_', '-')}")
+            assert option.option_strings == names
+            assert option.default is None  # what is not given is not known from what has the default's value
+
+
+@pytest.mark.parametrize("command", STUDIES)
+def test_help_ends_in_the_default(command):
+    for field in fields(Study):
+        if (option := _option(command, field)) is not None:
+            assert option.help.endswith(f"(default: {default_text(default_of(field), info_of(field).none)})")
+
+
+def test_help_ends_in_the_default_of_the_command():
+    for command, name, default in (
+        ("train", "optimizers", "genie"),
+        ("figure agreement", "annealers", "gga"),
+        ("figure agreement", "optimizers", "adam"),
+        ("figure sensitivity", "trials", "1"),
+        ("figure osgr", "targets", "the first"),
+        ("bench data", "model", "resnet18"),
+        ("bench annealer", "targets", "all but three domains"),
+    ):
+        [field] = [field for field in fields(Study) if field.name == name]
+        assert _option(command, field).help.endswith(f"(default: {default})")
+    assert "32" in _parser("bench data").format_help()
+    assert "runs/compare" in _parser("compare").format_help()
+    assert RayCluster().cpus_per_run == 1  # as help says of None
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_what_is_not_given_leaves_its_field_alone(command):
+    needed = NEEDED.get(command, [])
+    options = make_parser().parse_args([*{"study": "study plan"}.get(command, command).split(), *needed])
+    assert given_fields(options).keys() <= {"targets", "data_dir"}
+
+
+def test_what_is_given_is_of_the_type_of_its_field():
+    text = (
+        "study plan file.yaml --name a --published b --datasets c d --data-dir e --algorithms f --optimizers g h "
+        "--annealers i --variants j --targets k l+m --no-single-source --trials 1 --hparam-trials 2 --tune n "
+        "--selection o p --baseline q --search r --protocol s --steps 3 --checkpoint-freq 4 --kind t --model u "
+        "--image-size 5 --split v --weights w --normalisation x --accumulate 6 --clip-norm 7 --precision y --compile "
+        "--averaging z --device A --set B.c=8 --fixed D.e=f --batch-size 9"
+    )
+    given = given_fields(make_parser().parse_args(text.split()))
+    assert given.keys() == {field.name for field in fields(Study)}
+    assert given["datasets"] == ("c", "d")
+    assert given["targets"] == ("k", "l+m")
+    assert (given["data_dir"], given["weights"]) == (Path("e"), Path("w"))
+    assert (given["single_source"], given["compile"]) == (False, True)
+    assert (given["steps"], given["clip_norm"]) == (3, 7.0)
+    assert given["fixed"] == {"B.c": 8, "D.e": "f", "data.batch_size": 9}
+
+
+def test_one_target_is_joined_and_one_method_is_one():
+    text = "train --target 0 15 --algorithm irm --optimizer sam --annealer gga --output out"
+    options = make_parser().parse_args(text.split())
+    assert given_fields(options) == {
+        "targets": ("0+15",), "algorithms": ("irm",), "optimizers": ("sam",), "annealers": ("gga",)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "figure balance --averaging swad",
+        "figure osgr --averaging ema",
+        "figure embedding --trials 2",
+        "figure landscape --selection oracle",
+        "figure agreement --averaging swad",
+        "figure agreement --optimizers adam sgd",
+        "figure sensitivity --selection oracle",
+        "bench annealer --steps 5",
+        "bench annealer --precision bf16",
+        "bench annealer --accumulate 2",
+        "bench diagnostics --checkpoint-freq 5",
+        "bench diagnostics --averaging swad",
+        "bench data --target 0 --data-dir here --clip-norm 1",
+    ],
+)
+def test_a_command_refuses_what_it_would_ignore(command, capsys):
+    with pytest.raises(SystemExit):
+        main(command.split())
+    assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["figure agreement", "figure osgr", "bench annealer", "bench diagnostics"])
+def test_a_command_of_one_data_set_refuses_two(command, capsys):
+    assert main([*command.split(), "--datasets", "rotated_digits", "colored_digits"]) == 1
+    assert "one data set, not rotated_digits, colored_digits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "compare", "train", "study run", "figure osgr"])
+def test_help_imports_neither_torch_nor_numpy(command):
+    code = (
+        "import sys\nfrom shiftproof.cli import main\n"
+        "try:\n    main([*sys.argv[1:], '--help'])\n"
+        "except SystemExit:\n    print({'numpy', 'torch', 'yaml'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ")
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_the_table_in_the_docs_is_that_of_today():
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_table(page), "write it anew: python -m benchmarks.fields_table"
