@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import shiftproof
 from shiftproof.cli import main
 from shiftproof.data import DATASETS
 from shiftproof.files import is_local, output_path, write_bytes
-from shiftproof.studies import Study, as_csv, make_plan, read_results, read_status, run_study
+from shiftproof.studies import Study, as_csv, make_plan, read_results, read_status, run_study, write_csv
 from shiftproof.studies.pool import NodeError
 from shiftproof.studies.runner import RunTask, execute
 from shiftproof.studies.store import Store, claim, claim_run
@@ -71,7 +72,7 @@ def test_trackers_elsewhere_are_refused(tmp_path, capsys):
 
 def test_a_study_elsewhere_ends_as_one_here(tmp_path):
     there = elsewhere(tmp_path / "there")
-    results = run_study(STUDY, there, 1)
+    results = run_study(STUDY, there, 1, on_end=partial(write_csv, output=there))
     for spec in results.plan.distinct:
         here = execute(RunTask(spec, tmp_path / "here" / spec.name, "rotated_digits", None, None, "cpu", Tracking()))
         assert results.result(spec)["weights_sha256"] == here["weights_sha256"]

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from shiftproof.data import DATASETS
-from shiftproof.studies import Plan, Store, Study, as_csv, as_text, make_plan, read_plan, read_results
+from shiftproof.studies import Plan, Store, Study, as_text, make_plan, read_plan, read_results, write_csv
 from shiftproof.studies.index import INDEX_FILE
 from shiftproof.studies.status import read_status
 from shiftproof.training import RunSpec
@@ -174,7 +174,7 @@ def _operations(study: Study, store: Store) -> dict[str, Callable[[], object]]:
     def write() -> None:
         results = read_results(store.root)
         store.write_runs(results)
-        store.write_text("table.csv", as_csv(results))
+        write_csv(results, store.root)
 
     return {
         "resume": resume,

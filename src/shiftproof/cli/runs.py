@@ -129,11 +129,17 @@ def _compare(options: argparse.Namespace) -> int:
 def run_and_report(options: argparse.Namespace, study: Study) -> int:
     """Train what is missing of a study, print its table and write its report."""
     from shiftproof.report import write_report
-    from shiftproof.studies import as_text, read_results, run_study, time_shares
+    from shiftproof.studies import as_text, read_results, run_study, time_shares, write_csv
 
     output: Path = options.output
     try:
-        results = run_study(study, output, _workers(options, study.device), trackers=tuple(options.track))
+        results = run_study(
+            study,
+            output,
+            _workers(options, study.device),
+            trackers=tuple(options.track),
+            on_end=lambda ended: write_csv(ended, output),
+        )
     except KeyboardInterrupt:
         if (output / "table.csv").exists():
             print(f"written: {write_report(read_results(output), output)}")  # of what there is

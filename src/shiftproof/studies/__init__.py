@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shiftproof.field_error import FieldError
     from shiftproof.studies.figures.agreement import measure_agreement, write_agreement
-    from shiftproof.studies.formats import FORMATS, as_csv, as_latex, as_markdown, as_text
+    from shiftproof.studies.formats import FORMATS, as_csv, as_latex, as_markdown, as_text, write_csv
     from shiftproof.studies.plan import Grid, Plan, read_plan
     from shiftproof.studies.planning import make_plan
     from shiftproof.studies.ray_cluster import RayCluster
@@ -58,6 +58,7 @@ _PLACES = {
     "time_shares": "shiftproof.studies.runner",
     "train_one": "shiftproof.studies.runner",
     "write_agreement": "shiftproof.studies.figures.agreement",
+    "write_csv": "shiftproof.studies.formats",
 }
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "time_shares",
     "train_one",
     "write_agreement",
+    "write_csv",
 ]
 
 

@@ -6,8 +6,10 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+from shiftproof.files import write_bytes
 from shiftproof.studies.markup import latex, markdown, one_line
 from shiftproof.studies.published import SECONDS, published_for
 from shiftproof.studies.results import Results
@@ -148,6 +150,16 @@ def as_csv(results: Results, rule: str | None = None, baseline: str | None = Non
                     ]
                 )
     return file.getvalue()
+
+
+def write_csv(results: Results, output: Path) -> Path:
+    """Write the tables of a study as `table.csv` into its output folder, and return the file's path.
+
+    What no encoding has, as of the name of a folder, is escaped.
+    """
+    path = output / "table.csv"
+    write_bytes(path, as_csv(results).encode(errors="backslashreplace"))
+    return path
 
 
 FORMATS: dict[str, Callable[[Results, str | None, str | None], str]] = {

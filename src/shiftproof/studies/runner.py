@@ -6,7 +6,7 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from tqdm import tqdm
 from shiftproof.algorithms import SingleDomainWarning
 from shiftproof.files import DamagedFileError, is_local, with_home
 from shiftproof.processes import preload
-from shiftproof.studies.formats import as_csv
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
 from shiftproof.studies.pool import NodeError, run_tasks
@@ -115,8 +114,15 @@ def time_shares(results: Results) -> dict[str, float]:
     return {part: seconds / sum(parts.values()) for part, seconds in parts.items()}
 
 
-def run_study(study: Study, output: Path, workers: int | RayCluster, *, trackers: tuple[str, ...] = ()) -> Results:
-    """Train what is missing of a study and return its results; its plan, rows and table are written beside the runs.
+def run_study(
+    study: Study,
+    output: Path,
+    workers: int | RayCluster,
+    *,
+    trackers: tuple[str, ...] = (),
+    on_end: Callable[[Results], object] | None = None,
+) -> Results:
+    """Train what is missing of a study and return its results; its plan and rows are written beside the runs.
 
     Args:
         study: what to run.
@@ -125,6 +131,8 @@ def run_study(study: Study, output: Path, workers: int | RayCluster, *, trackers
         workers: how many processes of this machine train the runs, or the Ray cluster that does, every node of which
             must reach output, data and weights; changes no result.
         trackers: names of the trackers that every run is written to.
+        on_end: called with what results there are, also when training is interrupted or fails, before another process
+            may work on the output.
 
     Raises:
         ValueError: the study is not valid, the output cannot be written, a tracker is unknown or not installed, or
@@ -151,7 +159,8 @@ def run_study(study: Study, output: Path, workers: int | RayCluster, *, trackers
         finally:
             results = store.results(plan)
             store.write_runs(results)
-            store.write_text("table.csv", as_csv(results))
+            if on_end is not None:
+                on_end(results)
     return results
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from shiftproof.files import is_local, locked, write_bytes, write_json, write_json_lines
+from shiftproof.files import is_local, locked, write_json, write_json_lines
 from shiftproof.studies.plan import Plan, read_plan, read_spec
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.stored_results import StoredResults
@@ -142,10 +142,6 @@ class Store:
                 reason = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
                 print(f"passed over: {folder}, no run of this study or version: {reason}", file=sys.stderr)
         write_json_lines(self.root / "runs.jsonl", results.rows + others)
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a file of the study, atomically; what no encoding has, as of the name of a folder, is escaped."""
-        write_bytes(self.root / name, text.encode(errors="backslashreplace"))
 
 
 def read_results(folder: Path) -> Results:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from shiftproof.drawing import COLUMN, STYLE, line_style, write_figure
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies.figures.traces import DIAGNOSTICS_FOLDER, figure_subjects
+from shiftproof.studies.formats import write_csv
 from shiftproof.studies.results import Results
 from shiftproof.studies.runner import run_study
 from shiftproof.studies.statistics import estimate
@@ -68,7 +70,8 @@ def measure_sensitivity(study: Study, output: Path, jobs: int) -> list[Sensitivi
             hparam_trials=1,
             selection=("training_domain", "oracle", "last"),
         )
-        results = run_study(one, output / optimizer, jobs)
+        folder = output / optimizer
+        results = run_study(one, folder, jobs, on_end=partial(write_csv, output=folder))
         measured += _read(results, optimizer, values)
     return measured
 
