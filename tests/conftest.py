@@ -8,8 +8,8 @@ from PIL import Image
 
 from processes import end_what_is_left
 from shared_data import PACS
-from shiftproof.processes import preload
-from shiftproof.training.launch import PRELOADED
+from shiftproof.base.processes import preload
+from shiftproof.training.ranks.launch import PRELOADED
 
 Tree = Mapping[str, Mapping[str, list[str]]]
 

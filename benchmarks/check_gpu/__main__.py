@@ -16,7 +16,7 @@ from benchmarks.check_gpu.checks import GOOD, Record, run_checks
 from benchmarks.check_gpu.plan import plan
 from benchmarks.check_gpu.sizes import DRY, GPU
 from benchmarks.check_gpu.table import markdown
-from shiftproof.files import write_bytes, write_json
+from shiftproof.base.files import write_bytes, write_json
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 460.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shiftproof.files import write_json
+from shiftproof.base.files import write_json
 
 
 class Outcomes:

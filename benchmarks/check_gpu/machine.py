@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shiftproof import __version__
-from shiftproof.files import write_json
+from shiftproof.base.files import write_json
 
 
 def describe(device: str) -> dict[str, Any]:

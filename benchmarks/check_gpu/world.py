@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
-from shiftproof.files import write_json
+from shiftproof.base.files import write_json
 from shiftproof.optim import GENIE, SAM
 
 STEPS = 5

@@ -10,11 +10,11 @@ from torch import nn
 from algorithms.made_up_batches import assert_resumes, built_steps, defaults, double_network, uneven_batches
 from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.algorithms.dann import CDANN, DANN
-from shiftproof.randomness import seed_hash
+from shiftproof.base.randomness import seed_hash
+from shiftproof.protocol.settings import draw
 from shiftproof.studies import Study
 from shiftproof.studies.planning import plan_run
 from shiftproof.training.checkpoint import load_checkpoint, save_checkpoint
-from shiftproof.training.search import draw
 
 KINDS = pytest.mark.parametrize("kind", [DANN, CDANN])
 NARROW = {"mlp_width": 8}

@@ -12,10 +12,10 @@ from shiftproof.algorithms import ERM
 from shiftproof.algorithms.coral import CORAL
 from shiftproof.algorithms.mmd import MMD
 from shiftproof.annealing import Annealer
+from shiftproof.base.randomness import seed_hash
 from shiftproof.models import build_network
-from shiftproof.randomness import seed_hash
+from shiftproof.protocol.settings import draw
 from shiftproof.training import StepBuilder
-from shiftproof.training.search import draw
 
 both = pytest.mark.parametrize("matching", [CORAL, MMD])
 

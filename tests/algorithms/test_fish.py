@@ -4,8 +4,8 @@ import torch
 from algorithms.made_up_runs import assert_continues_bit_equal, domain_losses, made_up, small, steps_of
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.fish import Fish
-from shiftproof.randomness import torch_seed
-from shiftproof.training.search import draw
+from shiftproof.base.randomness import torch_seed
+from shiftproof.protocol.settings import draw
 
 
 def _order(step, domains):

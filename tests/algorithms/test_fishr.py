@@ -12,7 +12,7 @@ from algorithms.made_up_runs import (
 )
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.fishr import Fishr
-from shiftproof.training.search import draw
+from shiftproof.protocol.settings import draw
 
 
 def _variances(algorithm, batches, create_graph=False):

@@ -6,7 +6,7 @@ import torch
 from algorithms.made_up_runs import assert_continues_bit_equal, domain_losses, gradients, made_up, small, steps_of
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.group_dro import GroupDRO
-from shiftproof.training.search import draw
+from shiftproof.protocol.settings import draw
 
 
 def _updated(q, losses, eta):

@@ -7,8 +7,8 @@ import pytest
 
 from algorithms.made_up_runs import small
 from shiftproof.algorithms import ALGORITHMS
-from shiftproof.training.protocol import PROTOCOLS
-from shiftproof.training.search import search_space, setting
+from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.protocol.settings import search_space, setting
 
 
 def _setting(algorithm, hparam_seed, photographs=True, search="protocol", protocol="shiftproof"):

@@ -12,7 +12,7 @@ from algorithms.made_up_runs import (
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.irm import IRM
 from shiftproof.algorithms.vrex import VREx
-from shiftproof.training.search import draw, search_space
+from shiftproof.protocol.settings import draw, search_space
 
 
 def _transcription(algorithm, batches, weight):

@@ -9,11 +9,11 @@ from algorithms.made_up_batches import uneven_batches
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.mtl import MTL
 from shiftproof.annealing import Annealer
+from shiftproof.base.randomness import seed_hash
 from shiftproof.models import build_network
 from shiftproof.optim import SAM
-from shiftproof.randomness import seed_hash
+from shiftproof.protocol.settings import draw
 from shiftproof.training import StepBuilder
-from shiftproof.training.search import draw
 
 
 def _network():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from annealing.made_up_domains import Counted, made_up
 from shiftproof.annealing import ANNEALERS, GGA, GGAL, Annealer, domain_similarities
-from shiftproof.randomness import generator
+from shiftproof.base.randomness import generator
 
 OPTIONS = {"radius": 0.05, "candidates": 60, "tolerance": 0.05, "start": 3, "end": 5}
 

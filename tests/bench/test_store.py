@@ -2,11 +2,12 @@ import json
 
 import pytest
 
+from shiftproof.base.files import write_json
 from shiftproof.bench import bench_store, store_table
 from shiftproof.bench.store import write_made_up_results
 from shiftproof.cli import main
-from shiftproof.files import write_json
-from shiftproof.studies import Store, Study, as_text, make_plan
+from shiftproof.studies import Store, Study, make_plan
+from shiftproof.tables import as_text
 
 
 @pytest.mark.slow  # writes and reads 50 MB some ten times

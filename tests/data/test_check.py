@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.cli import main
 from shiftproof.data import FolderError, UnreadableImagesError, folder, open_folder
 from shiftproof.data.check import check_data
 from shiftproof.data.downloads import SOURCES
-from shiftproof.registry import UnknownNameError
 
 TREE = {"art": {"cat": ["a.png", "b.png"], "dog": ["c.png"]}, "photo": {"cat": ["d.png"], "dog": ["e.jpg", "f.png"]}}
 

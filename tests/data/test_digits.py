@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import DATASETS
 from shiftproof.data.digit_domains import rotated as rotated_domains
-from shiftproof.registry import UnknownNameError
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.diagnostics import Recorder
 from shiftproof.diagnostics.preconditioner import preconditioner
 from shiftproof.optim import OPTIMIZERS, SAM
-from shiftproof.registry import UnknownNameError
 
 STEPS = 7
 

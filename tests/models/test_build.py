@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.models import MODELS, Normalisation, build_network, default_image_size
-from shiftproof.registry import UnknownNameError
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

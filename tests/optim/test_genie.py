@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from shiftproof.base.randomness import philox
 from shiftproof.optim import GENIE
 from shiftproof.optim.genie import fused_cpu, seeds
 from shiftproof.optim.genie.rule import Row
-from shiftproof.randomness import philox
 
 from . import genie_transcription as transcription
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from processes import HANG
+from shiftproof.base.sharding import Shard, element_indices
 from shiftproof.optim import GENIE
 from shiftproof.optim.genie import build, fused_cpu
 from shiftproof.optim.genie.eager import begin_forloop
 from shiftproof.optim.genie.functional import Variant, take_step
 from shiftproof.optim.genie.rule import FORMS, Options, Row
-from shiftproof.optim.sharding import Shard, element_indices
 
 every_form = pytest.mark.parametrize("form", FORMS)
 SEED = 2**63 + 0x0123456789ABCDEF  # its top bit is set: the operators take it as a signed number

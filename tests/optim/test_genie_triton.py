@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from shiftproof.base.sharding import Shard
 from shiftproof.optim import GENIE
 from shiftproof.optim.genie import functional, fused_triton
 from shiftproof.optim.genie.eager import begin_forloop
 from shiftproof.optim.genie.functional import Variant, take_step
 from shiftproof.optim.genie.rule import Options, Row
-from shiftproof.optim.sharding import Shard
 from shiftproof.optim.stream import draw_masks, draw_normals, mask_threshold
 
 SHAPES = [(1,), (7,), (33,), (129,), (1000,), (3, 4, 5)]

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from shiftproof.base.registry import RemovedNameError, UnknownNameError
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.registry import RemovedNameError, UnknownNameError
 
 
 def test_protocol_ranges():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shiftproof.files import write_json
+from shiftproof.base.files import write_json
 from shiftproof.studies import Store, Study, make_plan, read_plan
 
 LONG = "a domain with a name as long as names of folders can well be, if nobody stops them"

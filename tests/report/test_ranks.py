@@ -10,10 +10,10 @@ from matplotlib import rc_context
 from matplotlib.colors import same_color
 from PIL import Image
 
-from shiftproof.drawing import COLORS
+from shiftproof.base.drawing import COLORS
 from shiftproof.report.figures import STYLE
 from shiftproof.report.ranks import diagram, rank_figure
-from shiftproof.studies.statistics import Ranks, average_ranks, indistinguishable
+from shiftproof.tables.statistics import Ranks, average_ranks, indistinguishable
 
 HOSTILE = "<script>alert('$x_$')</script> & \\frac{"
 LONG = "an algorithm, an optimizer and an annealer with names as long as names can well be, if nobody stops them"

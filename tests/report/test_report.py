@@ -8,10 +8,11 @@ import pytest
 from tests.report.pages import DASH, cells, read_csv
 
 from shiftproof.cli import main
+from shiftproof.protocol.selection import RULES
 from shiftproof.report import write_report
 from shiftproof.report.terms import MEANINGS, RULE_MEANINGS
-from shiftproof.studies import Study, build_tables, make_plan, runner
-from shiftproof.studies.selection import RULES
+from shiftproof.studies import Study, make_plan, runner
+from shiftproof.tables import build_tables
 
 SMALL = {"optimizers": ("sgd", "genie"), "steps": 6, "checkpoint_freq": 2}
 FIGURES = ("unseen", "validation", "loss")

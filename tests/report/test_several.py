@@ -9,8 +9,9 @@ from tests.report.pages import MINUS, cells, read_csv
 from shiftproof.cli import main
 from shiftproof.report import write_report
 from shiftproof.report.names import safe_names
-from shiftproof.studies import Study, build_tables, make_plan, study_data
-from shiftproof.studies.tables import comparisons
+from shiftproof.studies import Study, make_plan, study_data
+from shiftproof.tables import build_tables
+from shiftproof.tables.table import comparisons
 
 DIGITS = ("rotated_digits", "colored_digits")
 

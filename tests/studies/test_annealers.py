@@ -7,8 +7,9 @@ import pytest
 
 from made_up import results_of
 from shiftproof.cli import main
-from shiftproof.studies import Study, as_csv, as_text, build_tables, make_plan, study_costs
-from shiftproof.studies.figures.agreement import measure_agreement, write_agreement
+from shiftproof.figures.agreement import measure_agreement, write_agreement
+from shiftproof.studies import Study, make_plan, study_costs
+from shiftproof.tables import as_csv, as_text, build_tables
 
 FIXED = {"data.batch_size": 4, "annealer.start": 2, "annealer.end": 3, "annealer.candidates": 3}
 

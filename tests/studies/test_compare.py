@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from shiftproof.cli import main
-from shiftproof.studies import StoreBusyError, Study, build_tables, make_plan, run_study
+from shiftproof.studies import StoreBusyError, Study, make_plan, run_study
 from shiftproof.studies.store import Store, claim
+from shiftproof.tables import build_tables
 
 SMALL = [
     "--steps",

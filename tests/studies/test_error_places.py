@@ -4,9 +4,9 @@ import pickle
 
 import pytest
 
+from shiftproof.base.field_error import FieldError
 from shiftproof.cli import main
 from shiftproof.data import DatasetNotFoundError
-from shiftproof.field_error import FieldError
 
 
 @pytest.mark.parametrize(

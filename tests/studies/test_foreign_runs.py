@@ -6,10 +6,11 @@ from dataclasses import asdict
 import pytest
 
 from made_up import results_of
+from shiftproof.base.files import DamagedFileError, write_json
 from shiftproof.cli import main
-from shiftproof.files import DamagedFileError, write_json
 from shiftproof.report import write_report
-from shiftproof.studies import FORMATS, Store, Study, build_tables, make_plan, read_results, read_status
+from shiftproof.studies import Store, Study, make_plan, read_results, read_status
+from shiftproof.tables import FORMATS, build_tables
 
 STUDY = Study(optimizers=("sgd", "adam"), targets=("0", "45"), trials=1)
 MANY_DIGITS = "1" + "0" * 400

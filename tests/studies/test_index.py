@@ -10,10 +10,11 @@ import pytest
 from filelock import FileLock
 
 from made_up import results_of
-from shiftproof.files import DamagedFileError, write_json
+from shiftproof.base.files import DamagedFileError, write_json
 from shiftproof.report import write_report
-from shiftproof.studies import FORMATS, Store, Study, make_plan, read_results, read_status
+from shiftproof.studies import Store, Study, make_plan, read_results, read_status
 from shiftproof.studies.index import INDEX_FILE, INDEX_VERSION
+from shiftproof.tables import FORMATS
 
 RUNS = 200
 

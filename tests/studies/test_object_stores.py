@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import shiftproof
+from shiftproof.base.files import is_local, output_path, write_bytes
 from shiftproof.cli import main
 from shiftproof.data import DATASETS
-from shiftproof.files import is_local, output_path, write_bytes
-from shiftproof.studies import Study, as_csv, make_plan, read_results, read_status, run_study, write_csv
-from shiftproof.studies.pool import NodeError
+from shiftproof.studies import Study, make_plan, read_results, read_status, run_study
 from shiftproof.studies.runner import RunTask, execute
 from shiftproof.studies.store import Store, claim, claim_run
+from shiftproof.studies.workers.processes import NodeError
+from shiftproof.tables import as_csv, write_csv
 from shiftproof.training import train
 from shiftproof.training.tracking import Tracking
 

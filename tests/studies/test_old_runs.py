@@ -16,11 +16,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from shiftproof import load
+from shiftproof.base.registry import RemovedNameError
 from shiftproof.cli import main
 from shiftproof.data import DATASETS
-from shiftproof.registry import RemovedNameError
+from shiftproof.figures.traces import Subject, trace
 from shiftproof.studies import Study, read_results
-from shiftproof.studies.figures.traces import Subject, trace
 from shiftproof.studies.plan import read_spec
 from shiftproof.studies.study import FieldError
 from shiftproof.training import train

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from shiftproof.base.files import DamagedFileError
+from shiftproof.base.hparams import Hparam
 from shiftproof.data import DATASETS
-from shiftproof.files import DamagedFileError
-from shiftproof.hparams import Hparam
 from shiftproof.optim import OPTIMIZERS
+from shiftproof.protocol.settings import draw
 from shiftproof.studies import FieldError, Method, Study, Variant, make_plan, read_plan
 from shiftproof.studies.plan import ABSENT, PLAN_FILE, method_of
 from shiftproof.training import PROTOCOLS
-from shiftproof.training.search import draw
 
 
 def _settings(plan, optimizer):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from shiftproof.base.field_error import FieldError
 from shiftproof.data import DATASETS
-from shiftproof.field_error import FieldError
 from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.studies.published import published
+from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, Variant
 from shiftproof.studies.study_file import SCALES, StudyFileError, read_study
 

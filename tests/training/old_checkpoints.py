@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from shiftproof.data import DATASETS
+from shiftproof.figures.traces import Subject
 from shiftproof.models import MODELS
-from shiftproof.studies.figures.traces import Subject
 from shiftproof.training import RunSpec
 
 FOLDER = Path(__file__).with_name("old_checkpoints")

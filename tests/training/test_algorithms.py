@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from algorithms.made_up_runs import made_up, small, steps_of
 from shiftproof.algorithms import ALGORITHMS, arm
-from shiftproof.randomness import seed_generators, torch_seed
+from shiftproof.base.randomness import seed_generators, torch_seed
 from shiftproof.training import check_combination, train
 from shiftproof.training.step import split_batches
 from training.killed import train_killed_at

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shiftproof.training.evaluation import evaluate, training_domain_validation, validation_loss
+from shiftproof.protocol.measures import training_domain_validation, validation_loss
+from shiftproof.training.evaluation import evaluate
 
 
 def _batches(count=(5, 3)):

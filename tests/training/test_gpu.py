@@ -7,7 +7,7 @@ import torch
 
 from shiftproof.data import DATASETS
 from shiftproof.training import train
-from training.parallel_worker import spec_of
+from training.ranks.parallel_worker import spec_of
 
 pytestmark = pytest.mark.cuda
 DIGITS = DATASETS["rotated_digits"].open(None, None)

@@ -8,8 +8,8 @@ import time
 from itertools import count
 
 from processes import wait_until
+from shiftproof.base.processes import START_METHOD
 from shiftproof.cli import main
-from shiftproof.processes import START_METHOD
 
 
 def _command(output):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shiftproof.studies.figures.traces import trace
+from shiftproof.figures.traces import trace
 from shiftproof.training import train
 from shiftproof.training.checkpoint import read_saved
 from training.old_checkpoints import DIGITS, FOLDER, RUNS, TRACED

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import shiftproof
+from shiftproof.base.files import DamagedFileError
 from shiftproof.data import DATASETS, Domain, DomainDataset, random_split
-from shiftproof.files import DamagedFileError
 from shiftproof.optim import OPTIMIZERS
+from shiftproof.protocol.selection import training_domain
 from shiftproof.studies import Study
 from shiftproof.studies.planning import plan_run
-from shiftproof.studies.selection import training_domain
 from shiftproof.training import loop, read_result, train
 from training.killed import train_killed_at
 

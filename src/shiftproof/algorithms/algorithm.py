@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from shiftproof.hparams import Hparam
+from shiftproof.base.hparams import Hparam
+from shiftproof.base.registry import Registry
 from shiftproof.models import Network
-from shiftproof.registry import Registry
 
 Batch = tuple[Tensor, Tensor]
 """Normalised images (n, channels, height, width) and int64 labels (n,) of one source domain."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
-from shiftproof.hparams import Hparam, uniform
+from shiftproof.base.hparams import Hparam, uniform
 from shiftproof.models import Network
 
 

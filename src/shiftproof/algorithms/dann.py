@@ -23,7 +23,7 @@ from shiftproof.algorithms.algorithm import (
     SingleDomainWarning,
 )
 from shiftproof.algorithms.domain_loss import split_domains
-from shiftproof.hparams import Hparam, choice, log2_int, log10_uniform
+from shiftproof.base.hparams import Hparam, choice, log2_int, log10_uniform
 from shiftproof.models import Network
 
 _RATE_DECADES = 1.5  # that DomainBed draws learning rates for photographs from

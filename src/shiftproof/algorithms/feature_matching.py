@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shiftproof.algorithms.algorithm import Algorithm, Batch, SingleDomainWarning
 from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
-from shiftproof.hparams import Hparam, log10_uniform
+from shiftproof.base.hparams import Hparam, log10_uniform
 from shiftproof.models import Network
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Batch, MakeClosure
 from shiftproof.algorithms.erm import ERM
-from shiftproof.hparams import Hparam, choice
+from shiftproof.base.hparams import Hparam, choice
 from shiftproof.models import Network
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
 from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
 from shiftproof.algorithms.domain_loss import pooled, split_domains
-from shiftproof.hparams import Hparam, log10_uniform, uniform, uniform_int
+from shiftproof.base.hparams import Hparam, log10_uniform, uniform, uniform_int
 from shiftproof.models import Network
 
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.erm import ERM
-from shiftproof.hparams import Hparam, uniform
+from shiftproof.base.hparams import Hparam, uniform
+from shiftproof.gradients.samples import PerSampleGradients
 from shiftproof.models import Network
-from shiftproof.per_sample import PerSampleGradients
 
 
 class GSNRDropout(ERM):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch, OptimizerFactory
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.stages import Stage, StageOutputs, find_stages
-from shiftproof.hparams import Hparam, choice
+from shiftproof.base.hparams import Hparam, choice
 from shiftproof.models import Network
 
 ENCODER_LR_RATIO = 10.0

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.stages import find_stages
-from shiftproof.hparams import Hparam
+from shiftproof.base.hparams import Hparam
 from shiftproof.models import Network
 
 _EPSILON = 1e-6  # added to variances

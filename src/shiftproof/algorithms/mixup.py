@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
 from shiftproof.algorithms.domain_loss import split_domains
-from shiftproof.hparams import Hparam, log10_uniform
+from shiftproof.base.hparams import Hparam, log10_uniform
 from shiftproof.models import Network
 
 

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
 from shiftproof.algorithms.domain_loss import mean_domain_loss
-from shiftproof.hparams import Hparam, choice, log10_uniform
+from shiftproof.base.hparams import Hparam, choice, log10_uniform
 from shiftproof.models import Network
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
 from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
 from shiftproof.algorithms.extended_network import ExtendedNetwork
-from shiftproof.hparams import Hparam, choice
+from shiftproof.base.hparams import Hparam, choice
 from shiftproof.models import Network
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
 from shiftproof.algorithms.domain_loss import pooled
-from shiftproof.hparams import Hparam, uniform
+from shiftproof.base.hparams import Hparam, uniform
 from shiftproof.models import Network
 
 

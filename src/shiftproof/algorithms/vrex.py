@@ -11,7 +11,7 @@ from torch import Tensor
 from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
 from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
 from shiftproof.algorithms.domain_loss import losses_by_domain
-from shiftproof.hparams import Hparam, log10_int, log10_uniform
+from shiftproof.base.hparams import Hparam, log10_int, log10_uniform
 from shiftproof.models import Network
 
 

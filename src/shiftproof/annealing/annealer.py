@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from shiftproof.domain_gradients import DomainLosses
-from shiftproof.hparams import Hparam
-from shiftproof.registry import Registry
+from shiftproof.base.hparams import Hparam
+from shiftproof.base.registry import Registry
+from shiftproof.gradients.domains import DomainLosses
 
 
 class Annealer:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
-from shiftproof.domain_gradients import (
+from shiftproof.base.hparams import Hparam
+from shiftproof.base.randomness import generator
+from shiftproof.gradients.domains import (
     Direction,
     DomainLosses,
     EvaluateDomain,
@@ -22,9 +24,7 @@ from shiftproof.domain_gradients import (
     direction,
     evaluated_domains,
 )
-from shiftproof.gradient_kinds import check_real
-from shiftproof.hparams import Hparam
-from shiftproof.randomness import generator
+from shiftproof.gradients.kinds import check_real
 
 Search = Literal["ball", "walk"]
 SEARCHES: tuple[Search, ...] = ("ball", "walk")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
-from shiftproof.domain_gradients import DomainLosses, check_domains, direction, evaluated_domains, pairwise_cosines
-from shiftproof.gradient_kinds import check_dense
-from shiftproof.hparams import Hparam
-from shiftproof.randomness import generator
+from shiftproof.base.hparams import Hparam
+from shiftproof.base.randomness import generator
+from shiftproof.gradients.domains import DomainLosses, check_domains, direction, evaluated_domains, pairwise_cosines
+from shiftproof.gradients.kinds import check_dense
 
 Noise = Literal["uniform", "normal"]
 NOISES: tuple[Noise, ...] = ("uniform", "normal")

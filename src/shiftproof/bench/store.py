@@ -15,11 +15,12 @@ from typing import Any
 from tqdm import tqdm
 
 from shiftproof.data import DATASETS
-from shiftproof.studies import Plan, Store, Study, as_text, make_plan, read_plan, read_results, write_csv
+from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.studies import Plan, Store, Study, make_plan, read_plan, read_results
 from shiftproof.studies.index import INDEX_FILE
 from shiftproof.studies.status import read_status
+from shiftproof.tables import as_text, write_csv
 from shiftproof.training import RunSpec
-from shiftproof.training.protocol import PROTOCOLS
 from shiftproof.training.run import RESULT_FILE
 
 DATASETS_OF_FOUR = ("PACS", "VLCS", "OfficeHome", "TerraIncognita")

@@ -84,7 +84,7 @@ def _add_output(parser: Command) -> None:
 
 def _shown(result: dict[str, Any], table: str, output: Path | None) -> int:
     """Print what a benchmark measured, and write all of it if there is a file to write to."""
-    from shiftproof.files import write_json
+    from shiftproof.base.files import write_json
 
     print(table)
     if output is not None:

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from shiftproof.base.extras import require
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.cli import options as types
 from shiftproof.cli.command import Command
-from shiftproof.extras import require
-from shiftproof.registry import UnknownNameError
 
 SHELLS = ("bash", "zsh", "tcsh")
 

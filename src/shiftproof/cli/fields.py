@@ -9,9 +9,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin
 
+from shiftproof.base.hparams import Value, parse_value
 from shiftproof.cli.command import Command
 from shiftproof.cli.options import path, with_default
-from shiftproof.hparams import Value, parse_value
 from shiftproof.studies.field_info import GROUPS, One, default_of, info_of, option_names
 from shiftproof.studies.study import Study, field_types
 

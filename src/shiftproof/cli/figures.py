@@ -70,7 +70,7 @@ def _add_output(parser: Command, default: Path) -> None:
 
 
 def _agreement(options: argparse.Namespace) -> int:
-    from shiftproof.studies import measure_agreement, write_agreement
+    from shiftproof.figures import measure_agreement, write_agreement
 
     given = given_fields(options)
     [annealer] = given.get("annealers", options.taken.defaults["annealers"])
@@ -85,7 +85,7 @@ def _agreement(options: argparse.Namespace) -> int:
 
 
 def _traced(options: argparse.Namespace, name: str) -> int:
-    from shiftproof.studies import figures
+    from shiftproof import figures
 
     study = study_of(options, "a figure is of")
     if name == "embedding":
@@ -99,7 +99,7 @@ def _traced(options: argparse.Namespace, name: str) -> int:
 
 
 def _sensitivity(options: argparse.Namespace) -> int:
-    from shiftproof.studies import figures
+    from shiftproof import figures
 
     study = study_of(options, "a figure is of")
     return _written(figures.figure_sensitivity(study, options.output, jobs(options, study.device)))

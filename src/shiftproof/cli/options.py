@@ -53,7 +53,7 @@ def path(text: str) -> Path:
 
 def place(text: str) -> Path:
     """Return a path, or an address of an object store."""
-    from shiftproof.files import output_path
+    from shiftproof.base.files import output_path
 
     path(text)
     try:

@@ -109,7 +109,7 @@ def add_store(parser: Command, default: Path | None) -> argparse._ArgumentGroup:
 
 def _workers(options: argparse.Namespace, device: str) -> int | RayCluster:
     """Return what trains the runs: processes here, or a cluster."""
-    from shiftproof.registry import UnknownNameError
+    from shiftproof.base.registry import UnknownNameError
     from shiftproof.studies import RayCluster
 
     given = {name: value for name in _RAY_OPTIONS if (value := getattr(options, name)) is not None}
@@ -129,7 +129,8 @@ def _compare(options: argparse.Namespace) -> int:
 def run_and_report(options: argparse.Namespace, study: Study) -> int:
     """Train what is missing of a study, print its table and write its report."""
     from shiftproof.report import write_report
-    from shiftproof.studies import as_text, read_results, run_study, time_shares, write_csv
+    from shiftproof.studies import read_results, run_study, time_shares
+    from shiftproof.tables import as_text, write_csv
 
     output: Path = options.output
     try:
@@ -184,7 +185,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from shiftproof.studies.figures import diagnose
+    from shiftproof.figures import diagnose
     from shiftproof.training import check_device
 
     check_device(options.device)

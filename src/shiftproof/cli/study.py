@@ -69,7 +69,7 @@ def _add_output(parser: Command) -> None:
 @contextmanager
 def _naming_options(options: argparse.Namespace) -> Iterator[None]:
     """Name the option in errors of a field that one gave."""
-    from shiftproof.field_error import FieldError
+    from shiftproof.base.field_error import FieldError
 
     try:
         yield
@@ -114,8 +114,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from shiftproof.registry import UnknownNameError
-    from shiftproof.studies import FORMATS, read_results
+    from shiftproof.base.registry import UnknownNameError
+    from shiftproof.studies import read_results
+    from shiftproof.tables import FORMATS
 
     if options.format not in FORMATS:
         raise UnknownNameError("format", options.format, list(FORMATS))

@@ -1,6 +1,6 @@
 """Domain data sets: what one is, the built-in and folder sets, splits and batches."""
 
-from shiftproof.choices import KINDS, SPLIT_RULES, Kind, SplitRule
+from shiftproof.base.choices import KINDS, SPLIT_RULES, Kind, SplitRule
 from shiftproof.data import digits as _digits  # noqa: F401 - registers its data sets
 from shiftproof.data import mnist as _mnist  # noqa: F401 - registers its data sets
 from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shiftproof.base.randomness import generator
 from shiftproof.data.transfer import on_device
-from shiftproof.randomness import generator
 
 CROP_SCALE = (0.7, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)

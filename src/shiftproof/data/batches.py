@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.randomness import generator
+from shiftproof.base.randomness import generator
 
 
 def batch_indices(

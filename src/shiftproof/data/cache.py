@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFile
 
+from shiftproof.base.files import cache_folder, locked
 from shiftproof.data.dataset import DataFolderError
 from shiftproof.data.images import ImageError, decode
-from shiftproof.files import cache_folder, locked
 
 _LAYOUT = 3  # part of every cache file's name; raise it when decoding changes
 _BLOCK = 512

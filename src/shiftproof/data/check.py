@@ -13,11 +13,11 @@ from pathlib import Path
 
 from PIL import ImageFile
 
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.data.dataset import printable
 from shiftproof.data.folder import DomainFiles, list_folder, published_names
 from shiftproof.data.images import ImageError, decode
 from shiftproof.data.mnist import FOLDER, MNIST_SETS, count_mnist
-from shiftproof.registry import UnknownNameError
 
 _LISTED = 10
 _BLOCK = 512

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.choices import KINDS, Kind
-from shiftproof.field_error import FieldError
-from shiftproof.registry import Registry, UnknownNameError
+from shiftproof.base.choices import KINDS, Kind
+from shiftproof.base.field_error import FieldError
+from shiftproof.base.registry import Registry, UnknownNameError
 
 
 @dataclass(frozen=True)

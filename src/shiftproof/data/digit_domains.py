@@ -13,8 +13,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftproof.base.randomness import generator
 from shiftproof.data.dataset import Domain, DomainDataset
-from shiftproof.randomness import generator
 
 Pixel = TypeVar("Pixel", np.float64, np.uint8)
 

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.choices import Kind
+from shiftproof.base.choices import Kind
+from shiftproof.base.files import with_home
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.data.cache import cached_images, file_states
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Outline
 from shiftproof.data.images import SUFFIXES, is_image
 from shiftproof.data.kinds import Look, look_at
 from shiftproof.data.layout import AmbiguousFolderError, check_names, domains_and_classes, refuse_folders_of_folders
 from shiftproof.data.tree import FolderError, Tree
-from shiftproof.files import with_home
-from shiftproof.registry import UnknownNameError
 
 IMAGE_SIZE = 224
 _SUFFIXES = " ".join(SUFFIXES)

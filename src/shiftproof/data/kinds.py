@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from shiftproof.choices import Kind
+from shiftproof.base.choices import Kind
 
 SMALL_SIDE = 64
 """The larger side of a small image at most, in pixels; larger ones that are called small are taken at this size."""

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftproof.base.field_error import FieldError
+from shiftproof.base.randomness import generator
 from shiftproof.data.dataset import DATASETS, DataFolderError, DatasetEntry, DatasetNotFoundError, DomainDataset
 from shiftproof.data.digit_domains import colored, rotated
-from shiftproof.field_error import FieldError
-from shiftproof.randomness import generator
 
 SIDE = 28
 FOLDER = "MNIST"

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.choices import SplitRule
+from shiftproof.base.choices import SplitRule
+from shiftproof.base.randomness import seed_hash
 from shiftproof.data.dataset import Domain
-from shiftproof.randomness import seed_hash
 
 HOLDOUT_FRACTION = 0.2
 

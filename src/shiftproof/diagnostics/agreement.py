@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from shiftproof.base.drawing import COLUMN, STYLE, line_style
+from shiftproof.base.precise_sums import dot
 from shiftproof.diagnostics.mean_loss import trained_weights
-from shiftproof.domain_gradients import check_domains, evaluated_domains
-from shiftproof.drawing import COLUMN, STYLE, line_style
-from shiftproof.evaluation_mode import evaluation_mode
-from shiftproof.precise_sums import dot
+from shiftproof.gradients.domains import check_domains, evaluated_domains
+from shiftproof.gradients.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shiftproof.drawing import COLUMN, STYLE, line_style
+from shiftproof.base.drawing import COLUMN, STYLE, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

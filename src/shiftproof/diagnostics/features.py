@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shiftproof.drawing import COLUMN, STYLE, line_style
-from shiftproof.evaluation_mode import evaluation_mode
-from shiftproof.randomness import generator, torch_seed
+from shiftproof.base.drawing import COLUMN, STYLE, line_style
+from shiftproof.base.randomness import generator, torch_seed
+from shiftproof.gradients.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

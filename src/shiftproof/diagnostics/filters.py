@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shiftproof.base.randomness import generator
 from shiftproof.diagnostics.mean_loss import flat_weights, trained_weights
-from shiftproof.randomness import generator
 
 
 def filter_norms(model: nn.Module, vector: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shiftproof.drawing import COLUMN, STYLE, line_style
-from shiftproof.randomness import generator, torch_seed
+from shiftproof.base.drawing import COLUMN, STYLE, line_style
+from shiftproof.base.randomness import generator, torch_seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

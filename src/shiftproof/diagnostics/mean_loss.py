@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from shiftproof.evaluation_mode import evaluation_mode
-from shiftproof.gradient_kinds import check_dense_layers, check_real
-from shiftproof.precise_sums import at_least_float32, norm
-from shiftproof.randomness import seed_generators, torch_seed
+from shiftproof.base.precise_sums import at_least_float32, norm
+from shiftproof.base.randomness import seed_generators, torch_seed
+from shiftproof.gradients.kinds import check_dense_layers, check_real
+from shiftproof.gradients.modes import evaluation_mode
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, on the model's device."""

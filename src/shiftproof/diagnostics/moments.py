@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from shiftproof.drawing import COLUMN, STYLE, line_style
-from shiftproof.per_sample import Loss, PerSampleGradients
+from shiftproof.base.drawing import COLUMN, STYLE, line_style
+from shiftproof.gradients.samples import Loss, PerSampleGradients
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from shiftproof.base.precise_sums import dot
 from shiftproof.diagnostics.mean_loss import Loss, trained_weights
 from shiftproof.diagnostics.ratio import Ratio, ratio_of_means
-from shiftproof.evaluation_mode import evaluation_mode
-from shiftproof.gradient_kinds import check_dense
-from shiftproof.precise_sums import dot
+from shiftproof.gradients.kinds import check_dense
+from shiftproof.gradients.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from shiftproof.diagnostics.moments import GradientMoments

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from shiftproof.base.drawing import COLUMN, STYLE, line_style
 from shiftproof.diagnostics.mean_loss import Batch, Loss, MeanLoss
-from shiftproof.drawing import COLUMN, STYLE, line_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from shiftproof.base.precise_sums import at_least_float32
 from shiftproof.diagnostics.hooked_optimizer import hooked_optimizer
-from shiftproof.precise_sums import at_least_float32
 
 State = Mapping[str, Any]
 Group = Mapping[str, Any]

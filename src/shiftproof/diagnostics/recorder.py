@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from shiftproof.base.precise_sums import at_least_float32
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.diagnostics.agreement import Cosines, GradientAgreement, agreement_of
 from shiftproof.diagnostics.balance import UpdateBalance
 from shiftproof.diagnostics.hooked_optimizer import hooked_optimizer
 from shiftproof.diagnostics.osgr import StepContributions, step_contributions, step_ratios
 from shiftproof.diagnostics.preconditioner import preconditioner
 from shiftproof.diagnostics.ratio import Ratio
-from shiftproof.domain_gradients import DomainGradient, evaluated_domains
-from shiftproof.evaluation_mode import evaluation_mode
-from shiftproof.gradient_kinds import check_dense, check_real
-from shiftproof.precise_sums import at_least_float32
-from shiftproof.registry import UnknownNameError
+from shiftproof.gradients.domains import DomainGradient, evaluated_domains
+from shiftproof.gradients.kinds import check_dense, check_real
+from shiftproof.gradients.modes import evaluation_mode
 
 if TYPE_CHECKING:
     import pandas as pd

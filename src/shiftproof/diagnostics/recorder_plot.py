@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from shiftproof.base.drawing import COLUMN, STYLE, line_style
 from shiftproof.diagnostics.osgr import StepContributions, step_ratios
-from shiftproof.drawing import COLUMN, STYLE, line_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

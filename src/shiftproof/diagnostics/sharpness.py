@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shiftproof.base.precise_sums import dot, norm
+from shiftproof.base.randomness import generator
 from shiftproof.diagnostics.filters import filter_norms, random_units, units, weight_norms
 from shiftproof.diagnostics.mean_loss import Batch, Loss, MeanLoss, checked
-from shiftproof.precise_sums import dot, norm
-from shiftproof.randomness import generator
 
 
 class Estimate(NamedTuple):

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from shiftproof.field_error import FieldError
+from shiftproof.base.field_error import FieldError
+from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation
@@ -18,7 +19,6 @@ from shiftproof.models.small import small_conv, small_lenet
 from shiftproof.models.timm_models import near_timm_names, timm_model
 from shiftproof.models.torchvision_models import TORCHVISION_MODELS
 from shiftproof.models.weights import load_weights, stated_normalisation
-from shiftproof.registry import Registry, UnknownNameError
 
 MODELS: Registry[Model] = Registry("model")
 """Our own models and those of torchvision; all others are timm's."""

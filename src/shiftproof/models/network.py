@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from shiftproof.field_error import FieldError
+from shiftproof.base.field_error import FieldError
 from shiftproof.models.normalisation import Normalisation
 
 

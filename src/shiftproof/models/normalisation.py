@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from shiftproof.field_error import FieldError
+from shiftproof.base.field_error import FieldError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from shiftproof.field_error import FieldError
+from shiftproof.base.field_error import FieldError
 from shiftproof.models.normalisation import Normalisation
 
 LISTED = 10  # tensors of a kind that an error names

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.frozen_statistics import frozen_statistics
+from shiftproof.base.precise_sums import dot
+from shiftproof.base.sharding import local_part, shard_of, sum_over_shards
+from shiftproof.gradients.modes import frozen_statistics
 from shiftproof.optim.adahessian import AdaHessian
 from shiftproof.optim.options import constructor_defaults, make_plain, plain
-from shiftproof.optim.sharding import local_part, shard_of, sum_over_shards
-from shiftproof.precise_sums import dot
 
 Vector = list[Tensor]
 """One tensor per parameter that has a gradient."""

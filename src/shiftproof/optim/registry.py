@@ -9,8 +9,9 @@ from typing import Any
 
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from shiftproof.choices import Search
-from shiftproof.hparams import Distribution, Hparam, choice, decades, log10_uniform, uniform
+from shiftproof.base.choices import Search
+from shiftproof.base.hparams import Distribution, Hparam, choice, decades, log10_uniform, uniform
+from shiftproof.base.registry import Registry
 from shiftproof.optim.adabelief import AdaBelief
 from shiftproof.optim.adahessian import AdaHessian
 from shiftproof.optim.fad import FAD
@@ -20,7 +21,6 @@ from shiftproof.optim.gsam import GSAM
 from shiftproof.optim.sagm import SAGM
 from shiftproof.optim.sam import ASAM, SAM
 from shiftproof.optim.yogi import Yogi
-from shiftproof.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shiftproof.optim.sharding import Shard, element_indices
-from shiftproof.randomness import philox
+from shiftproof.base.randomness import philox
+from shiftproof.base.sharding import Shard, element_indices
 
 MASK_STREAM = 0
 NOISE_STREAM = 1

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from shiftproof.protocol.measures import training_domain_validation
+from shiftproof.protocol.selection import Record
 from shiftproof.studies import Grid, Method, Outcome, Results
-from shiftproof.studies.selection import Record
-from shiftproof.training.evaluation import training_domain_validation
 
 
 class Point(NamedTuple):

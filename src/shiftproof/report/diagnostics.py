@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from shiftproof.figures import DIAGNOSTICS_FOLDER
 from shiftproof.report.figure_files import embedded
 from shiftproof.studies import Results, Store
-from shiftproof.studies.figures import DIAGNOSTICS_FOLDER
 from shiftproof.studies.plan import method_of
 from shiftproof.training import RunSpec
 

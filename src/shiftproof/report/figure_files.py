@@ -6,7 +6,7 @@ import base64
 from dataclasses import dataclass
 from pathlib import Path
 
-from shiftproof.files import write_bytes
+from shiftproof.base.files import write_bytes
 
 FIGURES_FOLDER = "figures"
 

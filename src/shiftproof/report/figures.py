@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from shiftproof.drawing import STYLE, line_style, saved
+from shiftproof.base.drawing import STYLE, line_style, saved
 from shiftproof.report.curves import Curve, Point, Quantity
 
 TITLE_SIZE = 9

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shiftproof import __version__
-from shiftproof.drawing import line_style
-from shiftproof.files import write_bytes
+from shiftproof.base.drawing import line_style
+from shiftproof.base.files import write_bytes
 from shiftproof.report.diagnostics import diagnostic_figures
 from shiftproof.report.figure_files import FigureFiles
 from shiftproof.report.figures import MOST_WITH_TRIALS
@@ -19,8 +19,9 @@ from shiftproof.report.names import safe_names
 from shiftproof.report.published import measured_terms
 from shiftproof.report.section import write_dataset_part, write_table_part
 from shiftproof.report.terms import MEANINGS, RULE_MEANINGS
-from shiftproof.studies import Results, build_tables
-from shiftproof.studies.tables import comparisons
+from shiftproof.studies import Results
+from shiftproof.tables import build_tables
+from shiftproof.tables.table import comparisons
 
 REPORT_FILE = "report.html"
 

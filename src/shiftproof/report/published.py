@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shiftproof.studies import Results
-from shiftproof.studies.tables import Comparison
+from shiftproof.tables.table import Comparison
 
 TERMS = (
     *("protocol", "steps", "model", "weights", "normalisation", "image size", "settings per method", "tuning"),

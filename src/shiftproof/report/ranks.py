@@ -8,8 +8,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftproof.drawing import COLORS, STYLE, saved
-from shiftproof.studies.statistics import Ranks, indistinguishable
+from shiftproof.base.drawing import COLORS, STYLE, saved
+from shiftproof.tables.statistics import Ranks, indistinguishable
 
 INK = "#333333"
 RULE = "#777777"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shiftproof.hparams import Value
+from shiftproof.base.hparams import Value
 from shiftproof.report.settings import equal_in_all
 from shiftproof.studies import Grid, Method, Results
 from shiftproof.studies.plan import method_of

@@ -15,7 +15,8 @@ from shiftproof.report.figures import panel_svg, sheet, vertical_limits
 from shiftproof.report.ranks import rank_figure
 from shiftproof.report.runs import RunEntry, RunList, run_list
 from shiftproof.report.settings import ChosenSettings, chosen_settings
-from shiftproof.studies import Grid, Method, Results, Table
+from shiftproof.studies import Grid, Method, Results
+from shiftproof.tables import Table
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shiftproof.hparams import Value
+from shiftproof.base.hparams import Value
 from shiftproof.studies import Grid, Method, Outcome, Results
 
 

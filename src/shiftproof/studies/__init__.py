@@ -1,4 +1,4 @@
-"""Studies: sets of runs, their plan and store, selection rules, statistics and tables.
+"""Studies: sets of runs, their plan and store, workers and results.
 
 What is named here is imported when it is first asked for: a command line that only parses needs no torch.
 """
@@ -7,12 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shiftproof.field_error import FieldError
-    from shiftproof.studies.figures.agreement import measure_agreement, write_agreement
-    from shiftproof.studies.formats import FORMATS, as_csv, as_latex, as_markdown, as_text, write_csv
+    from shiftproof.base.field_error import FieldError
     from shiftproof.studies.plan import Grid, Plan, read_plan
     from shiftproof.studies.planning import make_plan
-    from shiftproof.studies.ray_cluster import RayCluster
     from shiftproof.studies.results import Outcome, Results
     from shiftproof.studies.runner import run_study, time_shares, train_one
     from shiftproof.studies.status import Status, read_status
@@ -20,32 +17,24 @@ if TYPE_CHECKING:
     from shiftproof.studies.study import Method, Study, Variant
     from shiftproof.studies.study_data import open_data
     from shiftproof.studies.study_file import StudyFileError, naming_lines, read_study
-    from shiftproof.studies.tables import Table, build_tables
     from shiftproof.studies.timing import plan_text, study_costs
+    from shiftproof.studies.workers.ray import RayCluster
 
 _PLACES = {
-    "FORMATS": "shiftproof.studies.formats",
-    "FieldError": "shiftproof.field_error",
+    "FieldError": "shiftproof.base.field_error",
     "Grid": "shiftproof.studies.plan",
     "Method": "shiftproof.studies.study",
     "Outcome": "shiftproof.studies.results",
     "Plan": "shiftproof.studies.plan",
-    "RayCluster": "shiftproof.studies.ray_cluster",
+    "RayCluster": "shiftproof.studies.workers.ray",
     "Results": "shiftproof.studies.results",
     "Status": "shiftproof.studies.status",
     "Store": "shiftproof.studies.store",
     "StoreBusyError": "shiftproof.studies.store",
     "Study": "shiftproof.studies.study",
     "StudyFileError": "shiftproof.studies.study_file",
-    "Table": "shiftproof.studies.tables",
     "Variant": "shiftproof.studies.study",
-    "as_csv": "shiftproof.studies.formats",
-    "as_latex": "shiftproof.studies.formats",
-    "as_markdown": "shiftproof.studies.formats",
-    "as_text": "shiftproof.studies.formats",
-    "build_tables": "shiftproof.studies.tables",
     "make_plan": "shiftproof.studies.planning",
-    "measure_agreement": "shiftproof.studies.figures.agreement",
     "naming_lines": "shiftproof.studies.study_file",
     "open_data": "shiftproof.studies.study_data",
     "plan_text": "shiftproof.studies.timing",
@@ -57,12 +46,9 @@ _PLACES = {
     "study_costs": "shiftproof.studies.timing",
     "time_shares": "shiftproof.studies.runner",
     "train_one": "shiftproof.studies.runner",
-    "write_agreement": "shiftproof.studies.figures.agreement",
-    "write_csv": "shiftproof.studies.formats",
 }
 
 __all__ = [
-    "FORMATS",
     "FieldError",
     "Grid",
     "Method",
@@ -75,15 +61,8 @@ __all__ = [
     "StoreBusyError",
     "Study",
     "StudyFileError",
-    "Table",
     "Variant",
-    "as_csv",
-    "as_latex",
-    "as_markdown",
-    "as_text",
-    "build_tables",
     "make_plan",
-    "measure_agreement",
     "naming_lines",
     "open_data",
     "plan_text",
@@ -95,8 +74,6 @@ __all__ = [
     "study_costs",
     "time_shares",
     "train_one",
-    "write_agreement",
-    "write_csv",
 ]
 
 

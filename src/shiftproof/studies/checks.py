@@ -9,18 +9,18 @@ from typing import Any, Literal, get_args, get_origin
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
+from shiftproof.base.field_error import FieldError
+from shiftproof.base.hparams import is_finite
+from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import DATASETS
-from shiftproof.field_error import FieldError
-from shiftproof.hparams import is_finite
 from shiftproof.models import check_normalisation, default_image_size
 from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.registry import Registry, UnknownNameError
-from shiftproof.studies.published import published
-from shiftproof.studies.selection import RULES
+from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.protocol.selection import RULES
+from shiftproof.protocol.settings import check_fixed, hyperparameters
+from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, field_types
 from shiftproof.training import check_device_name
-from shiftproof.training.protocol import PROTOCOLS
-from shiftproof.training.search import check_fixed, hyperparameters
 
 
 def check_study(study: Study) -> None:

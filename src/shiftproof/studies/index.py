@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from shiftproof.files import is_local, locked
+from shiftproof.base.files import is_local, locked
+from shiftproof.protocol.selection import RULES
 from shiftproof.studies.results import Row, RowKey, row_key
-from shiftproof.studies.selection import RULES
 from shiftproof.training.run import RESULT_FILE
 
 INDEX_FILE = "index.jsonl"

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from shiftproof.choices import Tuning
-from shiftproof.files import DamagedFileError, read_json, write_bytes
+from shiftproof.base.choices import Tuning
+from shiftproof.base.files import DamagedFileError, read_json, write_bytes
 from shiftproof.studies.study import Method
 from shiftproof.training import RunSpec
 from shiftproof.training.run import SPEC_FILE

@@ -14,12 +14,14 @@ import torch
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
-from shiftproof.choices import Kind
+from shiftproof.base.choices import Kind
+from shiftproof.base.field_error import FieldError
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, split_domain
-from shiftproof.field_error import FieldError
 from shiftproof.models import Network, build_network, weights_fingerprint
 from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.registry import UnknownNameError
+from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.protocol.settings import SearchSpace, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan, method_of
 from shiftproof.studies.study import Method, Study
@@ -27,8 +29,6 @@ from shiftproof.studies.study_data import image_size_of, model_of, normalisation
 from shiftproof.training import RunSpec, check_combination
 from shiftproof.training.averaging import CONVERGENCE
 from shiftproof.training.inputs import EVALUATION_BATCH
-from shiftproof.training.protocol import PROTOCOLS
-from shiftproof.training.search import SearchSpace, search_space, setting
 
 Targets = tuple[str, ...]
 _TRANSDUCTIVE = (

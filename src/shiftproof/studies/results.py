@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
+from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.protocol.selection import RULES, Record, select
 from shiftproof.studies.plan import Grid, Plan, method_of
-from shiftproof.studies.selection import RULES, Record, select
 from shiftproof.studies.study import Method
 from shiftproof.training import RunSpec
-from shiftproof.training.protocol import PROTOCOLS
 
 Row = dict[str, Any]
 """A line of `runs.jsonl`."""

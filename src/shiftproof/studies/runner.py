@@ -16,20 +16,20 @@ import torch
 from tqdm import tqdm
 
 from shiftproof.algorithms import SingleDomainWarning
-from shiftproof.files import DamagedFileError, is_local, with_home
-from shiftproof.processes import preload
+from shiftproof.base.files import DamagedFileError, is_local, with_home
+from shiftproof.base.processes import preload
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
-from shiftproof.studies.pool import NodeError, run_tasks
-from shiftproof.studies.ray_cluster import RayCluster, run_on_ray
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.store import Store, claim, claim_run, has_ended
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import data_folder, open_data, open_dataset
+from shiftproof.studies.workers.processes import NodeError, run_tasks
+from shiftproof.studies.workers.ray import RayCluster, run_on_ray
 from shiftproof.training import RunSpec, check_device, read_result, train
 from shiftproof.training.combinations import check_combination
-from shiftproof.training.launch import PRELOADED, check_devices, from_torchrun, launch, torchrun_group
-from shiftproof.training.parallel import ALONE, Ranks, Strategy
+from shiftproof.training.ranks.launch import PRELOADED, check_devices, from_torchrun, launch, torchrun_group
+from shiftproof.training.ranks.split import ALONE, Ranks, Strategy
 from shiftproof.training.run import ERROR_FILE, SPEC_FILE
 from shiftproof.training.tracking import Tracking, check_trackers
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from shiftproof.files import is_local, locked
+from shiftproof.base.files import is_local, locked
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan
 from shiftproof.studies.store import LOCK_FILE, Store
 from shiftproof.training import RunSpec

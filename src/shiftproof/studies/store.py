@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from shiftproof.files import is_local, locked, write_json, write_json_lines
+from shiftproof.base.files import is_local, locked, write_json, write_json_lines
 from shiftproof.studies.plan import Plan, read_plan, read_spec
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.stored_results import StoredResults

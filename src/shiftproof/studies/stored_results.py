@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from shiftproof.files import DamagedFileError
+from shiftproof.base.files import DamagedFileError
 from shiftproof.studies.index import Index, Stamp
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.studies.results import Result, Results, Row, row_key, run_row

@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-from shiftproof.choices import Averaging, Kind, Precision, Search, SplitRule, Tuning
-from shiftproof.field_error import FieldError
-from shiftproof.hparams import Value
+from shiftproof.base.choices import Averaging, Kind, Precision, Search, SplitRule, Tuning
+from shiftproof.base.field_error import FieldError
+from shiftproof.base.hparams import Value
 from shiftproof.studies.field_info import (
     ALL,
     COSTS,
@@ -374,7 +374,7 @@ class Study:
     @property
     def methods(self) -> list[Method]:
         """The rows of the table: every method in every variant that it has the hyperparameters of."""
-        from shiftproof.training.search import hyperparameters
+        from shiftproof.protocol.settings import hyperparameters
 
         result = []
         for method in self.combinations:
@@ -389,7 +389,7 @@ class Study:
 
     def only(self, method: Method) -> Study:
         """Return the study of one of its methods alone; what is fixed for others is left out."""
-        from shiftproof.training.search import hyperparameters
+        from shiftproof.protocol.settings import hyperparameters
 
         known = hyperparameters(*method[:3])
         return replace(

@@ -6,10 +6,10 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from shiftproof.choices import Kind
+from shiftproof.base.choices import Kind
+from shiftproof.base.field_error import FieldError
+from shiftproof.base.files import with_home
 from shiftproof.data import DATASETS, DomainDataset, Look, look_at_folder
-from shiftproof.field_error import FieldError
-from shiftproof.files import with_home
 from shiftproof.models import Normalisation, default_image_size, stated_normalisation
 from shiftproof.studies.study import Study
 

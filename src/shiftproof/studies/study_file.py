@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import yaml
 
-from shiftproof.field_error import FieldError
-from shiftproof.files import with_home
-from shiftproof.hparams import Value, parse_truth, parse_value
-from shiftproof.registry import UnknownNameError
+from shiftproof.base.field_error import FieldError
+from shiftproof.base.files import with_home
+from shiftproof.base.hparams import Value, parse_truth, parse_value
+from shiftproof.base.registry import UnknownNameError
+from shiftproof.protocol.settings import hyperparameters, known_names
 from shiftproof.studies.checks import check_name
 from shiftproof.studies.study import Study, Variant, field_types
-from shiftproof.training.search import hyperparameters, known_names
 
 Scale = Literal["paper", "small", "smoke"]
 SCALES: tuple[Scale, ...] = ("paper", "small", "smoke")

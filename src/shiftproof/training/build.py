@@ -8,13 +8,13 @@ import torch
 
 from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
+from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset
 from shiftproof.models import build_network
 from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.randomness import torch_seed
+from shiftproof.protocol.dialects import PROTOCOLS
 from shiftproof.training.optimizer_factory import RunOptimizers
-from shiftproof.training.parallel import ALONE, Ranks, split_over_ranks
-from shiftproof.training.protocol import PROTOCOLS
+from shiftproof.training.ranks.split import ALONE, Ranks, split_over_ranks
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.step import StepBuilder
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from shiftproof.algorithms import Algorithm
-from shiftproof.files import DamagedFileError, write_bytes
-from shiftproof.training.parallel import (
+from shiftproof.base.files import DamagedFileError, write_bytes
+from shiftproof.training.ranks.split import (
     ALONE,
     Ranks,
     full_optimizer_state,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
-from shiftproof.field_error import FieldError
+from shiftproof.base.field_error import FieldError
 from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.training.parallel import ALONE, Ranks
+from shiftproof.training.ranks.split import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
 

@@ -1,9 +1,9 @@
-"""Accuracy and loss of an algorithm's predictions, and the validations made of them."""
+"""Accuracy and loss of an algorithm's predictions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shiftproof.algorithms import Batch
-from shiftproof.choices import Precision
+from shiftproof.base.choices import Precision
 
 
 @torch.inference_mode()
@@ -47,22 +47,3 @@ def evaluate(
         "per_class": [c / n if n else None for c, n in zip(correct, counts, strict=True)],
         "loss": total / sum(counts) if math.isfinite(total) else None,
     }
-
-
-def training_domain_validation(record: dict[str, Any], targets: Collection[str]) -> float:
-    """Return the unweighted mean accuracy on the held-out parts of the source domains.
-
-    Args:
-        record: one evaluation, as a run's metrics hold it.
-        targets: the domains that are not sources.
-    """
-    accuracies: list[float] = [
-        parts["out"]["accuracy"] for name, parts in record["domains"].items() if name not in targets
-    ]
-    return sum(accuracies) / len(accuracies)
-
-
-def validation_loss(record: dict[str, Any], targets: Collection[str]) -> float:
-    """Return the unweighted mean loss on the held-out parts of the source domains; infinite if one is not finite."""
-    losses = [parts["out"]["loss"] for name, parts in record["domains"].items() if name not in targets]
-    return math.inf if None in losses else math.fsum(losses) / len(losses)

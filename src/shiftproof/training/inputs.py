@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof.algorithms import ALGORITHMS, Batch
+from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset, augment, batch_indices, draw_augmentations, on_device, split_domain
 from shiftproof.models import Normalisation
-from shiftproof.randomness import torch_seed
-from shiftproof.training.parallel import ALONE, Ranks
-from shiftproof.training.protocol import PROTOCOLS
+from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.training.ranks.split import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
 Part = Literal["in", "out"]

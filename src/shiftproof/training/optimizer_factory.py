@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.optim import Optimizer
 
-from shiftproof.hparams import Value
+from shiftproof.base.hparams import Value
+from shiftproof.base.randomness import torch_seed
 from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.randomness import torch_seed
 
 
 @dataclass(frozen=True)

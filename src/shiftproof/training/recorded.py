@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shiftproof.hparams import is_finite
+from shiftproof.base.hparams import is_finite
 
 _ENTRIES = {"spec", "status", "error", "seconds", "passes", "metrics"}
 

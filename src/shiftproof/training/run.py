@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from shiftproof import __version__
+from shiftproof.base.files import DamagedFileError, read_json, write_json
 from shiftproof.data import DomainDataset
-from shiftproof.files import DamagedFileError, read_json, write_json
 from shiftproof.models import weights_fingerprint
 from shiftproof.training.averaging import EMA
 from shiftproof.training.callbacks import (
@@ -33,7 +33,7 @@ from shiftproof.training.callbacks import (
 )
 from shiftproof.training.combinations import check_combination
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
-from shiftproof.training.parallel import ALONE, Ranks, full_state
+from shiftproof.training.ranks.split import ALONE, Ranks, full_state
 from shiftproof.training.recorded import check_result
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.tracking import Tracking

@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from shiftproof.algorithms import ALGORITHMS, Batch
+from shiftproof.base.files import DamagedFileError, output_path, read_json, write_bytes, write_json
 from shiftproof.data import decode, labelled_images, to_pixels
-from shiftproof.files import DamagedFileError, output_path, read_json, write_bytes, write_json
 from shiftproof.models import NORMALISATION, Network, Normalisation, build_network
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import EVALUATION_BATCH

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from shiftproof.choices import Averaging, Kind, Precision, SplitRule
-from shiftproof.hparams import Value, is_finite
-from shiftproof.randomness import seed_hash
+from shiftproof.base.choices import Averaging, Kind, Precision, SplitRule
+from shiftproof.base.hparams import Value, is_finite
+from shiftproof.base.randomness import seed_hash
 
 RESULTS_VERSION = 6
 """Raised whenever the same spec gives other numbers than before, so that no table mixes the two."""

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from shiftproof.algorithms import ERM, Algorithm, Batch, Closure
 from shiftproof.annealing import Annealer, DomainLosses
-from shiftproof.choices import Precision
-from shiftproof.randomness import seed_generators, torch_seed
+from shiftproof.base.choices import Precision
+from shiftproof.base.randomness import seed_generators, torch_seed
 
 
 @dataclass

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shiftproof.base.registry import UnknownNameError
 from shiftproof.cli import main
 from shiftproof.data import FolderError
 from shiftproof.data.downloads import SOURCES, DownloadError, RemoteFile, get_dataset
 from shiftproof.data.downloads.folders import fetch_folders, fetch_without_duplicates
 from shiftproof.data.folder import list_folder
-from shiftproof.registry import UnknownNameError
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 

@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from shiftproof.base.files import read_json, write_json
 from shiftproof.data.downloads.archives import check_inside, removed_if_damaged, unpack
 from shiftproof.data.downloads.http import RemoteFile, download
-from shiftproof.files import read_json, write_json
 
 
 def fetch_folders(archives: Sequence[RemoteFile], inside: str, downloads: Path, folder: Path) -> list[str]:

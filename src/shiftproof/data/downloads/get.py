@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from shiftproof.base.files import locked, read_json, write_json
 from shiftproof.data.check import counts_table
 from shiftproof.data.downloads.sources import SOURCES
-from shiftproof.files import locked, read_json, write_json
 
 RECORD = "source.json"
 

@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from shiftproof.extras import require
+from shiftproof.base.extras import require
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60.0

@@ -13,9 +13,9 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shiftproof.base.extras import require
 from shiftproof.data.downloads.archives import check_plain
 from shiftproof.data.downloads.http import DownloadError, RemoteFile, download
-from shiftproof.extras import require
 
 _BATCH = 256
 _COLUMNS = {"image.bytes": "BYTE_ARRAY", "image.path": "BYTE_ARRAY", "domain": "BYTE_ARRAY", "label": "INT64"}

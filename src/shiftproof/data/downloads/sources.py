@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from shiftproof.base.registry import Registry
 from shiftproof.data.downloads.camera_traps import fetch_camera_traps
 from shiftproof.data.downloads.folders import fetch_folders, fetch_mnist, fetch_without_duplicates
 from shiftproof.data.downloads.http import RemoteFile
@@ -19,7 +20,6 @@ from shiftproof.data.downloads.hub import HubDataset, fetch_from_hub
 from shiftproof.data.folder import list_folder
 from shiftproof.data.mnist import FOLDER as MNIST_FOLDER
 from shiftproof.data.mnist import count_mnist
-from shiftproof.registry import Registry
 
 Fetch = Callable[[Path, Path], list[str]]
 """Called with a folder for downloads and one for the result; returns remarks. Interrupted, it is called again."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from shiftproof.files import cache_folder, locked, write_bytes
+from shiftproof.base.files import cache_folder, locked, write_bytes
 
 SOURCES = Path(__file__).parent / "kernel"
 PREBUILT = SOURCES / "genie_kernel.so"

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shiftproof.base.sharding import PLAIN, is_dtensor, local_part, shard_of, sum_over_shards
 from shiftproof.optim.genie import fused_cpu, fused_triton
 from shiftproof.optim.genie.eager import begin_foreach, begin_forloop
 from shiftproof.optim.genie.rule import Begun, Form, Options, Row
-from shiftproof.optim.sharding import PLAIN, is_dtensor, local_part, shard_of, sum_over_shards
 from shiftproof.optim.state import mismatch
 from shiftproof.optim.stream import mask_threshold
 

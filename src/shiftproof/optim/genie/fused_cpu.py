@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from shiftproof.base.sharding import PLAIN
 from shiftproof.optim.genie.build import is_settled, kernel_error
 from shiftproof.optim.genie.rule import (
     FORMS,
@@ -19,7 +20,6 @@ from shiftproof.optim.genie.rule import (
     bias_correction,
     mean_variance_ratio,
 )
-from shiftproof.optim.sharding import PLAIN
 from shiftproof.optim.stream import MASK_LEVELS
 
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from shiftproof.base.sharding import PLAIN, Shard, local_part, shard_of
 from shiftproof.optim.genie.rule import Begun, Options, Row
-from shiftproof.optim.sharding import PLAIN, Shard, local_part, shard_of
 from shiftproof.optim.stream import MASK_LEVELS
 
 block = 1024

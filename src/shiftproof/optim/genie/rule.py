@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, cast, overload
 import torch
 from torch import Tensor
 
-from shiftproof.optim.sharding import Shard
+from shiftproof.base.sharding import Shard
 from shiftproof.optim.stream import Place
 
 Form = Literal["paper", "released"]

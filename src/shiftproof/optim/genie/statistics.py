@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shiftproof.base.sharding import sum_over_shards
 from shiftproof.optim.genie.eager import arithmetic_dtype
 from shiftproof.optim.genie.rule import Options, Row, Terms, row_terms, spread_sums
-from shiftproof.optim.sharding import sum_over_shards
 from shiftproof.optim.stream import MASK_LEVELS, draw_masks
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shiftproof.files import write_json_lines
+from shiftproof.base.files import write_json_lines
 from shiftproof.training.loop import Callback, Loop
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from shiftproof.files import locked
+from shiftproof.base.files import locked
 from shiftproof.training.tracking.tracker import PROJECT, TrackedRun
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from shiftproof.extras import require
-from shiftproof.registry import Registry
+from shiftproof.base.extras import require
+from shiftproof.base.registry import Registry
 from shiftproof.training.tracking.mlflow import MLflowTracker
 from shiftproof.training.tracking.tensorboard import TensorBoardTracker
 from shiftproof.training.tracking.tracker import TrackedRun, Tracker

@@ -1,0 +1,123 @@
+"""How far the gradients of the source domains agree along training, with and without an annealer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from shiftproof.annealing import Annealer, DomainLosses, domain_similarities
+from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.studies.planning import plan_run
+from shiftproof.studies.study import Study
+from shiftproof.studies.study_data import open_data
+from shiftproof.training import Loop, NonFiniteLossError
+from shiftproof.training.callbacks import ProgressBar
+from shiftproof.training.run import reproducible
+
+SMOOTHING = 10
+"""Steps that a curve's mean is over."""
+
+
+class Agreement(NamedTuple):
+    """Cosines of the source domains' gradients at one step, where its gradient is taken.
+
+    Attributes:
+        method: the run.
+        step: its number.
+        least: the least of all pairs.
+        mean: their mean.
+    """
+
+    method: str
+    step: int
+    least: float
+    mean: float
+
+
+class _Measured(Annealer):
+    """Measures after another annealer has moved the parameters; changes nothing that it does."""
+
+    def __init__(self, annealer: Annealer, method: str) -> None:
+        super().__init__(annealer.seed)
+        self.annealer, self.method = annealer, method
+        self.leaves_mean = annealer.leaves_mean
+        self.steps: list[Agreement] = []
+
+    def before_step(
+        self,
+        parameters: Iterable[Tensor],
+        step: int,
+        domain_losses: DomainLosses,
+        searched: Iterable[Tensor] | None = None,
+    ) -> None:
+        parameters = list(parameters)
+        self.annealer.before_step(parameters, step, domain_losses, searched)
+        least, mean = domain_similarities(parameters, domain_losses, seed=self.seed, step=step)
+        self.steps.append(Agreement(self.method, step, least, mean))
+
+    def edit_gradients(self, parameters: Iterable[Tensor], step: int, domain_losses: DomainLosses) -> None:
+        self.annealer.edit_gradients(parameters, step, domain_losses)
+
+
+def measure_agreement(study: Study, trial_seed: int = 0) -> list[Agreement]:
+    """Train every method of a study once, with its defaults, and return what was measured at every step.
+
+    The runs train as in a comparison, and are neither evaluated nor kept.
+
+    Args:
+        study: has one data set and at most one set of targets, which leave at least two source domains; without
+            targets its first domain is left out.
+        trial_seed: number of the trial.
+
+    Raises:
+        ValueError: the study is not valid, or its parts cannot work together.
+    """
+    if study.targets is None:
+        study = replace(study, targets=open_data(study, study.datasets[0]).domain_names[:1])
+    specs = [plan_run(study.only(method), trial_seed, 0) for method in study.methods]
+    data, device = open_data(study, study.datasets[0]), study.device_here()
+    measured = []
+    for spec, method in zip(specs, study.methods, strict=True):
+        with reproducible():
+            loop = Loop(spec, data, device, study.weights)
+            measuring = loop.steps.annealer = _Measured(loop.steps.annealer, str(method))
+            loop.callbacks = [ProgressBar(str(method))]
+            with suppress(NonFiniteLossError):  # what was measured until then is drawn
+                loop.run()
+        measured += measuring.steps
+    return measured
+
+
+def write_agreement(measured: Sequence[Agreement], folder: Path) -> list[Path]:
+    """Write what was measured as CSV, and draw it as SVG and PNG; return the files.
+
+    Lines are means over `SMOOTHING` steps.
+
+    Args:
+        measured: of one or more runs.
+        folder: where to; created if need be.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # slow to import, and every worker imports this folder
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2 * COLUMN, 2.6), layout="constrained")
+        axes = figure.subplots(1, 2, sharex=True)
+        for axis, quantity, title in zip(axes, ("least", "mean"), ("least pair", "mean of the pairs"), strict=True):
+            for index, method in enumerate(dict.fromkeys(one.method for one in measured)):
+                values = [getattr(one, quantity) for one in measured if one.method == method]
+                smooth = [
+                    sum(part) / len(part)
+                    for i in range(len(values))
+                    if (part := values[max(0, i + 1 - SMOOTHING) : i + 1])
+                ]
+                color = line_style(index).color
+                axis.plot(range(1, len(values) + 1), smooth, label=method, color=color)
+            axis.set(title=title, xlabel="step", ylabel="cosine of domain gradients")
+        axes[0].legend()
+        return write_figure(figure, folder, "agreement", Agreement._fields, measured)

@@ -1,0 +1,128 @@
+"""What a finished run can be asked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from shiftproof.base.files import with_home
+from shiftproof.base.registry import RemovedNameError, UnknownNameError
+from shiftproof.data import DATASETS
+from shiftproof.figures.balance import balance_history, draw_balance
+from shiftproof.figures.embedding import draw_embedding, embeddings
+from shiftproof.figures.flatness import draw_flatness, flatness
+from shiftproof.figures.landscape import draw_paths
+from shiftproof.figures.osgr import draw_osgr, draw_osgr_of_moments, snapshot_moments
+from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, TRACES_FOLDER, Subject, Trace, trace
+from shiftproof.studies.plan import read_run_spec
+from shiftproof.studies.study_data import open_dataset
+from shiftproof.training import load, read_result
+from shiftproof.training.run import SPEC_FILE, state_digest
+
+
+def diagnose(
+    run: Path, what: Sequence[str], *, data_dir: Path | None = None, weights: Path | None = None, device: str = "cpu"
+) -> list[Path]:
+    """Measure and draw what is asked of a finished run, into ``diagnostics`` in its folder; return the files.
+
+    Flatness and features are of the model that the run selected. For OSGR, balance and the path the run is trained
+    again beside a recorder, which takes the same steps; where it does not reach the same weights, as with other
+    versions of libraries, a warning says so.
+
+    Args:
+        run: the run's folder.
+        what: names of `DIAGNOSES`.
+        data_dir: folder of its data set, unless embedded.
+        weights: file of the weights that it started from, if it did.
+        device: where to measure.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: a name is unknown, the run has not finished, data or weights are not the run's, or its optimizer was
+            removed since and what is asked takes training it again.
+    """
+    for name in what:
+        if name not in DIAGNOSES:
+            raise UnknownNameError("diagnosis", name, list(DIAGNOSES))
+    if not (run / SPEC_FILE).exists():
+        raise FileNotFoundError(f"{run} holds no run: there is no {SPEC_FILE} in it")
+    result = read_result(run)
+    if result is None or result["status"] != "finished":
+        raise ValueError(f"{run} holds a run that {'has not ended' if result is None else 'failed'}")
+    spec = read_run_spec(run, "train the run again")
+    if spec.weights is not None and weights is None:
+        raise ValueError(f"{run} started from given weights: name their file")
+    key = spec.dataset if spec.dataset in DATASETS else "folder"
+    folder = None if data_dir is None else with_home(data_dir).absolute()
+    dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs")
+    subject = Subject(spec, dataset, torch.device(device), weights)
+    subject.check()
+    diagnosed = _Diagnosed(run, subject, result.get("weights_sha256"))
+    return [path for name in what for path in DIAGNOSES[name](diagnosed)]
+
+
+class _Diagnosed:
+    """A run with what has been found out of it so far."""
+
+    def __init__(self, run: Path, subject: Subject, digest: str | None) -> None:
+        self.run, self.subject, self._digest = run, subject, digest
+        self.output = run / DIAGNOSTICS_FOLDER
+        self._trace: Trace | None = None
+
+    def trace(self) -> Trace:
+        if self._trace is None:
+            try:
+                self._trace = trace(self.subject, self.run / TRACES_FOLDER)
+            except RemovedNameError as error:
+                raise ValueError(
+                    f"{self.run} cannot be trained again: {error}. Sharpness and embedding need no training"
+                ) from error
+            if state_digest(self._trace.state) != self._digest:
+                warnings.warn(
+                    f"training {self.run} again did not reach the same weights: other versions or another machine, or "
+                    "an average of weights that ended the run early",
+                    stacklevel=2,
+                )
+        return self._trace
+
+
+def _osgr(of: _Diagnosed) -> list[Path]:
+    subject, traced = of.subject, of.trace()
+    moments = {subject.name: snapshot_moments(subject, traced)}
+    return [
+        *draw_osgr({subject.name: traced}, of.output, subject.setting),
+        *draw_osgr_of_moments(moments, subject.images_per_step, of.output, subject.setting),
+    ]
+
+
+def _balance(of: _Diagnosed) -> list[Path]:
+    subject = of.subject
+    return draw_balance({subject.name: balance_history(subject, of.trace())}, of.output, subject.setting)
+
+
+def _sharpness(of: _Diagnosed) -> list[Path]:
+    subject = of.subject
+    network = load(of.run).network.to(subject.device)
+    return draw_flatness({subject.name: flatness(subject, network)}, of.output, subject.setting)
+
+
+def _landscape(of: _Diagnosed) -> list[Path]:
+    return draw_paths(of.subject, {of.subject.name: of.trace()}, of.output)
+
+
+def _embedding(of: _Diagnosed) -> list[Path]:
+    network = load(of.run).network.to(of.subject.device)
+    return draw_embedding(of.subject, embeddings(of.subject, network, "pca"), of.output, "embedding", "pca")
+
+
+DIAGNOSES: dict[str, Callable[[_Diagnosed], list[Path]]] = {
+    "osgr": _osgr,
+    "balance": _balance,
+    "sharpness": _sharpness,
+    "landscape": _landscape,
+    "embedding": _embedding,
+}
+"""What a finished run can be asked, by name."""

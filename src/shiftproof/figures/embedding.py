@@ -1,0 +1,134 @@
+"""The features before and after training, by class and by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.diagnostics import Embedding, embed, embedding_figure, featurize
+from shiftproof.diagnostics.features import MOST_SAMPLES, Method, check_method
+from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, Subject, traced
+from shiftproof.models import Network
+from shiftproof.studies.study import Study
+from shiftproof.training.inputs import EVALUATION_BATCH
+from shiftproof.training.run import reproducible
+
+
+def embeddings(subject: Subject, network: Network, method: Method) -> tuple[Embedding, Embedding]:
+    """Return the features of held-out images of all domains, the target's included, before and after training.
+
+    Args:
+        subject: the run; it says where training starts.
+        network: as trained.
+        method: of projecting, "pca" or "umap".
+
+    Raises:
+        ValueError: UMAP is not installed.
+    """
+    inputs = subject.inputs
+    each = -(-MOST_SAMPLES // len(subject.data.domains))
+    samples = [inputs.sample(domain, "out", each) for domain in range(len(subject.data.domains))]
+    labels = torch.cat([labels for _, labels in samples])
+    domains = torch.cat([torch.full_like(labels, domain) for domain, (_, labels) in enumerate(samples)])
+
+    def features(trained: Network) -> Tensor:
+        batches = (part for images, _ in samples for part in torch.split(images, EVALUATION_BATCH))
+        return featurize(trained.featurizer, batches)
+
+    with reproducible():
+        before, after = (features(each) for each in (subject.algorithm().network, network))
+    return embed(before, labels, domains, method), embed(after, labels, domains, method)
+
+
+def draw_embedding(
+    subject: Subject, both: tuple[Embedding, Embedding], folder: Path, name: str, method: Method
+) -> list[Path]:
+    """Draw the features of a run before and after training, and return the files.
+
+    Args:
+        subject: the run.
+        both: before and after, as `embeddings` gives them.
+        folder: where to.
+        name: of the files.
+        method: of the projection.
+    """
+    targets = [f"{one} (unseen)" if one in subject.spec.targets else one for one in subject.data.domain_names]
+    figure = embedding_figure(*both, subject.data.classes, targets, method)
+    rows = [row for when, embedding in zip(("before", "after"), both, strict=True) for row in embedding.rows(when)]
+    caption = (
+        f"Features of held-out images of all domains in two dimensions ({method.upper()}), before and after training "
+        f"with {subject.name}: {subject.setting}. Beneath: silhouette and cross-validated linear probe of all "
+        f"features, not of their projection, on {both[1].separation.samples} images, spread as evenly over classes and "
+        "domains as there are images of each."
+    )
+    return write_figure(figure, folder, name, Embedding.HEADER, rows, caption)
+
+
+def draw_separation(found: Mapping[str, tuple[Embedding, Embedding]], folder: Path, setting: str) -> list[Path]:
+    """Draw how far the features tell classes and domains apart, before and after, by optimizer; return the files.
+
+    Args:
+        found: before and after, by name of the optimizer.
+        folder: where to.
+        setting: what was trained, for the caption.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows = [
+        (optimizer, when, groups, *getattr(embedding.separation, groups))
+        for optimizer, both in found.items()
+        for when, embedding in zip(("before", "after"), both, strict=True)
+        for groups in ("classes", "domains")
+    ]
+    labels = ["before", *found]
+    shown = {"before": next(iter(found.values()))[0], **{name: after for name, (_, after) in found.items()}}
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2 * COLUMN, 0.9 + 0.25 * len(labels)), layout="constrained")
+        for axis, quantity, title in zip(
+            figure.subplots(1, 2, sharey=True), ("silhouette", "probe"), ("silhouette", "linear probe"), strict=True
+        ):
+            for index, groups in enumerate(("classes", "domains")):
+                values = [getattr(getattr(e.separation, groups), quantity) for e in shown.values()]
+                axis.plot(
+                    values, range(len(labels)), "oD"[index], color=line_style(index).color, markersize=4, label=groups
+                )
+            axis.set_title(title)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.set_ylim(len(labels) - 0.5, -0.5)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        caption = (
+            "How far the features of held-out images tell classes and domains apart, before and after training: "
+            f"{setting}. Left the mean silhouette coefficient, right the accuracy of a cross-validated linear probe."
+        )
+        header = ("optimizer", "training", "groups", "silhouette", "probe", "chance")
+        return write_figure(figure, folder, "separation", header, rows, caption)
+
+
+def figure_embedding(study: Study, output: Path, trial_seed: int = 0, method: Method = "pca") -> list[Path]:
+    """Train every method of a study at its defaults, draw its features before and after, and return the files.
+
+    Args:
+        study: has one data set and at most one set of targets; without targets its first domain is left out.
+        output: the folder of the figures; runs that it holds are not trained again.
+        trial_seed: number of the trial.
+        method: of projecting, "pca" or "umap".
+
+    Raises:
+        ValueError: the study is not valid, or its parts cannot work together.
+    """
+    check_method(method)  # before anything is trained
+    runs, folder = traced(study, output, trial_seed), output / DIAGNOSTICS_FOLDER
+    found = {
+        name: embeddings(subject, subject.algorithm(run.state).network, method) for name, (subject, run) in runs.items()
+    }
+    drawn = [
+        path
+        for name, (subject, _) in runs.items()
+        for path in draw_embedding(subject, found[name], folder, f"embedding_{name}", method)
+    ]
+    return [*drawn, *draw_separation(found, folder, next(iter(runs.values()))[0].setting)]

@@ -1,0 +1,107 @@
+"""How flat the loss is around trained weights, at the sources and at the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn import functional as F
+
+from shiftproof.algorithms import Batch
+from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.diagnostics import Sharpness, average_increase, sharpness
+from shiftproof.diagnostics.sharpness import Estimate
+from shiftproof.figures.traces import Subject
+from shiftproof.training.run import reproducible
+
+RADII = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Relative changes of the filters."""
+IMAGES = 16
+"""Held-out images per source domain, and as many of the target as of all sources."""
+_SIDES = {"sources": "-", "target": ":"}
+
+
+class Flatness(NamedTuple):
+    """The surroundings of one model, for one set of images.
+
+    Attributes:
+        measured: at `shiftproof.diagnostics.sharpness`'s default radius.
+        increases: of the loss at `RADII`, on average over directions.
+    """
+
+    measured: Sharpness
+    increases: dict[float, Estimate]
+
+
+def held_out(subject: Subject) -> dict[str, list[Batch]]:
+    """Return held-out images of the sources and of the targets."""
+    inputs = subject.inputs
+    each = -(-IMAGES * len(inputs.sources) // len(inputs.targets))
+    return {
+        "sources": [inputs.sample(domain, "out", IMAGES) for domain in inputs.sources],
+        "target": [inputs.sample(domain, "out", each) for domain in inputs.targets],
+    }
+
+
+def flatness(subject: Subject, model: nn.Module) -> dict[str, Flatness]:
+    """Measure the surroundings of a model at the sources and at the target.
+
+    Args:
+        subject: the run; it says which images.
+        model: as trained.
+    """
+    with reproducible():
+        return {
+            side: Flatness(
+                sharpness(model, F.cross_entropy, batches),
+                {rho: average_increase(model, F.cross_entropy, batches, rho=rho) for rho in RADII},
+            )
+            for side, batches in held_out(subject).items()
+        }
+
+
+def draw_flatness(found: Mapping[str, Mapping[str, Flatness]], folder: Path, setting: str) -> list[Path]:
+    """Draw the loss around the weights against the distance, and return the files.
+
+    Args:
+        found: by name of the optimizer, at the sources and at the target.
+        folder: where to.
+        setting: what was trained, for the caption.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows: list[tuple[object, ...]] = []
+    with rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for index, (optimizer, sides) in enumerate(found.items()):
+            for side, (measured, increases) in sides.items():
+                means, errors = zip(*increases.values(), strict=True)
+                axes.errorbar(
+                    list(increases), means, errors, color=line_style(index).color, linestyle=_SIDES[side],
+                    marker="o", markersize=2.5, linewidth=1.2, label=optimizer if side == "sources" else None,
+                )  # fmt: skip
+                rows += [(optimizer, side, f"average increase at {rho}", *increases[rho]) for rho in increases]
+                rows += [
+                    (optimizer, side, "loss", measured.loss, ""),
+                    (optimizer, side, f"worst increase at {measured.rho}", measured.worst, ""),
+                    (optimizer, side, "largest eigenvalue", measured.eigenvalue.value, measured.eigenvalue.residual),
+                    (optimizer, side, "trace", *measured.trace),
+                ]
+        axes.set_xscale("log")
+        axes.set_xticks(RADII, [f"{rho:g}" for rho in RADII])
+        axes.minorticks_off()
+        axes.set(xlabel="relative change of every filter", ylabel="increase of the loss")
+        axes.axhline(0, color="#999999", linewidth=0.6)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(found))
+        caption = (
+            "Increase of the mean loss when every filter moves by a share of its own norm, on average over random "
+            f"directions, with standard errors: {setting}. Solid: held-out images of the sources ({IMAGES} per "
+            "domain); dotted: as many of the unseen domain. The worst increase, the Hessian's largest eigenvalue and "
+            "its trace are in the CSV."
+        )
+        header = ("optimizer", "images", "quantity", "value", "error")
+        return write_figure(figure, folder, "flatness", header, rows, caption)

@@ -1,0 +1,272 @@
+"""Trains a run again with a recorder beside it, and keeps what the figures are drawn from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shiftproof.algorithms import Algorithm
+from shiftproof.base.files import write_bytes
+from shiftproof.data import DomainDataset
+from shiftproof.diagnostics import Recorder, StepContributions, flat_weights
+from shiftproof.studies.plan import method_of
+from shiftproof.studies.planning import plan_run
+from shiftproof.studies.study import Study
+from shiftproof.studies.study_data import open_data
+from shiftproof.training import Callback, Loop, NonFiniteLossError, RunSpec, build_algorithm
+from shiftproof.training.callbacks import Checkpoints, ProgressBar
+from shiftproof.training.checkpoint import read_saved
+from shiftproof.training.inputs import Inputs
+from shiftproof.training.run import check_inputs, reproducible
+
+MEASUREMENTS = 100
+"""Of a run, at most, spread evenly over its steps."""
+DIAGNOSTICS_FOLDER = "diagnostics"
+TRACES_FOLDER = "traces"
+SNAPSHOTS = 20
+"""Of the weights, at most, besides the start."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with what it is built from.
+
+    Attributes:
+        spec: the run.
+        data: its data set.
+        device: where it is trained and measured.
+        weights: file of the weights that it starts from.
+    """
+
+    spec: RunSpec
+    data: DomainDataset
+    device: torch.device
+    weights: Path | None
+
+    @property
+    def name(self) -> str:
+        """The optimizer, with what else is not plain."""
+        method = method_of(self.spec)
+        return method.optimizer if method.algorithm == "erm" and method.annealer == "none" else str(method)
+
+    @property
+    def conditions(self) -> str:
+        """What is trained on what, but for the optimizer and the trial."""
+        spec = self.spec
+        annealer = "" if spec.annealer == "none" else f" with {spec.annealer}"
+        clipped = "" if spec.clip_norm is None else f", gradients clipped at {spec.clip_norm:g}"
+        start = "random weights" if spec.weights is None else "given weights"
+        return (
+            f"{spec.algorithm}{annealer} on {spec.dataset}, unseen domain {'+'.join(spec.targets)}, {spec.model} from "
+            f"{start}, {self.data.image_shape[-1]} pixels, {spec.steps} steps of {spec.axis('data')['batch_size']} "
+            f"images per source domain{clipped}"
+        )
+
+    @property
+    def setting(self) -> str:
+        """What was trained but for the optimizer, for captions."""
+        hparams = "defaults" if self.spec.hparam_seed == 0 else f"setting {self.spec.hparam_seed}"
+        return f"{self.conditions}, {hparams}, trial {self.spec.trial_seed}"
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that a step trains on, of all source domains together."""
+        size: int = self.spec.axis("data")["batch_size"]
+        return size * (len(self.data.domains) - len(self.spec.targets))
+
+    def check(self) -> None:
+        """Raise unless data set and weights are those that the run was planned with.
+
+        Raises:
+            ValueError: they are not.
+        """
+        check_inputs(self.spec, self.data, self.weights)
+
+    def algorithm(self, state: Mapping[str, Tensor] | None = None) -> Algorithm:
+        """Build the algorithm as it starts, or with a state, in evaluation mode."""
+        algorithm = build_algorithm(self.spec, self.data, self.device, self.weights)
+        if state is not None:
+            algorithm.load_state_dict(state)
+        return algorithm.eval()
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The images of the run."""
+        return Inputs(self.data, self.spec, self.algorithm().network.normalisation, self.device)
+
+
+def figure_subjects(study: Study, trial_seed: int) -> list[Subject]:
+    """Return the run of every method of a study at its defaults.
+
+    Args:
+        study: has one data set and at most one set of targets; without targets its first domain is left out.
+        trial_seed: number of the trial.
+
+    Raises:
+        ValueError: the study is not valid, or its parts cannot work together.
+    """
+    data = open_data(study, study.datasets[0])
+    if study.targets is None:
+        study = replace(study, targets=data.domain_names[:1])
+    device = study.device_here()
+    specs = [plan_run(study.only(method), trial_seed, 0) for method in study.methods]
+    return [Subject(spec, data, device, study.weights) for spec in specs]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run left while it was trained.
+
+    Attributes:
+        recorder: what a `Recorder` measured, as its ``state_dict`` has it.
+        path: the trained parameters at the start and at every snapshot, flat, (1 + snapshots, elements).
+        path_steps: the steps of the snapshots, the start's 0 included.
+        buffers: of the algorithm at the snapshots, such as running statistics.
+        state: of the algorithm at the end.
+    """
+
+    recorder: dict[str, Any]
+    path: Tensor
+    path_steps: list[int]
+    buffers: list[dict[str, Tensor]]
+    state: dict[str, Tensor]
+
+    @property
+    def records(self) -> list[dict[str, float]]:
+        """The numbers of every measurement."""
+        records: list[dict[str, float]] = self.recorder["records"]
+        return records
+
+    @property
+    def contributions(self) -> list[StepContributions]:
+        """What the one-step generalization ratios are made of, per measurement."""
+        return [StepContributions(*one) for one in self.recorder["contributions"]]
+
+
+def trace(subject: Subject, folder: Path) -> Trace:
+    """Train a run with a recorder, or read what doing so left in a folder; killed, it continues where it stopped.
+
+    It takes the steps that the run takes, bit for bit, without its evaluations; a run whose average of weights ends it
+    early is trained to its last step.
+
+    Args:
+        subject: the run.
+        folder: where the trace is kept.
+
+    Raises:
+        ValueError: the algorithm has optimizers of its own, which no recorder can stand beside.
+        NonFiniteLossError: training diverged.
+        DamagedFileError: a file of the trace cannot be read back.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file, checkpoint = folder / f"{subject.spec.name}.pt", folder / f"{subject.spec.name}.checkpoint.pt"
+    if not file.exists():
+        with reproducible():
+            content = io.BytesIO()
+            torch.save(_train(subject, checkpoint), content)
+        write_bytes(file, content.getvalue())
+        checkpoint.unlink(missing_ok=True)
+    return Trace(**read_saved(file, "delete it to train again"))
+
+
+def _train(subject: Subject, checkpoint: Path) -> dict[str, Any]:
+    """Train a run as `trace` says, and return the fields of its trace."""
+    loop = Loop(subject.spec, subject.data, subject.device, subject.weights)
+    tracing, checkpoints = _Tracing(loop), Checkpoints(checkpoint)
+    loop.callbacks = [tracing, ProgressBar(subject.name), checkpoints]
+    if checkpoint.exists():
+        _renew(checkpoint, loop)
+    checkpoints.restore(loop)
+    try:
+        loop.run()
+    except NonFiniteLossError as diverged:
+        raise NonFiniteLossError(f"{subject.name}: {diverged}") from None
+    return {**tracing.state_dict(), "state": loop.algorithm.state_dict()}
+
+
+class _Tracing(Callback):
+    """Measures a loop's steps with a recorder, and keeps snapshots of the weights.
+
+    Raises:
+        ValueError: the algorithm has optimizers of its own.
+    """
+
+    name = "trace"
+
+    def __init__(self, loop: Loop) -> None:
+        if set(loop.algorithm.optimizers) != {"all"}:
+            raise ValueError(f"{loop.spec.algorithm} steps several optimizers; what is measured follows one")
+        self.optimizer = loop.algorithm.optimizers["all"]
+        self.recorder = Recorder(
+            loop.algorithm,
+            self.optimizer,
+            F.cross_entropy,
+            loop.inputs.fresh_batches,
+            unseen=loop.inputs.unseen_batch,
+            every=-(-loop.spec.steps // MEASUREMENTS),
+        )
+        self.path: list[Tensor] = []
+        self.path_steps: list[int] = []
+        self.buffers: list[dict[str, Tensor]] = []
+        self._snapshot(loop)
+
+    def on_update(self, loop: Loop) -> None:
+        step, steps = loop.progress.step, loop.spec.steps
+        self.recorder.step = step
+        if loop.algorithm.optimizers["all"] is not self.optimizer:  # it started anew, and this step was not recorded
+            self.optimizer = loop.algorithm.optimizers["all"]
+            self.recorder.follow(self.optimizer)
+        if step % -(-steps // SNAPSHOTS) == 0 or step == steps:
+            self._snapshot(loop)
+
+    def _snapshot(self, loop: Loop) -> None:
+        parameters = dict(loop.algorithm.named_parameters())
+        state = loop.algorithm.state_dict()
+        self.path.append(flat_weights(loop.algorithm).cpu())
+        self.path_steps.append(loop.progress.step)
+        self.buffers.append({name: t.to("cpu", copy=True) for name, t in state.items() if name not in parameters})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "recorder": self.recorder.state_dict(),
+            "path": torch.stack(self.path),
+            "path_steps": self.path_steps,
+            "buffers": self.buffers,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.recorder.load_state_dict(state["recorder"])
+        self.path, self.path_steps, self.buffers = list(state["path"]), state["path_steps"], state["buffers"]
+
+
+def _renew(checkpoint: Path, loop: Loop) -> None:
+    """Write a checkpoint of before traces shared the training loop as that loop has them."""
+    saved = read_saved(checkpoint, "delete it to train this run from the start")
+    if "recorder" in saved.get("progress", {}):
+        old = saved["progress"]
+        saved["progress"] = {**loop.state_dict(), "step": old["recorder"]["step"], "trace": old}
+        content = io.BytesIO()
+        torch.save(saved, content)
+        write_bytes(checkpoint, content.getvalue())
+
+
+def traced(study: Study, output: Path, trial_seed: int) -> dict[str, tuple[Subject, Trace]]:
+    """Return the runs of a study's methods with their traces, by name; what is missing in the output is trained.
+
+    Args:
+        study: as for `figure_subjects`.
+        output: the folder of the figures.
+        trial_seed: number of the trial.
+
+    Raises:
+        ValueError: as `figure_subjects` and `trace`.
+    """
+    return {one.name: (one, trace(one, output / TRACES_FOLDER)) for one in figure_subjects(study, trial_seed)}

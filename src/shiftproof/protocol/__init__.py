@@ -1,0 +1,1 @@
+"""How methods are compared fairly: dialects of the protocol, settings to search and rules to select by."""

@@ -1,0 +1,153 @@
+"""The dialects of the DomainBed protocol: under one name, papers have run different code.
+
+``shiftproof`` is our own. ``domainbed`` is what gave the published table (commit 7df6f06), ``domainbed-head`` the
+code of today (commit b93c22a), ``swad`` that of SWAD and those built on it (MIRO, SAGM, GGA, GENIE).
+
+A dialect holds what code reads. It does not reproduce the reference's streams of random numbers: batches, crops and
+starts are functions of our seeds, and the methods of a trial start from the same weights, where DomainBed seeds
+every algorithm and setting apart. Crops are taken of images at the training size (see `shiftproof.data`).
+Algorithms are as their papers have them in every dialect.
+
+Sources: Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021 (arXiv 2007.01434); Cha et
+al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021 (arXiv 2102.08604).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shiftproof.base.choices import Kind
+from shiftproof.base.registry import Registry
+
+Draws = Literal["per_name", "in_order"]
+Oracle = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One dialect.
+
+    Attributes:
+        start: the weights that its published results started from.
+        updates: default number of updates.
+        updates_domainnet: the same on DomainNet.
+        updates_from_scratch: the same on photographs without given weights, which take longer to learn; None for no
+            difference.
+        frequencies: default number of updates between evaluations on photographs, on DomainNet and on small images;
+            None for a fifth of the updates.
+        first_update: the number that its count of updates starts at; those divisible by the frequency are followed
+            by an evaluation.
+        evaluates_last: whether the last update is followed by one in any case.
+        rounds_updates: whether the number of updates is rounded so that the last is evaluated.
+        freeze_batch_norm: whether batch norms keep the statistics of given weights.
+        zero_classifier: whether the classifier starts at zero on given weights, else at random.
+        augment_validation: whether held-out images of the sources are augmented as in training; photographs only.
+        oracle: the checkpoint that the oracle takes: the last, or that of the best accuracy on the target's
+            held-out images, which asks the target at every evaluation.
+        highest_setting_wins_ties: whether the setting of the highest number wins a tie, else of the lowest.
+        draws: whether each hyperparameter draws from a generator of its own ("per_name") or all from one.
+    """
+
+    start: str
+    updates: int = 5001
+    updates_domainnet: int = 5001
+    updates_from_scratch: int | None = None
+    frequencies: tuple[int, int, int] | None = (300, 1000, 100)
+    first_update: Literal[0, 1] = 0
+    evaluates_last: bool = False
+    rounds_updates: bool = False
+    freeze_batch_norm: bool = True
+    zero_classifier: bool = False
+    augment_validation: bool = True
+    oracle: Oracle = "last"
+    highest_setting_wins_ties: bool = True
+    draws: Draws = "in_order"
+
+    def steps(self, dataset: str, kind: Kind, pretrained: bool) -> int:
+        """Return the default number of updates.
+
+        Args:
+            dataset: name of the data set.
+            kind: of its images.
+            pretrained: whether training starts from given weights.
+        """
+        if self.updates_from_scratch and kind == "photographs" and not pretrained:
+            return self.updates_from_scratch
+        return self.updates_domainnet if dataset == "DomainNet" else self.updates
+
+    def checkpoint_freq(self, dataset: str, kind: Kind, steps: int) -> int:
+        """Return the default number of updates between evaluations.
+
+        Args:
+            dataset: name of the data set.
+            kind: of its images.
+            steps: updates of the run.
+        """
+        if self.frequencies is None:
+            return max(1, steps // 5)
+        large, domainnet, small = self.frequencies
+        if kind == "small_images":
+            return small
+        return domainnet if dataset == "DomainNet" else large
+
+    def evaluated(self, step: int, steps: int, freq: int) -> bool:
+        """Return whether an evaluation follows update number ``step`` (from 1) of ``steps``."""
+        return (step - 1 + self.first_update) % freq == 0 or (self.evaluates_last and step == steps)
+
+    def last_evaluated(self, steps: int, freq: int) -> int:
+        """Return the number (from 1) of the last update of ``steps`` that an evaluation follows; 0 for none."""
+        if self.evaluates_last:
+            return steps
+        return (steps - 1 + self.first_update) // freq * freq + 1 - self.first_update
+
+    def evaluations(self, steps: int, freq: int) -> int:
+        """Return how many evaluations ``steps`` updates have."""
+        last = steps - 1 + self.first_update
+        return last // freq + 1 - self.first_update + (self.evaluates_last and last % freq != 0)
+
+    def rounded(self, steps: int, freq: int) -> int:
+        """Return the number of updates that is trained where ``steps`` are asked for: all, or up to an evaluation.
+
+        SWAD's code goes one update beyond a multiple of ``freq``; here that is rounded down, never up.
+        """
+        return self.last_evaluated(steps, freq) if self.rounds_updates else steps
+
+
+PROTOCOLS: Registry[Protocol] = Registry("protocol")
+"""The dialects by name."""
+
+_TORCHVISION = "torchvision's ResNet-50, ImageNet-1k V1"
+
+PROTOCOLS.register(
+    "shiftproof",
+    Protocol(
+        "as given",
+        updates=300,
+        updates_domainnet=300,
+        updates_from_scratch=3000,
+        frequencies=None,
+        first_update=1,
+        evaluates_last=True,
+        zero_classifier=True,
+        augment_validation=False,
+        highest_setting_wins_ties=False,
+        draws="per_name",
+    ),
+)
+PROTOCOLS.register("domainbed", Protocol(_TORCHVISION))
+PROTOCOLS.register(
+    "domainbed-head",
+    Protocol("timm's ResNet-50, resnet50.ram_in1k", evaluates_last=True, freeze_batch_norm=False, draws="per_name"),
+)
+PROTOCOLS.register(
+    "swad",
+    Protocol(
+        _TORCHVISION,
+        updates_domainnet=15001,
+        frequencies=(200, 500, 100),
+        rounds_updates=True,
+        augment_validation=False,
+        oracle="best",
+    ),
+)

@@ -1,0 +1,6 @@
+"""Where the runs of a study are trained: in processes of this machine or on a Ray cluster."""
+
+from shiftproof.studies.workers.processes import NodeError, run_tasks
+from shiftproof.studies.workers.ray import RayCluster, run_on_ray
+
+__all__ = ["NodeError", "RayCluster", "run_on_ray", "run_tasks"]

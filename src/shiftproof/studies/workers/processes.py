@@ -1,0 +1,179 @@
+"""A pool of worker processes that outlives the death of a worker and ends with its parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from shiftproof.base.processes import START_METHOD, adopt, end_with_parent
+
+Task = TypeVar("Task")
+
+
+class Outcome(NamedTuple):
+    """How a task ended: its number and its value, or the error that it raised or that ended its worker."""
+
+    task: int
+    value: Any
+    error: str | None
+
+
+class WorkerStartError(ChildProcessError):
+    """Worker processes end before they can work."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(
+            f"worker processes end while they start (exit code {exit_code}); a script that runs a study must do so "
+            'under `if __name__ == "__main__":`, because workers import it too'
+        )
+
+
+class NodeError(OSError):
+    """The machine that a task came to can do none: it is not the task's fault, and ends them all."""
+
+
+class _Worker(Generic[Task]):
+    """A process that does one task at a time."""
+
+    def __init__(self, work: Callable[[Task], Any]) -> None:
+        context: Any = multiprocessing.get_context(START_METHOD)
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work, dict(os.environ)), daemon=True)
+        with _interrupts_ignored():  # the process inherits it: an interrupt is the parent's to handle
+            self.process.start()
+        theirs.close()
+        self.index: int | None = None
+        self.ready = False
+
+    def start(self, index: int, task: Task) -> None:
+        self.index = index
+        with suppress(OSError):  # a worker that has just died is found dead when its outcome is asked for
+            self.connection.send(task)
+
+    def outcome(self) -> Outcome | None:
+        """Return the outcome of the task in work, None while there is none.
+
+        Raises:
+            EOFError: the process ended without an outcome.
+            NodeError: the task raised it.
+        """
+        alive = self.process.is_alive()  # asked first: what a process sent before its end is still received
+        if not self.connection.poll():
+            if alive:
+                return None
+            raise EOFError
+        message = self.connection.recv()
+        if message is None:
+            self.ready = True
+            return None
+        value, error = message
+        if isinstance(error, NodeError):
+            raise error
+        index, self.index = self.index, None
+        assert index is not None  # noqa: S101  (an outcome answers a task)
+        return Outcome(index, value, error)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self.connection.close()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # other threads get none and may set nothing
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _serve(connection: Connection, work: Callable[[Any], Any], environment: Mapping[str, str]) -> None:
+    end_with_parent()
+    adopt(environment)
+    connection.send(None)  # ready
+    while True:
+        task = connection.recv()
+        try:
+            message: tuple[Any, str | NodeError | None] = (work(task), None)
+        except NodeError as error:
+            message = (None, error)
+        except Exception as error:  # whatever a task raises is its outcome; the others go on
+            message = (None, f"{type(error).__name__}: {error}")
+        connection.send(message)
+
+
+def run_tasks(
+    work: Callable[[Task], Any], tasks: Sequence[Task], jobs: int, attempts: int = 3
+) -> Generator[Outcome, None, None]:
+    """Do the tasks in parallel processes and yield their outcomes as they come.
+
+    Workers stay alive between tasks. A task that raises, or whose worker dies, is done again after the others.
+
+    Args:
+        work: a function at the top level of a module; what it raises becomes its task's error.
+        tasks: picklable values.
+        jobs: number of processes.
+        attempts: how often a task may raise or take its worker down before that is its error.
+
+    Raises:
+        WorkerStartError: so many workers in a row ended while they started.
+        NodeError: a task raised it.
+    """
+    waiting = deque(range(len(tasks)))
+    failures: Counter[int] = Counter()
+    failed_starts = 0
+    workers: list[_Worker[Task]] = [_Worker(work) for _ in range(min(jobs, len(tasks)))]
+    try:
+        remaining = len(tasks)
+        while remaining:
+            for i, worker in enumerate(workers):
+                if worker.index is None and waiting:
+                    if not worker.process.is_alive():  # it died between tasks: nobody's fault
+                        worker.stop()
+                        workers[i] = worker = _Worker(work)
+                    index = waiting.popleft()
+                    worker.start(index, tasks[index])
+            busy = [worker for worker in workers if worker.index is not None]
+            wait([source for worker in busy for source in (worker.connection, worker.process.sentinel)])
+            for worker in busy:
+                try:
+                    outcome = worker.outcome()
+                except NodeError:
+                    raise
+                except (EOFError, OSError):
+                    worker.process.join(1)  # its end of the pipe closes a moment before it has ended
+                    worker.stop()
+                    failed_starts = 0 if worker.ready else failed_starts + 1
+                    if failed_starts == attempts:
+                        raise WorkerStartError(worker.process.exitcode) from None
+                    outcome = _death(worker)
+                    workers[workers.index(worker)] = _Worker(work)
+                if outcome is None:
+                    continue
+                if outcome.error is not None:
+                    failures[outcome.task] += worker.ready  # one that dies while it starts has not seen its task
+                    if failures[outcome.task] < attempts:
+                        waiting.append(outcome.task)
+                        continue
+                    outcome = outcome._replace(error=f"{outcome.error} (tried {attempts} times)")
+                remaining -= 1
+                yield outcome
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _death(worker: _Worker[Any]) -> Outcome:
+    assert worker.index is not None  # noqa: S101  (only busy workers are looked at)
+    return Outcome(worker.index, None, f"its worker process ended with exit code {worker.process.exitcode}")

@@ -1,0 +1,435 @@
+"""The tables of a study as text for a terminal, Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from shiftproof.base.files import write_bytes
+from shiftproof.studies.published_results import SECONDS, published_for
+from shiftproof.studies.results import Results
+from shiftproof.studies.study import Method
+from shiftproof.tables.markup import latex, markdown, one_line
+from shiftproof.tables.statistics import Difference, Estimate
+from shiftproof.tables.table import Cell, Comparison, MethodRow, Table, build_tables, comparisons
+
+MEAN = "mean"
+Mark = Literal["best", "second"]
+
+
+class Entry(NamedTuple):
+    """One entry of a block, and whether it is the best or second best of its column."""
+
+    text: str
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table as entries.
+
+    Attributes:
+        title: what its numbers are, with their unit.
+        head: names of its columns; the first is of the rows' names.
+        rows: entries, one per column.
+        notes: lines below it.
+    """
+
+    title: str
+    head: list[str]
+    rows: list[list[Entry]]
+    notes: list[str] = field(default_factory=list)
+
+
+def as_text(results: Results, rule: str | None = None, baseline: str | None = None) -> str:
+    """Return the tables of a study for a terminal.
+
+    Args:
+        results: of the study.
+        rule: the selection rule; None for the study's first.
+        baseline: the method that differences are taken from; None for the study's.
+
+    Raises:
+        UnknownNameError: the study has no such rule or method.
+    """
+    return "\n\n".join(
+        "\n".join([one_line(block.title), *_aligned(block), *map(one_line, block.notes)])
+        for block in blocks(results, rule, baseline)
+    )
+
+
+def as_markdown(results: Results, rule: str | None = None, baseline: str | None = None) -> str:
+    """Return the tables of a study as Markdown; the arguments are those of `as_text`."""
+
+    def entry(one: Entry) -> str:
+        text = markdown(one.text)
+        return {"best": f"**{text}**", "second": f"_{text}_", None: text}[one.mark]
+
+    parts = []
+    for block in blocks(results, rule, baseline):
+        lines = [f"**{markdown(block.title).strip()}**", ""]  # with a space inside it is not bold
+        if block.rows:
+            lines.append("| " + " | ".join(entry(Entry(name)) for name in block.head) + " |")
+            lines.append("|---|" + "---:|" * (len(block.head) - 1))
+            lines += ["| " + " | ".join(map(entry, row)) + " |" for row in block.rows]
+        parts.append("\n".join([*lines, *(f"\n{markdown(note)}" for note in block.notes)]))
+    return "\n\n".join(parts)
+
+
+def as_latex(results: Results, rule: str | None = None, baseline: str | None = None) -> str:
+    r"""Return the tables of a study as LaTeX (package booktabs), the best in bold, the second best underlined.
+
+    The arguments are those of `as_text`.
+    """
+
+    def entry(one: Entry) -> str:
+        text = latex(one.text)
+        return {"best": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}", None: text}[one.mark]
+
+    parts = []
+    for block in blocks(results, rule, baseline):
+        notes = " ".join(latex(note) for note in block.notes)
+        if not block.rows:
+            parts.append("\n".join(f"% {one_line(line)}" for line in [block.title, *block.notes]))
+            continue
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex(block.title)}{'. ' + notes if notes else ''}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(block.head) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(latex, block.head)) + r" \\",
+            r"\midrule",
+            *(" & ".join(map(entry, row)) + r" \\" for row in block.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def as_csv(results: Results, rule: str | None = None, baseline: str | None = None) -> str:
+    """Return the tables of a study as CSV, a line per table, method and column, accuracies in [0, 1].
+
+    Without ``rule``, under all rules of the study. The arguments are those of `as_text`.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    rules = results.plan.selection if rule is None else (rule,)
+    tables = [table for one in rules for table in build_tables(results, one, baseline)]
+    terms = list(dict.fromkeys(name for table in tables for name in table.terms))
+    annealing = list(dict.fromkeys(name for table in tables for row in table.rows for name in row.annealing))
+    writer.writerow(
+        [
+            *("table", *Method._fields, "target", "accuracy", "standard_error", "class_mean"),
+            *("difference", "difference_low", "difference_high", "p", "adjusted_p"),
+            *("trials_finished", "failed", "sweep_gain", "passes_per_step", "seconds"),
+            *(f"annealer_{name}" for name in annealing),
+            *terms,
+        ]
+    )
+    for table in tables:
+        for row in table.rows:
+            for column, cell in [*row.cells.items(), (_mean_name(table), row.mean)]:
+                whole = cell is row.mean
+                writer.writerow(
+                    [
+                        *(table.title, *row.method, column, *(cell.accuracy or (None, None))),
+                        cell.class_mean.mean if cell.class_mean else None,
+                        *(cell.difference or (None,) * len(Difference._fields)),
+                        *(row.adjusted_p if whole else None, cell.trials, cell.failed),
+                        row.sweep_gain.mean if whole and row.sweep_gain else None,
+                        *(row.passes_per_step, row.seconds),
+                        *(row.annealing.get(name) for name in annealing),
+                        *(table.terms.get(name) for name in terms),
+                    ]
+                )
+    return file.getvalue()
+
+
+def write_csv(results: Results, output: Path) -> Path:
+    """Write the tables of a study as `table.csv` into its output folder, and return the file's path.
+
+    What no encoding has, as of the name of a folder, is escaped.
+    """
+    path = output / "table.csv"
+    write_bytes(path, as_csv(results).encode(errors="backslashreplace"))
+    return path
+
+
+FORMATS: dict[str, Callable[[Results, str | None, str | None], str]] = {
+    "text": as_text,
+    "markdown": as_markdown,
+    "latex": as_latex,
+    "csv": as_csv,
+}
+
+
+def blocks(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Block]:
+    """Return all that the tables of a study say, block by block; the arguments are those of `as_text`."""
+    by_rule = {one: build_tables(results, one, baseline) for one in results.plan.selection}
+    chosen = rule or results.plan.selection[0]
+    tables = by_rule.get(chosen) or build_tables(results, chosen, baseline)  # which refuses an unknown rule
+    found = []
+    for i, table in enumerate(tables):
+        found.append(_accuracy_block(table))
+        found += _annealer_blocks(table)
+        if len(table.rows) > 1:
+            found.append(_difference_block(table))
+        found.append(_selection_block(table, {one: same[i] for one, same in by_rule.items()}))
+        if table.ranks is not None:
+            found.append(_rank_block(table))
+    found += _published_blocks(results, comparisons(results, tables))
+    found += _time_blocks(results, tables[0])
+    for table in tables:
+        found.append(Block(f"Terms: {_terms(table)}", [], []))
+    failures = list(dict.fromkeys(line for table in tables for line in table.failures))
+    if failures:
+        found.append(Block("Failed runs:", [], [], [f"  {line}" for line in failures]))
+    return found
+
+
+def _mean_name(table: Table) -> str:
+    return MEAN if MEAN not in table.columns else "mean of all"
+
+
+def _terms(table: Table) -> str:
+    return "; ".join(f"{name} {value}" for name, value in table.terms.items())
+
+
+def _accuracy_block(table: Table) -> Block:
+    columns = [[row.cells[column] for row in table.rows] for column in table.columns]
+    cells = [*columns, [row.mean for row in table.rows]]
+    entries = [_marked(column) for column in cells]
+    rows = [
+        [Entry(str(row.method)), *(column[i] for column in entries), Entry(_number(row.passes_per_step)),
+         Entry(_number(row.seconds))]
+        for i, row in enumerate(table.rows)
+    ]  # fmt: skip
+    return Block(
+        f"{table.title}: accuracy on unseen domains, %",
+        ["method", *table.columns, _mean_name(table), "passes/step", "s/run"],
+        rows,
+        [f"Transductive: {table.terms['transductive']}."] if "transductive" in table.terms else [],
+    )
+
+
+def _annealer_blocks(table: Table) -> list[Block]:
+    """Show what the annealers did, where one reports it."""
+    digits = {"similarity_before": 6, "similarity_after": 6, "accepted": 1, "extra_passes": 1, "seconds": 1}
+
+    def entry(value: float | None, places: int) -> Entry:
+        return Entry("-" if value is None else f"{value:.{places}f}")
+
+    rows = [
+        [Entry(str(row.method)), *(entry(row.annealing[name], places) for name, places in digits.items())]
+        for row in table.rows
+        if row.annealing
+    ]
+    if not rows:
+        return []
+    return [
+        Block(
+            f"{table.title}: the annealer, mean over runs",
+            ["method", "similarity before", "after", "accepted", "extra passes", "s"],
+            rows,
+            [
+                "Similarity: cosine of the source domains' gradients, for gga the least of all pairs, for gga_l their "
+                "mean; extra passes are in passes/step, each over all source domains."
+            ],
+        )
+    ]
+
+
+def _marked(cells: Sequence[Cell]) -> list[Entry]:
+    """Mark the highest and second highest of the cells that finished every trial, where there are several."""
+    means = [c.accuracy.mean if c.accuracy and c.trials == c.planned else None for c in cells]
+    order = sorted({mean for mean in means if mean is not None}, reverse=True)
+    marks: dict[float, Mark] = dict(zip(order[:2], ("best", "second"), strict=False)) if len(cells) > 1 else {}
+    return [
+        Entry(_accuracy(cell), None if mean is None else marks.get(mean))
+        for cell, mean in zip(cells, means, strict=True)
+    ]
+
+
+def _difference_block(table: Table) -> Block:
+    rows = [row for row in table.rows if row.method != table.baseline]
+
+    def entries(row: MethodRow) -> list[Entry]:
+        texts = [
+            str(row.method),
+            _signed(row.mean.difference),
+            _interval(row.mean.difference),
+            _p(row.adjusted_p),
+            f"{row.signs.wins}-{row.signs.losses}-{row.signs.ties}" if row.signs else "-",
+            *(_signed(row.cells[column].difference) for column in table.columns),
+        ]
+        return [Entry(text) for text in texts]
+
+    tested = sum(row.adjusted_p is not None for row in rows)
+    return Block(
+        f"{table.title}: difference from {table.baseline}, points, paired by trial",
+        ["method", _mean_name(table), "95 % interval", "p (Holm)", "won-lost-tied", *table.columns],
+        [entries(row) for row in rows],
+        [f"p-values of Student's t over trials, corrected for {tested} comparisons; won-lost-tied counts targets."]
+        if tested > 1
+        else [],
+    )
+
+
+def _selection_block(table: Table, by_rule: Mapping[str, Table]) -> Block:
+    """Show the mean under every selection rule, and what picking by the target would have added."""
+    rows = [
+        [
+            Entry(str(row.method)),
+            *(Entry(_accuracy(same.rows[i].mean)) for same in by_rule.values()),
+            Entry(_signed(row.sweep_gain)),
+            Entry(_interval(row.sweep_gain)),
+        ]
+        for i, row in enumerate(table.rows)
+    ]
+    return Block(
+        f"{table.title}: mean by selection rule, %",
+        ["method", *by_rule, "picked on target", "95 % interval"],
+        rows,
+        [
+            f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "
+            "published best-of-sweep figures hold such a part."
+        ],
+    )
+
+
+def _rank_block(table: Table) -> Block:
+    assert table.ranks is not None  # noqa: S101  (asked before)
+    order = sorted(zip(table.ranks.ranks, table.ranked, strict=True), key=lambda pair: pair[0])
+    ranks = table.ranks
+    notes = [
+        f"Over {ranks.cells} targets; Friedman p {_p(ranks.friedman_p)}; critical difference at 5 % "
+        f"{'-' if ranks.critical_difference is None else f'{ranks.critical_difference:.2f}'} (Nemenyi)."
+    ]
+    return Block(
+        f"{table.title}: average rank over targets, 1 the best",
+        ["method", "rank"],
+        [[Entry(str(method)), Entry(f"{rank:.2f}")] for rank, method in order],
+        notes,
+    )
+
+
+def _published_blocks(results: Results, compared: Sequence[Comparison]) -> list[Block]:
+    if not compared:
+        return []
+    rows = [
+        [
+            Entry(text)
+            for text in (
+                f"{one.method}{' (published: released form)' if one.published.released_form else ''}",
+                one.dataset,
+                _estimate(one.measured),
+                f"{100 * one.published.value:.1f}"
+                + (f" ± {100 * one.published.error:.1f}" if one.published.error is not None else ""),
+                f"{100 * (one.measured.mean - one.published.value):+.1f}",
+                one.published.selection,
+                one.published.tuning,
+                one.published.source,
+            )
+        ]
+        for one in compared
+    ]
+    notes = []
+    for grid in results.plan:
+        if any(one.dataset == grid.dataset for one in compared):
+            some = "" if len(grid.columns) == len(grid.domains) else f"; targets {', '.join(grid.targets)} only"
+            terms = ("protocol", "settings per method", "trials", "steps", "model", "image size")
+            said = "; ".join(f"{name} {grid.terms[name]}" for name in terms if name in grid.terms)
+            notes.append(f"Measured on {grid.dataset}: {said}{some}. Published: ResNet-50 at 224 pixels, all targets.")
+    return [
+        Block(
+            "Measured beside published, mean accuracy, %",
+            ["method", "data set", "measured", "published", "difference", "selection", "tuning", "source"],
+            rows,
+            notes,
+        )
+    ]
+
+
+def _time_blocks(results: Results, table: Table) -> list[Block]:
+    """Show training times beside published ones, both relative to the baseline's: machines differ."""
+
+    def published_seconds(method: Method) -> float | None:
+        name = results.plan.published.get(method.variant)
+        found = name and published_for(name, *method[:3], SECONDS)
+        return found.value if found else None
+
+    rows = {row.method: (row.seconds, published_seconds(row.method)) for row in table.rows}
+    ours, theirs = rows[table.baseline]
+    if not ours or not theirs:
+        return []
+    return [
+        Block(
+            f"Seconds per run, and relative to {table.baseline}'s, beside published (released form of GENIE)",
+            ["method", "measured", "published", "measured, relative", "published, relative"],
+            [
+                [
+                    Entry(text)
+                    for text in (
+                        str(method),
+                        f"{here:.1f}",
+                        f"{there:.0f}",
+                        f"{here / ours:.2f}",
+                        f"{there / theirs:.2f}",
+                    )
+                ]
+                for method, (here, there) in rows.items()
+                if here and there
+            ],
+        )
+    ]
+
+
+def _aligned(block: Block) -> list[str]:
+    rows = [block.head, *([entry.text for entry in row] for row in block.rows)] if block.rows else []
+    lines = [list(map(one_line, row)) for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(block.head))] if lines else []
+    return [
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _accuracy(cell: Cell) -> str:
+    if cell.accuracy is None:
+        return "failed" if cell.failed else "missing"
+    text = _estimate(cell.accuracy)
+    return text if cell.trials == cell.planned else f"{text} ({cell.trials}/{cell.planned})"
+
+
+def _estimate(value: Estimate) -> str:
+    return f"{100 * value.mean:.1f} ± {'-' if value.error is None else f'{100 * value.error:.1f}'}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _signed(difference: Difference | None) -> str:
+    return "-" if difference is None else f"{100 * difference.mean:+.1f}"
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None or difference.low is None or difference.high is None:
+        return "-"
+    return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,338 @@
+"""Tables of a study: accuracy per target and mean, with standard errors, paired differences, ranks and terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from shiftproof.base.registry import UnknownNameError
+from shiftproof.studies.plan import Grid, method_of
+from shiftproof.studies.published_results import MEAN, SECONDS, Published, published, published_for
+from shiftproof.studies.results import Outcome, Results
+from shiftproof.studies.study import Method
+from shiftproof.tables.statistics import (
+    Difference,
+    Estimate,
+    Ranks,
+    SignCount,
+    average_ranks,
+    estimate,
+    holm,
+    paired_difference,
+    sign_count,
+)
+from shiftproof.training.spec import RESULTS_VERSION
+
+Scores = dict[int, float]
+"""A quantity by trial, of the trials that have it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table.
+
+    Attributes:
+        accuracy: over the trials that finished, None if none has.
+        class_mean: the same for the mean over classes.
+        difference: from the baseline, over the trials that finished for both.
+        trials: trials that finished.
+        planned: trials of the study.
+        failed: whether a trial that did not finish failed (else it has not run yet).
+    """
+
+    accuracy: Estimate | None
+    class_mean: Estimate | None
+    difference: Difference | None
+    trials: int
+    planned: int
+    failed: bool
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A method's row: its cells by column and for their mean, what they say together, and its cost.
+
+    Attributes:
+        method: what was trained.
+        cells: by column.
+        mean: of the columns, within each trial.
+        adjusted_p: p-value of the mean's difference, corrected for the number of rows by Holm's method.
+        signs: on how many targets it is above and below the baseline.
+        sweep_gain: what picking steps and settings by the target's accuracy (the oracle) would have added to the mean.
+        passes_per_step: forward and backward passes of one step, the annealer's included.
+        seconds: mean wall time of a run.
+        annealing: what the annealer did, by quantity: means over runs; empty where it reports nothing.
+    """
+
+    method: Method
+    cells: dict[str, Cell]
+    mean: Cell
+    adjusted_p: float | None
+    signs: SignCount | None
+    sweep_gain: Difference | None
+    passes_per_step: float | None
+    seconds: float | None
+    annealing: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a study.
+
+    Attributes:
+        title: the data set, or the name of the study for the table over several.
+        rule: the selection rule, for steps and settings.
+        columns: targets, or data sets.
+        rows: one per method.
+        baseline: the method that differences are taken from.
+        ranked: the methods that have a score on every target with a score, in the order of ``ranks``.
+        ranks: their average ranks over targets; None with fewer than two of them.
+        terms: what the accuracies depend on, by name.
+        failures: a line per failed run, with its reason.
+    """
+
+    title: str
+    rule: str
+    columns: list[str]
+    rows: list[MethodRow]
+    baseline: Method
+    ranked: list[Method]
+    ranks: Ranks | None
+    terms: dict[str, Any]
+    failures: list[str]
+
+
+class Comparison(NamedTuple):
+    """A measured accuracy beside the published one.
+
+    Attributes:
+        method: what was trained.
+        dataset: on what; "mean" is over all data sets of the published table.
+        measured: the mean over its targets.
+        published: what was published of it, or of its released form.
+    """
+
+    method: Method
+    dataset: str
+    measured: Estimate
+    published: Published
+
+
+class _Part(NamedTuple):
+    grid: Grid
+    targets: tuple[str, ...]
+
+
+def build_tables(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Table]:
+    """Build the tables of a study: with several data sets one over all of them, and one of each.
+
+    Args:
+        results: runs that are missing show as missing.
+        rule: the selection rule; None for the study's first.
+        baseline: the method that differences are taken from, as tables print it; None for the study's.
+
+    Raises:
+        UnknownNameError: the study has no such rule or method.
+    """
+    plan = results.plan
+    if rule is not None and rule not in plan.selection:
+        raise UnknownNameError("selection rule of this study", rule, list(plan.selection))
+    methods = list(plan.grids[0].methods)
+    if baseline is not None and baseline not in map(str, methods):
+        raise UnknownNameError("method of this study", baseline, [str(method) for method in methods])
+    first = plan.baseline if baseline is None else next(m for m in methods if str(m) == baseline)
+    chosen = rule or plan.selection[0]
+    tables = [
+        _Builder(results, chosen, first, {"+".join(targets): [_Part(grid, targets)] for targets in grid.columns}).table(
+            grid.dataset, [grid]
+        )
+        for grid in plan
+    ]
+    if len(plan.grids) > 1:
+        columns = {grid.dataset: [_Part(grid, targets) for targets in grid.columns] for grid in plan}
+        tables.insert(0, _Builder(results, chosen, first, columns).table(plan.name, list(plan.grids)))
+    return tables
+
+
+def comparisons(results: Results, tables: Sequence[Table]) -> list[Comparison]:
+    """Return the accuracies of a study's tables beside published ones, where it has a published table."""
+    found = []
+    names = {grid.dataset for grid in results.plan}
+    over = tables[: len(tables) - len(results.plan.grids)]
+    for table, dataset in [*((t, MEAN) for t in over), *((t, t.title) for t in tables[len(over) :])]:
+        for row in table.rows:
+            name = results.plan.published.get(row.method.variant)
+            if name is None or row.mean.accuracy is None:
+                continue
+            if dataset == MEAN and names != {key.dataset for key in published(name)} - {MEAN, SECONDS}:
+                continue  # a mean over other data sets
+            figure = published_for(name, *row.method[:3], dataset)
+            if figure is not None:
+                found.append(Comparison(row.method, dataset, row.mean.accuracy, figure))
+    return found
+
+
+class _Builder:
+    """Builds one table.
+
+    Args:
+        results: of the study.
+        rule: the selection rule.
+        baseline: the method that differences are taken from.
+        columns: the targets that each column is the mean of.
+    """
+
+    def __init__(self, results: Results, rule: str, baseline: Method, columns: dict[str, list[_Part]]) -> None:
+        self.results, self.rule, self.baseline, self.columns = results, rule, baseline, columns
+        self.parts = [part for parts in columns.values() for part in parts]
+        self.trials = self.parts[0].grid.trials
+
+    def table(self, title: str, grids: Sequence[Grid]) -> Table:
+        rows = [self._row(method, grids) for method in grids[0].methods]
+        others = [row for row in rows if row.method != self.baseline]
+        adjusted = dict(
+            zip(
+                [row.method for row in others],
+                holm([row.mean.difference.p if row.mean.difference else None for row in others]),
+                strict=True,
+            )
+        )
+        ranked, ranks = self._ranks([row.method for row in rows])
+        return Table(
+            title,
+            self.rule,
+            list(self.columns),
+            [replace(row, adjusted_p=adjusted.get(row.method)) for row in rows],
+            self.baseline,
+            ranked,
+            ranks,
+            self._terms(grids),
+            [line for grid in grids for line in _failures(self.results, grid)],
+        )
+
+    def _row(self, method: Method, grids: Sequence[Grid]) -> MethodRow:
+        finished = [
+            row
+            for grid in grids
+            for row in self.results.rows_by_method(grid).get(method, [])
+            if row["status"] == "finished"
+        ]
+        return MethodRow(
+            method,
+            {column: self._cell(method, parts) for column, parts in self.columns.items()},
+            self._mean(method),
+            None,
+            self._signs(method) if method != self.baseline else None,
+            self._sweep_gain(method),
+            estimate([row["passes"] / row["steps"] for row in finished]).mean if finished else None,
+            estimate([row["seconds"] for row in finished]).mean if finished else None,
+            _annealing([row["annealing"] for row in finished if row["annealing"] is not None]),
+        )
+
+    def _cell(self, method: Method, parts: Sequence[_Part]) -> Cell:
+        return self._entry(method, parts, lambda m, quantity: self._column(m, parts, quantity))
+
+    def _mean(self, method: Method) -> Cell:
+        return self._entry(method, self.parts, lambda m, quantity: self._over_columns(m, quantity, self.rule))
+
+    def _entry(self, method: Method, parts: Sequence[_Part], scores: Callable[[Method, str], Scores]) -> Cell:
+        accuracies, baseline = scores(method, "accuracy"), scores(self.baseline, "accuracy")
+        outcomes = [self._outcome(method, part, trial) for part in parts for trial in range(self.trials)]
+        return Cell(
+            estimate(list(accuracies.values())) if accuracies else None,
+            estimate(list(scores(method, "class_mean").values())) if accuracies else None,
+            _paired(accuracies, baseline),
+            len(accuracies),
+            self.trials,
+            any(one.status == "failed" and one.trial not in accuracies for one in outcomes),
+        )
+
+    def _outcome(self, method: Method, part: _Part, trial: int, rule: str | None = None) -> Outcome:
+        return self.results.outcome(part.grid, rule or self.rule, method, part.targets, trial)
+
+    def _column(self, method: Method, parts: Sequence[_Part], quantity: str, rule: str | None = None) -> Scores:
+        """Return the mean over the parts of a column, of the trials that have them all."""
+        result = {}
+        for trial in range(self.trials):
+            picked = [self._outcome(method, part, trial, rule).selected for part in parts]
+            values = [selected[quantity] for selected in picked if selected]
+            if len(values) == len(parts):
+                result[trial] = sum(values) / len(values)
+        return result
+
+    def _over_columns(self, method: Method, quantity: str, rule: str) -> Scores:
+        """Return the unweighted mean over the columns, of the trials that have them all."""
+        columns = [self._column(method, parts, quantity, rule) for parts in self.columns.values()]
+        return {
+            trial: sum(column[trial] for column in columns) / len(columns)
+            for trial in range(self.trials)
+            if all(trial in column for column in columns)
+        }
+
+    def _sweep_gain(self, method: Method) -> Difference | None:
+        scores = [self._over_columns(method, "accuracy", rule) for rule in ("oracle", self.rule)]
+        return _paired(*scores)
+
+    def _signs(self, method: Method) -> SignCount | None:
+        pairs = []
+        for part in self.parts:
+            ours, theirs = (self._column(m, [part], "accuracy") for m in (method, self.baseline))
+            if both := sorted(ours.keys() & theirs.keys()):
+                pairs.append([sum(scores[trial] for trial in both) / len(both) for scores in (ours, theirs)])
+        return sign_count([pair[0] for pair in pairs], [pair[1] for pair in pairs]) if pairs else None
+
+    def _ranks(self, methods: Sequence[Method]) -> tuple[list[Method], Ranks | None]:
+        """Rank the methods on every target, by their mean over the trials that all of them have."""
+        scores = {m: [self._column(m, [part], "accuracy") for part in self.parts] for m in methods}
+        scores = {m: cells for m, cells in scores.items() if all(cells)}
+        common = [
+            sorted(set.intersection(*(set(cells[i]) for cells in scores.values()))) if scores else []
+            for i in range(len(self.parts))
+        ]
+        if len(scores) < 2 or not all(common):
+            return [], None
+        means = [
+            [sum(cell[trial] for trial in trials) / len(trials) for cell, trials in zip(cells, common, strict=True)]
+            for cells in scores.values()
+        ]
+        return list(scores), average_ranks(means)
+
+    def _terms(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        names = dict.fromkeys(name for grid in grids for name in grid.terms)
+        terms = {}
+        for name in names:
+            values = {grid.dataset: grid.terms.get(name, "-") for grid in grids}
+            same = len(set(map(str, values.values()))) == 1
+            each = ", ".join(f"{value} on {dataset}" for dataset, value in values.items())
+            terms[name] = next(iter(values.values())) if same else ", ".join(values) if name == "dataset" else each
+        planned = {spec.name for grid in grids for spec in grid.runs}
+        rows = [row for grid in grids for each in self.results.rows_by_method(grid).values() for row in each]
+        finished = {row["run"] for row in rows if row["status"] == "finished"}
+        versions = sorted({spec.results_version for grid in grids for spec in grid.runs})
+        if versions != [RESULTS_VERSION]:  # the same runs would give other numbers today
+            terms["results version"] = f"{' '.join(map(str, versions))}, earlier than today's {RESULTS_VERSION}"
+        return {**terms, "selection": self.rule, "runs finished": f"{len(finished)} of {len(planned)}"}
+
+
+def _annealing(reports: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    """Return the mean of every quantity over the runs that have it, None where none has."""
+    means: dict[str, float | None] = {}
+    for name in reports[0] if reports else ():
+        values = [value for report in reports if (value := report.get(name)) is not None]
+        means[name] = sum(values) / len(values) if values else None
+    return means
+
+
+def _paired(values: Scores, baseline: Scores) -> Difference | None:
+    both = sorted(values.keys() & baseline.keys())
+    return paired_difference([values[t] for t in both], [baseline[t] for t in both]) if both else None
+
+
+def _failures(results: Results, grid: Grid) -> list[str]:
+    return [
+        f"{method_of(spec)} on {row['target']}, trial {row['trial_seed']}, setting {row['hparam_seed']}: "
+        + row["error"].partition("\n")[0]
+        for spec in grid.runs
+        if (row := results.row(grid, spec)) and row["status"] == "failed"
+    ]

@@ -1,0 +1,1 @@
+"""One run on several devices: what each has of it, and how their processes are started."""

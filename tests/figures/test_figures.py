@@ -1,0 +1,272 @@
+"""The figures: what they train is what a run trains, and what is drawn is what was measured."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from shiftproof import figures
+from shiftproof.base.files import DamagedFileError
+from shiftproof.base.registry import UnknownNameError
+from shiftproof.cli import main
+from shiftproof.diagnostics import simulate, step_ratios
+from shiftproof.figures import diagnose, figure_balance, figure_embedding, figure_osgr, figure_sensitivity
+from shiftproof.figures import flatness as flatness_figure
+from shiftproof.figures import landscape as landscape_figure
+from shiftproof.figures import osgr as osgr_figure
+from shiftproof.figures import sensitivity as sensitivity_figure
+from shiftproof.figures import traces as traces_module
+from shiftproof.figures.osgr import draw_osgr
+from shiftproof.figures.sensitivity import Sensitivity, draw_sensitivity
+from shiftproof.figures.traces import Subject, Trace, figure_subjects, trace
+from shiftproof.report.diagnostics import diagnostic_figures
+from shiftproof.studies import Study, train_one
+from shiftproof.studies.planning import plan_run
+from shiftproof.training import read_result
+from shiftproof.training.callbacks import checkpoints as checkpoints_module
+from shiftproof.training.inputs import Inputs
+from shiftproof.training.run import state_digest
+
+STUDY = Study(optimizers=("genie",), targets=("0",), trials=1, steps=6, fixed={"data.batch_size": 4})
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer images, points and simulated runs than a figure needs."""
+    monkeypatch.setattr(flatness_figure, "IMAGES", 2)
+    monkeypatch.setattr(flatness_figure, "RADII", (0.05,))
+    monkeypatch.setattr(landscape_figure, "POINTS", 3)
+    monkeypatch.setattr(landscape_figure, "simulate", partial(simulate, steps=5, runs=3, tuning_runs=1))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _traced_as_trained(study: Study, folder: Path) -> tuple[Subject, Trace]:
+    """Train and trace a run, which must reach the same weights."""
+    train_one(study, folder / "run", 0, 0)
+    [subject] = figure_subjects(study, 0)
+    found = trace(subject, folder / "traces")
+    result = read_result(folder / "run")
+    assert result is not None
+    assert state_digest(found.state) == result["weights_sha256"]
+    return subject, found
+
+
+def test_a_trace_takes_the_steps_of_the_run(tmp_path: Path) -> None:
+    study = replace(STUDY, optimizers=("sam",))
+    subject, found = _traced_as_trained(study, tmp_path)
+    assert found.path_steps == [0, 1, 2, 3, 4, 5, 6]
+    assert torch.equal(found.path[0], traces_module.flat_weights(subject.algorithm()))
+    assert torch.equal(found.path[-1], traces_module.flat_weights(subject.algorithm(found.state)))
+
+
+def test_a_trace_that_was_killed_continues_to_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [subject] = figure_subjects(STUDY, 0)
+    whole = trace(subject, tmp_path / "whole")
+    monkeypatch.setattr(checkpoints_module, "CHECKPOINT_SECONDS", 0.0)
+    unseen = Inputs.unseen_batch
+
+    def killed(self: Inputs, step: int) -> object:
+        if step == 4:
+            raise KeyboardInterrupt
+        return unseen(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Inputs, "unseen_batch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trace(subject, tmp_path / "broken")
+    continued = trace(subject, tmp_path / "broken")
+    assert continued.records == whole.records
+    assert continued.contributions == whole.contributions
+    assert torch.equal(continued.path, whole.path)
+    assert state_digest(continued.state) == state_digest(whole.state)
+    assert [path.suffix for path in (tmp_path / "broken").iterdir()] == [".pt"]  # the checkpoint is gone
+
+
+def test_a_trace_follows_an_optimizer_that_starts_anew(tmp_path: Path) -> None:
+    study = replace(STUDY, algorithms=("vrex",), fixed=STUDY.fixed | {"algorithm.anneal_steps": 3})
+    _, found = _traced_as_trained(study, tmp_path)
+    assert [record["step"] for record in found.records] == [1, 2, 3, 5, 6]  # at 4 there is another optimizer
+
+
+def test_osgr_and_balance_are_drawn_of_one_training(tmp_path: Path) -> None:
+    study = replace(STUDY, optimizers=("sgd", "genie"))
+    files = figure_osgr(study, tmp_path)
+    traces = {path: path.stat().st_mtime_ns for path in (tmp_path / "traces").iterdir()}
+    files += figure_balance(study, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "traces").iterdir()} == traces
+    assert {path.name for path in files} == {
+        f"{name}.{suffix}"
+        for name in ("osgr", "osgr_moments", "balance", "balance_numbers")
+        for suffix in ("csv", "svg", "png", "txt")
+    }
+    for path in files:
+        if path.suffix == ".svg":
+            ElementTree.parse(path)  # noqa: S314  (our own)
+    [subject, _] = figure_subjects(study, 0)
+    found = trace(subject, tmp_path / "traces")
+    [row] = [
+        row
+        for row in _rows(tmp_path / "diagnostics" / "osgr.csv")
+        if (row["optimizer"], row["ratio"], row["step"]) == ("sgd", "transfer", "all")
+    ]
+    assert float(row["value"]) == step_ratios(found.contributions)["transfer"].value
+    moments = _rows(tmp_path / "diagnostics" / "osgr_moments.csv")
+    assert {(row["path"], row["quantity"]) for row in moments} >= {
+        (path, name) for path in ("sgd", "genie") for name in ("sgd", "adam", "uniform", "genie", "genie_step")
+    }
+    assert {row["step"] for row in moments} == set("02346")  # five of the seven snapshots, from the first to the last
+    balance = [row for row in _rows(tmp_path / "diagnostics" / "balance.csv") if row["optimizer"] == "sgd"]
+    assert [float(row["gini"]) for row in balance] == [record["balance/gini"] for record in found.records]
+
+
+def test_an_interval_without_bounds_is_drawn_over_the_whole_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(osgr_figure, "WINDOW", 5)
+    monkeypatch.setattr(osgr_figure, "write_figure", lambda figure, *rest: drawn.append(figure))
+    sure = [(2.0 + 0.1 * i, 1.0 + 0.1 * i, None, None, None, None) for i in range(5)]
+    unsure = [((-1.0) ** i + 0.1, 0.5, None, None, None, None) for i in range(5)]
+    records = [{"step": i} for i in range(1, 11)]
+    recorder = {"records": records, "contributions": [*sure, *unsure]}
+    draw_osgr({"sgd": Trace(recorder, torch.zeros(1, 1), [0], [{}], {})}, tmp_path, "nothing")
+    [axes, *_] = drawn[0].axes
+    [band] = axes.collections[0].get_paths()
+    at_the_end = band.vertices[band.vertices[:, 0] == 10, 1]
+    assert at_the_end.min() < axes.get_ylim()[0] < axes.get_ylim()[1] < at_the_end.max()
+
+
+def test_features_are_drawn_before_and_after(tmp_path: Path) -> None:
+    files = figure_embedding(replace(STUDY, optimizers=("adam",)), tmp_path)
+    assert {path.stem for path in files} == {"embedding_adam", "separation"}
+    rows = _rows(tmp_path / "diagnostics" / "separation.csv")
+    assert [(row["training"], row["groups"]) for row in rows] == [
+        (when, groups) for when in ("before", "after") for groups in ("classes", "domains")
+    ]
+    assert all(0 <= float(row["probe"]) <= 1 for row in rows)
+    with pytest.raises(ValueError, match="method"):
+        figure_embedding(STUDY, tmp_path, method="tsne")  # type: ignore[arg-type]
+
+
+def test_the_landscape_is_drawn_with_the_paths_of_real_runs(
+    tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--steps", "6", "--set", "data.batch_size=4", "--optimizers", "sgd", "genie", "--target", "0"]
+    assert main(["figure", "landscape", *arguments, "--output", str(tmp_path)]) == 0
+    assert "landscape.svg" in capsys.readouterr().out
+    names = {path.stem for path in (tmp_path / "diagnostics").iterdir()}
+    assert names == {"landscape", "path_sources", "path_target", "flatness"}
+    rows = _rows(tmp_path / "diagnostics" / "path_target.csv")
+    assert [row["step"] for row in rows if row["what"] == "sgd"] == list("0123456")
+    assert len([row for row in rows if row["what"] == "plane"]) == 9
+
+
+def test_sensitivity_trains_every_value_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity_figure, "LR_FACTORS", (0.1, 1.0))
+    monkeypatch.setattr(sensitivity_figure, "GENIE_VALUES", {"dropout": (0.1, 0.8)})
+    study = replace(STUDY, optimizers=("sgd", "genie"), steps=2, targets=None)
+    files = figure_sensitivity(study, tmp_path)
+    rows = _rows(tmp_path / "diagnostics" / "sensitivity.csv")
+    assert [(row["optimizer"], row["hyperparameter"], float(row["value"])) for row in rows] == [
+        ("sgd", "lr", pytest.approx(0.01)),
+        ("sgd", "lr", pytest.approx(0.1)),
+        ("genie", "lr", pytest.approx(1.0)),
+        ("genie", "lr", pytest.approx(10.0)),
+        ("genie", "dropout", 0.1),
+        ("genie", "dropout", 0.8),
+    ]
+    runs = [json.loads(line) for line in (tmp_path / "sensitivity" / "sgd" / "runs.jsonl").read_text().splitlines()]
+    assert float(rows[1]["unseen"]) == runs[1]["selection"]["training_domain"]["accuracy"]
+    assert len(files) == 4
+
+
+def test_the_means_of_the_runs_that_finished_are_drawn_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(sensitivity_figure, "write_figure", lambda figure, *rest: drawn.append(figure))
+    scores = [(10.0, 0, 0.5, 0.4), (0.1, 0, 0.6, 0.9), (10.0, 1, 0.7, 0.8), (0.1, 1, None, None)]
+    measured = [Sensitivity("sgd", "lr", 0.1 * x, x, trial, *accuracies) for x, trial, *accuracies in scores]
+    draw_sensitivity(measured, tmp_path, "nothing")
+    [axes] = drawn[0].axes
+    means = [container.lines[0].get_xydata().flatten().tolist() for container in axes.containers]
+    assert means == [pytest.approx([0.1, 60, 10, 60]), pytest.approx([0.1, 90, 10, 60])]
+    bars = [container.lines[2][0].get_segments()[1][:, 1] for container in axes.containers]
+    assert [high - low for low, high in bars] == pytest.approx([20, 40])  # a standard error to each side
+
+
+def test_a_finished_run_is_diagnosed_and_its_report_shows_it(
+    tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    common = ["--steps", "4", "--set", "data.batch_size=4"]
+    store = ["--targets", "0", "--optimizers", "adam", "--trials", "1", "--jobs", "1"]
+    assert main(["compare", *common, *store, "--output", str(tmp_path)]) == 0
+    [run] = (tmp_path / "runs").iterdir()
+    assert main(["diagnose", str(run)]) == 0
+    drawn = {path.stem for path in (run / "diagnostics").glob("*.svg")}
+    assert drawn == {
+        *("osgr", "osgr_moments", "balance", "balance_numbers", "flatness"),
+        *("path_sources", "path_target", "embedding"),
+    }
+    assert not [str(w.message) for w in recwarn if "did not reach" in str(w.message)]
+    assert main(["study", "report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<figure class="diagnostic">') == len(drawn)
+    assert "erm + adam on rotated_digits, 0 unseen, trial 0" in page
+
+
+def test_the_report_shows_the_runs_of_all_settings(tmp_path: Path) -> None:
+    other = replace(STUDY, datasets=("colored_digits",), targets=("plus90",))
+    specs = [plan_run(STUDY, 0, 0), plan_run(STUDY, 0, 3), plan_run(other, 0, 0)]
+    for spec in specs:
+        folder = tmp_path / "runs" / spec.name / "diagnostics"
+        folder.mkdir(parents=True)
+        (folder / "osgr.svg").write_text("<svg/>")
+        (folder / "osgr.txt").write_text("seen")
+    results: Any = SimpleNamespace(plan=SimpleNamespace(distinct=specs))
+    assert [figure.of for figure in diagnostic_figures(results, tmp_path)] == [
+        "erm + genie on rotated_digits, 0 unseen, trial 0",
+        "erm + genie on rotated_digits, 0 unseen, setting 3, trial 0",
+        "erm + genie on colored_digits, plus90 unseen, trial 0",
+    ]
+
+
+def test_what_cannot_be_diagnosed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"sharpnes.*sharpness"):
+        diagnose(tmp_path, ["sharpnes"])
+    with pytest.raises(FileNotFoundError, match=r"no spec\.json"):
+        diagnose(tmp_path, ["osgr"])
+    [subject] = figure_subjects(STUDY, 0)
+    (tmp_path / f"{subject.spec.name}.pt").write_bytes(b"half")
+    with pytest.raises(DamagedFileError, match="delete it"):
+        trace(subject, tmp_path)
+
+
+def test_what_takes_a_trial_takes_the_first_if_none_is_given() -> None:
+    parameters = {
+        name: inspect.signature(getattr(figures, name)).parameters for name in figures.__all__ if name[0].islower()
+    }
+    defaults = {name: of["trial_seed"].default for name, of in parameters.items() if "trial_seed" in of}
+    assert defaults == dict.fromkeys(
+        ("figure_balance", "figure_embedding", "figure_landscape", "figure_osgr", "measure_agreement"), 0
+    )
+
+
+def test_one_data_set_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figure", "osgr", "--datasets", "rotated_digits", "colored_digits", "--output", str(tmp_path)]) == 1
+    assert "one data set" in capsys.readouterr().err
