@@ -13,7 +13,7 @@ from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.erm import ERM
 from shiftproof.base.hparams import Hparam, uniform
-from shiftproof.gradients.samples import PerSampleGradients
+from shiftproof.gradients import PerSampleGradients
 from shiftproof.models import Network
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shiftproof.base.hparams import Hparam
 from shiftproof.base.registry import Registry
-from shiftproof.gradients.domains import DomainLosses
+from shiftproof.gradients import DomainLosses
 
 
 class Annealer:

@@ -15,16 +15,16 @@ from torch import Tensor
 from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
 from shiftproof.base.hparams import Hparam
 from shiftproof.base.randomness import generator
-from shiftproof.gradients.domains import (
+from shiftproof.gradients import (
     Direction,
     DomainLosses,
     EvaluateDomain,
     check_domains,
+    check_real,
     cosine,
     direction,
     evaluated_domains,
 )
-from shiftproof.gradients.kinds import check_real
 
 Search = Literal["ball", "walk"]
 SEARCHES: tuple[Search, ...] = ("ball", "walk")

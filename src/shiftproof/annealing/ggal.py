@@ -14,8 +14,14 @@ from torch import Tensor
 from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
 from shiftproof.base.hparams import Hparam
 from shiftproof.base.randomness import generator
-from shiftproof.gradients.domains import DomainLosses, check_domains, direction, evaluated_domains, pairwise_cosines
-from shiftproof.gradients.kinds import check_dense
+from shiftproof.gradients import (
+    DomainLosses,
+    check_dense,
+    check_domains,
+    direction,
+    evaluated_domains,
+    pairwise_cosines,
+)
 
 Noise = Literal["uniform", "normal"]
 NOISES: tuple[Noise, ...] = ("uniform", "normal")

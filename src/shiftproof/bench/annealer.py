@@ -16,11 +16,8 @@ from torch.nn import functional as F
 
 from shiftproof.algorithms import Algorithm, Batch
 from shiftproof.annealing import GGA
-from shiftproof.studies import Study, open_data
-from shiftproof.studies.planning import plan_run
-from shiftproof.training.build import build_steps
-from shiftproof.training.inputs import Inputs
-from shiftproof.training.run import reproducible
+from shiftproof.studies import Study, open_data, plan_run
+from shiftproof.training import Inputs, build_steps, reproducible
 
 SOURCES = 3
 _NOTES = (

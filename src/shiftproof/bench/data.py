@@ -30,11 +30,15 @@ from shiftproof.algorithms import Batch
 from shiftproof.data import DomainDataset, DomainFiles, Split, labelled_images, split_domain
 from shiftproof.models import Network
 from shiftproof.studies import Study, make_plan, open_data
-from shiftproof.training import RunSpec
-from shiftproof.training.build import build_steps
-from shiftproof.training.evaluation import evaluate
-from shiftproof.training.inputs import EVALUATION_BATCH, GPU_EVALUATION_BATCH, Inputs
-from shiftproof.training.run import reproducible
+from shiftproof.training import (
+    EVALUATION_BATCH,
+    GPU_EVALUATION_BATCH,
+    Inputs,
+    RunSpec,
+    build_steps,
+    evaluate,
+    reproducible,
+)
 
 RUNS = ((200, 40), (5001, 300))
 """Steps, and steps between evaluations, of the runs whose time is worked out."""

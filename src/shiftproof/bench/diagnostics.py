@@ -13,11 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shiftproof.diagnostics import Recorder, gradient_moments
-from shiftproof.studies import Study, open_data
-from shiftproof.studies.planning import plan_run
-from shiftproof.training.build import build_steps
-from shiftproof.training.inputs import Inputs
-from shiftproof.training.run import reproducible
+from shiftproof.studies import Study, open_data, plan_run
+from shiftproof.training import Inputs, build_steps, reproducible
 
 Batch = tuple[Tensor, Tensor]
 

@@ -21,8 +21,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from shiftproof.models import MODELS, build_network, default_image_size
 from shiftproof.optim import GENIE, SAM
-from shiftproof.optim.genie import FORMS, fused_cpu
-from shiftproof.optim.genie.build import kernel_error
+from shiftproof.optim.genie import FORMS, fused_cpu, kernel_error
 from shiftproof.training import check_device
 
 SMALL_STD, LARGE_STD = 1e-3, 3.0

@@ -15,13 +15,10 @@ from typing import Any
 from tqdm import tqdm
 
 from shiftproof.data import DATASETS
-from shiftproof.protocol.dialects import PROTOCOLS
-from shiftproof.studies import Plan, Store, Study, make_plan, read_plan, read_results
-from shiftproof.studies.index import INDEX_FILE
-from shiftproof.studies.status import read_status
+from shiftproof.protocol import PROTOCOLS
+from shiftproof.studies import INDEX_FILE, Plan, Store, Study, make_plan, read_plan, read_results, read_status
 from shiftproof.tables import as_text, write_csv
-from shiftproof.training import RunSpec
-from shiftproof.training.run import RESULT_FILE
+from shiftproof.training import RESULT_FILE, RunSpec
 
 DATASETS_OF_FOUR = ("PACS", "VLCS", "OfficeHome", "TerraIncognita")
 OPTIMIZERS = ("adam", "adamw", "sgd", "yogi", "adabelief", "adahessian", "sam", "gam", "fad", "genie")

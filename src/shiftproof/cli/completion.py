@@ -32,7 +32,7 @@ class PrintCompletion(argparse.Action):
         if values not in SHELLS:
             raise UnknownNameError("shell", str(values), list(SHELLS))
         shtab = require("shtab", "bench")
-        from shiftproof.studies.checks import names_by_field
+        from shiftproof.studies import names_by_field
 
         assert isinstance(parser, Command)  # noqa: S101  (all parsers here are)
         for action in _actions(parser):

@@ -50,7 +50,7 @@ def _get(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from shiftproof.data.check import check_data
+    from shiftproof.data import check_data
 
     checked = check_data(options.folder, options.dataset)
     print(checked.text())

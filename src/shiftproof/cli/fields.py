@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from shiftproof.base.hparams import Value, parse_value
 from shiftproof.cli.command import Command
 from shiftproof.cli.options import path, with_default
-from shiftproof.studies.field_info import GROUPS, One, default_of, info_of, option_names
-from shiftproof.studies.study import Study, field_types
+from shiftproof.studies import GROUPS, One, Study, default_of, field_types, info_of, option_names
 
 BATCH_SIZE = "data.batch_size"
 """The hyperparameter that has an option of its own, --batch-size."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from shiftproof.studies.field_info import default_text
+from shiftproof.studies import default_text
 
 
 def add_option(parser: argparse._ActionsContainer, *names: str, help: str, none: str = "", **how: Any) -> None:  # noqa: A002

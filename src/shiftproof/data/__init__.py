@@ -6,6 +6,7 @@ from shiftproof.data import mnist as _mnist  # noqa: F401 - registers its data s
 from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
+from shiftproof.data.check import check_data
 from shiftproof.data.dataset import DATASETS, DatasetNotFoundError, Domain, DomainDataset, Outline
 from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder
 from shiftproof.data.images import ImageError, decode, to_pixels
@@ -34,6 +35,7 @@ __all__ = [
     "UnreadableImagesError",
     "augment",
     "batch_indices",
+    "check_data",
     "decode",
     "draw_augmentations",
     "grouped_split",

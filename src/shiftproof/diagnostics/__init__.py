@@ -1,11 +1,23 @@
 """Diagnostics: what the theory of GENIE speaks of, measured in any training loop. The core needs torch and numpy."""
 
 from shiftproof.diagnostics.agreement import Cosines, GradientAgreement, agreement_of, gradient_agreement
-from shiftproof.diagnostics.balance import Balance, BalanceHistory, UpdateBalance, balance, balance_curves, heat_map
+from shiftproof.diagnostics.balance import (
+    HEADER,
+    Balance,
+    BalanceHistory,
+    UpdateBalance,
+    balance,
+    balance_curves,
+    balance_rows,
+    heat_map,
+)
 from shiftproof.diagnostics.features import (
+    MOST_SAMPLES,
     Embedding,
+    Method,
     Separability,
     Separation,
+    check_method,
     embed,
     embedding_figure,
     featurize,
@@ -36,8 +48,10 @@ from shiftproof.diagnostics.plane import Plane, losses_on_plane, plane_figure, p
 from shiftproof.diagnostics.preconditioner import preconditioner
 from shiftproof.diagnostics.ratio import Ratio, ratio_of_means
 from shiftproof.diagnostics.recorder import Recorder
+from shiftproof.diagnostics.recorder_plot import WINDOW
 from shiftproof.diagnostics.sharpness import (
     Eigenvalue,
+    Estimate,
     Sharpness,
     average_increase,
     hessian_trace,
@@ -47,15 +61,20 @@ from shiftproof.diagnostics.sharpness import (
 )
 
 __all__ = [
+    "HEADER",
+    "MOST_SAMPLES",
+    "WINDOW",
     "Balance",
     "BalanceHistory",
     "Cosines",
     "Eigenvalue",
     "Embedding",
+    "Estimate",
     "GenieDistance",
     "GradientAgreement",
     "GradientMoments",
     "HalvesEstimate",
+    "Method",
     "Plane",
     "Ratio",
     "Recorder",
@@ -69,6 +88,8 @@ __all__ = [
     "average_increase",
     "balance",
     "balance_curves",
+    "balance_rows",
+    "check_method",
     "embed",
     "embedding_figure",
     "featurize",

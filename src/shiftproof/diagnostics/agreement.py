@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from shiftproof.base.drawing import COLUMN, STYLE, line_style
 from shiftproof.base.precise_sums import dot
 from shiftproof.diagnostics.mean_loss import trained_weights
-from shiftproof.gradients.domains import check_domains, evaluated_domains
-from shiftproof.gradients.modes import evaluation_mode
+from shiftproof.gradients import check_domains, evaluated_domains, evaluation_mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shiftproof.base.drawing import COLUMN, STYLE, line_style
 from shiftproof.base.randomness import generator, torch_seed
-from shiftproof.gradients.modes import evaluation_mode
+from shiftproof.gradients import evaluation_mode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

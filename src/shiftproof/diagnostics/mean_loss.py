@@ -12,8 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shiftproof.base.precise_sums import at_least_float32, norm
 from shiftproof.base.randomness import seed_generators, torch_seed
-from shiftproof.gradients.kinds import check_dense_layers, check_real
-from shiftproof.gradients.modes import evaluation_mode
+from shiftproof.gradients import check_dense_layers, check_real, evaluation_mode
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, on the model's device."""

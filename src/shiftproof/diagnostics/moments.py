@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftproof.base.drawing import COLUMN, STYLE, line_style
-from shiftproof.gradients.samples import Loss, PerSampleGradients
+from shiftproof.gradients import Loss, PerSampleGradients
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

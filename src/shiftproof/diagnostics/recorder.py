@@ -19,9 +19,7 @@ from shiftproof.diagnostics.hooked_optimizer import hooked_optimizer
 from shiftproof.diagnostics.osgr import StepContributions, step_contributions, step_ratios
 from shiftproof.diagnostics.preconditioner import preconditioner
 from shiftproof.diagnostics.ratio import Ratio
-from shiftproof.gradients.domains import DomainGradient, evaluated_domains
-from shiftproof.gradients.kinds import check_dense, check_real
-from shiftproof.gradients.modes import evaluation_mode
+from shiftproof.gradients import DomainGradient, check_dense, check_real, evaluated_domains, evaluation_mode
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from shiftproof.annealing import Annealer, DomainLosses, domain_similarities
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
-from shiftproof.studies.planning import plan_run
-from shiftproof.studies.study import Study
-from shiftproof.studies.study_data import open_data
-from shiftproof.training import Loop, NonFiniteLossError
+from shiftproof.studies import Study, open_data, plan_run
+from shiftproof.training import Loop, NonFiniteLossError, reproducible
 from shiftproof.training.callbacks import ProgressBar
-from shiftproof.training.run import reproducible
 
 SMOOTHING = 10
 """Steps that a curve's mean is over."""

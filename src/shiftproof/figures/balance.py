@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shiftproof.base.drawing import write_figure
-from shiftproof.diagnostics import Balance, BalanceHistory, UpdateBalance, balance_curves, heat_map
-from shiftproof.diagnostics.balance import HEADER, balance_rows
+from shiftproof.diagnostics import (
+    HEADER,
+    Balance,
+    BalanceHistory,
+    UpdateBalance,
+    balance_curves,
+    balance_rows,
+    heat_map,
+)
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, Subject, Trace, traced
-from shiftproof.studies.study import Study
+from shiftproof.studies import Study
 
 
 def balance_history(subject: Subject, trace: Trace) -> BalanceHistory:

@@ -17,10 +17,8 @@ from shiftproof.figures.flatness import draw_flatness, flatness
 from shiftproof.figures.landscape import draw_paths
 from shiftproof.figures.osgr import draw_osgr, draw_osgr_of_moments, snapshot_moments
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, TRACES_FOLDER, Subject, Trace, trace
-from shiftproof.studies.plan import read_run_spec
-from shiftproof.studies.study_data import open_dataset
-from shiftproof.training import load, read_result
-from shiftproof.training.run import SPEC_FILE, state_digest
+from shiftproof.studies import open_dataset, read_run_spec
+from shiftproof.training import SPEC_FILE, load, read_result, state_digest
 
 
 def diagnose(

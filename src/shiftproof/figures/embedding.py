@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
-from shiftproof.diagnostics import Embedding, embed, embedding_figure, featurize
-from shiftproof.diagnostics.features import MOST_SAMPLES, Method, check_method
+from shiftproof.diagnostics import MOST_SAMPLES, Embedding, Method, check_method, embed, embedding_figure, featurize
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, Subject, traced
 from shiftproof.models import Network
-from shiftproof.studies.study import Study
-from shiftproof.training.inputs import EVALUATION_BATCH
-from shiftproof.training.run import reproducible
+from shiftproof.studies import Study
+from shiftproof.training import EVALUATION_BATCH, reproducible
 
 
 def embeddings(subject: Subject, network: Network, method: Method) -> tuple[Embedding, Embedding]:

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from shiftproof.algorithms import Batch
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
-from shiftproof.diagnostics import Sharpness, average_increase, sharpness
-from shiftproof.diagnostics.sharpness import Estimate
+from shiftproof.diagnostics import Estimate, Sharpness, average_increase, sharpness
 from shiftproof.figures.traces import Subject
-from shiftproof.training.run import reproducible
+from shiftproof.training import reproducible
 
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2)
 """Relative changes of the filters."""

@@ -15,8 +15,8 @@ from shiftproof.diagnostics import Plane, losses_on_plane, plane_figure, princip
 from shiftproof.figures.flatness import draw_flatness, flatness, held_out
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, Subject, Trace, traced
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.studies.study import Study
-from shiftproof.training.run import reproducible
+from shiftproof.studies import Study
+from shiftproof.training import reproducible
 
 POINTS = 21
 """Of the grid on a plane, along each direction."""

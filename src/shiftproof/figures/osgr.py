@@ -12,6 +12,7 @@ from torch.nn.utils import vector_to_parameters
 
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
 from shiftproof.diagnostics import (
+    WINDOW,
     GradientMoments,
     Ratio,
     genie_distance,
@@ -19,10 +20,9 @@ from shiftproof.diagnostics import (
     osgr_of_moments,
     step_ratios,
 )
-from shiftproof.diagnostics.recorder_plot import WINDOW
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, Subject, Trace, traced
-from shiftproof.studies.study import Study
-from shiftproof.training.run import reproducible
+from shiftproof.studies import Study
+from shiftproof.training import reproducible
 
 HALF = 128
 """Images per source domain that the moments of one half of the samples are of, at most."""

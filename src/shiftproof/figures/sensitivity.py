@@ -11,11 +11,8 @@ from typing import NamedTuple
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, figure_subjects
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.studies.results import Results
-from shiftproof.studies.runner import run_study
-from shiftproof.studies.study import Study, Variant
-from shiftproof.tables.formats import write_csv
-from shiftproof.tables.statistics import estimate
+from shiftproof.studies import Results, Study, Variant, run_study
+from shiftproof.tables import estimate, write_csv
 
 LR_FACTORS = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)
 """Multiples of an optimizer's default learning rate."""

@@ -17,15 +17,19 @@ from shiftproof.algorithms import Algorithm
 from shiftproof.base.files import write_bytes
 from shiftproof.data import DomainDataset
 from shiftproof.diagnostics import Recorder, StepContributions, flat_weights
-from shiftproof.studies.plan import method_of
-from shiftproof.studies.planning import plan_run
-from shiftproof.studies.study import Study
-from shiftproof.studies.study_data import open_data
-from shiftproof.training import Callback, Loop, NonFiniteLossError, RunSpec, build_algorithm
+from shiftproof.studies import Study, method_of, open_data, plan_run
+from shiftproof.training import (
+    Callback,
+    Inputs,
+    Loop,
+    NonFiniteLossError,
+    RunSpec,
+    build_algorithm,
+    check_inputs,
+    read_saved,
+    reproducible,
+)
 from shiftproof.training.callbacks import Checkpoints, ProgressBar
-from shiftproof.training.checkpoint import read_saved
-from shiftproof.training.inputs import Inputs
-from shiftproof.training.run import check_inputs, reproducible
 
 MEASUREMENTS = 100
 """Of a run, at most, spread evenly over its steps."""

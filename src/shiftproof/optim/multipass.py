@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from shiftproof.base.precise_sums import dot
 from shiftproof.base.sharding import local_part, shard_of, sum_over_shards
-from shiftproof.gradients.modes import frozen_statistics
+from shiftproof.gradients import frozen_statistics
 from shiftproof.optim.adahessian import AdaHessian
 from shiftproof.optim.options import constructor_defaults, make_plain, plain
 

@@ -14,7 +14,7 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Hparam, Value, check_value, choice, log2_int, unused
 from shiftproof.base.randomness import seed_hash
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol.dialects import PROTOCOLS, Protocol
 
 SearchSpace = dict[str, dict[str, Hparam]]

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shiftproof.protocol.measures import training_domain_validation
-from shiftproof.protocol.selection import Record
+from shiftproof.protocol import Record, training_domain_validation
 from shiftproof.studies import Grid, Method, Outcome, Results
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from shiftproof.figures import DIAGNOSTICS_FOLDER
 from shiftproof.report.figure_files import embedded
-from shiftproof.studies import Results, Store
-from shiftproof.studies.plan import method_of
+from shiftproof.studies import Results, Store, method_of
 from shiftproof.training import RunSpec
 
 

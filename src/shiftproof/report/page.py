@@ -20,8 +20,7 @@ from shiftproof.report.published import measured_terms
 from shiftproof.report.section import write_dataset_part, write_table_part
 from shiftproof.report.terms import MEANINGS, RULE_MEANINGS
 from shiftproof.studies import Results
-from shiftproof.tables import build_tables
-from shiftproof.tables.table import comparisons
+from shiftproof.tables import build_tables, comparisons
 
 REPORT_FILE = "report.html"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shiftproof.studies import Results
-from shiftproof.tables.table import Comparison
+from shiftproof.tables import Comparison
 
 TERMS = (
     *("protocol", "steps", "model", "weights", "normalisation", "image size", "settings per method", "tuning"),

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shiftproof.base.drawing import COLORS, STYLE, saved
-from shiftproof.tables.statistics import Ranks, indistinguishable
+from shiftproof.tables import Ranks, indistinguishable
 
 INK = "#333333"
 RULE = "#777777"

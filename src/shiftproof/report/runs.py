@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from shiftproof.base.hparams import Value
 from shiftproof.report.settings import equal_in_all
-from shiftproof.studies import Grid, Method, Results
-from shiftproof.studies.plan import method_of
-from shiftproof.studies.results import Row
+from shiftproof.studies import Grid, Method, Results, Row, method_of
 from shiftproof.training import RunSpec
 
 

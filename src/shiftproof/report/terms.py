@@ -2,8 +2,7 @@
 
 from dataclasses import fields
 
-from shiftproof.studies import Study
-from shiftproof.studies.field_info import info_of
+from shiftproof.studies import Study, info_of
 
 MEANINGS = {
     **{term.label: term.meaning for field in fields(Study) if (term := info_of(field).term) is not None},

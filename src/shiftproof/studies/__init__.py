@@ -8,38 +8,61 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shiftproof.base.field_error import FieldError
-    from shiftproof.studies.plan import Grid, Plan, read_plan
-    from shiftproof.studies.planning import make_plan
-    from shiftproof.studies.results import Outcome, Results
+    from shiftproof.studies.checks import names_by_field
+    from shiftproof.studies.field_info import GROUPS, One, default_of, default_text, info_of, option_names
+    from shiftproof.studies.index import INDEX_FILE
+    from shiftproof.studies.plan import Grid, Plan, method_of, read_plan, read_run_spec
+    from shiftproof.studies.planning import make_plan, plan_run
+    from shiftproof.studies.published_results import MEAN, SECONDS, Published, published, published_for
+    from shiftproof.studies.results import Outcome, Results, Row
     from shiftproof.studies.runner import run_study, time_shares, train_one
     from shiftproof.studies.status import Status, read_status
     from shiftproof.studies.store import Store, StoreBusyError, read_results
-    from shiftproof.studies.study import Method, Study, Variant
-    from shiftproof.studies.study_data import open_data
+    from shiftproof.studies.study import Method, Study, Variant, field_types
+    from shiftproof.studies.study_data import open_data, open_dataset
     from shiftproof.studies.study_file import StudyFileError, naming_lines, read_study
     from shiftproof.studies.timing import plan_text, study_costs
-    from shiftproof.studies.workers.ray import RayCluster
+    from shiftproof.studies.workers import RayCluster
 
 _PLACES = {
     "FieldError": "shiftproof.base.field_error",
+    "GROUPS": "shiftproof.studies.field_info",
     "Grid": "shiftproof.studies.plan",
+    "INDEX_FILE": "shiftproof.studies.index",
+    "MEAN": "shiftproof.studies.published_results",
     "Method": "shiftproof.studies.study",
+    "One": "shiftproof.studies.field_info",
     "Outcome": "shiftproof.studies.results",
     "Plan": "shiftproof.studies.plan",
-    "RayCluster": "shiftproof.studies.workers.ray",
+    "Published": "shiftproof.studies.published_results",
+    "RayCluster": "shiftproof.studies.workers",
     "Results": "shiftproof.studies.results",
+    "Row": "shiftproof.studies.results",
+    "SECONDS": "shiftproof.studies.published_results",
     "Status": "shiftproof.studies.status",
     "Store": "shiftproof.studies.store",
     "StoreBusyError": "shiftproof.studies.store",
     "Study": "shiftproof.studies.study",
     "StudyFileError": "shiftproof.studies.study_file",
     "Variant": "shiftproof.studies.study",
+    "default_of": "shiftproof.studies.field_info",
+    "default_text": "shiftproof.studies.field_info",
+    "field_types": "shiftproof.studies.study",
+    "info_of": "shiftproof.studies.field_info",
     "make_plan": "shiftproof.studies.planning",
+    "method_of": "shiftproof.studies.plan",
+    "names_by_field": "shiftproof.studies.checks",
     "naming_lines": "shiftproof.studies.study_file",
     "open_data": "shiftproof.studies.study_data",
+    "open_dataset": "shiftproof.studies.study_data",
+    "option_names": "shiftproof.studies.field_info",
+    "plan_run": "shiftproof.studies.planning",
     "plan_text": "shiftproof.studies.timing",
+    "published": "shiftproof.studies.published_results",
+    "published_for": "shiftproof.studies.published_results",
     "read_plan": "shiftproof.studies.plan",
     "read_results": "shiftproof.studies.store",
+    "read_run_spec": "shiftproof.studies.plan",
     "read_status": "shiftproof.studies.status",
     "read_study": "shiftproof.studies.study_file",
     "run_study": "shiftproof.studies.runner",
@@ -49,25 +72,44 @@ _PLACES = {
 }
 
 __all__ = [
+    "GROUPS",
+    "INDEX_FILE",
+    "MEAN",
+    "SECONDS",
     "FieldError",
     "Grid",
     "Method",
+    "One",
     "Outcome",
     "Plan",
+    "Published",
     "RayCluster",
     "Results",
+    "Row",
     "Status",
     "Store",
     "StoreBusyError",
     "Study",
     "StudyFileError",
     "Variant",
+    "default_of",
+    "default_text",
+    "field_types",
+    "info_of",
     "make_plan",
+    "method_of",
+    "names_by_field",
     "naming_lines",
     "open_data",
+    "open_dataset",
+    "option_names",
+    "plan_run",
     "plan_text",
+    "published",
+    "published_for",
     "read_plan",
     "read_results",
+    "read_run_spec",
     "read_status",
     "read_study",
     "run_study",

@@ -14,10 +14,8 @@ from shiftproof.base.hparams import is_finite
 from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import DATASETS
 from shiftproof.models import check_normalisation, default_image_size
-from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.protocol.dialects import PROTOCOLS
-from shiftproof.protocol.selection import RULES
-from shiftproof.protocol.settings import check_fixed, hyperparameters
+from shiftproof.optim import OPTIMIZERS
+from shiftproof.protocol import PROTOCOLS, RULES, check_fixed, hyperparameters
 from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, field_types
 from shiftproof.training import check_device_name

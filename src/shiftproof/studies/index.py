@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shiftproof.base.files import is_local, locked
-from shiftproof.protocol.selection import RULES
+from shiftproof.protocol import RULES
 from shiftproof.studies.results import Row, RowKey, row_key
-from shiftproof.training.run import RESULT_FILE
+from shiftproof.training import RESULT_FILE
 
 INDEX_FILE = "index.jsonl"
 INDEX_VERSION = 2

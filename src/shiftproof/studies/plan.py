@@ -13,8 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from shiftproof.base.choices import Tuning
 from shiftproof.base.files import DamagedFileError, read_json, write_bytes
 from shiftproof.studies.study import Method
-from shiftproof.training import RunSpec
-from shiftproof.training.run import SPEC_FILE
+from shiftproof.training import SPEC_FILE, RunSpec
 
 PLAN_FILE = "study.json"
 ABSENT = "not at hand"

@@ -19,16 +19,13 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, split_domain
 from shiftproof.models import Network, build_network, weights_fingerprint
-from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.protocol.dialects import PROTOCOLS
-from shiftproof.protocol.settings import SearchSpace, search_space, setting
+from shiftproof.optim import OPTIMIZERS
+from shiftproof.protocol import PROTOCOLS, SearchSpace, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan, method_of
 from shiftproof.studies.study import Method, Study
 from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say_normalisation
-from shiftproof.training import RunSpec, check_combination
-from shiftproof.training.averaging import CONVERGENCE
-from shiftproof.training.inputs import EVALUATION_BATCH
+from shiftproof.training import CONVERGENCE, EVALUATION_BATCH, RunSpec, check_combination
 
 Targets = tuple[str, ...]
 _TRANSDUCTIVE = (

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
-from shiftproof.protocol.dialects import PROTOCOLS
-from shiftproof.protocol.selection import RULES, Record, select
+from shiftproof.protocol import PROTOCOLS, RULES, Record, select
 from shiftproof.studies.plan import Grid, Plan, method_of
 from shiftproof.studies.study import Method
 from shiftproof.training import RunSpec

@@ -24,13 +24,18 @@ from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.store import Store, claim, claim_run, has_ended
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import data_folder, open_data, open_dataset
-from shiftproof.studies.workers.processes import NodeError, run_tasks
-from shiftproof.studies.workers.ray import RayCluster, run_on_ray
-from shiftproof.training import RunSpec, check_device, read_result, train
-from shiftproof.training.combinations import check_combination
-from shiftproof.training.ranks.launch import PRELOADED, check_devices, from_torchrun, launch, torchrun_group
-from shiftproof.training.ranks.split import ALONE, Ranks, Strategy
-from shiftproof.training.run import ERROR_FILE, SPEC_FILE
+from shiftproof.studies.workers import NodeError, RayCluster, run_on_ray, run_tasks
+from shiftproof.training import ERROR_FILE, SPEC_FILE, RunSpec, check_combination, check_device, read_result, train
+from shiftproof.training.ranks import (
+    ALONE,
+    PRELOADED,
+    Ranks,
+    Strategy,
+    check_devices,
+    from_torchrun,
+    launch,
+    torchrun_group,
+)
 from shiftproof.training.tracking import Tracking, check_trackers
 
 TRIES = 3

@@ -10,8 +10,7 @@ from pathlib import Path
 from shiftproof.base.files import is_local, locked
 from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan
 from shiftproof.studies.store import LOCK_FILE, Store
-from shiftproof.training import RunSpec
-from shiftproof.training.run import METRICS_FILE, RESULT_FILE, SPEC_FILE
+from shiftproof.training import METRICS_FILE, RESULT_FILE, SPEC_FILE, RunSpec
 
 PACE = 20
 """Runs that the pace is taken from, the last that ended."""

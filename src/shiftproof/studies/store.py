@@ -13,8 +13,7 @@ from shiftproof.base.files import is_local, locked, write_json, write_json_lines
 from shiftproof.studies.plan import Plan, read_plan, read_spec
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.stored_results import StoredResults
-from shiftproof.training import RunSpec, read_result
-from shiftproof.training.run import RESULT_FILE
+from shiftproof.training import RESULT_FILE, RunSpec, read_result
 
 LOCK_FILE = ".lock"
 

@@ -11,8 +11,7 @@ from shiftproof.base.files import DamagedFileError
 from shiftproof.studies.index import Index, Stamp
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.studies.results import Result, Results, Row, row_key, run_row
-from shiftproof.training import RunSpec, read_result
-from shiftproof.training.run import RESULT_FILE, RESULT_REMEDY
+from shiftproof.training import RESULT_FILE, RESULT_REMEDY, RunSpec, read_result
 
 UNSEEN_SECONDS = 2
 """Reading that takes longer shows its progress."""

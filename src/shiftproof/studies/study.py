@@ -374,7 +374,7 @@ class Study:
     @property
     def methods(self) -> list[Method]:
         """The rows of the table: every method in every variant that it has the hyperparameters of."""
-        from shiftproof.protocol.settings import hyperparameters
+        from shiftproof.protocol import hyperparameters
 
         result = []
         for method in self.combinations:
@@ -389,7 +389,7 @@ class Study:
 
     def only(self, method: Method) -> Study:
         """Return the study of one of its methods alone; what is fixed for others is left out."""
-        from shiftproof.protocol.settings import hyperparameters
+        from shiftproof.protocol import hyperparameters
 
         known = hyperparameters(*method[:3])
         return replace(

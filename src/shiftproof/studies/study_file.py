@@ -16,7 +16,7 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.base.files import with_home
 from shiftproof.base.hparams import Value, parse_truth, parse_value
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.protocol.settings import hyperparameters, known_names
+from shiftproof.protocol import hyperparameters, known_names
 from shiftproof.studies.checks import check_name
 from shiftproof.studies.study import Study, Variant, field_types
 

@@ -13,14 +13,12 @@ from tqdm import tqdm
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.randomness import generator
 from shiftproof.data import DATASETS, Domain, DomainDataset
-from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.optim import OPTIMIZERS
+from shiftproof.protocol import PROTOCOLS
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import open_data
-from shiftproof.training import RunSpec
-from shiftproof.training.build import build_steps
-from shiftproof.training.inputs import Inputs
+from shiftproof.training import Inputs, RunSpec, build_steps
 
 TIMED_PHOTOGRAPHS = 4  # per source domain: enough to see the cost of one, few enough for large networks
 LEAST_STEPS, LEAST_SECONDS = 2, 0.3  # that are timed, after one that is not

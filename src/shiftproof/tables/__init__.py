@@ -1,6 +1,21 @@
 """What results say, as tables: statistics, comparisons, and their text in several formats."""
 
 from shiftproof.tables.formats import FORMATS, as_csv, as_latex, as_markdown, as_text, write_csv
-from shiftproof.tables.table import Table, build_tables
+from shiftproof.tables.statistics import Ranks, estimate, indistinguishable
+from shiftproof.tables.table import Comparison, Table, build_tables, comparisons
 
-__all__ = ["FORMATS", "Table", "as_csv", "as_latex", "as_markdown", "as_text", "build_tables", "write_csv"]
+__all__ = [
+    "FORMATS",
+    "Comparison",
+    "Ranks",
+    "Table",
+    "as_csv",
+    "as_latex",
+    "as_markdown",
+    "as_text",
+    "build_tables",
+    "comparisons",
+    "estimate",
+    "indistinguishable",
+    "write_csv",
+]

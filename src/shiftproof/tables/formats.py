@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from shiftproof.base.files import write_bytes
-from shiftproof.studies.published_results import SECONDS, published_for
-from shiftproof.studies.results import Results
-from shiftproof.studies.study import Method
+from shiftproof.studies import SECONDS, Method, Results, published_for
 from shiftproof.tables.markup import latex, markdown, one_line
 from shiftproof.tables.statistics import Difference, Estimate
 from shiftproof.tables.table import Cell, Comparison, MethodRow, Table, build_tables, comparisons

@@ -7,10 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.studies.plan import Grid, method_of
-from shiftproof.studies.published_results import MEAN, SECONDS, Published, published, published_for
-from shiftproof.studies.results import Outcome, Results
-from shiftproof.studies.study import Method
+from shiftproof.studies import (
+    MEAN,
+    SECONDS,
+    Grid,
+    Method,
+    Outcome,
+    Published,
+    Results,
+    method_of,
+    published,
+    published_for,
+)
 from shiftproof.tables.statistics import (
     Difference,
     Estimate,
@@ -22,7 +30,7 @@ from shiftproof.tables.statistics import (
     paired_difference,
     sign_count,
 )
-from shiftproof.training.spec import RESULTS_VERSION
+from shiftproof.training import RESULTS_VERSION
 
 Scores = dict[int, float]
 """A quantity by trial, of the trials that have it."""

@@ -1,19 +1,44 @@
 """One run: its specification, its step, its loop and the model it keeps."""
 
-from shiftproof.protocol.dialects import PROTOCOLS, Protocol
+from shiftproof.protocol import PROTOCOLS, Protocol
+from shiftproof.training.averaging import CONVERGENCE
 from shiftproof.training.build import build_algorithm, build_steps
+from shiftproof.training.checkpoint import read_saved
 from shiftproof.training.combinations import check_combination
 from shiftproof.training.device import check_device, check_device_name
+from shiftproof.training.evaluation import evaluate
+from shiftproof.training.inputs import EVALUATION_BATCH, GPU_EVALUATION_BATCH, Inputs
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
-from shiftproof.training.ranks.split import Ranks
-from shiftproof.training.run import read_result, train
+from shiftproof.training.ranks import Ranks
+from shiftproof.training.run import (
+    ERROR_FILE,
+    METRICS_FILE,
+    RESULT_FILE,
+    RESULT_REMEDY,
+    SPEC_FILE,
+    check_inputs,
+    read_result,
+    reproducible,
+    state_digest,
+    train,
+)
 from shiftproof.training.saved_model import SavedModel, evaluate_folder, load
-from shiftproof.training.spec import RunSpec
+from shiftproof.training.spec import RESULTS_VERSION, RunSpec
 from shiftproof.training.step import StepBuilder
 
 __all__ = [
+    "CONVERGENCE",
+    "ERROR_FILE",
+    "EVALUATION_BATCH",
+    "GPU_EVALUATION_BATCH",
+    "METRICS_FILE",
     "PROTOCOLS",
+    "RESULTS_VERSION",
+    "RESULT_FILE",
+    "RESULT_REMEDY",
+    "SPEC_FILE",
     "Callback",
+    "Inputs",
     "Loop",
     "NonFiniteLossError",
     "Protocol",
@@ -26,8 +51,13 @@ __all__ = [
     "check_combination",
     "check_device",
     "check_device_name",
+    "check_inputs",
+    "evaluate",
     "evaluate_folder",
     "load",
     "read_result",
+    "read_saved",
+    "reproducible",
+    "state_digest",
     "train",
 ]

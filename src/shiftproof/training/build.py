@@ -11,10 +11,10 @@ from shiftproof.annealing import ANNEALERS
 from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset
 from shiftproof.models import build_network
-from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.optim import OPTIMIZERS
+from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.optimizer_factory import RunOptimizers
-from shiftproof.training.ranks.split import ALONE, Ranks, split_over_ranks
+from shiftproof.training.ranks import ALONE, Ranks, split_over_ranks
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.step import StepBuilder
 

@@ -12,7 +12,7 @@ import torch
 
 from shiftproof.algorithms import Algorithm
 from shiftproof.base.files import DamagedFileError, write_bytes
-from shiftproof.training.ranks.split import (
+from shiftproof.training.ranks import (
     ALONE,
     Ranks,
     full_optimizer_state,

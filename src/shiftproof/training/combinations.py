@@ -5,8 +5,8 @@ from __future__ import annotations
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.field_error import FieldError
-from shiftproof.optim.registry import OPTIMIZERS
-from shiftproof.training.ranks.split import ALONE, Ranks
+from shiftproof.optim import OPTIMIZERS
+from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
 

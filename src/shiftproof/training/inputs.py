@@ -15,8 +15,8 @@ from shiftproof.algorithms import ALGORITHMS, Batch
 from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset, augment, batch_indices, draw_augmentations, on_device, split_domain
 from shiftproof.models import Normalisation
-from shiftproof.protocol.dialects import PROTOCOLS
-from shiftproof.training.ranks.split import ALONE, Ranks
+from shiftproof.protocol import PROTOCOLS
+from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
 Part = Literal["in", "out"]

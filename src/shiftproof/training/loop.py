@@ -12,11 +12,11 @@ from torch import Tensor
 
 from shiftproof.algorithms import Algorithm
 from shiftproof.data import DomainDataset
-from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.build import build_steps
 from shiftproof.training.inputs import Inputs
 from shiftproof.training.progress import Progress
-from shiftproof.training.ranks.split import ALONE, Ranks
+from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
 STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 20}

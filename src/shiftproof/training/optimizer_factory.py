@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from shiftproof.base.hparams import Value
 from shiftproof.base.randomness import torch_seed
-from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.optim import OPTIMIZERS
 
 
 @dataclass(frozen=True)

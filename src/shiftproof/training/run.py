@@ -33,7 +33,7 @@ from shiftproof.training.callbacks import (
 )
 from shiftproof.training.combinations import check_combination
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
-from shiftproof.training.ranks.split import ALONE, Ranks, full_state
+from shiftproof.training.ranks import ALONE, Ranks, full_state
 from shiftproof.training.recorded import check_result
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.tracking import Tracking

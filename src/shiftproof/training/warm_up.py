@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from shiftproof.data import DomainDataset
-from shiftproof.gradients.domains import domain_similarities
+from shiftproof.gradients import domain_similarities
 from shiftproof.training.build import build_steps
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import Inputs
-from shiftproof.training.ranks.split import Ranks, full_state
+from shiftproof.training.ranks import Ranks, full_state
 from shiftproof.training.spec import RunSpec
 
 

@@ -10,12 +10,12 @@ from torch.optim.swa_utils import update_bn
 
 from shiftproof.algorithms import Algorithm
 from shiftproof.base.randomness import seed_generators, torch_seed
-from shiftproof.protocol.measures import validation_loss
+from shiftproof.protocol import validation_loss
 from shiftproof.training.averaging import EMA, SWAD, build_average
 from shiftproof.training.callbacks.evaluation import score_domains, weights_in_place
 from shiftproof.training.callbacks.selection import keep_model
 from shiftproof.training.loop import Callback, Loop
-from shiftproof.training.ranks.split import full_state
+from shiftproof.training.ranks import full_state
 
 BATCH_NORM_STEPS = 500
 """Training batches that SWAD's code re-estimates batch norms from."""

@@ -11,12 +11,12 @@ import torch
 
 from shiftproof.algorithms import Algorithm
 from shiftproof.base.sharding import local_part
-from shiftproof.protocol.dialects import PROTOCOLS
+from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.averaging import EMA, State, copy_state
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import Part
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
-from shiftproof.training.ranks.split import full_state, load_full_state
+from shiftproof.training.ranks import full_state, load_full_state
 
 
 class Evaluation(Callback):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shiftproof.protocol.measures import training_domain_validation
+from shiftproof.protocol import training_domain_validation
 from shiftproof.training.averaging import State, copy_state
 from shiftproof.training.callbacks.evaluation import score_part, weights_in_place
 from shiftproof.training.loop import Callback, Loop
-from shiftproof.training.ranks.split import full_state
+from shiftproof.training.ranks import full_state
 from shiftproof.training.saved_model import save_model
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from shiftproof.protocol.measures import training_domain_validation
+from shiftproof.protocol import training_domain_validation
 from shiftproof.training.spec import RunSpec
 
 PROJECT = "shiftproof"
