@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from shiftproof.diagnostics.balance import (
+    BALANCE_HEADER,
     FAINTEST,
-    HEADER,
     Balance,
     BalanceHistory,
     UpdateBalance,
@@ -182,7 +182,7 @@ def test_curves_and_rows_hold_the_numbers_of_every_step():
             assert line.get_xdata().tolist() == [1, 10, 40]
             np.testing.assert_array_equal(line.get_ydata(), [getattr(n, field) for n in history.numbers])
     rows = balance_rows(histories)
-    assert [len(row) for row in rows] == [len(HEADER)] * 6
+    assert [len(row) for row in rows] == [len(BALANCE_HEADER)] * 6
     assert rows[2] == ("equal", 40, *histories["equal"].numbers[2])
 
 

@@ -138,7 +138,7 @@ def test_an_interval_without_bounds_is_drawn_over_the_whole_axis(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(osgr_figure, "WINDOW", 5)
+    monkeypatch.setattr(osgr_figure, "RATIO_SPAN", 5)
     monkeypatch.setattr(osgr_figure, "write_figure", lambda figure, *rest: drawn.append(figure))
     sure = [(2.0 + 0.1 * i, 1.0 + 0.1 * i, None, None, None, None) for i in range(5)]
     unsure = [((-1.0) ** i + 0.1, 0.5, None, None, None, None) for i in range(5)]

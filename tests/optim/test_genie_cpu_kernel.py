@@ -14,7 +14,7 @@ from shiftproof.base.sharding import Shard, element_indices
 from shiftproof.optim import GENIE
 from shiftproof.optim.genie import build, fused_cpu
 from shiftproof.optim.genie.eager import begin_forloop
-from shiftproof.optim.genie.functional import Variant, take_step
+from shiftproof.optim.genie.functional import Flags, take_step
 from shiftproof.optim.genie.rule import FORMS, Options, Row
 
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -224,7 +224,7 @@ def test_an_all_reduce_for_rows_of_several_implementations_is_one():
     generator = torch.Generator().manual_seed(0)
     mixed = [torch.randn(70, generator=generator), torch.randn(6, 4, generator=generator).t()]
     plain = [p.clone() for p in mixed]
-    for params, variant in ((mixed, Variant()), (plain, Variant(foreach=False))):
+    for params, variant in ((mixed, Flags()), (plain, Flags(foreach=False))):
         rows = [
             Row(p, torch.full_like(p, 2.0), torch.zeros_like(p), torch.full_like(p, 4.0), 3, i, None)
             for i, p in enumerate(params)

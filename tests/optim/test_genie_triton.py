@@ -19,7 +19,7 @@ from shiftproof.base.sharding import Shard
 from shiftproof.optim import GENIE
 from shiftproof.optim.genie import functional, fused_triton
 from shiftproof.optim.genie.eager import begin_forloop
-from shiftproof.optim.genie.functional import Variant, take_step
+from shiftproof.optim.genie.functional import Flags, take_step
 from shiftproof.optim.genie.rule import Options, Row
 from shiftproof.optim.stream import draw_masks, draw_normals, mask_threshold
 
@@ -85,7 +85,7 @@ class Rows:
             yield from (row.param, row.exp_avg, row.exp_avg_sq)
 
 
-FUSED, FORLOOP = Variant(fused=True), Variant(foreach=False)
+FUSED, FORLOOP = Flags(fused=True), Flags(foreach=False)
 
 
 def draws(shapes, device, generator, std=1.0, dtype=torch.float32):

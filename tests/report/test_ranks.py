@@ -13,7 +13,7 @@ from PIL import Image
 from shiftproof.base.drawing import COLORS
 from shiftproof.report.figures import STYLE
 from shiftproof.report.ranks import diagram, rank_figure
-from shiftproof.tables.statistics import Ranks, average_ranks, indistinguishable
+from shiftproof.tables.statistics import AverageRanks, average_ranks, indistinguishable
 
 HOSTILE = "<script>alert('$x_$')</script> & \\frac{"
 LONG = "an algorithm, an optimizer and an annealer with names as long as names can well be, if nobody stops them"
@@ -54,7 +54,7 @@ def test_texts_do_not_overlap(methods, cells):
 
 @pytest.mark.parametrize("ranks", [[1.5, 1.5], [2, 2, 2, 4], [5, 1, 5, 1, 5, 5, 6]])
 def test_ties_do_not_overlap(ranks):
-    _, boxes = _drawn(_names(len(ranks)), Ranks(ranks, 2, None, 1.0))
+    _, boxes = _drawn(_names(len(ranks)), AverageRanks(ranks, 2, None, 1.0))
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes.values(), 2))
 
 
@@ -102,7 +102,7 @@ def test_critical_difference_is_to_scale():
 
 
 def test_without_a_critical_difference_nothing_is_joined():
-    ranks = Ranks([1.0, 3.0, 2.0], 1, None, None)
+    ranks = AverageRanks([1.0, 3.0, 2.0], 1, None, None)
     axes, _ = _drawn(_names(3), ranks)
     assert not _bars(axes)
     assert not [text for text in axes.texts if "critical" in text.get_text()]
@@ -128,4 +128,4 @@ def test_nothing_is_cut_off(methods):
 
 def test_every_rank_has_a_name():
     with pytest.raises(ValueError, match="zip"):
-        rank_figure(["erm", "mldg"], Ranks([1.0, 2.0, 3.0], 4, None, None))
+        rank_figure(["erm", "mldg"], AverageRanks([1.0, 2.0, 3.0], 4, None, None))

@@ -3,7 +3,6 @@
 from shiftproof.algorithms.algorithm import (
     ALGORITHMS,
     Algorithm,
-    Batch,
     Closure,
     MakeClosure,
     OptimizerFactory,
@@ -28,6 +27,7 @@ from shiftproof.algorithms.mtl import MTL
 from shiftproof.algorithms.rsc import RSC
 from shiftproof.algorithms.sagnet import SagNet
 from shiftproof.algorithms.vrex import VREx
+from shiftproof.base.batch import Batch
 
 __all__ = [
     "ALGORITHMS",

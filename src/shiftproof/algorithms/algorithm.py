@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam
 from shiftproof.base.registry import Registry
 from shiftproof.models import Network
-
-Batch = tuple[Tensor, Tensor]
-"""Normalised images (n, channels, height, width) and int64 labels (n,) of one source domain."""
 
 Closure = Callable[[], Tensor]
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, uniform
 from shiftproof.models import Network
 

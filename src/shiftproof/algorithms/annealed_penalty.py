@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from shiftproof.algorithms.algorithm import Algorithm, Batch, OptimizerFactory
+from shiftproof.algorithms.algorithm import Algorithm, OptimizerFactory
+from shiftproof.base.batch import Batch
 from shiftproof.models import Network
 
 

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from shiftproof.algorithms.algorithm import (
     ALGORITHMS,
     Algorithm,
-    Batch,
     Closure,
     MakeClosure,
     OptimizerFactory,
     SingleDomainWarning,
 )
 from shiftproof.algorithms.domain_loss import split_domains
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, choice, log2_int, log10_uniform
 from shiftproof.models import Network
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shiftproof.algorithms.algorithm import Batch
+from shiftproof.base.batch import Batch
 
 
 def pooled(batches: Sequence[Batch]) -> Batch:

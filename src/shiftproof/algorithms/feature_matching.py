@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shiftproof.algorithms.algorithm import Algorithm, Batch, SingleDomainWarning
+from shiftproof.algorithms.algorithm import Algorithm, SingleDomainWarning
 from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, log10_uniform
 from shiftproof.models import Network
 

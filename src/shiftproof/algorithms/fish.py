@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Batch, MakeClosure
+from shiftproof.algorithms.algorithm import ALGORITHMS, MakeClosure
 from shiftproof.algorithms.erm import ERM
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, choice
 from shiftproof.models import Network
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
+from shiftproof.algorithms.algorithm import ALGORITHMS
 from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
 from shiftproof.algorithms.domain_loss import pooled, split_domains
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, log10_uniform, uniform, uniform_int
 from shiftproof.models import Network
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import losses_by_domain
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, log10_uniform
 from shiftproof.models import Network
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
+from shiftproof.algorithms.algorithm import ALGORITHMS
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.erm import ERM
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, uniform
 from shiftproof.gradients import PerSampleGradients
 from shiftproof.models import Network

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.stages import find_stages
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam
 from shiftproof.models import Network
 

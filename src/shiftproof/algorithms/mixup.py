@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.distributions import Beta
 from torch.nn import functional as F
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import split_domains
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, log10_uniform
 from shiftproof.models import Network
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import mean_domain_loss
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, choice, log10_uniform
 from shiftproof.models import Network
 

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, Batch
+from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
 from shiftproof.algorithms.extended_network import ExtendedNetwork
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, choice
 from shiftproof.models import Network
 

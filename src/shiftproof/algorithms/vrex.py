@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from shiftproof.algorithms.algorithm import ALGORITHMS, Batch
+from shiftproof.algorithms.algorithm import ALGORITHMS
 from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
 from shiftproof.algorithms.domain_loss import losses_by_domain
+from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, log10_int, log10_uniform
 from shiftproof.models import Network
 

@@ -26,8 +26,8 @@ from shiftproof.gradients import (
     evaluated_domains,
 )
 
-Search = Literal["ball", "walk"]
-SEARCHES: tuple[Search, ...] = ("ball", "walk")
+SearchShape = Literal["ball", "walk"]
+SEARCH_SHAPES: tuple[SearchShape, ...] = ("ball", "walk")
 
 
 class _Point(NamedTuple):
@@ -96,7 +96,7 @@ class GGA(Annealer):
         tolerance: float = 0.1,
         start: int = 100,
         end: int = 200,
-        search: Search = "ball",
+        search: SearchShape = "ball",
         *,
         seed: int = 0,
     ) -> None:
@@ -108,8 +108,8 @@ class GGA(Annealer):
         for name, number, least in (("candidates", candidates, 1), ("start", start, 0), ("end", end, max(start, 1))):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ValueError(f"Invalid {name} value: {number}; it must be a whole number, at least {least}")
-        if search not in SEARCHES:
-            raise ValueError(f"Invalid search value: {search}; it must be one of {', '.join(SEARCHES)}")
+        if search not in SEARCH_SHAPES:
+            raise ValueError(f"Invalid search value: {search}; it must be one of {', '.join(SEARCH_SHAPES)}")
         self.radius, self.candidates, self.tolerance = radius, candidates, tolerance
         self.start, self.end, self.search = start, end, search
         self.totals = dict.fromkeys(("steps", "before", "after", "accepted", "evaluations", "seconds"), 0)

@@ -9,14 +9,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
+from shiftproof.base.batch import Batch
 from shiftproof.diagnostics import Recorder, gradient_moments
 from shiftproof.studies import Study, open_data, plan_run
 from shiftproof.training import Inputs, build_steps, reproducible
-
-Batch = tuple[Tensor, Tensor]
 
 SOURCES = 3
 _NOTES = (

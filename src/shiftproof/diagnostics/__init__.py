@@ -2,7 +2,7 @@
 
 from shiftproof.diagnostics.agreement import Cosines, GradientAgreement, agreement_of, gradient_agreement
 from shiftproof.diagnostics.balance import (
-    HEADER,
+    BALANCE_HEADER,
     Balance,
     BalanceHistory,
     UpdateBalance,
@@ -12,12 +12,12 @@ from shiftproof.diagnostics.balance import (
     heat_map,
 )
 from shiftproof.diagnostics.features import (
-    MOST_SAMPLES,
+    MOST_EMBEDDED,
     Embedding,
-    Method,
+    Projection,
     Separability,
     Separation,
-    check_method,
+    check_projection,
     embed,
     embedding_figure,
     featurize,
@@ -48,10 +48,10 @@ from shiftproof.diagnostics.plane import Plane, losses_on_plane, plane_figure, p
 from shiftproof.diagnostics.preconditioner import preconditioner
 from shiftproof.diagnostics.ratio import Ratio, ratio_of_means
 from shiftproof.diagnostics.recorder import Recorder
-from shiftproof.diagnostics.recorder_plot import WINDOW
+from shiftproof.diagnostics.recorder_plot import RATIO_SPAN
 from shiftproof.diagnostics.sharpness import (
+    DrawnMean,
     Eigenvalue,
-    Estimate,
     Sharpness,
     average_increase,
     hessian_trace,
@@ -61,21 +61,21 @@ from shiftproof.diagnostics.sharpness import (
 )
 
 __all__ = [
-    "HEADER",
-    "MOST_SAMPLES",
-    "WINDOW",
+    "BALANCE_HEADER",
+    "MOST_EMBEDDED",
+    "RATIO_SPAN",
     "Balance",
     "BalanceHistory",
     "Cosines",
+    "DrawnMean",
     "Eigenvalue",
     "Embedding",
-    "Estimate",
     "GenieDistance",
     "GradientAgreement",
     "GradientMoments",
     "HalvesEstimate",
-    "Method",
     "Plane",
+    "Projection",
     "Ratio",
     "Recorder",
     "Separability",
@@ -89,7 +89,7 @@ __all__ = [
     "balance",
     "balance_curves",
     "balance_rows",
-    "check_method",
+    "check_projection",
     "embed",
     "embedding_figure",
     "featurize",

@@ -176,11 +176,11 @@ class BalanceHistory:
         return Balance(*(float(s / c) if c else math.nan for s, c in zip(sums, counts, strict=True)))
 
 
-HEADER = ("optimizer", "step", *Balance._fields)
+BALANCE_HEADER = ("optimizer", "step", *Balance._fields)
 
 
 def balance_rows(histories: Mapping[str, BalanceHistory]) -> list[tuple[Any, ...]]:
-    """Return the numbers behind the figures, one row per optimizer and step, in the columns of `HEADER`."""
+    """Return the numbers behind the figures, one row per optimizer and step, in the columns of `BALANCE_HEADER`."""
     return [
         (name, step, *numbers)
         for name, history in histories.items()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Method = Literal["pca", "umap"]
-MOST_SAMPLES = 2000
+Projection = Literal["pca", "umap"]
+MOST_EMBEDDED = 2000
 """Samples that are drawn and measured at most."""
 FOLDS = 5
 """Parts of the probes' cross-validation."""
@@ -49,7 +49,7 @@ def featurize(module: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     return torch.cat(features)
 
 
-def stratified_sample(labels: Tensor, domains: Tensor, seed: int = 0, most: int = MOST_SAMPLES) -> Tensor:
+def stratified_sample(labels: Tensor, domains: Tensor, seed: int = 0, most: int = MOST_EMBEDDED) -> Tensor:
     """Return the indices, ascending, of a sample that is even over the pairs of a domain and a class.
 
     Every pair gives the same number, the largest with which the sample has at most ``most`` (one, where there are
@@ -70,7 +70,7 @@ def stratified_sample(labels: Tensor, domains: Tensor, seed: int = 0, most: int 
     return torch.from_numpy(np.sort(np.concatenate(drawn)))
 
 
-def check_method(method: str) -> None:
+def check_projection(method: str) -> None:
     """Raise unless features can be projected by a method here.
 
     Raises:
@@ -82,7 +82,7 @@ def check_method(method: str) -> None:
         raise ValueError("umap-learn is not installed: pip install 'shiftproof[umap]'")
 
 
-def project(features: Tensor, method: Method = "pca", seed: int = 0) -> Tensor:
+def project(features: Tensor, method: Projection = "pca", seed: int = 0) -> Tensor:
     """Return features (n, d) in two dimensions, (n, 2), float64 on the CPU.
 
     ``"pca"`` projects the centred features on their first two principal directions, each turned so that its largest
@@ -98,7 +98,7 @@ def project(features: Tensor, method: Method = "pca", seed: int = 0) -> Tensor:
     Raises:
         ValueError: the method is unknown or not installed, or the features are too few or not finite.
     """
-    check_method(method)
+    check_projection(method)
     _check_finite(features)
     centred = features.detach().double().cpu()
     if min(centred.shape) < 2:
@@ -218,7 +218,7 @@ class Embedding:
         return [(training, *point) for point in zip(*columns, strict=True)]
 
 
-def embed(features: Tensor, labels: Tensor, domains: Tensor, method: Method = "pca", seed: int = 0) -> Embedding:
+def embed(features: Tensor, labels: Tensor, domains: Tensor, method: Projection = "pca", seed: int = 0) -> Embedding:
     """Project a `stratified_sample` of features, the same for all features of the same samples, and measure it.
 
     Args:
@@ -239,7 +239,7 @@ def embed(features: Tensor, labels: Tensor, domains: Tensor, method: Method = "p
 
 
 def embedding_figure(
-    before: Embedding, after: Embedding, classes: Sequence[str], domains: Sequence[str], method: Method = "pca"
+    before: Embedding, after: Embedding, classes: Sequence[str], domains: Sequence[str], method: Projection = "pca"
 ) -> Figure:
     """Draw features before and after training, coloured by class and by domain, with the numbers beneath each panel.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,14 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from shiftproof.base.batch import Batch
 from shiftproof.base.precise_sums import at_least_float32, norm
 from shiftproof.base.randomness import seed_generators, torch_seed
-from shiftproof.gradients import check_dense_layers, check_real, evaluation_mode
-
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, on the model's device."""
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""The mean loss of a batch, from outputs and targets, such as ``torch.nn.functional.cross_entropy``."""
+from shiftproof.gradients import Loss, check_dense_layers, check_real, evaluation_mode
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from shiftproof.base.precise_sums import dot
-from shiftproof.diagnostics.mean_loss import Loss, trained_weights
+from shiftproof.diagnostics.mean_loss import trained_weights
 from shiftproof.diagnostics.ratio import Ratio, ratio_of_means
-from shiftproof.gradients import check_dense, evaluation_mode
+from shiftproof.gradients import Loss, check_dense, evaluation_mode
 
 if TYPE_CHECKING:
     from shiftproof.diagnostics.moments import GradientMoments

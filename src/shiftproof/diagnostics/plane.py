@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from shiftproof.base.batch import Batch
 from shiftproof.base.drawing import COLUMN, STYLE, line_style
-from shiftproof.diagnostics.mean_loss import Batch, Loss, MeanLoss
+from shiftproof.diagnostics.mean_loss import MeanLoss
+from shiftproof.gradients import Loss
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

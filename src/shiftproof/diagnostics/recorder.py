@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from shiftproof.base.batch import Batch
 from shiftproof.base.precise_sums import at_least_float32
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.diagnostics.agreement import Cosines, GradientAgreement, agreement_of
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs (n, ...) and targets (n, ...) of one domain."""
 
 TRACKED = ("osgr", "balance", "agreement")
 

@@ -12,7 +12,7 @@ from shiftproof.diagnostics.osgr import StepContributions, step_ratios
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WINDOW = 20
+RATIO_SPAN = 20
 """Measurements that a ratio is taken over."""
 _PANELS = {
     "balance": (
@@ -30,7 +30,7 @@ def draw_records(
 
     Args:
         records: of a `Recorder`.
-        contributions: of the same; ratios are over the last `WINDOW` of them at every step.
+        contributions: of the same; ratios are over the last `RATIO_SPAN` of them at every step.
         track: what it measured.
 
     Raises:
@@ -46,8 +46,10 @@ def draw_records(
         figure = Figure(figsize=(2 * COLUMN, 2.6), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(track), squeeze=False)[0], track, strict=True):
             if name == "osgr":
-                title = f"ratio over {WINDOW} measurements"
-                ratios = [step_ratios(contributions[max(0, end - WINDOW) : end]) for end in range(1, len(steps) + 1)]
+                title = f"ratio over {RATIO_SPAN} measurements"
+                ratios = [
+                    step_ratios(contributions[max(0, end - RATIO_SPAN) : end]) for end in range(1, len(steps) + 1)
+                ]
                 lines = {
                     ratio: [found[ratio].value if ratio in found else math.nan for found in ratios]
                     for ratio in ratios[-1]

@@ -26,13 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shiftproof.base.batch import Batch
 from shiftproof.base.precise_sums import dot, norm
 from shiftproof.base.randomness import generator
 from shiftproof.diagnostics.filters import filter_norms, random_units, units, weight_norms
-from shiftproof.diagnostics.mean_loss import Batch, Loss, MeanLoss, checked
+from shiftproof.diagnostics.mean_loss import MeanLoss, checked
+from shiftproof.gradients import Loss
 
 
-class Estimate(NamedTuple):
+class DrawnMean(NamedTuple):
     """A mean over random draws and its standard error."""
 
     mean: float
@@ -69,10 +71,10 @@ class Sharpness:
 
     loss: float
     rho: float
-    average: Estimate
+    average: DrawnMean
     worst: float
     eigenvalue: Eigenvalue
-    trace: Estimate
+    trace: DrawnMean
 
 
 def sharpness(model: nn.Module, loss: Loss, batches: Sequence[Batch], *, rho: float = 0.05, seed: int = 0) -> Sharpness:
@@ -102,7 +104,7 @@ def sharpness(model: nn.Module, loss: Loss, batches: Sequence[Batch], *, rho: fl
 
 def average_increase(
     model: nn.Module, loss: Loss, batches: Sequence[Batch], *, rho: float = 0.05, draws: int = 20, seed: int = 0
-) -> Estimate:
+) -> DrawnMean:
     r"""Return :math:`E[L(\theta + \epsilon)] - L(\theta)` where every filter moves by ``rho`` of its norm.
 
     Every filter's direction is uniform. Each perturbation is taken with its opposite, so that the slope, which has no
@@ -241,7 +243,7 @@ def largest_eigenvalue(
 
 def hessian_trace(
     model: nn.Module, loss: Loss, batches: Sequence[Batch], *, probes: int = 20, seed: int = 0
-) -> Estimate:
+) -> DrawnMean:
     r"""Return the trace of the Hessian over the weights that train.
 
     Hutchinson's estimator, the mean of :math:`v \cdot H v` over vectors of random signs.
@@ -270,10 +272,10 @@ def _loss_there(mean_loss: MeanLoss) -> float:
     return checked(mean_loss(mean_loss.weights), "the loss at the model's weights")
 
 
-def _estimate(values: Sequence[float], name: str) -> Estimate:
+def _estimate(values: Sequence[float], name: str) -> DrawnMean:
     mean = checked(math.fsum(values) / len(values), name)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return Estimate(mean, math.sqrt(variance / len(values)))
+    return DrawnMean(mean, math.sqrt(variance / len(values)))
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shiftproof.base.drawing import write_figure
 from shiftproof.diagnostics import (
-    HEADER,
+    BALANCE_HEADER,
     Balance,
     BalanceHistory,
     UpdateBalance,
@@ -47,9 +47,9 @@ def draw_balance(histories: Mapping[str, BalanceHistory], folder: Path, setting:
         "1 %."
     )
     rows = balance_rows(histories)
-    drawn = write_figure(heat_map(histories), folder, "balance", HEADER, rows, caption)
+    drawn = write_figure(heat_map(histories), folder, "balance", BALANCE_HEADER, rows, caption)
     caption = f"The numbers of the balance of updates over all parameters, over training: {setting}."
-    return [*drawn, *write_figure(balance_curves(histories), folder, "balance_numbers", HEADER, rows, caption)]
+    return [*drawn, *write_figure(balance_curves(histories), folder, "balance_numbers", BALANCE_HEADER, rows, caption)]
 
 
 def figure_balance(study: Study, output: Path, trial_seed: int = 0) -> list[Path]:

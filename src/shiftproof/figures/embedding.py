@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
-from shiftproof.diagnostics import MOST_SAMPLES, Embedding, Method, check_method, embed, embedding_figure, featurize
+from shiftproof.diagnostics import (
+    MOST_EMBEDDED,
+    Embedding,
+    Projection,
+    check_projection,
+    embed,
+    embedding_figure,
+    featurize,
+)
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, Subject, traced
 from shiftproof.models import Network
 from shiftproof.studies import Study
 from shiftproof.training import EVALUATION_BATCH, reproducible
 
 
-def embeddings(subject: Subject, network: Network, method: Method) -> tuple[Embedding, Embedding]:
+def embeddings(subject: Subject, network: Network, method: Projection) -> tuple[Embedding, Embedding]:
     """Return the features of held-out images of all domains, the target's included, before and after training.
 
     Args:
@@ -28,7 +36,7 @@ def embeddings(subject: Subject, network: Network, method: Method) -> tuple[Embe
         ValueError: UMAP is not installed.
     """
     inputs = subject.inputs
-    each = -(-MOST_SAMPLES // len(subject.data.domains))
+    each = -(-MOST_EMBEDDED // len(subject.data.domains))
     samples = [inputs.sample(domain, "out", each) for domain in range(len(subject.data.domains))]
     labels = torch.cat([labels for _, labels in samples])
     domains = torch.cat([torch.full_like(labels, domain) for domain, (_, labels) in enumerate(samples)])
@@ -43,7 +51,7 @@ def embeddings(subject: Subject, network: Network, method: Method) -> tuple[Embe
 
 
 def draw_embedding(
-    subject: Subject, both: tuple[Embedding, Embedding], folder: Path, name: str, method: Method
+    subject: Subject, both: tuple[Embedding, Embedding], folder: Path, name: str, method: Projection
 ) -> list[Path]:
     """Draw the features of a run before and after training, and return the files.
 
@@ -107,7 +115,7 @@ def draw_separation(found: Mapping[str, tuple[Embedding, Embedding]], folder: Pa
         return write_figure(figure, folder, "separation", header, rows, caption)
 
 
-def figure_embedding(study: Study, output: Path, trial_seed: int = 0, method: Method = "pca") -> list[Path]:
+def figure_embedding(study: Study, output: Path, trial_seed: int = 0, method: Projection = "pca") -> list[Path]:
     """Train every method of a study at its defaults, draw its features before and after, and return the files.
 
     Args:
@@ -119,7 +127,7 @@ def figure_embedding(study: Study, output: Path, trial_seed: int = 0, method: Me
     Raises:
         ValueError: the study is not valid, or its parts cannot work together.
     """
-    check_method(method)  # before anything is trained
+    check_projection(method)  # before anything is trained
     runs, folder = traced(study, output, trial_seed), output / DIAGNOSTICS_FOLDER
     found = {
         name: embeddings(subject, subject.algorithm(run.state).network, method) for name, (subject, run) in runs.items()

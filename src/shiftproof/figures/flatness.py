@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shiftproof.algorithms import Batch
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
-from shiftproof.diagnostics import Estimate, Sharpness, average_increase, sharpness
+from shiftproof.diagnostics import DrawnMean, Sharpness, average_increase, sharpness
 from shiftproof.figures.traces import Subject
 from shiftproof.training import reproducible
 
@@ -31,7 +31,7 @@ class Flatness(NamedTuple):
     """
 
     measured: Sharpness
-    increases: dict[float, Estimate]
+    increases: dict[float, DrawnMean]
 
 
 def held_out(subject: Subject) -> dict[str, list[Batch]]:

@@ -12,7 +12,7 @@ from torch.nn.utils import vector_to_parameters
 
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
 from shiftproof.diagnostics import (
-    WINDOW,
+    RATIO_SPAN,
     GradientMoments,
     Ratio,
     genie_distance,
@@ -41,11 +41,11 @@ _TITLES = {
 
 
 def windows(trace: Trace) -> dict[str, list[tuple[int, Ratio]]]:
-    """Return every ratio over windows of `WINDOW` measurements that share none, with the step of each window's last."""
+    """Return every ratio over windows of `RATIO_SPAN` measurements that share none, with the last step of each."""
     steps, contributions = [int(record["step"]) for record in trace.records], trace.contributions
     found: dict[str, list[tuple[int, Ratio]]] = {name: [] for name in _TITLES}
-    for end in range(min(WINDOW, len(steps)), len(steps) + 1, WINDOW):
-        for name, ratio in step_ratios(contributions[max(0, end - WINDOW) : end]).items():
+    for end in range(min(RATIO_SPAN, len(steps)), len(steps) + 1, RATIO_SPAN):
+        for name, ratio in step_ratios(contributions[max(0, end - RATIO_SPAN) : end]).items():
             found[name].append((steps[end - 1], ratio))
     return found
 
@@ -91,7 +91,7 @@ def draw_osgr(traces: Mapping[str, Trace], folder: Path, setting: str) -> list[P
         caption = (
             f"One-step generalization ratio, E[u.g'] / E[u.g]: {setting}. g is the gradient of the step's own batch, "
             "g' that of a batch of the same source domains' held-out images (above) or of the unseen domain (below), "
-            f"u the update. A point is the ratio over {WINDOW} measured steps, the band its 95 % interval, cut off "
+            f"u the update. A point is the ratio over {RATIO_SPAN} measured steps, the band its 95 % interval, cut off "
             "where it is far wider than the values differ. Frozen: u is the preconditioner as it was before the step "
             "times g, without momentum, noise and masks. Images that were never trained on may have larger losses, "
             "and so larger gradients, than the batch: a ratio can be above 1."

@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.optim.moments import Batch, MomentOptimizer, average, average_squares, begin_step, decay, descend
+from shiftproof.optim.moments import (
+    MomentOptimizer,
+    ParameterBatch,
+    average,
+    average_squares,
+    begin_step,
+    decay,
+    descend,
+)
 from shiftproof.optim.stream import Place, draw_signs
 
 _MISSING_GRAPH = """AdaHessian differentiates the gradients again, and they have no graph; write
@@ -112,7 +120,7 @@ def _for_second_derivatives() -> Iterator[None]:
         yield
 
 
-def _hessian_diagonal(batches: Sequence[Batch]) -> list[Tensor]:
+def _hessian_diagonal(batches: Sequence[ParameterBatch]) -> list[Tensor]:
     """Estimate the magnitude of the Hessian's diagonal, for all parameters in the order of the batches."""
     params = [p for batch in batches for p in batch.params]
     grads = [grad for batch in batches for grad in batch.grads]
@@ -126,7 +134,7 @@ def _hessian_diagonal(batches: Sequence[Batch]) -> list[Tensor]:
     return [product.abs() for product in products]  # |z * Hz|, because |z| is 1
 
 
-def _signs(batch: Batch) -> list[Tensor]:
+def _signs(batch: ParameterBatch) -> list[Tensor]:
     places = [Place(p.shape, position) for p, position in zip(batch.params, batch.positions, strict=True)]
     p = batch.params[0]
     return draw_signs(places, batch.group["seed"], batch.step, p.dtype, p.device)

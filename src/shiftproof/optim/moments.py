@@ -77,7 +77,7 @@ class MomentOptimizer(Optimizer):
             handle.remove()
 
 
-class Batch(NamedTuple):
+class ParameterBatch(NamedTuple):
     """Parameters of one group, device, type and step, which are updated together.
 
     Attributes:
@@ -110,7 +110,7 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"Invalid betas value: {options['betas']}; each must be in [0, 1)")
 
 
-def begin_step(optimizer: Optimizer) -> list[Batch]:
+def begin_step(optimizer: Optimizer) -> list[ParameterBatch]:
     """Return the parameters that have a gradient, with their moments; nothing has changed yet, nor is a step counted.
 
     Second moments start at the group's ``initial_accumulator``, or 0.
@@ -118,7 +118,7 @@ def begin_step(optimizer: Optimizer) -> list[Batch]:
     Raises:
         RuntimeError: a gradient is sparse or a parameter complex, or a tensor has not its parameter's shape or device.
     """
-    batches: dict[object, Batch] = {}
+    batches: dict[object, ParameterBatch] = {}
     for position, (p, group, label) in enumerate(labelled(optimizer)):
         if p.grad is None:
             continue
@@ -138,7 +138,9 @@ def begin_step(optimizer: Optimizer) -> list[Batch]:
             if tensor.device != p.device:
                 raise RuntimeError(f"{name} of {label} is on {tensor.device}, and the parameter on {p.device}")
         step = int(state["step"]) + 1
-        batch = batches.setdefault((id(group), p.device, p.dtype, step), Batch(group, step, [], [], [], [], [], []))
+        batch = batches.setdefault(
+            (id(group), p.device, p.dtype, step), ParameterBatch(group, step, [], [], [], [], [], [])
+        )
         batch.steps.append(state["step"])
         batch.params.append(p)
         batch.grads.append(p.grad)
@@ -148,7 +150,7 @@ def begin_step(optimizer: Optimizer) -> list[Batch]:
     return list(batches.values())
 
 
-def held_eps(batch: Batch) -> float:
+def held_eps(batch: ParameterBatch) -> float:
     """Return the group's ``eps``, no smaller than the least normal number of the parameters' type.
 
     In float16, 1e-16 would be 0, and the step of a zero gradient 0 / 0.
@@ -169,13 +171,13 @@ def average_squares(averages: list[Tensor], values: list[Tensor] | tuple[Tensor,
     torch._foreach_addcmul_(averages, values, values, value=1 - beta)
 
 
-def decay(batch: Batch) -> None:
+def decay(batch: ParameterBatch) -> None:
     """Shrink weights by ``lr * weight_decay``, decoupled from the gradient."""
     if batch.group["weight_decay"]:
         torch._foreach_mul_(batch.params, 1 - float(batch.group["lr"]) * batch.group["weight_decay"])
 
 
-def descend(batch: Batch) -> None:
+def descend(batch: ParameterBatch) -> None:
     """Subtract ``lr * m / (sqrt(v) + eps)``, both moments with Adam's bias correction, and count the step."""
     beta1, beta2 = batch.group["betas"]
     denominators = torch._foreach_sqrt(batch.exp_avg_sqs)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shiftproof.base.drawing import COLORS, STYLE, saved
-from shiftproof.tables import Ranks, indistinguishable
+from shiftproof.tables import AverageRanks, indistinguishable
 
 INK = "#333333"
 RULE = "#777777"
@@ -22,7 +22,7 @@ DIFFERENCE = 0.5  # from the axis up to the critical difference, over the ticks 
 LEADER, NUMBER, NAME = 0.1, 0.15, 0.57  # from the ends of the axis outwards
 
 
-def rank_figure(names: Sequence[str], ranks: Ranks) -> dict[str, bytes]:
+def rank_figure(names: Sequence[str], ranks: AverageRanks) -> dict[str, bytes]:
     """Draw the diagram and return the SVG and the PNG by suffix.
 
     Args:
@@ -35,7 +35,7 @@ def rank_figure(names: Sequence[str], ranks: Ranks) -> dict[str, bytes]:
         return {suffix: saved(figure, suffix) for suffix in ("svg", "png")}
 
 
-def diagram(names: Sequence[str], ranks: Ranks) -> Figure:
+def diagram(names: Sequence[str], ranks: AverageRanks) -> Figure:
     """Draw methods beside an axis of mean ranks, and bars under it that join those that cannot be told apart.
 
     The canvas holds the axis and what is under it; labels lie outside, for a tight bounding box to take in.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from shiftproof.studies.index import INDEX_FILE
     from shiftproof.studies.plan import Grid, Plan, method_of, read_plan, read_run_spec
     from shiftproof.studies.planning import make_plan, plan_run
-    from shiftproof.studies.published_results import MEAN, SECONDS, Published, published, published_for
+    from shiftproof.studies.published_results import OVERALL, SECONDS, Published, published, published_for
     from shiftproof.studies.results import Outcome, Results, Row
     from shiftproof.studies.runner import run_study, time_shares, train_one
     from shiftproof.studies.status import Status, read_status
@@ -29,7 +29,7 @@ _PLACES = {
     "GROUPS": "shiftproof.studies.field_info",
     "Grid": "shiftproof.studies.plan",
     "INDEX_FILE": "shiftproof.studies.index",
-    "MEAN": "shiftproof.studies.published_results",
+    "OVERALL": "shiftproof.studies.published_results",
     "Method": "shiftproof.studies.study",
     "One": "shiftproof.studies.field_info",
     "Outcome": "shiftproof.studies.results",
@@ -74,7 +74,7 @@ _PLACES = {
 __all__ = [
     "GROUPS",
     "INDEX_FILE",
-    "MEAN",
+    "OVERALL",
     "SECONDS",
     "FieldError",
     "Grid",

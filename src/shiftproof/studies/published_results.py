@@ -12,7 +12,7 @@ from shiftproof.base.registry import UnknownNameError
 
 SECONDS = "seconds"
 """The data set of a published training time."""
-MEAN = "mean"
+OVERALL = "mean"
 """The data set of a published mean over data sets."""
 
 

@@ -1,13 +1,13 @@
 """What results say, as tables: statistics, comparisons, and their text in several formats."""
 
 from shiftproof.tables.formats import FORMATS, as_csv, as_latex, as_markdown, as_text, write_csv
-from shiftproof.tables.statistics import Ranks, estimate, indistinguishable
+from shiftproof.tables.statistics import AverageRanks, estimate, indistinguishable
 from shiftproof.tables.table import Comparison, Table, build_tables, comparisons
 
 __all__ = [
     "FORMATS",
+    "AverageRanks",
     "Comparison",
-    "Ranks",
     "Table",
     "as_csv",
     "as_latex",

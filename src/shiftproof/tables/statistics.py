@@ -39,7 +39,7 @@ class SignCount(NamedTuple):
     p: float | None
 
 
-class Ranks(NamedTuple):
+class AverageRanks(NamedTuple):
     """Methods ranked over the cells of a table.
 
     Attributes:
@@ -116,7 +116,7 @@ def sign_count(values: Sequence[float], baseline: Sequence[float]) -> SignCount:
     return SignCount(wins, losses, len(gains) - wins - losses, p)
 
 
-def average_ranks(scores: Sequence[Sequence[float]]) -> Ranks:
+def average_ranks(scores: Sequence[Sequence[float]]) -> AverageRanks:
     """Rank methods in every cell and average, with Friedman's test and Nemenyi's critical difference.
 
     Demsar, "Statistical comparisons of classifiers over multiple data sets", JMLR 2006.
@@ -135,7 +135,7 @@ def average_ranks(scores: Sequence[Sequence[float]]) -> Ranks:
     ranks = stats.rankdata(-table, axis=0)
     methods, cells = ranks.shape
     testable = methods > 1 and cells > 1
-    return Ranks(
+    return AverageRanks(
         ranks.mean(axis=1).tolist(),
         cells,
         _friedman_p(ranks) if testable else None,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.studies import (
-    MEAN,
+    OVERALL,
     SECONDS,
     Grid,
     Method,
@@ -20,9 +20,9 @@ from shiftproof.studies import (
     published_for,
 )
 from shiftproof.tables.statistics import (
+    AverageRanks,
     Difference,
     Estimate,
-    Ranks,
     SignCount,
     average_ranks,
     estimate,
@@ -106,7 +106,7 @@ class Table:
     rows: list[MethodRow]
     baseline: Method
     ranked: list[Method]
-    ranks: Ranks | None
+    ranks: AverageRanks | None
     terms: dict[str, Any]
     failures: list[str]
 
@@ -168,12 +168,12 @@ def comparisons(results: Results, tables: Sequence[Table]) -> list[Comparison]:
     found = []
     names = {grid.dataset for grid in results.plan}
     over = tables[: len(tables) - len(results.plan.grids)]
-    for table, dataset in [*((t, MEAN) for t in over), *((t, t.title) for t in tables[len(over) :])]:
+    for table, dataset in [*((t, OVERALL) for t in over), *((t, t.title) for t in tables[len(over) :])]:
         for row in table.rows:
             name = results.plan.published.get(row.method.variant)
             if name is None or row.mean.accuracy is None:
                 continue
-            if dataset == MEAN and names != {key.dataset for key in published(name)} - {MEAN, SECONDS}:
+            if dataset == OVERALL and names != {key.dataset for key in published(name)} - {OVERALL, SECONDS}:
                 continue  # a mean over other data sets
             figure = published_for(name, *row.method[:3], dataset)
             if figure is not None:
@@ -290,7 +290,7 @@ class _Builder:
                 pairs.append([sum(scores[trial] for trial in both) / len(both) for scores in (ours, theirs)])
         return sign_count([pair[0] for pair in pairs], [pair[1] for pair in pairs]) if pairs else None
 
-    def _ranks(self, methods: Sequence[Method]) -> tuple[list[Method], Ranks | None]:
+    def _ranks(self, methods: Sequence[Method]) -> tuple[list[Method], AverageRanks | None]:
         """Rank the methods on every target, by their mean over the trials that all of them have."""
         scores = {m: [self._column(m, [part], "accuracy") for part in self.parts] for m in methods}
         scores = {m: cells for m, cells in scores.items() if all(cells)}

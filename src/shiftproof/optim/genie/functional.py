@@ -19,7 +19,7 @@ _MOMENT_TYPES = (torch.float32, torch.bfloat16, torch.float64)
 _Begin = Callable[[Sequence[Row], Options], Begun]
 
 
-class Variant(NamedTuple):
+class Flags(NamedTuple):
     """Which implementation takes a step; see `GENIE` for what each means."""
 
     foreach: bool | None = None
@@ -107,7 +107,7 @@ def genie(
     refuse_sparse(grads)
     names = [None] * len(params)
     rows = make_rows(params, grads, exp_avgs, exp_avg_sqs, steps, positions, names, capturable=capturable, begins=True)
-    take_step([(rows, options, Variant(foreach, fused, capturable, differentiable))], [steps])
+    take_step([(rows, options, Flags(foreach, fused, capturable, differentiable))], [steps])
 
 
 def refuse_sparse(grads: Iterable[Tensor]) -> None:
@@ -116,10 +116,10 @@ def refuse_sparse(grads: Iterable[Tensor]) -> None:
         raise RuntimeError("GENIE does not support sparse gradients")
 
 
-def refuse_unfused(params: Sequence[Tensor], variant: Variant) -> None:
-    """Raise RuntimeError if the variant asks for the fused implementation and it does not take parameters."""
+def refuse_unfused(params: Sequence[Tensor], flags: Flags) -> None:
+    """Raise RuntimeError if the flags ask for the fused implementation and it does not take parameters."""
     for p in params:
-        _implementation(_stand_in(local_part(p), variant), variant)
+        _implementation(_stand_in(local_part(p), flags), flags)
 
 
 def _count_step(steps: Sequence[Tensor], found_inf: Tensor | None, change: int = 1) -> None:
@@ -216,7 +216,7 @@ def _unfit(row: Row) -> str | None:
     return None
 
 
-def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]], steps: Sequence[Sequence[Tensor]]) -> None:
+def take_step(groups: Iterable[tuple[Sequence[Row], Options, Flags]], steps: Sequence[Sequence[Tensor]]) -> None:
     """Take and count the step of the rows of some groups.
 
     Args:
@@ -235,14 +235,14 @@ def take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]], steps: S
         raise
 
 
-def _take_step(groups: Iterable[tuple[Sequence[Row], Options, Variant]]) -> None:
+def _take_step(groups: Iterable[tuple[Sequence[Row], Options, Flags]]) -> None:
     """Take the step of the rows of some groups; what their shards must sum goes into one all-reduce."""
     planned: list[tuple[_Begin, list[int], list[Row], Options]] = []
     count = 0
-    for rows, options, variant in groups:  # refuse what cannot be done before anything changes
+    for rows, options, flags in groups:  # refuse what cannot be done before anything changes
         by_implementation: dict[_Begin, list[int]] = {}
         for i, row in enumerate(rows):
-            begin = _implementation(row, variant) if row.param.numel() else _begin_empty
+            begin = _implementation(row, flags) if row.param.numel() else _begin_empty
             by_implementation.setdefault(begin, []).append(i)
         scaled = options.grad_scale is not None or options.found_inf is not None
         if scaled and any(begin not in (fused_triton.begin, _begin_empty) for begin in by_implementation):
@@ -262,52 +262,52 @@ def _begin_empty(rows: Sequence[Row], options: Options) -> Begun:
     return Begun(sums if options.needs_sums else None, lambda spreads: None)
 
 
-def _implementation(row: Row, variant: Variant, *, may_build: bool = True) -> _Begin:
+def _implementation(row: Row, flags: Flags, *, may_build: bool = True) -> _Begin:
     """Return what takes a row's step; see `fused_cpu.obstacle` for ``may_build``.
 
     Raises:
         RuntimeError: the fused implementation is asked for and does not take the row.
     """
-    if variant.may_fuse:
+    if flags.may_fuse:
         on_cpu = row.param.is_cpu and not fused_triton.interpreted
         reason = fused_cpu.obstacle(row, may_build=may_build) if on_cpu else fused_triton.obstacle(row)
         if reason is None:
             return fused_cpu.begin if on_cpu else fused_triton.begin
-        if variant.fused:
+        if flags.fused:
             raise RuntimeError(f"fused=True, but {reason}")
     if any(stride == 0 and size > 1 for stride, size in zip(row.param.stride(), row.param.shape, strict=True)):
         raise RuntimeError("a parameter is expanded over itself: its elements share memory, and cannot move apart")
     plain = type(row.param) in PLAIN
-    if variant.differentiable or variant.capturable or not (plain if variant.foreach is None else variant.foreach):
+    if flags.differentiable or flags.capturable or not (plain if flags.foreach is None else flags.foreach):
         return begin_forloop
     return begin_foreach
 
 
-def describe_implementation(params: Sequence[Tensor], variant: Variant) -> str:
+def describe_implementation(params: Sequence[Tensor], flags: Flags) -> str:
     """Return in words what takes a group's step, and why nothing faster does."""
-    names = dict.fromkeys(_description(local_part(p), variant) for p in params)
+    names = dict.fromkeys(_description(local_part(p), flags) for p in params)
     return " and ".join(names) or "none"
 
 
-def _stand_in(param: Tensor, variant: Variant) -> Row:
+def _stand_in(param: Tensor, flags: Flags) -> Row:
     """Return a row for a parameter that has no state yet."""
     param = param.detach()
     moment = param.float() if param.dtype == torch.float16 else param
-    step = torch.ones((), device=param.device) if variant.capturable else 1
+    step = torch.ones((), device=param.device) if flags.capturable else 1
     return Row(param, param, moment, moment, step, 0, None)
 
 
-def _description(param: Tensor, variant: Variant) -> str:
-    row = _stand_in(param, variant)
+def _description(param: Tensor, flags: Flags) -> str:
+    row = _stand_in(param, flags)
     try:
-        begin = _implementation(row, variant, may_build=False)
+        begin = _implementation(row, flags, may_build=False)
     except RuntimeError as error:
         return str(error)
     for fused in (fused_cpu, fused_triton):
         if begin is fused.begin:
             return str(fused.description())
     name = "foreach" if begin is begin_foreach else "for-loop"
-    if not variant.may_fuse:
+    if not flags.may_fuse:
         return name
     on_cpu = row.param.is_cpu
     return f"{name}: {fused_cpu.obstacle(row, may_build=False) if on_cpu else fused_triton.obstacle(row)}"

@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from shiftproof.optim.genie import fused_triton
 from shiftproof.optim.genie.functional import (
-    Variant,
+    Flags,
     describe_implementation,
     make_rows,
     refuse_sparse,
@@ -149,7 +149,7 @@ class GENIE(Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """Whether a GradScaler may leave the division of gradients to `step`; else it divides, and synchronises."""
         return all(
-            group["capturable"] and _variant(group).may_fuse and all(map(fused_triton.takes, group["params"]))
+            group["capturable"] and _flags(group).may_fuse and all(map(fused_triton.takes, group["params"]))
             for group in self.param_groups
         )
 
@@ -190,7 +190,7 @@ class GENIE(Optimizer):
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
         names = [
-            f"    implementation of group {i}: {describe_implementation(group['params'], _variant(group))}"
+            f"    implementation of group {i}: {describe_implementation(group['params'], _flags(group))}"
             for i, group in enumerate(self.param_groups)
         ]
         return "\n".join([*lines[:-1], *names, lines[-1]])
@@ -272,12 +272,12 @@ class GENIE(Optimizer):
                 _check_capture(group)
                 refuse_sparse(p.grad for p, _, _ in members if p.grad is not None)
                 if group["fused"]:
-                    refuse_unfused([p for p, _, _ in members if not self.state.get(p)], _variant(group))
+                    refuse_unfused([p for p, _, _ in members if not self.state.get(p)], _flags(group))
             groups, steps = [], []
             for group, members in stepped:
                 states = [self._init_state(p, group) for p, _, _ in members]
                 rows = _rows(members, states, group, begins=True)
-                groups.append((rows, self._options(group), _variant(group)))
+                groups.append((rows, self._options(group), _flags(group)))
                 steps.append([state["step"] for state in states])
             take_step(groups, steps)
         note_step()
@@ -367,8 +367,8 @@ def _rows(members: list[_Member], states: list[dict[str, Any]], group: dict[str,
     )
 
 
-def _variant(group: dict[str, Any]) -> Variant:
-    return Variant(group["foreach"], group["fused"], group["capturable"], group["differentiable"])
+def _flags(group: dict[str, Any]) -> Flags:
+    return Flags(group["foreach"], group["fused"], group["capturable"], group["differentiable"])
 
 
 def _name(dtype: torch.dtype | str | None) -> str | None:

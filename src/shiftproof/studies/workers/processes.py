@@ -17,7 +17,7 @@ from shiftproof.base.processes import START_METHOD, adopt, end_with_parent
 Task = TypeVar("Task")
 
 
-class Outcome(NamedTuple):
+class TaskOutcome(NamedTuple):
     """How a task ended: its number and its value, or the error that it raised or that ended its worker."""
 
     task: int
@@ -57,7 +57,7 @@ class _Worker(Generic[Task]):
         with suppress(OSError):  # a worker that has just died is found dead when its outcome is asked for
             self.connection.send(task)
 
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> TaskOutcome | None:
         """Return the outcome of the task in work, None while there is none.
 
         Raises:
@@ -78,7 +78,7 @@ class _Worker(Generic[Task]):
             raise error
         index, self.index = self.index, None
         assert index is not None  # noqa: S101  (an outcome answers a task)
-        return Outcome(index, value, error)
+        return TaskOutcome(index, value, error)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -115,7 +115,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any], environment: Mapp
 
 def run_tasks(
     work: Callable[[Task], Any], tasks: Sequence[Task], jobs: int, attempts: int = 3
-) -> Generator[Outcome, None, None]:
+) -> Generator[TaskOutcome, None, None]:
     """Do the tasks in parallel processes and yield their outcomes as they come.
 
     Workers stay alive between tasks. A task that raises, or whose worker dies, is done again after the others.
@@ -174,6 +174,6 @@ def run_tasks(
             worker.stop()
 
 
-def _death(worker: _Worker[Any]) -> Outcome:
+def _death(worker: _Worker[Any]) -> TaskOutcome:
     assert worker.index is not None  # noqa: S101  (only busy workers are looked at)
-    return Outcome(worker.index, None, f"its worker process ended with exit code {worker.process.exitcode}")
+    return TaskOutcome(worker.index, None, f"its worker process ended with exit code {worker.process.exitcode}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from shiftproof.base.extras import require
-from shiftproof.studies.workers.processes import NodeError, Outcome
+from shiftproof.studies.workers.processes import NodeError, TaskOutcome
 
 Task = TypeVar("Task")
 
@@ -64,7 +64,7 @@ class RayCluster:
 
 def run_on_ray(
     work: Callable[[Task], Any], tasks: Sequence[Task], cluster: RayCluster, attempts: int = 3
-) -> Generator[Outcome, None, None]:
+) -> Generator[TaskOutcome, None, None]:
     """Do the tasks on a cluster and yield their outcomes as they come.
 
     A task that raises, or whose worker dies, is done again after the others; so is one whose node dies, which does not
@@ -128,7 +128,7 @@ def run_on_ray(
                         waiting.append(index)
                         continue
                     error = f"{error} (tried {attempts} times)"
-                yield Outcome(index, value, error)
+                yield TaskOutcome(index, value, error)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)

@@ -1,0 +1,9 @@
+"""What is trained or measured on at a time."""
+
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs (n, ...) and targets (n, ...) of one domain, on the model's device.
+
+In a run: normalised images (n, channels, height, width) and int64 labels (n,).
+"""
