@@ -21,7 +21,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from shiftproof.models import MODELS, build_network, default_image_size
 from shiftproof.optim import GENIE, SAM
-from shiftproof.optim.genie import FORMS, fused_cpu, kernel_error
+from shiftproof.optim.genie import FORMS, INSTRUCTION_SETS, instruction_set, kernel_error, limited_instructions
 from shiftproof.training import check_device
 
 SMALL_STD, LARGE_STD = 1e-3, 3.0
@@ -143,7 +143,7 @@ class _Running:
         if len(self.seconds) > _TURNS and sum(self.seconds) > _ENOUGH:
             return
         self._give(gradients)
-        with fused_cpu.limited_instructions(self.candidate.instructions):
+        with limited_instructions(self.candidate.instructions):
             self.seconds.append(_timed(self._step, self._device))
 
     def _give(self, gradients: Sequence[Tensor]) -> None:
@@ -193,7 +193,7 @@ def _candidates(best_build: int, graphs: bool) -> list[_Candidate]:
     builds = [
         _Candidate(f"GENIE {form}, fused ({name})", GENIE, {"lr": lr, "form": form, "fused": True}, SMALL_STD, index)
         for form in FORMS
-        for index, name in enumerate(fused_cpu.INSTRUCTION_SETS[:best_build])
+        for index, name in enumerate(INSTRUCTION_SETS[:best_build])
     ]
     replayed = [
         _Candidate(f"{name}{_GRAPH}", build, {"lr": lr, "fused": True, "capturable": True, **own})
@@ -251,7 +251,7 @@ def _measured(model: str | None, elements: int | None, where: torch.device, roun
     source, target = torch.zeros(size, device=where), torch.zeros(size, device=where)
     gradients = {std: _gradient_sets(shapes, std, where) for std in (SMALL_STD, LARGE_STD)}
     kernel = where.type == "cpu" and kernel_error() is None
-    for candidate in _candidates(fused_cpu.instruction_set() if kernel else 0, where.type == "cuda"):
+    for candidate in _candidates(instruction_set() if kernel else 0, where.type == "cuda"):
         row: dict[str, Any] = {"name": candidate.name}
         rows.append(row)
         try:

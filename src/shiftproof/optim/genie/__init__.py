@@ -2,8 +2,18 @@
 
 from shiftproof.optim.genie.build import kernel_error
 from shiftproof.optim.genie.functional import genie
+from shiftproof.optim.genie.fused_cpu import INSTRUCTION_SETS, instruction_set, limited_instructions
 from shiftproof.optim.genie.optimizer import GENIE
 from shiftproof.optim.genie.rule import FORMS
 from shiftproof.optim.genie.statistics import GroupStatistics
 
-__all__ = ["FORMS", "GENIE", "GroupStatistics", "genie", "kernel_error"]
+__all__ = [
+    "FORMS",
+    "GENIE",
+    "INSTRUCTION_SETS",
+    "GroupStatistics",
+    "genie",
+    "instruction_set",
+    "kernel_error",
+    "limited_instructions",
+]
