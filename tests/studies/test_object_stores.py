@@ -18,7 +18,7 @@ from shiftproof.data import DATASETS
 from shiftproof.studies import Study, make_plan, read_results, read_status, run_study
 from shiftproof.studies.runner import RunTask, execute
 from shiftproof.studies.store import Store, claim, claim_run
-from shiftproof.studies.workers.processes import NodeError
+from shiftproof.studies.workers import NodeError
 from shiftproof.tables import as_csv, write_csv
 from shiftproof.training import train
 from shiftproof.training.tracking import Tracking

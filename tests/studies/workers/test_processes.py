@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from processes import is_running, wait_until
-from shiftproof.studies.workers.processes import NodeError, run_tasks
+from shiftproof.studies.workers import NodeError, run_tasks
 
 
 def double(value):
@@ -106,7 +106,7 @@ def test_workers_end_with_their_parent(tmp_path):
 import sys
 sys.path[:0] = {sys.path}
 from pathlib import Path
-from shiftproof.studies.workers.processes import run_tasks
+from shiftproof.studies.workers import run_tasks
 from studies.workers.test_processes import stay
 if __name__ == "__main__":
     list(run_tasks(stay, [Path({str(tmp_path)!r})] * 2, jobs=2))

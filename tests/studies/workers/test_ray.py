@@ -11,7 +11,7 @@ import pytest
 
 from shiftproof.cli import main
 from shiftproof.studies import RayCluster, Study, run_study
-from shiftproof.studies.workers.ray import run_on_ray
+from shiftproof.studies.workers import run_on_ray
 
 pytest.importorskip("ray", reason="Ray is not installed")
 

@@ -9,8 +9,7 @@ from shiftproof.cli import main
 from shiftproof.studies import RayCluster, Study, make_plan, run_study
 from shiftproof.studies.plan import PLAN_FILE
 from shiftproof.studies.runner import RunTask, execute_elsewhere
-from shiftproof.studies.workers.processes import NodeError
-from shiftproof.studies.workers.ray import run_on_ray
+from shiftproof.studies.workers import NodeError, run_on_ray
 from shiftproof.training.tracking import Tracking
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")

@@ -1,6 +1,7 @@
 """Where the runs of a study are trained: in processes of this machine or on a Ray cluster."""
 
-from shiftproof.studies.workers.processes import NodeError, run_tasks
+from shiftproof.studies.workers.processes import run_tasks
 from shiftproof.studies.workers.ray import RayCluster, run_on_ray
+from shiftproof.studies.workers.retries import NodeError
 
 __all__ = ["NodeError", "RayCluster", "run_on_ray", "run_tasks"]

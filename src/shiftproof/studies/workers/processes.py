@@ -6,23 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic
 
 from shiftproof.base.processes import START_METHOD, adopt, end_with_parent
-
-Task = TypeVar("Task")
-
-
-class TaskOutcome(NamedTuple):
-    """How a task ended: its number and its value, or the error that it raised or that ended its worker."""
-
-    task: int
-    value: Any
-    error: str | None
+from shiftproof.studies.workers.retries import NodeError, Retries, Task, TaskOutcome, attempt
 
 
 class WorkerStartError(ChildProcessError):
@@ -33,10 +23,6 @@ class WorkerStartError(ChildProcessError):
             f"worker processes end while they start (exit code {exit_code}); a script that runs a study must do so "
             'under `if __name__ == "__main__":`, because workers import it too'
         )
-
-
-class NodeError(OSError):
-    """The machine that a task came to can do none: it is not the task's fault, and ends them all."""
 
 
 class _Worker(Generic[Task]):
@@ -103,14 +89,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any], environment: Mapp
     adopt(environment)
     connection.send(None)  # ready
     while True:
-        task = connection.recv()
-        try:
-            message: tuple[Any, str | NodeError | None] = (work(task), None)
-        except NodeError as error:
-            message = (None, error)
-        except Exception as error:  # whatever a task raises is its outcome; the others go on
-            message = (None, f"{type(error).__name__}: {error}")
-        connection.send(message)
+        connection.send(attempt(work, connection.recv()))
 
 
 def run_tasks(
@@ -130,19 +109,18 @@ def run_tasks(
         WorkerStartError: so many workers in a row ended while they started.
         NodeError: a task raised it.
     """
-    waiting = deque(range(len(tasks)))
-    failures: Counter[int] = Counter()
+    retries = Retries(len(tasks), attempts)
     failed_starts = 0
     workers: list[_Worker[Task]] = [_Worker(work) for _ in range(min(jobs, len(tasks)))]
     try:
         remaining = len(tasks)
         while remaining:
             for i, worker in enumerate(workers):
-                if worker.index is None and waiting:
+                if worker.index is None and retries.waiting:
                     if not worker.process.is_alive():  # it died between tasks: nobody's fault
                         worker.stop()
                         workers[i] = worker = _Worker(work)
-                    index = waiting.popleft()
+                    index = retries.waiting.popleft()
                     worker.start(index, tasks[index])
             busy = [worker for worker in workers if worker.index is not None]
             wait([source for worker in busy for source in (worker.connection, worker.process.sentinel)])
@@ -159,16 +137,11 @@ def run_tasks(
                         raise WorkerStartError(worker.process.exitcode) from None
                     outcome = _death(worker)
                     workers[workers.index(worker)] = _Worker(work)
-                if outcome is None:
+                # one that dies while it starts has not seen its task
+                if outcome is None or (final := retries.final(outcome, counts=worker.ready)) is None:
                     continue
-                if outcome.error is not None:
-                    failures[outcome.task] += worker.ready  # one that dies while it starts has not seen its task
-                    if failures[outcome.task] < attempts:
-                        waiting.append(outcome.task)
-                        continue
-                    outcome = outcome._replace(error=f"{outcome.error} (tried {attempts} times)")
                 remaining -= 1
-                yield outcome
+                yield final
     finally:
         for worker in workers:
             worker.stop()

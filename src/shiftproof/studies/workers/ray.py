@@ -7,16 +7,13 @@ import os
 import re
 import socket
 import sys
-from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from shiftproof.base.extras import require
-from shiftproof.studies.workers.processes import NodeError, TaskOutcome
-
-Task = TypeVar("Task")
+from shiftproof.studies.workers.retries import NodeError, Retries, Task, TaskOutcome, attempt
 
 LOOK_SECONDS = 10
 """How often the nodes are looked at while no task ends."""
@@ -86,8 +83,7 @@ def run_on_ray(
         return
     import ray
 
-    waiting, running = deque(range(len(tasks))), dict[Any, int]()
-    failures: Counter[int] = Counter()
+    retries, running = Retries(len(tasks), attempts), dict[Any, int]()
     with _connected(cluster.address):
         lack = f"no node of the cluster has {cluster.cpus_per_run} CPUs and {cluster.gpus_per_run:g} GPUs for a run"
         if cluster.address is None and not _places(cluster):
@@ -97,15 +93,15 @@ def run_on_ray(
         )
         told = False
         try:
-            while waiting or running:
+            while retries.waiting or running:
                 places = _places(cluster)
                 if not places and not told:
                     print(f"{lack} now; waiting for one", file=sys.stderr)
                 told = not places
                 # a few more than there are places for: nodes that come find work, and clusters that grow see a need
                 limit = 2 * max(places, 1) if cluster.jobs is None else cluster.jobs
-                while waiting and len(running) < limit:
-                    index = waiting.popleft()
+                while retries.waiting and len(running) < limit:
+                    index = retries.waiting.popleft()
                     running[remote.remote(work, tasks[index])] = index
                 done, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
                 if not done:
@@ -114,7 +110,7 @@ def run_on_ray(
                 try:
                     value, error = ray.get(done[0])
                 except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):  # or its value went with it
-                    waiting.append(index)
+                    retries.waiting.append(index)
                     continue
                 except ray.exceptions.RayTaskError as crash:  # not from the work, whose errors are caught there
                     raise NodeError(f"a node cannot begin a task: {_reason(crash)}") from crash
@@ -122,25 +118,15 @@ def run_on_ray(
                     value, error = None, str(crash).partition("\n")[0]
                 if isinstance(error, NodeError):
                     raise error
-                if error is not None:
-                    failures[index] += 1
-                    if failures[index] < attempts:
-                        waiting.append(index)
-                        continue
-                    error = f"{error} (tried {attempts} times)"
-                yield TaskOutcome(index, value, error)
+                if (final := retries.final(TaskOutcome(index, value, error))) is not None:
+                    yield final
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
 
 
 def _attempt(work: Callable[[Task], Any], task: Task) -> tuple[Any, str | NodeError | None]:
-    try:
-        return work(task), None
-    except NodeError as error:
-        return None, error
-    except Exception as error:  # whatever a task raises is its outcome; the others go on
-        return None, f"{type(error).__name__}: {error} (on node {socket.gethostname()})"
+    return attempt(work, task, f" (on node {socket.gethostname()})")
 
 
 def _reason(crash: Exception) -> str:
