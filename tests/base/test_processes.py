@@ -14,7 +14,7 @@ from shiftproof.studies.workers.processes import run_tasks
 
 pytestmark = pytest.mark.skipif(START_METHOD != "forkserver", reason="workers are forked from a server on Linux only")
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 
 
 def variables(_):
@@ -75,7 +75,7 @@ assert {"torch._dynamo", "torchvision", "shiftproof.training.run"} <= sys.module
 
 def test_what_the_server_imports_looks_for_no_gpu():
     """A process that is forked from one that has cannot use them."""
-    source = Path(__file__).parents[1] / "src"
+    source = Path(__file__).parents[2] / "src"
     done = subprocess.run(
         [sys.executable, "-c", SEEN], env={**os.environ, "PYTHONPATH": str(source)}, text=True, stderr=-1
     )
