@@ -75,8 +75,5 @@ assert {"torch._dynamo", "torchvision", "shiftproof.training.run"} <= sys.module
 
 def test_what_the_server_imports_looks_for_no_gpu():
     """A process that is forked from one that has cannot use them."""
-    source = Path(__file__).parents[2] / "src"
-    done = subprocess.run(
-        [sys.executable, "-c", SEEN], env={**os.environ, "PYTHONPATH": str(source)}, text=True, stderr=-1
-    )
+    done = subprocess.run([sys.executable, "-c", SEEN], env=ENVIRONMENT, text=True, stderr=-1)
     assert (done.returncode, done.stderr) == (0, "")
