@@ -81,7 +81,7 @@ def test_numbers_that_cannot_be_means_or_deviations_are_refused(text: str, messa
 @pytest.mark.parametrize(
     ("text", "channels", "message"),
     [
-        ("imagenet", 1, "imagenet is of 3 channels; the images have 1"),
+        ("imagenet", 1, "imagenet is for 3 channels; the images have 1"),
         ("0.1,0.2,0.3,0.4", 3, r"has 4 numbers; images of 3 channels take 2, mean and standard deviation or 6, a mean"),
         ("0.1,0.2,0.3,0.4", 1, r"has 4 numbers; images of 1 channel take 2, mean and standard deviation$"),
     ],
