@@ -34,7 +34,7 @@ def _ratio_of_rates(random: np.random.RandomState) -> float:
 
 
 class Discriminator(nn.Module):
-    """A perceptron that tells domains from features.
+    """A perceptron that predicts the domain from features.
 
     Args:
         feature_size: number of features.

@@ -77,7 +77,7 @@ class Annealer:
 
     @property
     def extra_passes(self) -> float:
-        """Passes that it has added so far: evaluations of one domain's loss, over the number of domains."""
+        """Passes added so far: the number of evaluations of single domains' losses divided by the number of domains."""
         return self.totals["evaluations"] / self.totals["domains"] if self.totals.get("evaluations") else 0
 
     def report(self) -> dict[str, float | None] | None:

@@ -72,7 +72,7 @@ class GradientAgreement:
         return self.overall.mean
 
     def rows(self) -> list[tuple[str, int, int, float]]:
-        """Return all cosines, one row per layer and pair of domains, in the columns of `HEADER`."""
+        """Return all cosines, one row per layer and pair of domains, with columns as in `HEADER`."""
         return [
             (name, *pair, cosine)
             for name, cosines in {self.OVERALL: self.overall, **self.layers}.items()

@@ -313,7 +313,7 @@ def _draw_groups(axes: Axes, points: Tensor, groups: Tensor, names: Sequence[str
 def _check_lengths(features: Tensor, labels: Tensor, domains: Tensor) -> None:
     if not len(features) == len(labels) == len(domains):
         raise ValueError(
-            f"{len(features)} features, {len(labels)} labels and {len(domains)} domains: not of the same samples"
+            f"{len(features)} features, {len(labels)} labels and {len(domains)} domains: there must be one per sample"
         )
 
 

@@ -50,11 +50,11 @@ class FAD(MultiPass):
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius within which flatness is measured, at least 0.
         alpha: weight of flatness, at least 0.
         beta: share of the zeroth-order term in it, in [0, 1].
-        no_sync: a DDP model's ``no_sync``, for each process to use its own gradients; see `MultiPass`.
+        no_sync: a DDP model's ``no_sync`` lets each process use its own gradients; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:

@@ -33,13 +33,13 @@ class GAM(MultiPass):
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius within which the largest gradient norm is sought (``grad_norm_rho`` in the code), at least 0.
         difference: the distance :math:`\rho'` of the differences (``grad_rho`` in the code), at least 0.
         weights: weights :math:`\beta_1, \beta_2, \beta_3` of :math:`g_1, g_2, g_3`; the defaults are the code's for
             ResNets on CIFAR-100.
         gamma: weight of the ascended part, at least 0.
-        no_sync: a DDP model's ``no_sync``, for each process to use its own gradients; see `MultiPass`.
+        no_sync: a DDP model's ``no_sync`` lets each process use its own gradients; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:

@@ -152,7 +152,7 @@ def begin_step(optimizer: Optimizer) -> list[ParameterBatch]:
 
 
 def held_eps(batch: ParameterBatch) -> float:
-    """Return the group's ``eps``, raised to the smallest normal number of the parameters' dtype if need be.
+    """Return the group's ``eps``, raised to the smallest normal number of the parameters' dtype if it is below that.
 
     In float16, 1e-16 would round to 0, and a zero gradient would give a step of 0 / 0.
     """

@@ -45,7 +45,7 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """One optimizer of the comparison.
+    """An optimizer of the registry.
 
     Attributes:
         build: called with parameters and the hyperparameters as keywords.

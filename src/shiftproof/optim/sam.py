@@ -23,9 +23,9 @@ class SAM(MultiPass):
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius of the perturbation, at least 0.
-        no_sync: a DDP model's ``no_sync``, for each process to ascend by its own gradient; see `MultiPass`.
+        no_sync: a DDP model's ``no_sync`` lets each process ascend along its own gradient; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:
@@ -65,10 +65,10 @@ class ASAM(MultiPass):
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius of the perturbation, at least 0.
         eta: added to the size of each weight, at least 0, so that weights near zero can move.
-        no_sync: a DDP model's ``no_sync``, for each process to ascend by its own gradient; see `MultiPass`.
+        no_sync: a DDP model's ``no_sync`` lets each process ascend along its own gradient; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:
