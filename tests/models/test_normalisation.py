@@ -69,7 +69,7 @@ def test_what_is_no_normalisation_is_told_what_one_is(text: str) -> None:
         ("inf,0.5", "must be finite, not 'inf,0.5'"),
         ("0.5,0", "standard deviations of a normalisation must be above 0, not '0.5,0'"),
         ("0.5,0.5,0.5,-0.5", "must be above 0"),
-        ("123.7,58.4", r"means .* of pixels in \[0, 1\], not in \[0, 255\], and cannot be '123.7,58.4'"),
+        ("123.7,58.4", r"means .* for pixels in \[0, 1\], not in \[0, 255\], and cannot be '123.7,58.4'"),
         ("-0.1,0.5", "means"),
     ],
 )
