@@ -24,7 +24,7 @@ class Hparam:
         default: its value in setting 0 of every search.
         draw: the search distribution; None keeps the default in every setting.
         seed_name: the name that seeds its draws, if DomainBed uses another name for it.
-        published_draw: the distribution behind DomainBed's published table, if it differs; used to draw in its order.
+        published_draw: the distribution behind DomainBed's published table, if it differs; used to repeat its draws.
     """
 
     default: Value

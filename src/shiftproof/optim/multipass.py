@@ -108,7 +108,7 @@ class Landscape:
         return sum_over_shards(stacked[:, None], self._shards).sum()
 
     def restore(self) -> None:
-        """Put the weights back."""
+        """Restore the weights."""
         for place, weight in zip(self._places, self.weights, strict=True):
             place.copy_(weight)
 
