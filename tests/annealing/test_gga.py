@@ -279,7 +279,7 @@ def test_with_all_that_is_searched_frozen_it_warns_once_and_does_nothing(kind):
         return model, counted.forward, torch.get_rng_state()
 
     annealer = GGA(start=2, end=4, candidates=5)
-    with pytest.warns(UserWarning, match="GGA searches nothing: all that it may move is frozen") as told:
+    with pytest.warns(UserWarning, match="GGA searches nothing: all parameters that it may move are frozen") as told:
         model, evaluated, state = train(annealer)
     assert len(told) == 1
     plain, _, plain_state = train(Annealer())

@@ -331,7 +331,7 @@ def test_what_steps_nothing_with_hooks_is_refused() -> None:
             self.param_groups: list[Any] = []
 
     for kind, held in ((Both, 2), (Neither, 0)):
-        with pytest.raises(TypeError, match=f"{kind.__name__} is no torch.optim.Optimizer.*holds {held} optimizers"):
+        with pytest.raises(TypeError, match=f"{kind.__name__} is not a torch.optim.Optimizer.*holds {held} optimizers"):
             Recorder(model, kind(), F.cross_entropy, _fresh)  # type: ignore[arg-type]
         assert preconditioner(kind()) is None  # type: ignore[arg-type]
 

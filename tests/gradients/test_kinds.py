@@ -22,7 +22,8 @@ from shiftproof.diagnostics import (
 TARGETS = torch.tensor([0, 1, 2, 0, 1, 2])
 COMPLEX = r"complex gradients are not supported: a parameter of shape \(4, 3\) is of complex64; freeze it"
 SPARSE = (
-    r"sparse gradients are not supported: (that of a parameter of shape \(9, 4\) is|those of words are) sparse; build"
+    r"sparse gradients are not supported: "
+    r"(the gradient of a parameter of shape \(9, 4\) is|the gradients of words are) sparse; build"
 )
 
 

@@ -69,7 +69,7 @@ def test_what_is_no_normalisation_is_told_what_one_is(text: str) -> None:
         ("inf,0.5", "must be finite, not 'inf,0.5'"),
         ("0.5,0", "standard deviations of a normalisation must be above 0, not '0.5,0'"),
         ("0.5,0.5,0.5,-0.5", "must be above 0"),
-        ("123.7,58.4", r"means .* of pixels in \[0, 1\], not in \[0, 255\], and cannot be '123.7,58.4'"),
+        ("123.7,58.4", r"means .* for pixels in \[0, 1\], not in \[0, 255\], and cannot be '123.7,58.4'"),
         ("-0.1,0.5", "means"),
     ],
 )
@@ -81,7 +81,7 @@ def test_numbers_that_cannot_be_means_or_deviations_are_refused(text: str, messa
 @pytest.mark.parametrize(
     ("text", "channels", "message"),
     [
-        ("imagenet", 1, "imagenet is of 3 channels; the images have 1"),
+        ("imagenet", 1, "imagenet is for 3 channels; the images have 1"),
         ("0.1,0.2,0.3,0.4", 3, r"has 4 numbers; images of 3 channels take 2, mean and standard deviation or 6, a mean"),
         ("0.1,0.2,0.3,0.4", 1, r"has 4 numbers; images of 1 channel take 2, mean and standard deviation$"),
     ],

@@ -103,10 +103,10 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.ones(2)], "no tensors by name"),
-        ({}, "no tensors by name"),
-        ({"weight": torch.ones(2), "epoch": 3}, "no tensors: epoch"),
-        ({0: torch.ones(2)}, "no tensors: 0"),
+        ([torch.ones(2)], "no named tensors"),
+        ({}, "no named tensors"),
+        ({"weight": torch.ones(2), "epoch": 3}, "not named tensors: epoch"),
+        ({0: torch.ones(2)}, "not named tensors: 0"),
     ],
 )
 def test_files_without_named_tensors_are_refused(content: object, message: str, tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_without_weights_nothing_is_said(capsys):
     [
         ("none", None, "normalisation", "must be imagenet, half, or MEAN,STD"),
         ("0.5,0", None, "normalisation", "must be above 0"),
-        ("imagenet", None, "normalisation", "imagenet is of 3 channels; the images have 1"),
+        ("imagenet", None, "normalisation", "imagenet is for 3 channels; the images have 1"),
         ("0.1,0.2,0.3,0.4", None, "normalisation", "images of 1 channel take 2"),
-        (None, "imagenet", "weights", r"weights file .* has in its metadata: normalisation imagenet is of 3 channels"),
+        (None, "imagenet", "weights", r"weights file .* has in its metadata: normalisation imagenet is for 3 channels"),
     ],
 )
 def test_what_cannot_be_is_refused_before_training(weights, stated, in_file, field, words):

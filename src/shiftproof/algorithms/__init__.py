@@ -1,4 +1,4 @@
-"""Domain-generalization algorithms: one class each, on one contract."""
+"""Domain-generalization algorithms, one class each, with a common contract."""
 
 from shiftproof.algorithms.algorithm import (
     ALGORITHMS,

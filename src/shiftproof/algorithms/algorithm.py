@@ -1,8 +1,8 @@
-"""The contract of a domain-generalization algorithm: what is minimised.
+"""The contract of a domain-generalization algorithm, which defines what training minimises.
 
-An algorithm has three levels, each defaulting to the one before. Nearly all define `Algorithm.objective`; those
-that compose gradients define `Algorithm.backward`; those that alternate several optimizers define
-`Algorithm.update`. None of them knows which optimizer steps it.
+An algorithm has three levels, and each defaults to the one before. Nearly all algorithms define only
+`Algorithm.objective`. Algorithms that compose gradients define `Algorithm.backward`, and those that alternate several
+optimizers define `Algorithm.update`. None of them knows which optimizer steps it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ Closure = Callable[[], Tensor]
 
 
 class MakeClosure(Protocol):
-    """Makes the closures of a step."""
+    """Builds the closures of a step."""
 
     def __call__(self, batches: Sequence[Batch], /, *, annealed: bool = True) -> Closure:
-        """Return the closure that an optimizer's ``step`` takes: it evaluates the gradients of some batches.
+        """Return a closure for an optimizer's ``step``, which evaluates the gradients on some batches.
 
         Args:
-            batches: one batch per domain, of all or of some.
-            annealed: whether the annealer edits the gradients and the closure counts as a pass of the run; not so for
-                what is trained beside the network.
+            batches: one batch per domain, for all domains or some.
+            annealed: whether the annealer edits the gradients and the closure counts as a pass of the run. False for
+                modules trained beside the network, such as a discriminator.
         """
 
 
 class SingleDomainWarning(UserWarning):
-    """An algorithm that compares source domains has one only, and is ERM."""
+    """An algorithm that compares source domains has only one, and so reduces to ERM."""
 
 
 class OptimizerFactory(Protocol):
-    """Builds the run's optimizer over some parameters."""
+    """Builds the run's kind of optimizer over given parameters."""
 
     def __call__(
         self,
@@ -57,46 +57,47 @@ class OptimizerFactory(Protocol):
 
         Args:
             params: the parameters.
-            name: with the run's seed, the key of its random numbers; no two optimizers of a run share one.
-            lr_ratio: its learning rate over the run's.
-            weight_decay: None for the run's.
-            beta1: the decay of the first moment, for optimizers with Adam's ``betas``, None for their own; others pass
-                over it.
-            beta2: the same of the second moment.
+            name: key of its random numbers, together with the run's seed; each optimizer of a run needs its own.
+            lr_ratio: its learning rate divided by the run's.
+            weight_decay: weight decay; None for the run's.
+            beta1: decay of the first moment, for optimizers with Adam's ``betas``; None keeps theirs, and other
+                optimizers ignore it.
+            beta2: the same for the second moment.
         """
 
 
 class Algorithm(nn.Module):
-    """A way of training: subclass it and define `objective`.
+    """Base of training algorithms; subclass it and define `objective`.
 
-    Everything a run must remember belongs in parameters, buffers or optimizers made by the factory; a
-    checkpoint holds exactly these.
+    Keep everything that a run must remember in parameters, buffers or optimizers made by the factory: a checkpoint
+    holds exactly these.
 
     Args:
         network: the network to train.
-        num_domains: number of source domains; every call gets one batch of each, in their order.
+        num_domains: number of source domains; every call gets one batch of each, always in the same order.
     """
 
     hparams: ClassVar[Mapping[str, Hparam]] = {}
     """Hyperparameters by name; a subclass takes them as keyword arguments."""
 
     short_hparams: ClassVar[Mapping[str, Hparam]] = {}
-    """What a search for short runs has in the place of those: numbers of steps in proportion."""
+    """Hyperparameters that searches for short runs replace: numbers of steps, scaled down in proportion."""
 
     photograph_batch_size: ClassVar[int | None] = None
-    """Photographs per domain and step, which no search changes; None for as many as other algorithms get."""
+    """Photographs per domain and step, which no search changes; None for the batch size of other algorithms."""
 
     min_domains: ClassVar[int] = 1
-    """Source domains that it needs."""
+    """The least number of source domains."""
 
     min_images: ClassVar[int] = 1
-    """Images that it needs in the batch of a domain."""
+    """The least number of images in a domain's batch."""
 
     keeps_graph: ClassVar[bool] = True
-    """Whether `backward` can keep the graph of the gradients that it leaves."""
+    """Whether `backward` supports ``create_graph=True``."""
 
     accumulates: ClassVar[bool] = True
-    """Whether the loss of a batch is, but for what is drawn, the mean of its parts': gradients can be accumulated."""
+    """Whether gradients can be accumulated over parts of a batch: its loss is the mean of the parts' losses, apart from
+    random draws."""
 
     pools_domains: ClassVar[bool] = True
     """Whether its batch norms may see the images of all domains together."""
@@ -105,13 +106,13 @@ class Algorithm(nn.Module):
     """Whether predictions depend on the other images of a test batch."""
 
     single_device: ClassVar[str | None] = None
-    """Why its batches cannot be split over several devices; None where all it knows of images are their features."""
+    """Why its batches cannot be split over several devices; None if it combines images only by their features."""
 
     mixes_images: ClassVar[bool] = False
-    """Whether it mixes images of other places in a batch where there is one domain, which devices have parts of."""
+    """Whether it mixes images within a batch if there is only one domain; several devices each hold a part of it."""
 
     reads_heads: ClassVar[bool] = False
-    """Whether it reads weights of its heads, not their outputs alone, so that they cannot be sharded."""
+    """Whether it reads the weights of its heads and not only their outputs, so that they cannot be sharded."""
 
     def __init__(self, network: Network, num_domains: int) -> None:
         super().__init__()
@@ -122,11 +123,11 @@ class Algorithm(nn.Module):
 
     @staticmethod
     def extend(network: Network) -> Network:
-        """Return the network as it is trained and saved: the given one, unless the algorithm gives it more parts."""
+        """Return the network to train and save: the given one, unless the algorithm adds parts to it."""
         return network
 
     def build_optimizers(self, factory: OptimizerFactory) -> None:
-        """Build the optimizers of `update`; by default one over all parameters that train."""
+        """Build the optimizers that `update` steps; by default one over all parameters that train."""
         self.optimizers = {"all": factory(p for p in self.parameters() if p.requires_grad)}
 
     def predict(self, images: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class Algorithm(nn.Module):
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what `predict` does, so that an algorithm is a model as any other."""
+        """Call `predict`, so that an algorithm works like any other model."""
         return self.predict(images)
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
@@ -149,35 +150,36 @@ class Algorithm(nn.Module):
         return loss.detach()
 
     def before_step(self, batches: Sequence[Batch], step: int) -> None:
-        """Change what `objective` reads once per step, before its first pass; nothing by default.
+        """Prepare `objective` once per step, before its first pass; does nothing by default.
 
-        Draws from torch's generators are functions of (seed, step) here, as they are in `objective`.
+        As in `objective`, draws from torch's generators depend only on (seed, step).
 
         Args:
-            batches: one batch per source domain, the whole ones where a step accumulates the gradients of parts.
+            batches: one batch per source domain; whole batches, even if the step accumulates gradients over parts.
             step: number of the step, from 1.
         """
 
     def carry(self, buffer: str, value: Tensor) -> None:
-        """Keep a value that `objective` computed for the steps to come, such as a moving average.
+        """Keep a value computed in `objective`, such as a moving average, for later steps.
 
-        The first pass of a step sets the buffer, once the step is taken: whatever the number of passes, they see one
-        objective, and the buffer moves on once. Where a step accumulates over parts it gets the mean of theirs.
+        The value of the step's first pass goes into the buffer after the step. All passes of a step thus see the same
+        objective, and the buffer is updated once however many there are. If the step accumulates over parts, the buffer
+        gets the mean of their values.
 
         Args:
             buffer: name of the buffer.
-            value: its next value, of its shape.
+            value: its next value, in the buffer's shape.
         """
         if self._carried is not None:
             self._carried.setdefault(buffer, []).append(value.detach())
 
     def update(self, batches: Sequence[Batch], step: int, make_closure: MakeClosure) -> Tensor:
-        """Take the whole step number ``step`` (from 1) and return the detached loss.
+        """Take one whole step and return the detached loss.
 
         Args:
             batches: one batch per source domain.
-            step: number of the step.
-            make_closure: makes the closure that an optimizer's ``step`` takes.
+            step: number of the step, from 1.
+            make_closure: builds closures for an optimizer's ``step``.
         """
         self.before_step(batches, step)
         evaluate = make_closure(batches)
@@ -196,7 +198,7 @@ class Algorithm(nn.Module):
 
     def _step(self, name: str, closure: Closure) -> Tensor:
         """Step one of the optimizers and return the detached loss."""
-        # torch types a closure as returning a float; a tensor spares the synchronisation
+        # torch's types expect a closure to return a float; returning a tensor avoids waiting for the device
         loss: Tensor = self.optimizers[name].step(closure)  # type: ignore[arg-type, assignment]
         return loss
 
@@ -205,7 +207,7 @@ class Algorithm(nn.Module):
         return [F.cross_entropy(self.predict(images), labels) for images, labels in batches]
 
     def domain_loss(self, batches: Sequence[Batch], domain: int) -> Tensor:
-        """Return one of the `domain_losses`, without a forward pass of the others where these are not redefined."""
+        """Return one of the `domain_losses`, without a forward pass of the others unless a subclass redefines these."""
         if type(self).domain_losses is not Algorithm.domain_losses:
             return self.domain_losses(batches)[domain]
         return Algorithm.domain_losses(self, [batches[domain]])[0]

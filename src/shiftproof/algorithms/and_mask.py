@@ -20,17 +20,17 @@ class ANDMask(Algorithm):
     .. math:: g = m \odot \frac{1}{E} \sum_e g_e, \quad
         m_j = \left[\, \left|\sum_e \operatorname{sign}(g_e)_j\right| \ge \tau E \,\right]
 
-    of the gradients :math:`g_e` of the domains' losses: a weight moves only where enough domains agree on the sign.
-    The released code, and DomainBed's with it, divides the gradient of every parameter tensor by the share of its
-    elements that the mask keeps: ``rescale``. With one source domain all agree, and it is ERM.
+    with :math:`g_e` the gradients of the domains' losses: a weight moves only if enough domains agree on the sign. With
+    ``rescale``, the gradient of every parameter tensor is divided by the share of its elements that the mask keeps, as
+    in the released code and in DomainBed's. With one source domain this is ERM.
 
-    The gradients of the domains are evaluated one after the other, and only their sums are kept.
+    The domains' gradients are evaluated one after the other, and only their sums are kept.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        tau: :math:`\tau`, in [0, 1]; 1 for all domains.
-        rescale: whether to divide by the share that is kept.
+        tau: :math:`\tau`, in [0, 1]; at 1 all domains must agree.
+        rescale: whether to divide by the kept share.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -38,7 +38,9 @@ class ANDMask(Algorithm):
 
     hparams: ClassVar[Mapping[str, Hparam]] = {"tau": Hparam(1.0, uniform(0.5, 1.0)), "rescale": Hparam(False)}
     accumulates: ClassVar[bool] = False
-    single_device: ClassVar[str | None] = "it compares the gradients of domains, of which a device has parts"
+    single_device: ClassVar[str | None] = (
+        "it compares the gradients of whole domains, and each device holds only parts of them"
+    )
 
     def __init__(self, network: Network, num_domains: int, *, tau: float = 1.0, rescale: bool = False) -> None:
         super().__init__(network, num_domains)
@@ -65,7 +67,7 @@ class ANDMask(Algorithm):
             if total is not None:
                 mask = (agreement.abs() >= self.tau * len(batches)).to(total.dtype)
                 if self.rescale:
-                    mask = mask / mask.mean().clamp_min(1 / mask.numel())  # nothing is kept of a mask of zeros
+                    mask = mask / mask.mean().clamp_min(1 / mask.numel())  # a mask of zeros stays zero
                 masked = mask * total / len(batches)
                 p.grad = masked if p.grad is None else p.grad + masked
         return torch.stack(losses).mean()

@@ -1,4 +1,4 @@
-"""What algorithms share that raise the weight of a penalty once, after some steps."""
+"""Base of algorithms that raise the weight of a penalty once, after some steps."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from shiftproof.models import Network
 class AnnealedPenalty(Algorithm):
     """Base of algorithms that add a penalty to the loss.
 
-    The penalty's weight is `weight_before` for the first ``anneal_steps`` steps and ``penalty_weight`` from then on.
-    There the optimizer starts anew, as in DomainBed, because the moments of a gradient of another size would hold it
-    back. Both follow from the number of the step, so that a checkpoint holds nothing of them.
+    The penalty's weight is `weight_before` for the first ``anneal_steps`` steps and ``penalty_weight`` from then on. At
+    that point the optimizer starts anew, as in DomainBed, because moments of a gradient of another magnitude would hold
+    it back. Both follow from the number of the step, so checkpoints need not store them.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        penalty_weight: the penalty's weight once it is raised, at least 0.
-        anneal_steps: steps before that, at least 0.
+        penalty_weight: the penalty's weight after it is raised, at least 0.
+        anneal_steps: number of steps before it is raised, at least 0.
 
     Attributes:
-        weight: the penalty's weight at the present step.
+        weight: the penalty's weight at the current step.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -44,12 +44,12 @@ class AnnealedPenalty(Algorithm):
         self.weight = self._weight_at(1)
 
     def build_optimizers(self, factory: OptimizerFactory) -> None:
-        """Build the one optimizer, and keep the factory for the one that follows it."""
+        """Build the optimizer, and keep the factory for the one that replaces it."""
         super().build_optimizers(factory)
         self._factory = factory
 
     def before_step(self, batches: Sequence[Batch], step: int) -> None:
-        """Set the penalty's weight; where it is raised, replace the optimizer."""
+        """Set the penalty's weight, and replace the optimizer at the step that raises it."""
         self.weight = self._weight_at(step)
         if step == self.anneal_steps + 1 > 1:
             self.optimizers["all"] = self._factory((p for p in self.parameters() if p.requires_grad), name="annealed")

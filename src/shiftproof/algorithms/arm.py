@@ -19,13 +19,13 @@ KERNEL = 5
 
 
 class ContextNetwork(ExtendedNetwork):
-    """A network that sees beside each image the context of its domain: one more channel, of the images' size.
+    """A network that sees the context of an image's domain as one more channel of the image.
 
-    The context is the mean over the domain's images of what a small network makes of them. The convolution that takes
-    the image takes the context too, with weights that start at zero, so that the start is the network that was given.
+    The context is a map of the image's size: the mean of a small network's output over the domain's images. The weights
+    that the first convolution has for it start at zero, so that the network starts out equal to the given one.
 
     Args:
-        network: its parts are taken over, the first convolution with a channel more.
+        network: the network whose parts to use; its first convolution gets one more channel.
 
     Raises:
         ValueError: its featurizer does not begin with a convolution.
@@ -35,9 +35,9 @@ class ContextNetwork(ExtendedNetwork):
         super().__init__(network)
         channels = len(network.normalisation.mean)
         _add_input_channel(network.featurizer, channels)
-        # beside the featurizer, as its batch norms have no given statistics to keep
+        # not inside the featurizer, whose batch norms may be frozen: these have no given statistics to keep
         self.context = nn.Sequential(
-            nn.Conv2d(channels, HIDDEN, KERNEL, padding="same", bias=False),  # the batch norms have one
+            nn.Conv2d(channels, HIDDEN, KERNEL, padding="same", bias=False),  # the batch norms have a bias
             nn.BatchNorm2d(HIDDEN),
             nn.ReLU(),
             nn.Conv2d(HIDDEN, HIDDEN, KERNEL, padding="same", bias=False),
@@ -51,7 +51,7 @@ class ContextNetwork(ExtendedNetwork):
 
         Args:
             images: normalised images (n, channels, height, width), domain by domain.
-            sizes: the domains' numbers of images; None where all are of one.
+            sizes: number of images of each domain; None if all images belong to one domain.
         """
         maps = self.context(images).split([len(images)] if sizes is None else list(sizes))
         context = torch.cat([part.mean(0, keepdim=True).expand_as(part) for part in maps])
@@ -74,15 +74,15 @@ def _add_input_channel(featurizer: nn.Module, channels: int) -> None:
 class ARM(Algorithm):
     """Adaptive risk minimization with a context network, ARM-CML (Zhang et al., NeurIPS 2021, arXiv 2007.02931).
 
-    A network learns, with all others, to sum up the unlabelled images of a domain's batch in a context, by which the
-    classification adapts to the domain (algorithm 1 with the model of section 4.1); the loss is the mean of the
-    domains' cross-entropies. In evaluation the context is that of the batch: a prediction depends on the images
-    beside it.
+    A context network is trained along with the classifier. It summarises the unlabelled images of a domain's batch, and
+    the classifier uses this summary to adapt to the domain (algorithm 1 with the model of section 4.1). The loss is the
+    mean of the domains' cross-entropies. In evaluation the context comes from the batch, so a prediction depends on the
+    other images in it.
 
-    The context network is DomainBed's, three convolutions of 5 x 5 at the full size of the images: on each more
-    multiplications than ResNet-50 does. DomainBed builds it after its optimizer, so that there it is never trained,
-    and adapts to as many images in evaluation as a batch had in training; here it is all that are given at once.
-    As there, a domain's batch is always of 8 photographs.
+    The context network is DomainBed's: three 5 x 5 convolutions at the full size of the images, which take more
+    multiplications per image than ResNet-50. DomainBed builds it after the optimizer and so never trains it, and in
+    evaluation adapts to as many images as a training batch has; here it is trained, and adapts to all images given at
+    once. As in DomainBed, a domain's batch always has 8 photographs.
 
     Args:
         network: the network to train; its first convolution gets one more channel.
@@ -95,17 +95,17 @@ class ARM(Algorithm):
     photograph_batch_size: ClassVar[int | None] = 8
     accumulates: ClassVar[bool] = False
     transductive: ClassVar[bool] = True
-    single_device: ClassVar[str | None] = "its context is of all images of a domain"
-    pools_domains: ClassVar[bool] = False  # its context networks have batch norms that see one domain at a time
+    single_device: ClassVar[str | None] = "its context is a mean over all images of a domain"
+    pools_domains: ClassVar[bool] = False  # the batch norms of its context network see one domain at a time
     network: ContextNetwork
 
     @staticmethod
     def extend(network: Network) -> ContextNetwork:
-        """Return the network with the context, as it is trained; the given one's featurizer is changed."""
+        """Return the network with a context network added; this changes the featurizer of the given one."""
         return ContextNetwork(network)
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the loss of all batches in one forward pass, each with the context of its domain."""
+        """Return the loss of all batches, each with the context of its domain, in one forward pass."""
         images = torch.cat([images for images, _ in batches])
         return mean_domain_loss(self.network(images, [len(labels) for _, labels in batches]), batches)
 

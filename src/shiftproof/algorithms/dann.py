@@ -1,4 +1,4 @@
-"""DANN and CDANN: features from which a discriminator cannot tell the domain."""
+"""DANN and CDANN, which learn features from which a discriminator cannot tell the domain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, choice, log2_int, log10_uniform
 from shiftproof.models import Network
 
-_RATE_DECADES = 1.5  # that DomainBed draws learning rates for photographs from
+_RATE_DECADES = 1.5  # the range from which DomainBed draws learning rates for photographs
 
 
 def _ratio_of_rates(random: np.random.RandomState) -> float:
@@ -34,15 +34,15 @@ def _ratio_of_rates(random: np.random.RandomState) -> float:
 
 
 class Discriminator(nn.Module):
-    """A perceptron that tells domains from features.
+    """A perceptron that predicts the domain from features.
 
     Args:
         feature_size: number of features.
         num_domains: number of logits.
-        width: of its hidden layers.
+        width: width of its hidden layers.
         depth: number of linear layers, at least 2.
         dropout: probability of dropping a hidden unit.
-        num_classes: with so many classes, a learned vector of the label's is added to the features; None for none.
+        num_classes: number of classes, to add a learned vector for the label to the features; None adds none.
     """
 
     def __init__(
@@ -64,36 +64,38 @@ class Discriminator(nn.Module):
 class DANN(Algorithm):
     r"""Domain-adversarial neural network (Ganin et al., JMLR 17(59), 2016, arXiv 1505.07818, equations 10 to 15).
 
-    A discriminator :math:`D` minimises its cross-entropy :math:`L_D` of the domains; the network minimises
-    :math:`CE - w L_D`. Both gradients of a step are taken at the same weights: the network steps first, and the
-    discriminator then, on the features of the network's first pass, which need no other. So every step trains the
-    classifier, as in the paper. The discriminator may take several steps on them.
+    A discriminator :math:`D` minimises the cross-entropy :math:`L_D` of the domains; the network minimises
+    :math:`CE - w L_D`. Both gradients of a step are taken at the same weights: the network steps first, and then the
+    discriminator takes one or more steps on the features from the network's first pass, without a forward pass of its
+    own. So every step trains the classifier, as in the paper.
 
     The weight is constant, as in DomainBed; the paper raises it from 0 over training. DomainBed's code trains the
-    classifier in only one of :math:`1 + d` steps and the discriminator in the others; ``alternate`` does so too.
-    Of a gradient penalty, which the paper does not have, the discriminator alone takes note; in DomainBed it also
-    enters, negated, what the network minimises. The features are those after the dropout.
+    classifier in only one of :math:`1 + d` steps and the discriminator in the others, as does ``alternate`` here. The
+    gradient penalty, which the paper does not have, affects only the discriminator here; in DomainBed it also enters
+    the network's loss, negated. The features are taken after the dropout.
 
-    With one source domain there is nothing to discriminate: it is ERM, and warns.
+    With one source domain there is nothing to discriminate: DANN is then ERM, and warns.
 
-    The loss of a step is the cross-entropy of the classes (of the domains, in a step of the discriminator only).
+    The reported loss of a step is the cross-entropy of the classes, or of the domains if the step trains only the
+    discriminator.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
         penalty_weight: the weight :math:`w`, at least 0.
         weight_decay_d: the discriminator's weight decay, at least 0.
-        d_steps: steps :math:`d` of the discriminator for one of the network, at least 1.
+        d_steps: number :math:`d` of discriminator steps per step of the network, at least 1.
         grad_penalty: weight of the mean over images of :math:`\lVert \partial l_i / \partial z_i \rVert^2`, with
             :math:`l_i` the discriminator's loss of image :math:`i`; at least 0.
-        beta1: of both optimizers, where they have one, in [0, 1).
-        beta2: the same; 0.9 in all of DomainBed's code and what is built on it.
+        beta1: decay of the first moment in both optimizers, if they have one, in [0, 1).
+        beta2: the same for the second moment; 0.9 in DomainBed and all code built on it.
         mlp_width: width of the discriminator, at least 1.
         mlp_depth: number of its linear layers, at least 2.
         mlp_dropout: its dropout, in [0, 1).
-        lr_ratio: the discriminator's learning rate over the run's, above 0. Searched as the ratio of two rates that
-            are drawn from 1.5 decades, which is that of DomainBed's rates for photographs.
-        alternate: whether a step trains either the discriminator or the network, as DomainBed's published results.
+        lr_ratio: the discriminator's learning rate divided by the run's, above 0. A search draws it as the ratio of two
+            rates from a range of 1.5 decades, like DomainBed's two rates for photographs.
+        alternate: whether each step trains either the discriminator or the network, as in DomainBed's published
+            results.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -159,8 +161,8 @@ class DANN(Algorithm):
             )
         else:
             warnings.warn(f"{type(self).__name__} with one source domain is ERM", SingleDomainWarning, stacklevel=1)
-        self._discriminating = False  # whose turn it is
-        self._seen: list[list[Batch]] | None = None  # features of the network's passes, during a step
+        self._discriminating = False  # whether it is the discriminator's turn
+        self._seen: list[list[Batch]] | None = None  # during a step: features of the network's passes
 
     def build_optimizers(self, factory: OptimizerFactory) -> None:
         """Build the network's optimizer and the discriminator's."""
@@ -176,7 +178,7 @@ class DANN(Algorithm):
         }
 
     def update(self, batches: Sequence[Batch], step: int, make_closure: MakeClosure) -> Tensor:
-        """Take the steps of the network and of the discriminator and return the detached loss."""
+        """Step the network and the discriminator, and return the detached loss."""
         if self.discriminator is None:
             return super().update(batches, step, make_closure)
         if self.alternate and step % (1 + self.d_steps) < self.d_steps:
@@ -200,12 +202,12 @@ class DANN(Algorithm):
             self._discriminating = False
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return what the network minimises; its gradient does not reach the discriminator."""
+        """Return the network's loss, whose gradient does not reach the discriminator."""
         classification, discrimination = self._losses(self._encoded(batches))
         return classification - self.penalty_weight * discrimination
 
     def backward(self, batches: Sequence[Batch], create_graph: bool = False) -> Tensor:
-        """Leave the gradients of whoever's turn it is and return the detached loss."""
+        """Leave the gradients of the network, or of the discriminator in its turn; return the detached loss."""
         if self._discriminating:
             if self.alternate:
                 with torch.no_grad():
@@ -221,12 +223,12 @@ class DANN(Algorithm):
         return reported.detach()
 
     def discriminator_loss(self, encoded: Sequence[Batch]) -> Tensor:
-        """Return what the discriminator minimises; its gradient does not reach the network.
+        """Return the discriminator's loss, whose gradient does not reach the network.
 
         Args:
-            encoded: batches with the features (n, feature_size) in the place of images.
+            encoded: batches with features (n, feature_size) in place of images.
         """
-        assert self.discriminator is not None  # noqa: S101  # it has a turn only with several domains
+        assert self.discriminator is not None  # noqa: S101  # it trains only with several domains
         features, labels, domains = _pooled(encoded)
         features = features.detach().requires_grad_(self.grad_penalty > 0)
         losses = F.cross_entropy(self.discriminator(features, labels), domains, reduction="none")
@@ -237,12 +239,12 @@ class DANN(Algorithm):
         return loss
 
     def _encoded(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Return batches with the features in the place of images, of one forward pass."""
+        """Return batches with features in place of images, from one forward pass."""
         features = self.network.dropout(self.network.featurizer(torch.cat([images for images, _ in batches])))
         return [(part, labels) for part, (_, labels) in zip(split_domains(features, batches), batches, strict=True)]
 
     def _losses(self, encoded: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Return the classifier's loss and, at fixed weights of its own, the discriminator's."""
+        """Return the classifier's loss and the discriminator's, the latter with the discriminator's weights fixed."""
         features, labels, domains = _pooled(encoded)
         classification = F.cross_entropy(self.network.classifier(features), labels)
         if self.discriminator is None:
@@ -259,37 +261,37 @@ class DANN(Algorithm):
 class CDANN(DANN):
     r"""Class-conditional domain-adversarial neural network, as in DomainBed.
 
-    `DANN` but for two things. The discriminator is told the class: a learned vector of it is added to the features.
-    And its loss is a mean over the classes present in the batch of means over their images, so that domains with
-    other shares of the classes are not told apart by these.
+    It differs from `DANN` in two ways. The discriminator knows the class: a learned vector for it is added to the
+    features. And the discriminator's loss averages over each class's images first and then over the classes in the
+    batch, so that it cannot tell domains apart by their shares of the classes.
 
-    Li et al., "Deep Domain Generalization via Conditional Invariant Adversarial Networks", ECCV 2018, have a
-    discriminator per class instead; the published tables are of this one. DomainBed's code divides by the largest
-    label of the batch plus 1, which is the number of classes where none is absent.
+    Li et al., "Deep Domain Generalization via Conditional Invariant Adversarial Networks", ECCV 2018, use one
+    discriminator per class instead; the published tables are for the form here. DomainBed's code divides by the largest
+    label of the batch plus 1, which is the number of classes if none is absent.
     """
 
     accumulates: ClassVar[bool] = False
     conditional: ClassVar[bool] = True
 
     def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean over the classes that are present of the means over their images."""
+        """Average the images' losses (n,) within each class first, and then over the classes in the batch."""
         weights = 1 / (labels[:, None] == labels).sum(1, dtype=losses.dtype)
         return (weights * losses).sum() / weights.sum()
 
 
 def _pooled(encoded: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all features, labels and numbers of domains."""
+    """Concatenate the domains' features and labels, and number each image's domain."""
     features, labels = (torch.cat(parts) for parts in zip(*encoded, strict=True))
     domains = torch.cat([torch.full_like(labels, i) for i, (_, labels) in enumerate(encoded)])
     return features, labels, domains
 
 
 def _first_pass(seen: Sequence[Sequence[Batch]], size: int) -> list[Batch]:
-    """Return the features of the first pass, which may be of several parts; later passes are at other weights.
+    """Return the features of the first pass, joining its parts; later passes are at other weights.
 
     Args:
         seen: the features of each part of each pass.
-        size: images of the first domain.
+        size: number of images in the first domain's batch.
     """
     parts = seen[: size // len(seen[0][0][1])]
     return [

@@ -1,4 +1,4 @@
-"""To one forward pass of all domains, and from it to the losses of each."""
+"""Pool the domains' batches for one forward pass, and compute the domains' losses from it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from shiftproof.base.batch import Batch
 
 
 def pooled(batches: Sequence[Batch]) -> Batch:
-    """Return the images and the labels of all domains, in their order, as one batch."""
+    """Join the batches of all domains, in their order, into one."""
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return images, labels
 
 
 def split_domains(rows: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
-    """Split a tensor of one row per image, in the order of the batches, into one tensor per batch."""
+    """Split a tensor with one row per image, in the order of the batches, into one tensor per batch."""
     return list(rows.split([len(labels) for _, labels in batches]))  # type: ignore[no-untyped-call]
 
 
 def losses_by_domain(logits: Tensor, batches: Sequence[Batch]) -> Tensor:
-    """Return the mean cross-entropy of every domain, (domains,).
+    """Return the mean cross-entropy of each domain, (domains,).
 
     Args:
-        logits: (n, classes) of all images of the batches, in their order.
+        logits: logits (n, classes) of all images of the batches, in their order.
         batches: one batch per source domain.
     """
     parts = split_domains(logits, batches)

@@ -13,7 +13,7 @@ from shiftproof.base.batch import Batch
 
 
 class ERM(Algorithm):
-    """The mean cross-entropy over the images of all source domains."""
+    """Minimises the mean cross-entropy over the images of all source domains."""
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the loss of all batches in one forward pass."""

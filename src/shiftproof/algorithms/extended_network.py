@@ -1,4 +1,4 @@
-"""What networks share that an algorithm gives more parts."""
+"""Base of networks to which an algorithm adds parts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from shiftproof.models import Network
 
 
 class ExtendedNetwork(Network):
-    """Base of networks that take over the parts of another.
+    """Base of networks that are built from the parts of another.
 
     Args:
-        network: the other.
+        network: the network whose parts to use.
     """
 
     def __init__(self, network: Network) -> None:

@@ -1,4 +1,4 @@
-"""What CORAL and MMD share: a penalty on the difference between the features of the source domains."""
+"""Base of CORAL and MMD: a penalty on the differences between the features of the source domains."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from shiftproof.models import Network
 
 
 class FeatureMatching(Algorithm, ABC):
-    """The mean of the domains' cross-entropies plus a weighted `penalty`; of a single domain, ERM.
+    """Minimises the mean of the domains' cross-entropies plus a weighted `penalty`; with one domain this is ERM.
 
-    The features are those before dropout, of one forward pass of all domains. DomainBed makes one per domain, which
-    differs where batch norms normalise by the batch: they would take out of every domain what the penalty is to see.
+    The features are taken before dropout, from one forward pass of all domains. DomainBed makes one pass per domain,
+    which differs if batch norms normalise by the batch: they would remove the differences that the penalty measures.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        penalty_weight: at least 0.
+        penalty_weight: weight of the penalty, at least 0.
 
     Raises:
         ValueError: ``penalty_weight`` is out of its range.
@@ -53,10 +53,10 @@ class FeatureMatching(Algorithm, ABC):
 
     @abstractmethod
     def penalty(self, features: Sequence[Tensor]) -> Tensor:
-        """Return a scalar, the mean over all pairs of domains of how much their features differ.
+        """Return the difference between two domains' features, averaged over all pairs of domains, as a scalar.
 
         Args:
-            features: (images, features) of each of at least two domains, at least float32.
+            features: one tensor (images, features) per domain, for at least two domains and in at least float32.
         """
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
@@ -65,7 +65,7 @@ class FeatureMatching(Algorithm, ABC):
         loss = mean_domain_loss(self.network.classifier(self.network.dropout(features)), batches)
         if len(batches) == 1:
             return loss
-        with torch.autocast(features.device.type, enabled=False):  # small differences of large sums
+        with torch.autocast(features.device.type, enabled=False):  # penalties are small differences of large sums
             exact = features.to(torch.promote_types(features.dtype, torch.float32))
             penalty = self.penalty(split_domains(exact, batches))
         return loss + self.penalty_weight * penalty
@@ -74,17 +74,17 @@ class FeatureMatching(Algorithm, ABC):
 def mean_discrepancy(kernel: Tensor, features: Sequence[Tensor]) -> Tensor:
     r"""Return the mean over pairs of domains of :math:`\bar k_{ii} + \bar k_{jj} - 2 \bar k_{ij}`.
 
-    With means :math:`\bar k_{ij}` over all images of domain i and all of domain j: the squared distance between the
-    domains' mean embeddings (Gretton et al., JMLR 2012, eq. 5).
+    Here :math:`\bar k_{ij}` is the mean over all images of domain i and all of domain j, so that each term is the
+    squared distance between two domains' mean embeddings (Gretton et al., JMLR 2012, eq. 5).
 
     Args:
-        kernel: (n, n), its value at every two images, domain by domain.
-        features: of the domains, for their numbers of images.
+        kernel: value of the kernel at every pair of images (n, n), domain by domain.
+        features: features of the domains, used only for their numbers of images.
     """
     rows = [f.new_full((1, len(f)), 1 / len(f)) for f in features]
     averaging: Tensor = torch.block_diag(*rows)  # type: ignore[no-untyped-call]
     means = averaging @ kernel @ averaging.T
     domains = len(features)
-    # summed over pairs, each mean within a domain counts (domains - 1) times, each of two domains twice
+    # In the sum over pairs, each mean within a domain counts (domains - 1) times, and each between two domains twice.
     total: Tensor = domains * means.trace() - means.sum()
     return total * (2 / (domains * (domains - 1)))

@@ -18,19 +18,19 @@ from shiftproof.models import Network
 class Fish(ERM):
     r"""Fish (Shi et al., "Gradient Matching for Domain Generalization", ICLR 2022, algorithm 1).
 
-    From the weights :math:`\theta` the run's optimizer steps through the source domains, one after the other in a
-    random order, to :math:`\tilde\theta`; the step is
-    :math:`\theta \leftarrow \theta + \epsilon\,(\tilde\theta - \theta)`. To first order this ascends the inner
+    Starting from the weights :math:`\theta`, the run's optimizer takes one inner step on each source domain, in random
+    order, which leads to :math:`\tilde\theta`. The step of the run is then
+    :math:`\theta \leftarrow \theta + \epsilon\,(\tilde\theta - \theta)`. To first order this increases the inner
     products between the domains' gradients.
 
-    The optimizer's state goes from step to step, as in DomainBed. Other than there, buffers such as the statistics of
-    batch norms stay what the inner steps left, the order is random as in the paper, and no network is rebuilt. With
-    one source domain it is ERM whose steps are shortened by :math:`\epsilon`.
+    As in DomainBed, the optimizer's state carries over from step to step. Unlike in DomainBed, buffers such as the
+    statistics of batch norms keep the values that the inner steps leave, the order is random as in the paper, and no
+    network is rebuilt. With one source domain this is ERM with its steps scaled by :math:`\epsilon`.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        meta_lr: :math:`\epsilon`, in (0, 1].
+        meta_lr: length :math:`\epsilon` of the step, in (0, 1].
 
     Raises:
         ValueError: an argument is out of its range.
@@ -45,7 +45,7 @@ class Fish(ERM):
         self.meta_lr = meta_lr
 
     def update(self, batches: Sequence[Batch], step: int, make_closure: MakeClosure) -> Tensor:
-        """Step through the domains and part of the way to where that leads; return the mean of their losses."""
+        """Step through the domains, then go part of the way to the result; return the mean of the domains' losses."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters]
         order: list[int] = torch.randperm(len(batches), device="cpu").tolist()

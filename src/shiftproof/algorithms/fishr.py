@@ -23,28 +23,27 @@ class Fishr(AnnealedPenalty):
     .. math:: L + \lambda \cdot \frac{1}{E} \sum_e \frac{1}{P} \lVert \hat v_e - \bar v \rVert^2,
         \quad \bar v = \frac{1}{E} \sum_e \hat v_e
 
-    with :math:`L` the mean cross-entropy over the images of all domains, and :math:`\hat v_e` the variance over the
-    images of domain :math:`e`, of their number, of the gradients of the :math:`P` parameters of the classifier. Of
-    one image with features :math:`z` and softmax :math:`p` that gradient is :math:`(p - y) z^\top` for the weights
-    and :math:`p - y` for the bias, so that the variances take two matrix products. They are smoothed over steps,
+    with :math:`L` the mean cross-entropy over the images of all domains, and :math:`\hat v_e` the smoothed variance
+    over the images of domain :math:`e` (divided by their number) of the gradients of the classifier's :math:`P`
+    parameters. For one image with features :math:`z` and softmax :math:`p`, this gradient is :math:`(p - y) z^\top` for
+    the weights and :math:`p - y` for the bias, so the variances take two matrix products. They are smoothed over steps,
 
     .. math:: \bar v_e^t = \gamma \bar v_e^{t-1} + (1 - \gamma) v_e^t,
         \quad \hat v_e = \bar v_e^t / (1 - \gamma), \quad \bar v_e^0 = 0,
 
-    and the gradient is that of :math:`v_e^t`. Dividing by :math:`1 - \gamma`, and by :math:`P`, is what the released
-    code does and the published weights belong to; it changes nothing but the unit of :math:`\lambda`. The penalty has
-    no weight before it is raised; the variances are smoothed from the first step on. With one source domain it is
-    ERM.
+    with gradients only through :math:`v_e^t`. The divisions by :math:`1 - \gamma` and by :math:`P` follow the released
+    code, to which the published weights belong; they only change the unit of :math:`\lambda`. The penalty has weight 0
+    before it is raised, but the variances are smoothed from the first step on. With one source domain this is ERM.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        penalty_weight: :math:`\lambda` after the first steps, at least 0.
-        anneal_steps: steps before that, at least 0.
-        ema: :math:`\gamma`, in [0, 1).
+        penalty_weight: :math:`\lambda` after the first ``anneal_steps`` steps, at least 0.
+        anneal_steps: number of steps before the penalty is raised, at least 0.
+        ema: decay :math:`\gamma` of the smoothed variances, in [0, 1).
 
     Attributes:
-        variances: the smoothed variances (num_domains, classes, features + 1), the bias coming last.
+        variances: the smoothed variances (num_domains, classes, features + 1), with the bias last.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -78,7 +77,7 @@ class Fishr(AnnealedPenalty):
         self.register_buffer("variances", torch.zeros(num_domains, classes, features + 1))
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return loss and weighted penalty, of one forward pass."""
+        """Return the loss plus the weighted penalty, from one forward pass."""
         images, labels = pooled(batches)
         features = self.network.dropout(self.network.featurizer(images))
         logits = self.network.classifier(features)
@@ -95,7 +94,7 @@ class Fishr(AnnealedPenalty):
     def _variances(self, features: Tensor, logits: Tensor, batches: Sequence[Batch]) -> Tensor:
         """Return the variances of the domains' gradients."""
         dtype = self.variances.dtype
-        with torch.autocast(features.device.type, enabled=False):  # a difference of products, which bfloat16 rounds
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 is too coarse for differences of products
             inputs = torch.cat([features.to(dtype), features.new_ones(len(features), 1, dtype=dtype)], 1)
             labels = torch.cat([of_domain for _, of_domain in batches])
             errors = logits.to(dtype).softmax(1) - F.one_hot(labels, logits.shape[1])

@@ -21,9 +21,10 @@ class GroupDRO(Algorithm):
 
     .. math:: q_e \leftarrow \frac{q_e \exp(\eta L_e)}{\sum_i q_i \exp(\eta L_i)}, \quad L = \sum_e q_e L_e
 
-    The weights :math:`q` start equal, and are taken as constants in the gradient. The paper draws one group a step;
-    here, as in DomainBed, every step sees all. With one source domain it is ERM. DomainBed's published table and SWAD
-    divided the loss by the number of domains; optimizers that are invariant to the scale of the gradient do not notice.
+    The weights :math:`q` start equal, and count as constants in the gradient. The paper draws one group per step; here,
+    as in DomainBed, every step sees all groups. With one source domain this is ERM. DomainBed's published table and
+    SWAD divided the loss by the number of domains, which makes no difference to optimizers that are invariant to the
+    scale of the gradient.
 
     Args:
         network: the network to train.
@@ -49,12 +50,12 @@ class GroupDRO(Algorithm):
         self.register_buffer("q", torch.full((num_domains,), 1 / num_domains))
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the weighted sum of the domains' losses, of one forward pass."""
+        """Return the weighted sum of the domains' losses, from one forward pass."""
         logits = self.predict(torch.cat([images for images, _ in batches]))
         losses = losses_by_domain(logits, batches)
         q = (self.q.log() + self.eta * losses.detach()).softmax(0)  # normalised without overflow
         self.carry("q", q)
-        return (q * losses).sum()  # a matrix product would be of bfloat16 under autocast
+        return (q * losses).sum()  # autocast would compute a matrix product in bfloat16
 
 
 ALGORITHMS.register("groupdro", GroupDRO)

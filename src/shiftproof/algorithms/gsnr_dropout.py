@@ -21,22 +21,23 @@ from shiftproof.models import Network
 class GSNRDropout(ERM):
     r"""Dropout by the gradient's signal-to-noise ratio (Michalkiewicz et al., ICCV 2023, arXiv 2310.07361).
 
-    At every step the weights that predict most, those of the highest
+    Every step sets the gradient of ERM to 0 for the most predictive weights, those with the highest ratio
 
     .. math:: r_j = \frac{\mathbb{E}[g_j]^2}{\operatorname{Var}[g_j]}
 
     over the gradients :math:`g_j` of single images (Liu et al., "Understanding Why Neural Networks Generalize Well
-    Through GSNR of Parameters", ICLR 2020, equation 1), are left out: the gradient of ERM is set to 0 there. Of every
-    parameter tensor it is the share ``ratio`` of the elements, rounded down; where elements are equal, fewer.
+    Through GSNR of Parameters", ICLR 2020, equation 1). In every parameter tensor this drops the share ``ratio`` of the
+    elements, rounded down, or fewer if ratios tie.
 
-    The paper learns the ratio on held-out domains. Here it is fixed, with a default and a distribution of our own.
-    An optimizer with momentum still moves a weight whose gradient is 0. The single gradients are those without dropout
-    and with the stored statistics of batch norms; they cost about a forward and a backward pass besides ERM's.
+    The paper learns ``ratio`` on held-out domains. Here it is fixed, with a default and a search distribution of our
+    own. An optimizer with momentum still moves a weight whose gradient is 0. The gradients of single images are taken
+    without dropout and with the stored statistics of batch norms; they cost about one forward and one backward pass in
+    addition to ERM's.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        ratio: share of the gradient that is dropped, in [0, 1).
+        ratio: share of the gradient to drop, in [0, 1).
 
     Raises:
         ValueError: an argument is out of its range.
@@ -54,7 +55,7 @@ class GSNRDropout(ERM):
         self._per_sample = PerSampleGradients(network, F.cross_entropy)
 
     def backward(self, batches: Sequence[Batch], create_graph: bool = False) -> Tensor:
-        """Leave what is kept of the gradients in the parameters and return the detached loss."""
+        """Leave gradients in the parameters with the dropped elements set to 0, and return the detached loss."""
         loss = super().backward(batches, create_graph)
         for p, mask in self._masks(batches):
             if p.grad is not None:
@@ -67,7 +68,7 @@ class GSNRDropout(ERM):
             _, sums, squares = self._per_sample(images, labels)
         for name, p in self.network.named_parameters():
             if name in sums:
-                # rises with the ratio of the class's formula, and is between 0 and 1
+                # increases with the ratio in the class's formula, but stays between 0 and 1
                 tiny = torch.finfo(squares[name].dtype).tiny
                 predictive = sums[name].square() / (len(images) * squares[name]).clamp_min(tiny)
                 dropped = int(self.ratio * p.numel())

@@ -21,20 +21,20 @@ class IRM(AnnealedPenalty):
 
     .. math:: \frac{1}{E} \sum_e \left( R_e + \lambda \lVert \nabla_{w|w=1} R_e(w \cdot \Phi) \rVert^2 \right)
 
-    The squared norm is estimated without bias, as the paper has it for minibatches (section 3.2, appendix D): by the
-    product of the derivatives on the images of even and of odd position, which may be negative. In closed form the
-    derivative of one image's cross-entropy is :math:`\sum_c p_c l_c - l_y`, of logits :math:`l` and their softmax
-    :math:`p`, so that no second backward pass is needed. As in DomainBed the domains are averaged, where the paper has
-    sums, and the weight is 1 before it is raised.
+    The squared norm is estimated without bias, as the paper does for minibatches (section 3.2, appendix D): as the
+    product of the derivatives on the images at even and at odd positions, which may be negative. The derivative of one
+    image's cross-entropy has the closed form :math:`\sum_c p_c l_c - l_y`, with logits :math:`l` and their softmax
+    :math:`p`, so no second backward pass is needed. As in DomainBed, domains are averaged (the paper sums them), and
+    the weight is 1 before it is raised.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        penalty_weight: :math:`\lambda` after the first steps, at least 0.
-        anneal_steps: steps before that, at least 0.
+        penalty_weight: :math:`\lambda` after the first ``anneal_steps`` steps, at least 0.
+        anneal_steps: number of steps before the penalty is raised, at least 0.
 
     Raises:
-        ValueError: an argument is out of its range; in use, a batch of one image.
+        ValueError: an argument is out of its range, or a batch has only one image (raised by `objective`).
     """
 
     hparams: ClassVar[Mapping[str, Hparam]] = {
@@ -53,7 +53,7 @@ class IRM(AnnealedPenalty):
         super().__init__(network, num_domains, penalty_weight, anneal_steps)
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the mean over domains of loss and weighted penalty, of one forward pass."""
+        """Return the mean over domains of the loss plus the weighted penalty, from one forward pass."""
         logits = self.predict(torch.cat([images for images, _ in batches]))
         domains = zip(split_domains(logits, batches), batches, strict=True)
         penalties = [_penalty(of_domain, labels) for of_domain, (_, labels) in domains]
@@ -62,7 +62,7 @@ class IRM(AnnealedPenalty):
 
 def _penalty(logits: Tensor, labels: Tensor) -> Tensor:
     if len(labels) < 2:
-        raise ValueError("IRM takes its penalty from two halves of each batch: a batch of 1 image has none")
+        raise ValueError("IRM computes its penalty from two halves of each batch, and a batch of 1 image has none")
     derivatives = (logits.softmax(1) * logits).sum(1) - logits.gather(1, labels[:, None]).squeeze(1)
     return derivatives[::2].mean() * derivatives[1::2].mean()
 

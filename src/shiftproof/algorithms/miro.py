@@ -1,4 +1,4 @@
-"""MIRO: features that stay informative of those of the weights that training started from."""
+"""MIRO, which keeps features informative about those of the weights that training started from."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from shiftproof.base.hparams import Hparam, choice
 from shiftproof.models import Network
 
 ENCODER_LR_RATIO = 10.0
-"""Learning rate of the variance encoders over that of the network."""
+"""Learning rate of the variance encoders divided by the network's."""
 _START_VARIANCE = 0.1
-_EPSILON = 1e-5  # the least variance
+_EPSILON = 1e-5  # the smallest variance
 
 
 class MIRO(Algorithm):
     r"""Mutual-information regularization with the start (Cha et al., ECCV 2022, arXiv 2203.10789, algorithm 1).
 
-    With features :math:`z_l` behind stage :math:`l` and those of the start weights :math:`z^0_l`, the objective is
+    With features :math:`z_l` after stage :math:`l`, and :math:`z^0_l` from the weights at the start, the objective is
 
     .. math:: L = CE + w \sum_l \tfrac12 \operatorname{mean}\left[\frac{(z_l - z^0_l)^2}{\sigma_l^2}
         + \log \sigma_l^2\right],\quad \sigma_l^2 = \operatorname{softplus}(b_l) + 10^{-5},
 
-    with one :math:`b_l` per channel, at first such that :math:`\sigma_l^2` is 0.1, and a mean encoder that is the
-    identity. The encoders learn with 10 times the run's learning rate, in the network's optimizer. The stages are
-    those of `find_stages`: the stem and the four layers of a residual network, the patches and the quarters of a
-    vision transformer's blocks; the features themselves where there is none.
+    with one :math:`b_l` per channel, initialised so that :math:`\sigma_l^2` is 0.1, and the identity as the mean
+    encoder. The variance encoders train in the network's optimizer with 10 times the run's learning rate. `find_stages`
+    finds the stages: the stem and the four layers of a residual network, or the patches and the quarters of a vision
+    transformer's blocks. If it finds none, the features themselves are the only stage.
 
-    The copy of the start is in the algorithm's state, does not train and stays in evaluation mode. A step costs a
-    forward pass more than ERM's. The method is meant for weights that are worth staying near.
+    The copy of the start is part of the algorithm's state; it does not train and stays in evaluation mode. A step costs
+    one forward pass more than ERM's. The method is meant for start weights that are worth staying near.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        penalty_weight: the weight :math:`w`, at least 0. The paper found 0.01 for PACS and VLCS, else 0.1.
+        penalty_weight: the weight :math:`w`, at least 0. The paper found 0.01 for PACS and VLCS, and 0.1 otherwise.
 
     Raises:
         ValueError: the weight is out of its range.
@@ -69,7 +69,7 @@ class MIRO(Algorithm):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; the start stays in evaluation mode."""
+        """Set training or evaluation mode; the copy of the start stays in evaluation mode."""
         super().train(mode)
         self.start.eval()
         return self
@@ -82,7 +82,7 @@ class MIRO(Algorithm):
         self.optimizers = {"all": optimizer}
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the cross-entropy over all images and the penalty."""
+        """Return the cross-entropy over all images plus the weighted penalty."""
         images, labels = pooled(batches)
         with self._outputs.recorded() as outputs:
             loss = F.cross_entropy(self.predict(images), labels)
@@ -98,9 +98,9 @@ class MIRO(Algorithm):
 
 
 def _divergence(features: Tensor, start: Tensor, variance: Tensor, channel_dim: int) -> Tensor:
-    """Return half the mean of squared distances over the variance (channels,), and of the variance's logarithm."""
+    """Return half the mean of the squared distances divided by the variance (channels,) plus its logarithm."""
     rows, start_rows = (z.movedim(channel_dim, -1).flatten(0, -2) for z in (features, start))
-    # mean() would write out a gradient of the features' size first
+    # not mean(), whose backward would first write out a gradient of the features' size
     distance = F.mse_loss(rows, start_rows, reduction="none").sum(0, dtype=variance.dtype) / len(rows)
     return (distance / variance + variance.log()).mean() / 2
 

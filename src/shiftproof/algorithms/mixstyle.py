@@ -1,4 +1,4 @@
-"""MixStyle: new styles between those of the images of a batch."""
+"""MixStyle, which creates new styles by mixing those of a batch's images."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ _EPSILON = 1e-6  # added to variances
 class MixStyle(Algorithm):
     r"""MixStyle (Zhou et al., "Domain Generalization with MixStyle", ICLR 2021, arXiv 2104.02008).
 
-    Trains as ERM does, but behind a stage of the featurizer, with probability ``p`` of its own in every pass, the
-    style of an image's feature maps :math:`x`, their mean :math:`\mu` and standard deviation :math:`\sigma` over the
-    pixels of each channel, is mixed with that of another image :math:`\tilde x` of the batch:
+    Training follows ERM, but mixes styles after some stages of the featurizer, in every pass with probability ``p`` per
+    stage. The style of an image's feature maps :math:`x` is their mean :math:`\mu` and standard deviation
+    :math:`\sigma` over the pixels of each channel. It is mixed with the style of another image :math:`\tilde x` of the
+    batch:
 
     .. math:: \gamma\,\frac{x - \mu(x)}{\sigma(x)} + \beta,\quad
         \gamma = \lambda\sigma(x) + (1 - \lambda)\sigma(\tilde x),\
         \beta = \lambda\mu(x) + (1 - \lambda)\mu(\tilde x),\ \lambda \sim Beta(\alpha, \alpha).
 
-    No gradient passes through the statistics. The other image is any of the batch, the paper's form without domain
-    labels, which works with one source domain too. The stages are the three before the last: in a residual network,
-    layers 1 to 3. Predictions and the losses of single domains are those of the network itself.
+    No gradient passes through the statistics. The other image can be any of the batch; this is the paper's form without
+    domain labels, which also works with one source domain. The stages are the three before the last, which are layers 1
+    to 3 in a residual network. Predictions and the losses of single domains use the network without mixing.
 
     Args:
-        network: the network to train; its featurizer is convolutional.
+        network: the network to train; its featurizer must be convolutional.
         num_domains: number of source domains.
         p: probability of mixing, in [0, 1].
-        alpha: of the Beta distribution, above 0.
+        alpha: parameter of the Beta distribution, above 0.
 
     Raises:
         ValueError: the featurizer has no feature maps before its last stage, or an argument is out of its range.
@@ -69,7 +70,7 @@ class MixStyle(Algorithm):
             network.featurizer.get_submodule(name).register_forward_hook(partial(self._mix, i))
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the cross-entropy over all images, in training with mixed styles."""
+        """Return the cross-entropy over all images; in training mode, with mixed styles."""
         images, labels = pooled(batches)
         if self.training:
             self._draws = self._draw(images)
@@ -79,7 +80,7 @@ class MixStyle(Algorithm):
             self._draws = [None for _ in self.stages]
 
     def _draw(self, images: Tensor) -> list[tuple[Tensor, Tensor] | None]:
-        """Draw, on the CPU, the weight of every image's own style and its partner, by stage; None mixes nothing."""
+        """Draw on the CPU, for each stage, the weight of every image's own style and its partner; None: do not mix."""
         draws: list[tuple[Tensor, Tensor] | None] = []
         for mixes in (torch.rand(len(self.stages), device="cpu") < self.p).tolist():
             weights = torch.distributions.Beta(self.alpha, self.alpha).sample((len(images),))
@@ -94,16 +95,16 @@ class MixStyle(Algorithm):
 
 
 def mix_styles(maps: Tensor, weights: Tensor, partners: Tensor) -> Tensor:
-    """Return feature maps whose styles are mixed; those of weight 1 are left as they are, bit for bit.
+    """Return feature maps with mixed styles; maps with weight 1 stay the same bit for bit.
 
     Args:
-        maps: (n, channels, height, width).
-        weights: (n,), of an image's own style.
-        partners: (n,), the images whose styles are mixed in.
+        maps: feature maps (n, channels, height, width).
+        weights: weight of each image's own style (n,).
+        partners: index of the image whose style is mixed into each (n,).
     """
     with torch.no_grad():
         mean = maps.mean((2, 3), keepdim=True)
-        variance = (maps - mean).square_().mean((2, 3), keepdim=True)  # var_mean takes the CPU six times as long
+        variance = (maps - mean).square_().mean((2, 3), keepdim=True)  # var_mean is six times slower on a CPU
         deviation = (variance + _EPSILON).sqrt()
         weights = weights[:, None, None, None]
         scale = (weights * deviation + (1 - weights) * deviation[partners]) / deviation

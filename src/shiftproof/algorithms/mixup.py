@@ -21,23 +21,24 @@ from shiftproof.models import Network
 class Mixup(Algorithm):
     r"""Inter-domain mixup (Yan et al., arXiv 2001.00677; mixup: Zhang et al., ICLR 2018, arXiv 1710.09412).
 
-    The domains are put in a ring at random. Every neighbouring pair (i, j) is mixed with one share
+    The domains are arranged in a ring at random. Each pair of neighbours (i, j) is mixed with one share
     :math:`\lambda \sim \text{Beta}(\alpha, \alpha)`,
 
     .. math:: x = \lambda x_i + (1 - \lambda) x_j, \qquad
         L_{ij} = \lambda \, \ell(f(x), y_i) + (1 - \lambda) \, \ell(f(x), y_j),
 
-    and the loss is the mean of all :math:`L_{ij}`. Of batches of uneven size the first images are mixed, as many as
-    the smaller has. A single domain is mixed with itself in another order, which is mixup as first published.
+    and the loss is the mean of all :math:`L_{ij}`. If batches differ in size, only as many images are mixed as the
+    smaller one has, the first of each. A single domain is mixed with itself in another order, as in the original mixup.
 
-    As DomainBed, but for the forward pass: one of all pairs, where DomainBed makes one per pair, which differs where
-    batch norms normalise by the batch. A single domain DomainBed leaves unmixed. The search behind its published table
-    draws 0.1 always, by a slip (mended in commit aa728f5); so do the dialects ``domainbed`` and ``swad``.
+    This differs from DomainBed in two ways. All pairs share one forward pass, where DomainBed makes one per pair; that
+    matters if batch norms normalise by the batch. And DomainBed does not mix a single domain. The search behind its
+    published table always draws 0.1 by mistake (fixed in commit aa728f5), as do the dialects ``domainbed`` and
+    ``swad``.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        alpha: both parameters of the Beta distribution, at least 0.01; the smaller, the less is mixed.
+        alpha: both parameters of the Beta distribution, at least 0.01; smaller values mix less.
 
     Raises:
         ValueError: ``alpha`` is out of its range.
@@ -50,9 +51,9 @@ class Mixup(Algorithm):
 
     def __init__(self, network: Network, num_domains: int, alpha: float = 0.2) -> None:
         super().__init__(network, num_domains)
-        if not 0.01 <= alpha < math.inf:  # of lesser ones float64 has no shares: they would come out as 1/2
+        if not 0.01 <= alpha < math.inf:  # for smaller ones float64 cannot hold the shares, which would become 1/2
             raise ValueError(f"Invalid alpha value: {alpha}; it must be at least 0.01")
-        concentration = torch.tensor(alpha, dtype=torch.float64, device="cpu")  # equal draws on every device
+        concentration = torch.tensor(alpha, dtype=torch.float64, device="cpu")  # so that all devices draw the same
         self._shares = Beta(concentration, concentration)
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:

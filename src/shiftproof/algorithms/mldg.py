@@ -26,27 +26,27 @@ class MLDG(Algorithm):
 
     .. math:: F(\theta) + \beta \, G(\theta - \alpha \nabla F(\theta))
 
-    is minimised, where :math:`F` and :math:`G` are the means over the meta-train and over the meta-test domains of
-    their cross-entropies, and :math:`\alpha` is the run's learning rate: the inner step is plain gradient descent,
-    whichever optimizer takes the outer one.
+    is minimised, where :math:`F` and :math:`G` are the mean cross-entropies over the meta-train and over the meta-test
+    domains, and :math:`\alpha` is the run's learning rate. The inner step is plain gradient descent, whichever
+    optimizer takes the outer one.
 
-    The gradient is the paper's, through the inner step. ``first_order`` takes :math:`\nabla F(\theta)` in it as
-    constant, :math:`\nabla F(\theta) + \beta \nabla G(\theta')`, as DomainBed does. Apart from that DomainBed steps to
-    :math:`\theta'` with a new Adam, hence by about the learning rate in every weight; it pairs domains instead of
-    averaging over them, so that of three domains and two held out one is not used; and it learns nothing where
-    ``n_meta_test`` leaves no domain to train on. Here at least one always remains: of two domains one is held out.
+    As in the paper, the gradient passes through the inner step. ``first_order`` treats :math:`\nabla F(\theta)` in it
+    as constant, as DomainBed does, which gives :math:`\nabla F(\theta) + \beta \nabla G(\theta')`. DomainBed differs in
+    three more ways. It steps to :math:`\theta'` with a new Adam, which moves every weight by about the learning rate.
+    It pairs domains instead of averaging over them, so with three domains of which two are held out, one goes unused.
+    And it learns nothing if ``n_meta_test`` leaves no domain to train on; here at least one always remains.
 
     Args:
         network: the network to train.
         num_domains: number of source domains, at least 2.
         beta: weight of the meta-test loss, at least 0.
-        n_meta_test: number of meta-test domains, at least 1; at most all but one are taken.
-        first_order: whether to leave out the second derivatives. A step then takes about the time of one of ERM,
-            with them two to three times that. Models compiled by ``torch.compile`` have none, nor has fused
-            attention: PyTorch's own is evaluated unfused for them.
+        n_meta_test: number of meta-test domains, at least 1; capped at all source domains but one.
+        first_order: whether to leave out second derivatives. A step then takes about as long as ERM's, and two to three
+            times that with them. Models compiled by ``torch.compile`` have no second derivatives. Neither has fused
+            attention, so PyTorch's own runs unfused.
 
     Raises:
-        ValueError: there is one source domain only, or a hyperparameter is out of its range.
+        ValueError: there is only one source domain, or a hyperparameter is out of its range.
     """
 
     hparams: ClassVar[Mapping[str, Hparam]] = {
@@ -56,7 +56,7 @@ class MLDG(Algorithm):
     }
     min_domains: ClassVar[int] = 2
     accumulates: ClassVar[bool] = False
-    single_device: ClassVar[str | None] = "it differentiates at weights other than those that are averaged over devices"
+    single_device: ClassVar[str | None] = "it takes gradients at weights outside the averaging over devices"
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class MLDG(Algorithm):
         self.beta, self.n_meta_test, self.first_order = beta, min(n_meta_test, num_domains - 1), first_order
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the loss of the meta-train domains and, after the inner step, that of the meta-test domains."""
+        """Return the loss of the meta-train domains plus the weighted loss of the others after the inner step."""
         loss, _, held_out = self._evaluate(batches, create_graph=True)
         return loss + self.beta * held_out
 
@@ -86,7 +86,7 @@ class MLDG(Algorithm):
             return super().backward(batches, create_graph)
         loss, gradients, held_out = self._evaluate(batches, create_graph=False)
         (self.beta * held_out).backward()  # type: ignore[no-untyped-call]
-        for p, gradient in gradients.items():  # rather than through the meta-train loss once more
+        for p, gradient in gradients.items():  # no second backward pass through the meta-train loss
             p.grad = gradient if p.grad is None else p.grad + gradient
         return (loss + self.beta * held_out).detach()
 
@@ -97,7 +97,8 @@ class MLDG(Algorithm):
         shuffled = [batches[i] for i in torch.randperm(len(batches), device="cpu").tolist()]
         meta_test, meta_train = shuffled[: self.n_meta_test], shuffled[self.n_meta_test :]
         weights = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
-        with sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext():  # fused, it has no second derivative
+        # fused attention has no second derivative
+        with sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext():
             loss = self._loss(meta_train, weights)
         found = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
         gradients = {p: g for p, g in zip(weights.values(), found, strict=True) if g is not None}

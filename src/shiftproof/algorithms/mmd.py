@@ -21,8 +21,8 @@ class MMD(FeatureMatching):
     .. math:: \overline{k(z_i, z_i)} + \overline{k(z_j, z_j)} - 2 \, \overline{k(z_i, z_j)}, \qquad
         k(a, b) = \sum_\gamma \exp(-\gamma \lVert a - b \rVert^2), \quad \gamma \in \{10^{-3}, 10^{-2}, ..., 10^3\},
 
-    with means over all pairs of images. As DomainBed has it: the adversarial autoencoder around this penalty of Li et
-    al. is left out.
+    with means over all pairs of images. As in DomainBed, the adversarial autoencoder that Li et al. build around this
+    penalty is left out.
     """
 
     def penalty(self, features: Sequence[Tensor]) -> Tensor:
@@ -33,8 +33,8 @@ class MMD(FeatureMatching):
 
 
 def _squared_distances(points: Tensor) -> Tensor:
-    """Return the squared Euclidean distance of every two of n points, (n, n), differentiable any number of times."""
-    points = points - points.mean(0)  # nearer the origin less is rounded away
+    """Return the squared Euclidean distances between n points, (n, n), differentiable any number of times."""
+    points = points - points.mean(0)  # rounding errors are smaller near the origin
     norms = points.square().sum(1)
     distances = (norms[:, None] + norms - 2 * points @ points.T).clamp(min=0)
     return distances.masked_fill(torch.eye(len(points), dtype=torch.bool, device=points.device), 0)

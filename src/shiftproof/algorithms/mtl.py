@@ -17,13 +17,13 @@ from shiftproof.models import Network
 
 
 class MarginalTransferNetwork(ExtendedNetwork):
-    """A network whose classifier sees the domain beside the image: its embedding, the mean of its features.
+    """A network whose classifier also sees an embedding of the image's domain: the mean of the domain's features.
 
-    A linear classifier of features and embedding side by side is the sum of two. That of the embedding starts at zero,
-    so that the start is the network that was given.
+    A linear classifier of the concatenated features and embedding is the sum of one classifier of each. The embedding's
+    starts at zero, so that the network starts out equal to the given one.
 
     Args:
-        network: its parts are taken over.
+        network: the network whose parts to use.
     """
 
     def __init__(self, network: Network) -> None:
@@ -32,7 +32,7 @@ class MarginalTransferNetwork(ExtendedNetwork):
         nn.init.zeros_(self.embedding_classifier.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (n, classes) of normalised images that are all of one domain, which they are the sample of."""
+        """Return logits (n, classes) of normalised images of one domain, with their own mean features as embedding."""
         features = self.featurizer(images)
         return self.classify(features, features.mean(0))
 
@@ -40,29 +40,30 @@ class MarginalTransferNetwork(ExtendedNetwork):
         """Return logits (n, classes).
 
         Args:
-            features: (n, feature_size).
-            embeddings: of the images' domains, (n, feature_size), or (feature_size,) of the one that all are of.
+            features: features of the images (n, feature_size).
+            embeddings: embedding of each image's domain (n, feature_size), or of one domain for all (feature_size,).
         """
         logits: Tensor = self.classifier(self.dropout(features)) + self.embedding_classifier(embeddings)
         return logits
 
 
 class MTL(Algorithm):
-    r"""Marginal transfer learning (Blanchard et al., JMLR 2021, arXiv 1711.07910), with a network as DomainBed has it.
+    r"""Marginal transfer learning (Blanchard et al., JMLR 2021, arXiv 1711.07910), with a network as in DomainBed.
 
-    The classifier sees an embedding :math:`\mu` of the domain beside the features, and the loss is the mean of the
-    domains' cross-entropies. In training :math:`\mu_e` is a moving average of the mean features of a domain's batches,
+    Besides the features, the classifier sees an embedding :math:`\mu` of the domain. The loss is the mean of the
+    domains' cross-entropies. In training, :math:`\mu_e` is a moving average of the mean features of a domain's batches,
 
     .. math:: \mu_e \leftarrow \text{ema} \cdot \bar{z}_e + (1 - \text{ema}) \, \mu_e,
 
-    with gradients through the present mean :math:`\bar{z}_e`; the first is the mean itself. In evaluation it is the
-    mean features of the batch: a prediction depends on the images beside it. The paper embeds the whole sample, with
-    kernels. DomainBed's code overwrites the embedding with noise, and takes the sum of the losses for their mean.
+    with gradients through the current mean :math:`\bar{z}_e`, which is also the first value. In evaluation it is the
+    mean of the batch's features, so a prediction depends on the other images in the batch. The paper instead embeds the
+    whole sample, with kernels. DomainBed's code overwrites the embedding with noise, and sums the losses instead of
+    averaging them.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        ema: weight of the present batch in the moving average, in (0, 1]; at 1 there is no memory.
+        ema: weight of the current batch in the moving average, in (0, 1]; at 1 there is no memory.
 
     Raises:
         ValueError: ``ema`` is out of its range.
@@ -83,14 +84,14 @@ class MTL(Algorithm):
 
     @staticmethod
     def extend(network: Network) -> MarginalTransferNetwork:
-        """Return the network with the classifier of embeddings, as it is trained."""
+        """Return the network with a classifier of embeddings added."""
         return MarginalTransferNetwork(network)
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the loss of all batches in one forward pass."""
         features = self.network.featurizer(torch.cat([images for images, _ in batches]))
         means = torch.stack([part.mean(0, dtype=self.embeddings.dtype) for part in split_domains(features, batches)])
-        seen = self.embeddings.any(1, keepdim=True)  # before its first batch a domain's embedding is zero
+        seen = self.embeddings.any(1, keepdim=True)  # a domain's embedding is zero before its first batch
         embeddings = torch.where(seen, self.embeddings.lerp(means, self.ema), means)
         self.carry("embeddings", embeddings)
         every = torch.cat([e.expand(len(labels), -1) for e, (_, labels) in zip(embeddings, batches, strict=True)])

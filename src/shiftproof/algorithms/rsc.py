@@ -1,4 +1,4 @@
-"""RSC: the features that a prediction leans on most are hidden from the classifier."""
+"""RSC, which hides from the classifier the features that a prediction relies on most."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from shiftproof.models import Network
 class RSC(Algorithm):
     r"""Representation self-challenging (Huang et al., ECCV 2020, arXiv 2007.02454, algorithm 1).
 
-    Of every image's features :math:`z` those are set to 0 whose gradient :math:`\partial s_y / \partial z` of the
-    true logit is above its quantile :math:`1 - f`, and the cross-entropy is that of what remains. It is so for the
-    images whose probability of the true class falls by more than the quantile :math:`1 - b` when their features are
-    hidden; the others keep theirs.
+    For every image, the features :math:`z` for which the gradient of the true logit, :math:`\partial s_y / \partial z`,
+    is above its quantile :math:`1 - f` are set to 0. The cross-entropy is computed on the remaining features. This
+    applies only to images whose probability of the true class falls by more than the quantile :math:`1 - b` of all such
+    falls; other images keep all their features.
 
-    The gradient at a linear classifier is its row of the true class, so no second backward pass is needed. "Above"
-    is strict, where the authors' code drops what is at the quantile too: a classifier that starts at zero has equal
-    gradients everywhere, and would see no feature, now or later. The features are those after the dropout.
+    With a linear classifier the gradient is the row of the true class, so no second backward pass is needed. "Above" is
+    strict, whereas the authors' code also drops features at the quantile: a classifier that starts at zero has equal
+    gradients everywhere, and would never see any feature. The features are taken after the dropout.
 
     Args:
         network: the network to train.
@@ -56,14 +56,14 @@ class RSC(Algorithm):
         self.batch_drop = batch_drop
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the cross-entropy over all images, of features of which some are hidden."""
+        """Return the cross-entropy over all images, with some of their features hidden."""
         images, labels = pooled(batches)
         features = self.network.dropout(self.network.featurizer(images))
         return F.cross_entropy(self.network.classifier(features * self._kept(features.detach(), labels)), labels)
 
     @torch.no_grad()
     def _kept(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return which features remain, (n, feature_size)."""
+        """Return a mask (n, feature_size) of the features that remain."""
         rows = self.network.classifier.weight
         kept = (rows <= rows.quantile(1 - self.feature_drop, dim=1, keepdim=True))[labels]
         before, after = (

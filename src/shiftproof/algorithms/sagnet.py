@@ -1,4 +1,4 @@
-"""SagNet: features whose style tells nothing of the class."""
+"""SagNet, which learns features whose style says nothing about the class."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ _EPSILON = 1e-5  # added to variances
 class SagNet(Algorithm):
     r"""Style-agnostic network (Nam et al., CVPR 2021, arXiv 1910.11645).
 
-    The style of features :math:`z` is their mean :math:`\mu` and standard deviation :math:`\sigma`, their content is
-    :math:`(z - \mu)/\sigma`. With another image :math:`z'` of the batch and :math:`\alpha \sim U(0, 1)` per image,
+    The style of features :math:`z` is their mean :math:`\mu` and standard deviation :math:`\sigma`; their content is
+    :math:`(z - \mu)/\sigma`. With :math:`z'` from another image of the batch and :math:`\alpha \sim U(0, 1)` per image,
 
     .. math:: SR(z) = \hat\sigma\,\frac{z - \mu}{\sigma} + \hat\mu,\quad
         \hat\mu = \alpha\mu + (1 - \alpha)\mu',\ \hat\sigma = \alpha\sigma + (1 - \alpha)\sigma',\qquad
         CR(z) = \sigma\,\frac{z' - \mu'}{\sigma'} + \mu.
 
-    Three losses are minimised: the cross-entropy of the classifier at :math:`SR(z)`, over featurizer and classifier;
-    that of a style head at :math:`CR(z)`, over the style head; and ``adversary_weight`` times the cross-entropy of
-    the style head's predictions at :math:`CR(z)` with equal probabilities for all classes, over the featurizer, of
-    which it moves the style: the content is held fixed there.
+    Three losses are minimised:
 
-    All three gradients are taken at the same weights, in one forward and one backward pass; DomainBed takes the three
-    steps one after the other, each with a forward pass of its own, and steps the featurizer twice. As in DomainBed,
-    the features are those before the classifier (after the dropout), so any featurizer will do; the paper splits a
-    residual network before its third stage, takes the statistics of feature maps over their pixels, and lets the
-    adversary change the scales and shifts of batch norms only. As in the paper the standard deviations are mixed,
-    where the authors' code mixes variances. The style head starts as a copy of the classifier.
+    - the classifier's cross-entropy at :math:`SR(z)`, over featurizer and classifier;
+    - a style head's cross-entropy at :math:`CR(z)`, over the style head;
+    - ``adversary_weight`` times the cross-entropy between the style head's predictions at :math:`CR(z)` and equal
+      probabilities for all classes, over the featurizer. This loss moves only the style; the content is held fixed.
+
+    All three gradients are taken at the same weights, in one forward and one backward pass. DomainBed takes three steps
+    one after the other, each with a forward pass of its own, and steps the featurizer twice. As in DomainBed, the
+    features are those before the classifier (after the dropout), so any featurizer will do. The paper instead splits a
+    residual network before its third stage, takes statistics of feature maps over their pixels, and lets the adversary
+    change only the scales and shifts of batch norms. As in the paper, standard deviations are mixed; the authors' code
+    mixes variances. The style head starts as a copy of the classifier.
 
     Args:
         network: the network to train.
@@ -64,7 +66,7 @@ class SagNet(Algorithm):
         self.style_head = copy.deepcopy(network.classifier)
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the sum of the three losses, each with a gradient in what it is minimised over."""
+        """Return the sum of the three losses, each with gradients only for the parameters that minimise it."""
         images, labels = pooled(batches)
         features = self.network.dropout(self.network.featurizer(images))
         restyled, refilled = randomised(features)
@@ -76,9 +78,9 @@ class SagNet(Algorithm):
 
 
 def randomised(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features (n, feature_size) with their styles randomised, and with their contents randomised.
+    """Return features (n, feature_size) with randomised styles, and with randomised contents.
 
-    The draws are of torch's generator of the CPU.
+    The draws come from torch's CPU generator.
     """
     variance, mean = torch.var_mean(features, 1, correction=0, keepdim=True)
     deviation = (variance + _EPSILON).sqrt()

@@ -1,4 +1,4 @@
-"""The stages of a featurizer, found by passing an image through it: where methods act on intermediate features."""
+"""Find the stages of a featurizer, at which methods act on intermediate features, by passing an image through it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from shiftproof.models import Network
 
 
 class Stage(NamedTuple):
-    """The end of a stage.
+    """A stage of a featurizer, described by its output.
 
     Attributes:
-        name: of the module in the featurizer whose output it is.
+        name: name of the module in the featurizer that produces the output.
         channels: number of channels.
         channel_dim: 1 for feature maps (n, channels, height, width); -1 for tokens (n, tokens, channels) and for
             maps (n, height, width, channels).
@@ -39,13 +39,13 @@ class _Output(NamedTuple):
 def find_stages(network: Network) -> list[Stage]:
     """Return the stages of a network's featurizer, the earliest first.
 
-    A stage ends with the last output of its resolution: in a residual network after the stem and after each of the
-    four layers. Where the resolution does not change, as in a vision transformer, the stages are the stem and the
-    quarters of the blocks, the longest run of modules of one class. Outputs are those of the featurizer's children,
-    where a `torch.nn.Sequential` or a `torch.nn.ModuleList` counts as what it holds; maps of one pixel are none.
+    A stage ends with the last output of its resolution. In a residual network this is after the stem and after each of
+    the four layers. If the resolution does not change, as in a vision transformer, the stages are the stem and the
+    quarters of the blocks (the longest run of modules of one class). Only outputs of the featurizer's children count,
+    with the contents of a `torch.nn.Sequential` or `torch.nn.ModuleList` in its place; maps of one pixel do not count.
 
     Raises:
-        ValueError: the network does not know the shape of its images.
+        ValueError: the network's ``image_shape`` is None.
     """
     if network.image_shape is None:
         raise ValueError("the network has no image_shape, without which the stages of its featurizer cannot be found")
@@ -60,10 +60,10 @@ def find_stages(network: Network) -> list[Stage]:
 
 
 class StageOutputs:
-    """Records what stages put out, where it is asked to.
+    """Records the outputs of a featurizer's stages, within `recorded` only.
 
     Args:
-        featurizer: a featurizer.
+        featurizer: the featurizer.
         stages: its stages.
     """
 
@@ -75,7 +75,7 @@ class StageOutputs:
 
     @contextmanager
     def recorded(self) -> Iterator[list[Tensor]]:
-        """Give a list that every stage of the forward passes inside appends its output to."""
+        """Yield a list to which forward passes inside the context append the output of every stage."""
         outputs: list[Tensor] = []
         self._outputs = outputs
         try:
@@ -89,7 +89,7 @@ class StageOutputs:
 
 
 def _outputs(featurizer: nn.Module, image_shape: tuple[int, int, int]) -> list[_Output]:
-    """Return what the parts of the featurizer put out for one image, in order, without parts that run twice."""
+    """Return the outputs of the featurizer's parts for one image, in order, without parts that run more than once."""
     outputs: list[_Output] = []
 
     def record(name: str, module: nn.Module, inputs: object, output: object) -> None:
@@ -120,7 +120,7 @@ def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _channel_dim(shape: tuple[int, ...], height: int, width: int) -> int | None:
-    """Return where the channels of a map are; None where a shape is none of a map with the image's proportions."""
+    """Return the dimension of a map's channels; None if the shape is not a map with the image's proportions."""
     if len(shape) != 4:
         return None
     for channel_dim, (rows, columns) in ((1, shape[2:]), (-1, shape[1:3])):
@@ -134,7 +134,7 @@ def _resolution(output: _Output, channel_dim: int) -> tuple[int, ...]:
 
 
 def _quarters(outputs: list[tuple[_Output, int]]) -> list[tuple[_Output, int]]:
-    """Return the output before the longest run of modules of one class and those that end the run's quarters."""
+    """Return the output before the longest run of modules of one class, and the outputs that end its quarters."""
     runs = [list(run) for _, run in groupby(range(len(outputs)), lambda i: outputs[i][0].kind)]
     if not runs:
         return []

@@ -21,15 +21,15 @@ class VREx(AnnealedPenalty):
 
     .. math:: \bar R + \beta \cdot \frac{1}{E} \sum_e (R_e - \bar R)^2, \quad \bar R = \frac{1}{E} \sum_e R_e
 
-    The variance is that of the population of the source domains; of one it is 0, and V-REx is ERM. As in DomainBed the
-    first term is the mean of the domains' losses, where the paper has their sum, and the weight is 1 before it is
-    raised.
+    The variance is the population variance over the source domains. With one domain it is 0, and V-REx is ERM. As in
+    DomainBed, the first term is the mean of the domains' losses (the paper has their sum), and the weight is 1 before
+    it is raised.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
-        penalty_weight: :math:`\beta` after the first steps, at least 0.
-        anneal_steps: steps before that, at least 0.
+        penalty_weight: :math:`\beta` after the first ``anneal_steps`` steps, at least 0.
+        anneal_steps: number of steps before the penalty is raised, at least 0.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -49,7 +49,7 @@ class VREx(AnnealedPenalty):
         super().__init__(network, num_domains, penalty_weight, anneal_steps)
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the mean of the domains' losses and their weighted variance, of one forward pass."""
+        """Return the mean of the domains' losses plus their weighted variance, from one forward pass."""
         logits = self.predict(torch.cat([images for images, _ in batches]))
         losses = losses_by_domain(logits, batches)
         return losses.mean() + self.weight * losses.var(correction=0)

@@ -1,4 +1,4 @@
-"""Annealers: what happens around a step. Needs torch and numpy only."""
+"""Annealers, which act around an optimizer's step. Needs torch and numpy only."""
 
 from shiftproof.annealing.annealer import ANNEALERS, Annealer
 from shiftproof.annealing.gga import GGA

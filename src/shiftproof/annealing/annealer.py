@@ -1,4 +1,4 @@
-"""The contract of an annealer: what happens around a step."""
+"""The contract of an annealer, which acts around an optimizer's step."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from shiftproof.gradients import DomainLosses
 
 
 class Annealer:
-    """Does nothing around a step; subclass it to search before one or to edit its gradients.
+    """Base of annealers, which itself does nothing; subclass it to search before a step or to edit its gradients.
 
-    Both hooks must be functions of the parameters and the step: every pass of a multi-pass optimizer calls
-    `edit_gradients` again, and all must see one objective.
+    Both hooks must depend on the parameters and the step alone: every pass of a multi-pass optimizer calls
+    `edit_gradients` again, and all passes must see the same objective.
 
     Args:
         seed: key of all its random numbers.
 
     Attributes:
         seed: key of all its random numbers.
-        totals: what it counted over the steps so far; a checkpoint holds it, and nothing else of an annealer.
+        totals: counts over the steps so far, and the only part of an annealer that a checkpoint holds.
     """
 
     hparams: ClassVar[Mapping[str, Hparam]] = {}
     """Hyperparameters by name; a subclass takes them as keyword arguments."""
     leaves_mean: bool = False
-    """Whether `edit_gradients`, where no parameter has a gradient yet, leaves that of the mean of the domain losses
-    first, and for it evaluates every domain once."""
+    """Whether `edit_gradients`, called when no parameter has a gradient, first computes the gradient of the mean domain
+    loss from the same evaluations. A run whose objective is that mean then needs no backward pass of its own."""
     single_device: str | None = None
-    """Why a run with it cannot be split over several devices; None where it can."""
+    """Why a run with it cannot be split over several devices; None if it can."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -51,42 +51,42 @@ class Annealer:
         Args:
             parameters: the parameters that train.
             step: number of the step.
-            domain_losses: evaluate the losses of the source domains.
-            searched: the parameters that may be moved, those of the featurizer; None for all.
+            domain_losses: functions that evaluate the losses of the source domains.
+            searched: the parameters that it may move, usually the featurizer's; None for all.
         """
 
     def edit_gradients(self, parameters: Iterable[Tensor], step: int, domain_losses: DomainLosses) -> None:
         """Edit the gradients of the parameters after every backward pass of step ``step``."""
 
     def check(self, num_domains: int, steps: int) -> None:
-        """Raise unless it can act on so many source domains within so many steps.
+        """Check that it can act on this number of source domains within this number of steps.
 
         Raises:
             ValueError: it cannot; the message says why.
         """
 
     def planned_passes(self, num_domains: int, steps: int, passes: int) -> float:
-        """Return how many passes over all domains it adds to a run, at most.
+        """Return the largest number of passes over all domains that it can add to a run.
 
         Args:
             num_domains: number of source domains.
             steps: steps of the run.
-            passes: passes per step of the optimizer.
+            passes: passes that the optimizer takes per step.
         """
         return 0
 
     @property
     def extra_passes(self) -> float:
-        """Passes that it has added so far: evaluations of one domain's loss, over the number of domains."""
+        """Passes added so far: the number of evaluations of single domains' losses divided by the number of domains."""
         return self.totals["evaluations"] / self.totals["domains"] if self.totals.get("evaluations") else 0
 
     def report(self) -> dict[str, float | None] | None:
-        """Return what it did over the steps so far (see `GGA` and `GGAL`); None where it has nothing to tell."""
+        """Return statistics of the steps so far (see `GGA` and `GGAL`); None if it keeps none."""
         return None
 
 
 def mean(total: float, count: float) -> float | None:
-    """Return a mean, None where there is none or it is not finite."""
+    """Return a mean; None if the count is 0 or the total is not finite."""
     return total / count if count and math.isfinite(total) else None
 
 

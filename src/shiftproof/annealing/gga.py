@@ -1,4 +1,4 @@
-"""Gradient-Guided Annealing: search nearby for parameters at which the domains' gradients agree."""
+"""Gradient-Guided Annealing: search the neighbourhood for parameters at which the domains' gradients agree."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SEARCH_SHAPES: tuple[SearchShape, ...] = ("ball", "walk")
 
 
 class _Point(NamedTuple):
-    """What the search knows of a point: its similarity, the pair of domains that has it, and its loss."""
+    """A point of the search: its similarity, the pair of domains that attains it, and its loss."""
 
     similarity: float
     pair: tuple[int, int]
@@ -50,27 +50,28 @@ class GGA(Annealer):
     .. math:: S' > S_\text{best} \quad\text{and}\quad L' < L_\text{best} + \text{tolerance},
 
     where :math:`S = \min_{i<j} \cos(g_i, g_j)` over the flattened gradients :math:`g_i` of the domains' losses with
-    respect to *all* parameters that train, and :math:`L` is the mean of the domains' losses: that of the union of the
-    batches, which are of equal size. Training goes on from the best point, from the start if none was accepted.
+    respect to *all* parameters that train, and :math:`L` is the mean of the domains' losses. Because the batches are of
+    equal size, this is the loss of their union. Training continues from the best point, or from the start if no
+    candidate was accepted.
 
-    A candidate is a number: its perturbation is a function of (seed, step, candidate) and the best is drawn again, so
-    that the search holds one copy of the searched weights, the start. A candidate costs at most one forward and one
-    backward pass per domain. The pair of domains that agrees least at the best point so far is evaluated first: once a
-    pair is at or below :math:`S_\text{best}` the minimum is too, and the other domains are spared. This changes
-    nothing that the search finds.
+    The search keeps only one copy of the searched weights, the start: the perturbation of a candidate is a function of
+    (seed, step, candidate), so the best one can be drawn again. A candidate costs at most one forward and one backward
+    pass per domain. The two domains that agree least at the best point so far are evaluated first, and once any pair is
+    at or below :math:`S_\text{best}` the candidate is rejected without evaluating the other domains. This shortcut does
+    not change the result.
 
-    Weights that are not at least float32 do not see a radius of 1e-5, and losses under bfloat16 autocast not what it
-    changes: evaluate the domains in float32 (runs of shiftproof do, whatever their precision). For one process: each
-    of several would accept candidates of its own.
+    A radius of 1e-5 is lost in weights of less than float32 precision, and its effect is lost in losses under bfloat16
+    autocast: evaluate the domains in float32 (runs of shiftproof do, whatever their precision). The search works in one
+    process only, because each of several would accept different candidates.
 
     Args:
         radius: largest change of a weight, above 0.
-        candidates: points that are drawn per step, at least 1.
+        candidates: points to draw per step, at least 1.
         tolerance: by how much the loss of the best point may rise, at least 0.
-        start: first step of the search, from 1; 0 is the first step too.
+        start: first step of the search, counted from 1; 0 also means the first step.
         end: last step of the search.
-        search: "ball" draws around the start, as the paper describes it. "walk" is the released code's search: it
-            draws around the last candidate while candidates are rejected, and around the start after one was accepted.
+        search: "ball" draws around the start, as in the paper. "walk", as in the released code, draws around the last
+            candidate while candidates are rejected, and returns to the start once one is accepted.
         seed: key of all draws.
 
     Raises:
@@ -86,8 +87,8 @@ class GGA(Annealer):
         "search": Hparam("ball"),
     }
 
-    single_device = "it compares the gradients of domains, of which a device has parts"
-    _rejects_early = True  # what the benchmark and a test turn off
+    single_device = "it compares the gradients of whole domains, and each device holds only parts of them"
+    _rejects_early = True  # the benchmark and a test turn this off
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class GGA(Annealer):
         self.radius, self.candidates, self.tolerance = radius, candidates, tolerance
         self.start, self.end, self.search = start, end, search
         self.totals = dict.fromkeys(("steps", "before", "after", "accepted", "evaluations", "seconds"), 0)
-        self._told = False  # that there is nothing to search
+        self._told = False  # whether the warning that there is nothing to search was given
 
     def before_step(
         self,
@@ -122,22 +123,22 @@ class GGA(Annealer):
         domain_losses: DomainLosses,
         searched: Iterable[Tensor] | None = None,
     ) -> None:
-        """Move the searched parameters to the best point found, if ``step`` (from 1) is one of the search's.
+        """Move the searched parameters to the best point found, if step ``step`` (from 1) is part of the search.
 
-        What the model draws is the same for all candidates of a step, running statistics and other buffers count none
-        of them, and torch's generators are left as they were.
+        Within a step the model draws the same random numbers for all candidates. The search leaves running statistics,
+        other buffers and torch's generators as they were.
 
         Args:
             parameters: the parameters that train.
             step: number of the step.
-            domain_losses: evaluate the losses of the source domains.
-            searched: the parameters that are moved, those of the featurizer; None for all.
+            domain_losses: functions that evaluate the losses of the source domains.
+            searched: the parameters to move, usually the featurizer's; None for all.
 
         Warns:
-            UserWarning: there is nothing to move, as all of ``searched`` is frozen. Then nothing is evaluated; once.
+            UserWarning: all of ``searched`` is frozen, so nothing is evaluated or moved. Given once.
 
         Raises:
-            ValueError: there is one domain only, or a parameter is complex.
+            ValueError: there is only one domain, or a parameter is complex.
             RuntimeError: a gradient is sparse.
         """
         if not self.start <= step <= self.end:
@@ -148,7 +149,7 @@ class GGA(Annealer):
         moved = [p for p in (parameters if searched is None else searched) if p.requires_grad]
         if not moved:
             if not self._told:
-                warnings.warn("GGA searches nothing: all that it may move is frozen", stacklevel=2)
+                warnings.warn("GGA searches nothing: all parameters that it may move are frozen", stacklevel=2)
             self._told = True
             return
         check_real(moved)
@@ -168,10 +169,10 @@ class GGA(Annealer):
         domains: int,
         evaluate: EvaluateDomain,
     ) -> tuple[_Point, _Point]:
-        """Move to the best point and return what is known of the start and of the best."""
+        """Move to the best point; return the start and the best point."""
         start = [p.clone() for p in searched]
         first = self._evaluate(parameters, domains, evaluate, None)
-        if first is None:  # not finite: there is nothing to improve, and the step will show it
+        if first is None:  # not finite: nothing to improve, and the step itself will reveal it
             return (nowhere := _Point(math.nan, (0, 1), math.nan)), nowhere
         best, path = first, range(0)  # the draws that lead from the start to the best point
         since = 0  # the first draw after the last return to the start
@@ -185,7 +186,7 @@ class GGA(Annealer):
                 if found is not None or self.search == "ball":
                     _copy(start, searched)
                     since = candidate + 1
-        finally:  # also when a loss cannot be evaluated: the weights are the user's
+        finally:  # even if evaluating a loss fails: the weights belong to the user
             _copy(start, searched)
         for candidate in path:
             self._perturb(searched, step, candidate)
@@ -194,7 +195,7 @@ class GGA(Annealer):
     def _evaluate(
         self, parameters: Sequence[Tensor], domains: int, evaluate: EvaluateDomain, best: _Point | None
     ) -> _Point | None:
-        """Return what there is to know of the current point; None as soon as it cannot be accepted over the best."""
+        """Evaluate the current point; return None as soon as it cannot beat the best."""
         order = list(range(domains))
         floor, ceiling = -math.inf, math.inf
         if best is not None:
@@ -227,10 +228,10 @@ class GGA(Annealer):
             p.add_(draw.mul_(2 * self.radius).sub_(self.radius).to(p))
 
     def check(self, num_domains: int, steps: int) -> None:
-        """Raise unless there are two source domains, and the search ends within the run.
+        """Check that there are at least two source domains and that the search ends within the run.
 
         Raises:
-            ValueError: one of them is not so.
+            ValueError: there is one domain, or the run is too short.
         """
         check_domains("GGA", num_domains)
         if self.end > steps:
@@ -240,16 +241,17 @@ class GGA(Annealer):
             )
 
     def planned_passes(self, num_domains: int, steps: int, passes: int) -> float:
-        """Return the passes of the search if no candidate is rejected early."""
+        """Return the number of passes that the search takes if no candidate is rejected early."""
         active = max(0, min(self.end, steps) - max(self.start, 1) + 1)
         return active * (self.candidates + 1)
 
     def report(self) -> dict[str, float | None]:
-        """Return what the search did.
+        """Return statistics of the search.
 
         Returns:
-            ``similarity_before`` and ``similarity_after`` it, the least pairwise cosine, means over its steps (None
-            where there are none, or some is not finite); ``accepted`` candidates; ``extra_passes``; ``seconds``.
+            ``similarity_before`` and ``similarity_after`` the search: the least pairwise cosine, averaged over the
+            searched steps (None if there are none, or one is not finite). ``accepted``: the number of accepted
+            candidates. ``extra_passes`` and ``seconds``: the cost of the search.
         """
         before, after = (mean(self.totals[name], self.totals["steps"]) for name in ("before", "after"))
         return {

@@ -1,4 +1,4 @@
-"""GGA-L: noise on the gradient where the domains' gradients disagree."""
+"""GGA-L: noise on the gradient, the stronger the more the domains' gradients disagree."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ NOISES: tuple[Noise, ...] = ("uniform", "normal")
 class GGAL(Annealer):
     r"""GGA-L (Ballas and Diou, CVPR 2025, arXiv 2502.20162, corrected version).
 
-    After every backward pass
+    After every backward pass the gradient becomes
 
     .. math:: g \leftarrow g + \gamma\,(1 - s)\,\xi,
 
-    where :math:`s` is the mean over pairs :math:`i<j` of :math:`\cos(g_i, g_j)`, of the flattened gradients
-    :math:`g_i` of the domains' losses at the current parameters (the paper prints the sum over ordered pairs, twice
-    the mean; the mean is meant). The noise :math:`\xi` has one element per parameter and is a function of (seed,
-    step), the same in every pass of an optimizer that evaluates the gradient several times a step.
+    where :math:`s` is the mean over pairs :math:`i<j` of :math:`\cos(g_i, g_j)`, and :math:`g_i` are the flattened
+    gradients of the domains' losses at the current parameters. (The paper prints the sum over ordered pairs, twice the
+    mean; the mean is meant.) The noise :math:`\xi` has one element per parameter and is a function of (seed, step), so
+    it is the same in every pass of an optimizer that evaluates the gradient several times a step.
 
-    Where no parameter has a gradient yet, :math:`g` is the gradient of the mean of the domains' losses, of the same
-    backward passes. Otherwise it is what is there, whatever objective left it, and the domains' gradients take one
-    forward and backward pass each besides. For one process: each of several would see a similarity of its own.
+    If no parameter has a gradient yet, :math:`g` is the gradient of the mean of the domains' losses, which the same
+    backward passes give. Otherwise :math:`g` is the gradient already there, whatever objective left it, and the
+    domains' gradients cost one extra forward and backward pass each. GGA-L works in one process only, because each of
+    several would measure a different similarity.
 
     Args:
         gamma: scale of the noise, at least 0.
@@ -54,7 +55,7 @@ class GGAL(Annealer):
 
     hparams: ClassVar[Mapping[str, Hparam]] = {"gamma": Hparam(0.001), "noise": Hparam("uniform")}
     leaves_mean = True
-    single_device = "it compares the gradients of domains, of which a device has parts"
+    single_device = "it compares the gradients of whole domains, and each device holds only parts of them"
 
     def __init__(self, gamma: float = 0.001, noise: Noise = "uniform", *, seed: int = 0) -> None:
         super().__init__(seed)
@@ -69,17 +70,17 @@ class GGAL(Annealer):
     def edit_gradients(self, parameters: Iterable[Tensor], step: int, domain_losses: DomainLosses) -> None:
         """Add the noise of step number ``step`` (from 1) to the gradients.
 
-        What the model draws depends on (seed, step, domain), running statistics and other buffers count no domain's
-        pass, and torch's generators are left as they were. So with norms that train on their batches, call ``backward``
-        first.
+        The random numbers that the model draws depend on (seed, step, domain). The passes over the domains leave
+        running statistics, other buffers and torch's generators as they were. So if the model has batch norms that
+        train on their batches, call ``backward`` first.
 
         Args:
             parameters: the parameters that train.
             step: number of the step.
-            domain_losses: evaluate the losses of the source domains.
+            domain_losses: functions that evaluate the losses of the source domains.
 
         Raises:
-            ValueError: there is one domain only, or a parameter is complex.
+            ValueError: there is only one domain, or a parameter is complex.
             RuntimeError: a gradient is sparse.
         """
         check_domains("GGA-L", len(domain_losses))
@@ -112,16 +113,16 @@ class GGAL(Annealer):
         for p in parameters:
             noise = torch.from_numpy(
                 draw(tuple(p.shape), dtype=np.float32)
-            )  # drawn for all: no gradient shifts others'
+            )  # drawn for every parameter, so that a missing gradient does not shift the others' noise
             if p.grad is not None:
                 # not in place: a second-order optimizer differentiates the gradient
                 p.grad = p.grad + noise.mul_(scale).to(p.grad)
 
     def check(self, num_domains: int, steps: int) -> None:
-        """Raise unless there are two source domains.
+        """Check that there are at least two source domains.
 
         Raises:
-            ValueError: there is one.
+            ValueError: there is only one.
         """
         check_domains("GGA-L", num_domains)
 
@@ -130,12 +131,12 @@ class GGAL(Annealer):
         return steps * passes
 
     def report(self) -> dict[str, float | None]:
-        """Return what there is to tell.
+        """Return statistics of the steps so far.
 
         Returns:
-            ``similarity_before``, the mean pairwise cosine of the first pass of a step, mean over steps;
-            ``extra_passes`` and their ``seconds``, without those passes that were the objective's too.
-            ``similarity_after`` and ``accepted`` are None: nothing is searched.
+            ``similarity_before``: the mean pairwise cosine at the first pass of a step, averaged over steps.
+            ``extra_passes`` and ``seconds``: their number and time, without passes that also served the objective.
+            ``similarity_after`` and ``accepted`` are None, because GGA-L does not search.
         """
         return {
             "similarity_before": mean(self.totals["before"], self.totals["steps"]),

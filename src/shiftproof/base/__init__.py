@@ -1,1 +1,1 @@
-"""What everything stands on. Each module is a face of its own: the command line needs some before torch is loaded."""
+"""Foundations of all other folders. Import its modules one by one: the command line needs some before torch loads."""

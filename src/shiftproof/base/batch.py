@@ -1,4 +1,4 @@
-"""What is trained or measured on at a time."""
+"""The type of a batch."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""The choices that fields of a study have, where no registry holds them."""
+"""The choices for those fields of a study that have no registry."""
 
 from __future__ import annotations
 

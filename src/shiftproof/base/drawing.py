@@ -1,4 +1,4 @@
-"""How everything is drawn: colours, the style of figures, and the files of a figure."""
+"""The look of all figures (colours, line styles, fonts) and their files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from shiftproof.base.files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; the faintest on white come last
+# Okabe and Ito's colours, which colour-blind readers can tell apart; those faintest on white come last
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 DASHES: tuple[tuple[float, ...], ...] = ((), (4.0, 2.0), (1.0, 1.5), (5.0, 1.5, 1.0, 1.5), (8.0, 3.0))
 
 
 class LineStyle(NamedTuple):
-    """A colour, and the lengths of dashes and gaps in line widths; no lengths for a solid line."""
+    """A colour, and the lengths of dashes and gaps in line widths, empty for a solid line."""
 
     color: str
     dashes: tuple[float, ...]
 
 
 def line_style(index: int) -> LineStyle:
-    """Return the style of the index-th method: colours first, then dashes."""
+    """Return the style of the index-th method; colours vary first, then dashes."""
     return LineStyle(COLORS[index % len(COLORS)], DASHES[index // len(COLORS) % len(DASHES)])
 
 
@@ -47,15 +47,15 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": "#555555",
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: small, and in the reader's font
-    "svg.hashsalt": "shiftproof",  # equal numbers, equal files
+    "svg.hashsalt": "shiftproof",  # so that equal numbers give equal files
 }
 DPI = 200
 COLUMN = 3.4
-"""Width in inches of one column of a paper; a figure of both is twice as wide."""
+"""Width in inches of one column of a paper; a figure across both columns is twice as wide."""
 
 
 def saved(figure: Figure, suffix: str) -> bytes:
-    """Return a figure as a file of a format."""
+    """Return the content of a figure's file in the format of a suffix, such as "svg"."""
     file = io.BytesIO()
     metadata = {"Date": None} if suffix == "svg" else None
     figure.savefig(file, format=suffix, dpi=DPI, metadata=metadata)
@@ -68,12 +68,12 @@ def write_figure(
     """Write a figure as SVG and PNG, the numbers behind it as CSV and its caption as text; return the files.
 
     Args:
-        figure: drawn within ``rc_context(STYLE)``.
-        folder: where to; created if need be.
-        name: of the files, without a suffix.
-        header: of the numbers' columns.
+        figure: the figure, drawn within ``rc_context(STYLE)``.
+        folder: folder of the files, created if it does not exist.
+        name: name of the files, without a suffix.
+        header: names of the columns of numbers.
         rows: the numbers.
-        caption: what is seen and under which terms; none writes no file.
+        caption: what the figure shows and under which terms; if empty, no text file is written.
     """
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([header, *rows])

@@ -1,4 +1,4 @@
-"""Libraries of the optional extras, imported where they are needed."""
+"""Import libraries of optional extras only when they are needed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def require(module: str, extra: str, title: str | None = None) -> Any:
     """Import a module of an extra.
 
     Args:
-        module: its name.
-        extra: what installs it.
-        title: what the library is called; None for the module's own name.
+        module: name of the module.
+        extra: name of the extra that installs it.
+        title: name of the library for the error message; None for the module's own.
 
     Raises:
         ValueError: it is not installed.

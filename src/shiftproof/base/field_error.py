@@ -1,4 +1,4 @@
-"""The error of a value that a field, an option or a hyperparameter cannot have."""
+"""The error for an invalid value of a field, an option or a hyperparameter."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from typing import Any
 
 
 class FieldError(ValueError):
-    """A field of a study or a hyperparameter has a value that it cannot have, alone or beside another's.
+    """A field of a study or a hyperparameter has an invalid value, or one that conflicts with another's.
 
-    It is raised where the fault is found, so that whoever read the value, from a file or an option, can say where it
-    stands.
+    The code that finds the fault raises it and names the field, so that the code that read the value, from a file or an
+    option, can point to its place there.
 
     Args:
-        fields: names of what is at fault, the likeliest first: fields as `Study` calls them, hyperparameters by
-            "axis.name".
+        fields: names of the faulty fields, the likeliest first: fields as in `Study`, hyperparameters as "axis.name".
         message: what is wrong.
     """
 
@@ -23,11 +22,11 @@ class FieldError(ValueError):
 
     @property
     def field(self) -> str:
-        """The likeliest to be at fault."""
+        """The field most likely at fault."""
         return self.fields[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), str(self), vars(self))  # as exceptions do, it would ask for one argument alone
+        return _restored, (type(self), str(self), vars(self))  # by default, unpickling passes the message alone
 
 
 def _restored(kind: type[FieldError], message: str, attributes: dict[str, Any]) -> FieldError:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Paths, locks, and files that are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from urllib.parse import unquote
 
 
 class DamagedFileError(ValueError):
-    """A file of ours cannot be read back; the message names it and says what to do."""
+    """A file that shiftproof wrote cannot be read back; the message names it and says what to do."""
 
     def __init__(self, path: Path, reason: str, remedy: str) -> None:
         super().__init__(f"{path} is damaged ({reason}); {remedy}")
 
 
 def output_path(text: str) -> Path:
-    """Return the place that a text names: a path, or `scheme://...` of any file system that fsspec knows.
+    """Return the path that a text names: a local one, or `scheme://...` on any file system that fsspec knows.
 
-    The latter is a `UPath`, not a `Path` by inheritance; it has what runs and the store use of one.
+    The latter is a `UPath`. It does not inherit from `Path`, but has all the methods of one that runs and stores use.
 
     Raises:
-        ValueError: there is no such scheme, or what it needs is not installed.
+        ValueError: the scheme is unknown, or a package that it needs is not installed.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -44,7 +44,7 @@ def output_path(text: str) -> Path:
     except ImportError as error:
         raise ValueError(f"{text} needs a package that is not installed: pip install 'shiftproof[remote]'") from error
     try:
-        place = UPath(text, use_listings_cache=False)  # what other processes write is seen
+        place = UPath(text, use_listings_cache=False)  # so that files of other processes are seen
         _ = place.fs  # imports the scheme's own package
     except (ImportError, ValueError) as error:
         raise ValueError(f"{text} cannot be used: {error}") from error
@@ -52,29 +52,29 @@ def output_path(text: str) -> Path:
 
 
 def is_local(path: Path) -> bool:
-    """Return whether a path is one of the operating system's, which has locks, and not of another file system."""
+    """Return whether a path belongs to the operating system, which has locks, rather than to a remote file system."""
     return isinstance(path, Path)
 
 
 def with_home(path: str | Path) -> Path:
-    """Return a path with the user's home folder for a ``~`` at its beginning.
+    """Replace a leading ``~`` of a path by the user's home folder.
 
-    Where no home is known the ``~`` stays: there is then just nothing of that name.
+    If no home is known the ``~`` stays, and the path simply does not exist.
     """
     return Path(os.path.expanduser(path))  # Path.expanduser would raise
 
 
 def cache_folder(holding: str | None = None) -> Path:
-    """Return where caches are: what `SHIFTPROOF_CACHE` says, else ``shiftproof`` in the user's cache folder.
+    """Return the folder for caches: `SHIFTPROOF_CACHE` if set, else ``shiftproof`` in the user's cache folder.
 
-    Where the user has no cache folder that can be written, because there is no home or a closed one, it is a folder of
-    their own beside temporary files, which is said once. What `SHIFTPROOF_CACHE` says is taken as it is.
+    If the user's cache folder is missing or read-only, for example because there is no home, a private folder among the
+    temporary files takes its place, with a message once. `SHIFTPROOF_CACHE` itself is not checked.
 
     Args:
-        holding: name of a file that is wanted, for which a cache folder that holds it need not be written.
+        holding: name of a wanted file; a read-only cache folder will do if it already holds this file.
 
     Raises:
-        OSError: there is none, or `SHIFTPROOF_CACHE` names a home that is not known.
+        OSError: no private temporary folder can be had, or `SHIFTPROOF_CACHE` names an unknown user's home.
     """
     if chosen := os.environ.get("SHIFTPROOF_CACHE"):
         try:
@@ -93,7 +93,7 @@ def cache_folder(holding: str | None = None) -> Path:
 def _users_cache_folder() -> Path:
     try:
         from platformdirs import user_cache_path
-    except ImportError:  # the optimizers do without
+    except ImportError:  # the optimizers work without platformdirs
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shiftproof"
     return user_cache_path("shiftproof", appauthor=False)
 
@@ -105,15 +105,15 @@ def _temporary_cache_folder(reason: str) -> Path:
     folder = Path(tempfile.gettempdir()) / f"shiftproof-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
-    # what is compiled there is loaded into the process: nobody else may write it
+    # Code compiled there is loaded into the process, so nobody else may write to it.
     if sys.platform != "win32" and (status.st_uid != user or not S_ISDIR(status.st_mode) or status.st_mode & 0o022):
-        raise OSError(f"there is no place for caches: {reason}, and {folder} is not this user's alone; {advice}")
+        raise OSError(f"there is no safe folder for caches: {reason}, and {folder} is not this user's alone; {advice}")
     print(f"shiftproof: {reason}, so caches are in {folder}; {advice} for another place", file=sys.stderr)
     return folder
 
 
 def _can_write(folder: Path) -> bool:
-    """Return whether files can be made in a folder, or the folder itself where there is none yet."""
+    """Return whether files can be created in a folder, or the folder itself if it does not exist."""
     there = folder.absolute()
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
@@ -122,19 +122,19 @@ def _can_write(folder: Path) -> bool:
 
 @contextmanager
 def locked(file: Path, waiting: str | None = None) -> Iterator[None]:
-    """Hold a lock between processes, which the operating system releases when a process dies.
+    """Hold a lock between processes, which the operating system releases if a process dies.
 
     Args:
-        file: what is locked; made if need be, and left.
-        waiting: said on the standard error when another process holds it, which is waited for; None to raise then.
+        file: the file to lock; created if it does not exist, and not removed.
+        waiting: if another process holds the lock, print this to standard error and wait; None raises instead.
 
     Raises:
-        TimeoutError: another process holds it.
-        OSError: the file cannot be made, or its file system has no locks.
+        TimeoutError: another process holds the lock, and ``waiting`` is None.
+        OSError: the file cannot be created, or its file system has no locks.
     """
     from filelock import FileLock, Timeout  # torch needs it too, so it is always there
 
-    lock = FileLock(file, fallback_to_soft=False)  # a file in place of a lock would outlive its process
+    lock = FileLock(file, fallback_to_soft=False)  # a soft lock, a mere file, would outlive its process
     try:
         try:
             lock.acquire(timeout=0)
@@ -172,7 +172,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; NaN and infinities are refused, because JSON has none."""
+    """Write JSON atomically; raise ValueError for NaN and infinities, which JSON does not have."""
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 

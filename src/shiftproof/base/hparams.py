@@ -1,4 +1,4 @@
-"""Hyperparameters: a default, a search distribution, and what values may be."""
+"""Hyperparameters: defaults, search distributions, and checks of values."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Hparam:
     """One hyperparameter.
 
     Attributes:
-        default: the value of setting 0 of every search.
+        default: its value in setting 0 of every search.
         draw: the search distribution; None keeps the default in every setting.
-        seed_name: the name that seeds its draws, if DomainBed calls it otherwise.
-        published_draw: the distribution of DomainBed's published table, for drawing in its order, if it was another.
+        seed_name: the name that seeds its draws, if DomainBed uses another name for it.
+        published_draw: the distribution behind DomainBed's published table, if it differs; used to repeat its draws.
     """
 
     default: Value
@@ -34,38 +34,38 @@ class Hparam:
 
 
 def log10_uniform(low: float, high: float) -> Distribution:
-    """10 to a power uniform in [low, high)."""
+    """Draw 10**x, with x uniform in [low, high)."""
     return lambda random: float(10 ** random.uniform(low, high))
 
 
 def uniform(low: float, high: float) -> Distribution:
-    """Uniform in [low, high)."""
+    """Draw a number uniformly from [low, high)."""
     return lambda random: float(random.uniform(low, high))
 
 
 def log2_int(low: float, high: float) -> Distribution:
-    """The integer part of 2 to a power uniform in [low, high)."""
+    """Draw the integer part of 2**x, with x uniform in [low, high)."""
     return lambda random: int(2 ** random.uniform(low, high))
 
 
 def log10_int(low: float, high: float) -> Distribution:
-    """The integer part of 10 to a power uniform in [low, high)."""
+    """Draw the integer part of 10**x, with x uniform in [low, high)."""
     return lambda random: int(10 ** random.uniform(low, high))
 
 
 def uniform_int(low: float, high: float) -> Distribution:
-    """The integer part of a number uniform in [low, high)."""
+    """Draw the integer part of a number uniform in [low, high)."""
     return lambda random: int(random.uniform(low, high))
 
 
 def choice(*values: Value) -> Distribution:
-    """One of the values, each as likely."""
+    """Draw one of the values, all with equal probability."""
     # DomainBed draws with RandomState.choice; drawing the index instead keeps the values' own Python types.
     return lambda random: values[int(random.choice(len(values)))]
 
 
 def unused(distribution: Distribution, value: Value) -> Distribution:
-    """``value``, always; the distribution draws nonetheless, and so moves on the generator."""
+    """Always return ``value``, but draw from the distribution first, so that the generator advances as usual."""
 
     def draw_nonetheless(random: np.random.RandomState) -> Value:
         distribution(random)
@@ -75,13 +75,13 @@ def unused(distribution: Distribution, value: Value) -> Distribution:
 
 
 def decades(default: float, width: float = 2.0) -> Distribution:
-    """``width`` decades, log-uniform, centred on the default."""
+    """Draw log-uniformly from ``width`` decades centred on the default."""
     centre = math.log10(default)
     return log10_uniform(centre - width / 2, centre + width / 2)
 
 
 def is_finite(number: float) -> bool:
-    """Return whether JSON can hold a number, so that a run can be recorded: no infinity, NaN or beyond a float."""
+    """Return whether JSON can hold a number (a run must be recordable): not infinite, NaN or too large for a float."""
     try:
         return math.isfinite(number)
     except OverflowError:  # a whole number of hundreds of digits
@@ -89,15 +89,15 @@ def is_finite(number: float) -> bool:
 
 
 def check_value(name: str, value: object, like: Value) -> None:
-    """Raise unless a hyperparameter may have a value.
+    """Check that a value is valid for a hyperparameter.
 
     Args:
-        name: how the error calls it.
-        value: a whole number will do for a number, nothing else for what it is not.
-        like: its default, of the kind that is asked for.
+        name: name of the hyperparameter, for the error.
+        value: the value; it must be of the default's type, except that an int is accepted for a float.
+        like: the hyperparameter's default.
 
     Raises:
-        FieldError: it is of another kind, or a number that is not finite.
+        FieldError: the value is of another type, or a number that is not finite.
     """
     kinds = (int, float) if isinstance(like, float) else (type(like),)
     if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(like, bool):
@@ -110,7 +110,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def parse_value(text: str) -> Value:
-    """Return the value that a text is of, a word if it is neither a number nor true or false."""
+    """Return a text as a number or truth value if it reads as one, and unchanged otherwise."""
     for parse in (int, float, parse_truth):
         try:
             return parse(text)
@@ -120,10 +120,10 @@ def parse_value(text: str) -> Value:
 
 
 def parse_truth(text: str) -> bool:
-    """Return true or false.
+    """Parse "true" or "false", in upper or lower case.
 
     Raises:
-        ValueError: the text is neither, in any case of letters.
+        ValueError: the text is neither.
     """
     if text.lower() not in ("true", "false"):
         raise ValueError(text)

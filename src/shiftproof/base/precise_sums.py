@@ -1,4 +1,4 @@
-"""Sums over many elements, in more than the elements' own precision."""
+"""Sums over many elements, in higher precision than the elements have."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 _BLOCK = {"cpu": 2**16}
-"""Elements that are converted at once: on a CPU what its caches hold."""
+"""Number of elements to convert at once, by device type; on a CPU they must fit its caches."""
 _LARGE_BLOCK = 2**24
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the scalar product of two tensors of one shape, a scalar of float64.
+    """Return the scalar product of two tensors of equal shape as a float64 scalar.
 
-    In their own precision a sum of many elements loses what is compared: bfloat16 has two to three digits, and the
-    errors of a float32 sum grow with the elements. The elements are converted block by block. On MPS, which has no
+    Sums in the elements' own precision are too coarse to compare: bfloat16 has two to three digits, and the error of a
+    float32 sum grows with the number of elements. The elements are converted block by block. On MPS, which has no
     float64, the sum is in float32.
     """
     dtype = torch.float32 if a.device.type == "mps" else torch.float64
@@ -34,5 +34,5 @@ def norm(a: Tensor) -> float:
 
 
 def at_least_float32(a: Tensor) -> Tensor:
-    """Return a tensor in float32 if it is of less, such as bfloat16, else as it is."""
+    """Convert a tensor of lower precision, such as bfloat16, to float32; return others unchanged."""
     return a.to(torch.promote_types(a.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""How worker processes start and end, whatever they work on."""
+"""Starting and ending worker processes, whatever work they do."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from collections.abc import Mapping
 from multiprocessing.connection import wait
 
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
-"""Workers are forked from a server, a process of its own that has imported what they need and computed nothing: a start
-takes milliseconds where the imports take seconds, and no thread of torch is copied half-way. Elsewhere than on Linux
-forking is not safe once system libraries are loaded."""
+"""On Linux, workers are forked from a server process that has imported their modules but computed nothing. A start then
+takes milliseconds instead of the seconds that the imports take, and no running thread of torch is copied. On other
+systems forking is not safe once system libraries are loaded."""
 
 
 def preload(module: str) -> None:
-    """Let the server import a module when it starts, which is before the first worker; later it changes nothing."""
+    """Make the server import a module when it starts; this has no effect once the first worker has started."""
     if START_METHOD == "forkserver":
         multiprocessing.set_forkserver_preload([module])
 
 
 def adopt(environment: Mapping[str, str]) -> None:
-    """Take the environment variables of the process that asked for this one; the server's are those of its start."""
+    """Take over the environment variables of the process that asked for this one; the server's may be out of date."""
     if dict(os.environ) != environment:
         os.environ.clear()
         os.environ.update(environment)
 
 
 def end_with_parent() -> None:
-    """Let this process end with the one that started it, also one killed, and while it computes or waits for others."""
+    """End this process when its parent ends, even if the parent is killed or this process is busy or waiting."""
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with_parent(starter: int) -> None:
-    parent = multiprocessing.parent_process()  # None where it was started by other means, as by torchrun
-    while os.getppid() == starter:  # which is the server, if it was forked from one
+    parent = multiprocessing.parent_process()  # None if multiprocessing did not start it, as under torchrun
+    while os.getppid() == starter:  # under the fork server, the starter is the server, not the parent
         if parent is None:
             time.sleep(1)
         elif wait([parent.sentinel], timeout=1):

@@ -18,7 +18,7 @@ _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 
 def seed_hash(*key: object) -> int:
-    """Return DomainBed's seed of a key: the md5 of ``str(key)``, modulo 2**31."""
+    """Return the seed that DomainBed derives from a key: the md5 of ``str(key)``, modulo 2**31."""
     digest = hashlib.md5(str(key).encode(), usedforsecurity=False).hexdigest()
     return int(digest, 16) % 2**31
 
@@ -36,7 +36,7 @@ def torch_seed(*key: int | str) -> int:
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the generators that a network on a device draws from."""
+    """Seed the torch generators that a network on a device draws from."""
     # torch.manual_seed would format a stack trace per call where CUDA is built in but not initialised
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -49,7 +49,7 @@ def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, int | Tensor]) -> t
     Args:
         seed: the 64-bit key.
         counter: the four 32-bit counter words, lowest first: three int64 tensors of one shape, values in
-            [0, 2**32), and the last as an integer or scalar tensor that all elements share.
+            [0, 2**32), and the last as an integer or a scalar tensor, shared by all elements.
 
     Returns:
         Four int64 tensors of that shape with values in [0, 2**32), equal on every device.
@@ -59,7 +59,7 @@ def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, int | Tensor]) -> t
     c3 = (last.to(c0.dtype) & _WORD).expand_as(c0) if isinstance(last, Tensor) else torch.full_like(c0, last & _WORD)
     key0, key1 = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(10):
-        # int64 products wrap; their low 64 bits are the unsigned product's, which the shift and mask read.
+        # int64 products wrap, but keep the low 64 bits of the unsigned product, which the shift and mask read.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((product1 >> 32) & _WORD) ^ c1 ^ key0,

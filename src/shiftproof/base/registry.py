@@ -1,4 +1,4 @@
-"""Named entries: one registry per axis, whose errors name the near matches."""
+"""Registries of named entries, one per axis, with errors that suggest near matches."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Registry(Generic[Entry]):
     """Entries of one kind by name, in order of registration.
 
     Args:
-        kind: what an entry is, as error messages call it ("optimizer").
-        removed: names that earlier versions had, with why they went and what replaces them.
+        kind: word for an entry in error messages ("optimizer").
+        removed: names from earlier versions, each with the reason for its removal and its replacement.
     """
 
     def __init__(self, kind: str, removed: Mapping[str, str] = {}) -> None:
@@ -56,7 +56,7 @@ class Registry(Generic[Entry]):
         return self._entries[name]
 
     def error(self, name: str) -> UnknownNameError:
-        """Return the error that asking for a name raises, which has no entry."""
+        """Return the error to raise for a name that has no entry."""
         if name in self.removed:
             return RemovedNameError(self.kind, name, self.removed[name])
         return UnknownNameError(self.kind, name, list(self._entries))

@@ -1,4 +1,4 @@
-"""Where the local part of a sharded tensor lies in the whole, and sums over the whole."""
+"""Places of the local parts of sharded tensors, and sums over the whole tensors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
-"""The types of tensors that are no subclass's."""
+"""The types of ordinary tensors; any other type, such as DTensor, is a subclass with behaviour of its own."""
 
 
 class Shard(NamedTuple):
-    """The place of a local tensor in the whole, of which it is a box.
+    """The place of a local tensor, which is a rectangular box of the whole tensor.
 
     Attributes:
-        shape: of the whole.
-        offset: of the box's first element, by dimension.
-        groups: the process groups, one per mesh dimension that cuts, whose members hold the other boxes.
+        shape: shape of the whole tensor.
+        offset: index of the box's first element, by dimension.
+        groups: the process groups whose members hold the other boxes, one per mesh dimension that shards the tensor.
     """
 
     shape: tuple[int, ...]
@@ -32,11 +32,11 @@ class Shard(NamedTuple):
 
 
 def local_part(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return what this process holds of a tensor: itself, unless it is a DTensor; of a complex one, the real view.
+    """Return the part of a tensor that this process holds: all of it unless it is a DTensor; as a real view if complex.
 
     Args:
         tensor: any tensor.
-        like: a DTensor whose placements ``tensor`` is brought to first, as a gradient to its parameter's.
+        like: a DTensor, such as the parameter of a gradient; ``tensor`` is first redistributed to its placements.
     """
     if is_dtensor(tensor):
         dtensor = cast(Any, tensor)
@@ -47,10 +47,10 @@ def local_part(tensor: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def shard_of(tensor: Tensor) -> Shard | None:
-    """Return the place of a tensor's local part, as `local_part` gives it; None where this process holds all of it.
+    """Return the place of a tensor's local part (see `local_part`); None if this process holds all of the tensor.
 
     Raises:
-        RuntimeError: the tensor is a DTensor of partial sums, or its local part is no box.
+        RuntimeError: the tensor is a DTensor of partial sums, or its local part is not a box.
     """
     if not is_dtensor(tensor):
         return None
@@ -64,7 +64,8 @@ def shard_of(tensor: Tensor) -> Shard | None:
     if not sharding:
         return None
     for i in sharding:
-        # What torch shards from right to left, such as FSDP over tensor parallelism, names the parts to the right.
+        # When torch shards from right to left, as with FSDP over tensor parallelism, split_factor counts the parts to
+        # the right.
         inner = math.prod(mesh.size(j) for j in sharding if j > i and placements[j].dim == placements[i].dim)
         if getattr(placements[i], "split_factor", inner) != inner:
             raise RuntimeError(f"parameters in interleaved parts are not supported: {placements}")
@@ -78,7 +79,7 @@ def shard_of(tensor: Tensor) -> Shard | None:
 
 
 def element_indices(shape: Sequence[int], shard: Shard | None, device: torch.device) -> Tensor:
-    """Return each local element's index in the whole, int64, flat, both counted in logical order."""
+    """Return the index of each local element in the whole tensor: int64, flat, both in logical order."""
     index = torch.zeros(1, dtype=torch.int64, device=device)
     whole, offset = (shape, (0,) * len(shape)) if shard is None else (shard.shape, shard.offset)
     for size, total, first in zip(shape, whole, offset, strict=True):
@@ -87,13 +88,13 @@ def element_indices(shape: Sequence[int], shard: Shard | None, device: torch.dev
 
 
 def sum_over_shards(sums: Tensor, shards: Sequence[Shard | None]) -> Tensor:
-    """Add up the rows of sums that belong to sharded tensors over all processes that hold a part.
+    """Add up the rows that belong to sharded tensors over all processes that hold a part.
 
-    One all-reduce per process group. Every process must have the same tensors in the same order.
+    This takes one all-reduce per process group. Every process must have the same tensors in the same order.
 
     Args:
-        sums: shape (tensors, n); left as it is.
-        shards: one per tensor.
+        sums: local sums of shape (tensors, n), one row per tensor; not modified.
+        shards: places of the tensors, None for those that are not sharded.
     """
     rows_by_group: dict[ProcessGroup, list[int]] = {}
     for row, shard in enumerate(shards):
@@ -111,7 +112,7 @@ def sum_over_shards(sums: Tensor, shards: Sequence[Shard | None]) -> Tensor:
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Return whether a tensor is a DTensor."""
-    if type(tensor) in PLAIN:  # spares a program without DTensors their import
+    if type(tensor) in PLAIN:  # a program without DTensors need not import them
         return False
     from torch.distributed.tensor import DTensor
 

@@ -1,4 +1,4 @@
-"""Diagnostics: what the theory of GENIE speaks of, measured in any training loop. The core needs torch and numpy."""
+"""Measurements of the quantities in GENIE's theory, for any training loop. The core needs only torch and numpy."""
 
 from shiftproof.diagnostics.agreement import Cosines, GradientAgreement, agreement_of, gradient_agreement
 from shiftproof.diagnostics.balance import (

@@ -1,4 +1,4 @@
-"""Gradient agreement: cosines of the source domains' gradients, layer by layer and over all parameters."""
+"""Gradient agreement: cosines between the source domains' gradients, layer by layer and over all parameters."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Cosines:
     """Cosines of the angles between the domains' gradients.
 
     Attributes:
-        pairs: by pair of domains (i, j), i < j; NaN where one of the two gradients is zero or not finite.
+        pairs: cosine of each pair of domains (i, j), i < j; NaN if either gradient is zero or not finite.
     """
 
     pairs: dict[tuple[int, int], float]
 
     @property
     def least(self) -> float:
-        """The least over the pairs that have one; NaN if none has."""
+        """The least of the cosines that are not NaN; NaN if all are."""
         return min(self._defined, default=math.nan)
 
     @property
     def mean(self) -> float:
-        """The mean over the pairs that have one; NaN if none has."""
+        """The mean of the cosines that are not NaN; NaN if all are."""
         return math.fsum(self._defined) / len(self._defined) if self._defined else math.nan
 
     @property
@@ -51,8 +51,8 @@ class GradientAgreement:
 
     Attributes:
         overall: cosines of the gradients of all parameters together.
-        layers: cosines of the gradients of each module's own parameters, by the module's name, in the order of the
-            model; parameters of the model itself stand under their own names.
+        layers: cosines of the gradients of each module's own parameters, by module name, in the order of the model;
+            parameters that belong directly to the model appear under their own names.
     """
 
     HEADER = ("layer", "first", "second", "cosine")
@@ -72,7 +72,7 @@ class GradientAgreement:
         return self.overall.mean
 
     def rows(self) -> list[tuple[str, int, int, float]]:
-        """Return all cosines, one row per layer and pair of domains, in the columns of `HEADER`."""
+        """Return all cosines, one row per layer and pair of domains, with columns as in `HEADER`."""
         return [
             (name, *pair, cosine)
             for name, cosines in {self.OVERALL: self.overall, **self.layers}.items()
@@ -80,7 +80,7 @@ class GradientAgreement:
         ]
 
     def plot(self) -> Figure:
-        """Draw the least and the mean cosine of every layer, the first on top, below those of all layers together."""
+        """Draw the least and the mean cosine of all layers together, and below them those of each layer."""
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
@@ -107,14 +107,14 @@ class GradientAgreement:
 def gradient_agreement(
     model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], batches: Sequence[tuple[Tensor, Tensor]]
 ) -> GradientAgreement:
-    """Return how far the gradients of the domains' losses agree at the model's present parameters.
+    """Measure how far the gradients of the domains' losses agree at the model's current parameters.
 
-    The model is evaluated in evaluation mode. Nothing changes: no parameter and no ``.grad``, no buffer, no generator,
-    and no module's mode. Costs a forward and a backward pass per domain.
+    The model is evaluated in evaluation mode. Parameters, ``.grad``, buffers, generators and the modes of modules do
+    not change. This costs a forward and a backward pass per domain.
 
     Args:
-        model: its parameters that require a gradient are compared.
-        loss: of outputs and targets, a scalar.
+        model: the model, whose parameters that require a gradient count.
+        loss: maps outputs and targets to a scalar loss.
         batches: inputs (n, ...) and targets (n, ...) of each domain.
 
     Raises:
@@ -133,14 +133,14 @@ def gradient_agreement(
 
 
 def agreement_of(names: Sequence[str], gradients: Sequence[Sequence[Tensor | None]]) -> GradientAgreement:
-    """Return how far gradients agree.
+    """Measure how far given gradients agree.
 
     Args:
-        names: of the parameters, as `torch.nn.Module.named_parameters` gives them.
-        gradients: per domain, that of every parameter; None for those that its loss does not depend on.
+        names: names of the parameters, as in `torch.nn.Module.named_parameters`.
+        gradients: for each domain, the gradient of every parameter; None if its loss does not depend on the parameter.
 
     Raises:
-        ValueError: there are fewer than two domains, or a domain has not one gradient per name.
+        ValueError: there are fewer than two domains, or a domain does not have one gradient per name.
     """
     check_domains("gradient agreement", len(gradients))
     for domain, parts in enumerate(gradients):

@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAMPLE = 4096
-"""Elements that a heat map shows."""
+"""Number of elements that a heat map shows."""
 FAINTEST = 1e-4
-"""Where the colours of a heat map begin; what is smaller than this fraction of the largest looks like zero."""
-COLOR_MAP = "viridis"  # even to the eye, and to the colour-blind
-_BLOCK = 1 << 20  # elements that are float64 at a time
+"""The lower end of a heat map's colours: smaller fractions of the largest update look like zero."""
+COLOR_MAP = "viridis"  # perceptually even, also for colour-blind readers
+_BLOCK = 1 << 20  # elements to convert to float64 at a time
 
 
 class Balance(NamedTuple):
     r"""How evenly the magnitudes :math:`|u_1|, \dots, |u_n|` of an update are spread, over all its elements.
 
     Attributes:
-        gini: the Gini coefficient :math:`\sum_{ij} \lvert |u_i| - |u_j| \rvert / (2 n \sum_i |u_i|)`: 0 where all are
-            equal, 1 - 1/n where one element takes the whole update.
-        entropy: :math:`-\sum_i p_i \log p_i / \log n` with :math:`p_i = |u_i| / \sum_k |u_k|`: 1 where all are equal,
-            0 where one element takes the whole update.
-        top_share: share of the sum of magnitudes that the largest 1 % of elements hold, in [0.01, 1]. Where n is not
-            a multiple of 100, one element counts by a fraction.
+        gini: the Gini coefficient :math:`\sum_{ij} \lvert |u_i| - |u_j| \rvert / (2 n \sum_i |u_i|)`: 0 if all are
+            equal, 1 - 1/n if one element takes the whole update.
+        entropy: :math:`-\sum_i p_i \log p_i / \log n` with :math:`p_i = |u_i| / \sum_k |u_k|`: 1 if all are equal, 0 if
+            one element takes the whole update.
+        top_share: share of the sum of magnitudes that the largest 1 % of elements hold, in [0.01, 1]. If n is not a
+            multiple of 100, a fraction of one element counts.
         largest: the largest magnitude.
 
-    The first three are NaN, and say nothing, where the update is zero everywhere or not finite.
+    The first three are NaN if the update is zero everywhere or not finite.
     """
 
     gini: float
@@ -49,21 +49,21 @@ class Balance(NamedTuple):
 
 
 class UpdateBalance:
-    """Measures updates of parameters: numbers over all elements, magnitudes at some.
+    """Measures the balance of updates over all elements, and samples their magnitudes at some.
 
-    Those are spaced evenly over the parameters, flattened one after the other: a tensor gets as much of the picture
-    as it has of the elements. Single elements are taken, nothing is averaged, which would hide what is concentrated.
+    The sampled elements are spaced evenly over the flattened parameters, so each tensor gets its proportional share of
+    a picture. They are single elements and not averages, which would hide concentrated updates.
 
     Args:
-        parameters: by name, in the order of the model.
-        sample: number of elements to take; all if there are fewer.
+        parameters: the parameters by name, in the order of the model.
+        sample: number of elements to sample; all if there are fewer.
 
     Attributes:
-        positions: of the elements taken, ascending, (sampled,).
-        layers: the first place in `positions` of every tensor that has one, by the tensor's name.
+        positions: positions of the sampled elements, ascending, (sampled,).
+        layers: index in `positions` at which each sampled tensor begins, by its name.
 
     Raises:
-        ValueError: there are fewer than two elements to compare, or to take.
+        ValueError: there are fewer than two elements, or ``sample`` is below 2.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], sample: int = SAMPLE) -> None:
@@ -80,15 +80,16 @@ class UpdateBalance:
         self.layers = {name: first for name, first, last in begins if first < last}
 
     def numbers(self, update: Sequence[Tensor]) -> Balance:
-        """Return how evenly an update is spread.
+        """Measure how evenly an update is spread.
 
-        Exact: all magnitudes are sorted, and sums are in float64. Takes the memory of one copy of the parameters.
+        The result is exact: all magnitudes are sorted, and sums are in float64. This takes the memory of one copy of
+        the parameters.
 
         Args:
-            update: per parameter, its value before the step less that after it.
+            update: each parameter's value before the step minus its value after it.
 
         Raises:
-            ValueError: the shapes are not the parameters'.
+            ValueError: shapes differ from the parameters'.
         """
         self._check(update)
         wide = any(part.dtype in (torch.float64, torch.complex128) for part in update)
@@ -102,10 +103,10 @@ class UpdateBalance:
         """Return the magnitudes of an update at `positions`, (sampled,) on the CPU, float32.
 
         Args:
-            update: per parameter, its value before the step less that after it.
+            update: each parameter's value before the step minus its value after it.
 
         Raises:
-            ValueError: the shapes are not the parameters'.
+            ValueError: shapes differ from the parameters'.
         """
         self._check(update)
         found = []
@@ -122,7 +123,7 @@ class UpdateBalance:
 
 
 def balance(magnitudes: NDArray[np.floating[Any]]) -> Balance:
-    """Return how evenly magnitudes (n,) are spread, n at least 2; they are sorted in place.
+    """Measure how evenly magnitudes (n,) are spread; this sorts them in place.
 
     Raises:
         ValueError: there are fewer than two.
@@ -130,7 +131,7 @@ def balance(magnitudes: NDArray[np.floating[Any]]) -> Balance:
     n = len(magnitudes)
     if n < 2:
         raise ValueError(f"balance compares elements: it needs at least two, not {n}")
-    magnitudes.sort()  # NumPy's, for it needs no indices: 30 times as fast as torch's on a CPU
+    magnitudes.sort()  # NumPy's sort returns no indices, and so is 30 times as fast as torch's on a CPU
     largest = float(magnitudes[-1])  # NaN is sorted last
     total = math.fsum(block.sum() for _, block in _blocks(magnitudes))
     if not 0 < total < math.inf:
@@ -147,20 +148,20 @@ def balance(magnitudes: NDArray[np.floating[Any]]) -> Balance:
 
 
 def _blocks(values: NDArray[np.floating[Any]]) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Cut values into blocks of float64, each with where it begins."""
+    """Cut values into float64 blocks, and yield each with the index of its start."""
     for start in range(0, len(values), _BLOCK):
         yield start, values[start : start + _BLOCK].astype(np.float64)
 
 
 @dataclass(frozen=True)
 class BalanceHistory:
-    """The balance of one optimizer's updates over a training.
+    """The balance of one optimizer's updates in the course of training.
 
     Attributes:
         steps: the steps measured, ascending.
-        numbers: of each step.
-        magnitudes: of each step, at the same elements, each (sampled,).
-        layers: where in them the parameter tensors begin, by name; see `UpdateBalance`.
+        numbers: the balance of each step.
+        magnitudes: magnitudes of each step at the same sampled elements, each (sampled,).
+        layers: index at which each parameter tensor begins in these, by name; see `UpdateBalance`.
     """
 
     steps: Sequence[int]
@@ -180,7 +181,7 @@ BALANCE_HEADER = ("optimizer", "step", *Balance._fields)
 
 
 def balance_rows(histories: Mapping[str, BalanceHistory]) -> list[tuple[Any, ...]]:
-    """Return the numbers behind the figures, one row per optimizer and step, in the columns of `BALANCE_HEADER`."""
+    """Return the numbers behind the figures, one row per optimizer and step, with columns as in `BALANCE_HEADER`."""
     return [
         (name, step, *numbers)
         for name, history in histories.items()
@@ -189,17 +190,17 @@ def balance_rows(histories: Mapping[str, BalanceHistory]) -> list[tuple[Any, ...
 
 
 def heat_map(histories: Mapping[str, BalanceHistory]) -> Figure:
-    """Draw the magnitude of every sampled element's update over training, a panel per optimizer.
+    """Draw the magnitude of every sampled element's update over training, one panel per optimizer.
 
-    Each step's magnitudes are divided by the largest of that step, over all elements. Colours are logarithmic and
-    the same in all panels; `FAINTEST` and below, zero included, have the darkest, and steps without an update are
-    blank. Lines mark where a parameter tensor begins. Beneath are the means of the three numbers over the steps.
+    Each step's magnitudes are divided by the step's largest over all elements. Colours are logarithmic and equal in all
+    panels: `FAINTEST` and below, including zero, have the darkest, and steps without an update are blank. Lines mark
+    where parameter tensors begin. Below each panel are the means of the three numbers over the steps.
 
     Args:
-        histories: by optimizer, of one model.
+        histories: histories by optimizer, all for the same model.
 
     Raises:
-        ValueError: there is none, or none of an optimizer's steps was measured.
+        ValueError: there is no history, or one has no measured step.
     """
     _check_histories(histories)
     from matplotlib import rc_context
@@ -234,7 +235,7 @@ def _draw_magnitudes(axes: Axes, history: BalanceHistory, norm: Normalize) -> No
     gaps = np.diff(steps) if len(steps) > 1 else np.ones(1)
     middles = (steps[1:] + steps[:-1]) / 2
     edges = np.array([steps[0] - gaps[0] / 2, *middles, steps[-1] + gaps[-1] / 2])
-    # an image even where steps are unevenly spaced; a pixel shows one element, not the mean of several
+    # draws an image even if steps are unevenly spaced; each pixel shows one element, not the mean of several
     axes.pcolorfast(edges, np.arange(magnitudes.shape[1] + 1), relative.clip(FAINTEST).T, norm=norm, cmap=COLOR_MAP)
     for first in history.layers.values():
         axes.axhline(first, color="white", linewidth=0.3, alpha=0.5)
@@ -243,10 +244,10 @@ def _draw_magnitudes(axes: Axes, history: BalanceHistory, norm: Normalize) -> No
 
 
 def balance_curves(histories: Mapping[str, BalanceHistory]) -> Figure:
-    """Draw the three numbers over the steps, a panel for each and a line per optimizer.
+    """Draw the three numbers over the steps, one panel each, with one line per optimizer.
 
     Raises:
-        ValueError: there is none, or none of an optimizer's steps was measured.
+        ValueError: there is no history, or one has no measured step.
     """
     _check_histories(histories)
     from matplotlib import rc_context

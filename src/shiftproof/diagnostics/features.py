@@ -1,4 +1,4 @@
-"""Features of a featurizer: drawn in two dimensions, and how far they tell classes and domains apart."""
+"""Draw a featurizer's features in two dimensions, and measure how well they separate classes and domains."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 Projection = Literal["pca", "umap"]
 MOST_EMBEDDED = 2000
-"""Samples that are drawn and measured at most."""
+"""The most samples to draw and measure."""
 FOLDS = 5
-"""Parts of the probes' cross-validation."""
+"""Number of folds in the cross-validation of probes."""
 MOST_IN_LEGEND = 20
-# of about one size in print; seven beside eight colours: 56 groups look different
+# markers of about equal size in print; seven of them with eight colours make 56 groups look different
 MARKER_AREAS = {"o": 7, "s": 6, "^": 8, "D": 5, "v": 8, "*": 14, "P": 10}
-_TURNS = 5  # groups are drawn by parts, in turns, so that the last does not hide the others
+_TURNS = 5  # groups are drawn in turns, part by part, so that the last does not hide the others
 
 
 def featurize(module: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Return the flattened features (n, d) of inputs, on the CPU; in evaluation mode, without gradients.
+    """Compute the flattened features (n, d) of inputs, in evaluation mode, and return them on the CPU.
 
     Args:
-        module: maps inputs to features, such as a network without its classifier; left as it was.
+        module: maps inputs to features, such as a network without its classifier; it is not changed.
         batches: inputs, each (batch, ...), on the module's device.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there are no batches.
     """
     with torch.no_grad(), evaluation_mode(module):
         features = [module(inputs).flatten(1).cpu() for inputs in batches]
@@ -50,14 +50,14 @@ def featurize(module: nn.Module, batches: Iterable[Tensor]) -> Tensor:
 
 
 def stratified_sample(labels: Tensor, domains: Tensor, seed: int = 0, most: int = MOST_EMBEDDED) -> Tensor:
-    """Return the indices, ascending, of a sample that is even over the pairs of a domain and a class.
+    """Return the indices, ascending, of a sample that is balanced over all pairs of a domain and a class.
 
-    Every pair gives the same number, the largest with which the sample has at most ``most`` (one, where there are
-    more pairs than that), or all that it has. A function of its arguments.
+    Every pair contributes the same number of samples, or all it has if that is fewer: ``most`` divided by the number of
+    pairs, rounded down but at least 1. The result depends only on the arguments.
 
     Args:
-        labels: the classes, (n,).
-        domains: their numbers, (n,).
+        labels: class of each sample, (n,).
+        domains: number of each sample's domain, (n,).
         seed: key of the draw.
         most: size of the sample.
     """
@@ -71,10 +71,10 @@ def stratified_sample(labels: Tensor, domains: Tensor, seed: int = 0, most: int 
 
 
 def check_projection(method: str) -> None:
-    """Raise unless features can be projected by a method here.
+    """Check that a projection method is known and installed.
 
     Raises:
-        ValueError: the method is unknown or not installed.
+        ValueError: it is not.
     """
     if method not in ("pca", "umap"):
         raise ValueError(f"Invalid method value: {method}; it must be pca or umap")
@@ -83,17 +83,17 @@ def check_projection(method: str) -> None:
 
 
 def project(features: Tensor, method: Projection = "pca", seed: int = 0) -> Tensor:
-    """Return features (n, d) in two dimensions, (n, 2), float64 on the CPU.
+    """Project features (n, d) into two dimensions, (n, 2), float64 on the CPU.
 
     ``"pca"`` projects the centred features on their first two principal directions, each turned so that its largest
     component is positive. ``"umap"`` is McInnes et al., "UMAP: Uniform Manifold Approximation and Projection"
-    (arXiv 1802.03426), by umap-learn at its defaults, on one thread; it keeps neighbourhoods, and neither distances
-    nor sizes of clusters can be read from it.
+    (arXiv 1802.03426), computed by umap-learn with its defaults, on one thread. It preserves neighbourhoods; distances
+    and sizes of clusters in its picture mean nothing.
 
     Args:
-        features: of at least two samples, at least two of each.
-        method: one of the two.
-        seed: of UMAP's draws; PCA draws nothing.
+        features: features (n, d), with n and d at least 2.
+        method: "pca" or "umap".
+        seed: seed of UMAP's draws; PCA draws nothing.
 
     Raises:
         ValueError: the method is unknown or not installed, or the features are too few or not finite.
@@ -114,14 +114,14 @@ def project(features: Tensor, method: Projection = "pca", seed: int = 0) -> Tens
 
 
 class Separability(NamedTuple):
-    """How far features tell groups of samples apart.
+    """How well features separate groups of samples.
 
     Attributes:
-        silhouette: the mean silhouette coefficient, in [-1, 1] (Rousseeuw 1987): near 1 where a group is far from the
-            nearest other one for its size, 0 where they overlap. Of Euclidean distances: a linear classifier acts on
-            the features as they are, and the coefficient is indifferent to their overall scale.
+        silhouette: the mean silhouette coefficient, in [-1, 1] (Rousseeuw 1987): near 1 if groups are far apart
+            relative to their size, 0 if they overlap. It uses Euclidean distances, because a linear classifier acts on
+            the features as they are; their overall scale does not matter.
         probe: cross-validated accuracy of a linear probe, in [0, 1]: logistic regression on standardised features.
-        chance: accuracy of always naming the largest group.
+        chance: accuracy of always predicting the largest group.
     """
 
     silhouette: float
@@ -130,12 +130,12 @@ class Separability(NamedTuple):
 
 
 class Separation(NamedTuple):
-    """How far features tell classes and domains apart.
+    """How well features separate classes and domains.
 
     Attributes:
-        classes: by class.
-        domains: by domain; its numbers are NaN where there is one domain.
-        samples: how many were measured.
+        classes: separability of the classes.
+        domains: separability of the domains; its numbers are NaN if there is only one.
+        samples: number of samples measured.
     """
 
     classes: Separability
@@ -144,12 +144,12 @@ class Separation(NamedTuple):
 
 
 def separation(features: Tensor, labels: Tensor, domains: Tensor, seed: int = 0) -> Separation:
-    """Measure how far features tell classes and domains apart, on a `stratified_sample`.
+    """Measure how well features separate classes and domains, on a `stratified_sample`.
 
     Args:
-        features: (n, d).
-        labels: the classes, (n,).
-        domains: their numbers, (n,).
+        features: features (n, d).
+        labels: class of each sample, (n,).
+        domains: number of each sample's domain, (n,).
         seed: key of the sample and of the folds.
 
     Raises:
@@ -192,13 +192,13 @@ def _separability(features: NDArray[np.float64], groups: NDArray[np.int64], kind
 
 @dataclass(frozen=True)
 class Embedding:
-    """Features in two dimensions, and how far the features themselves tell classes and domains apart.
+    """Features in two dimensions, and how well the original features separate classes and domains.
 
     Attributes:
-        points: (n, 2).
-        labels: the classes, (n,).
-        domains: their numbers, (n,).
-        separation: of the features, not of the points.
+        points: the projected features (n, 2).
+        labels: class of each sample, (n,).
+        domains: number of each sample's domain, (n,).
+        separation: separation by the original features, not by the points.
     """
 
     HEADER = ("training", "x", "y", "class", "domain")
@@ -209,7 +209,7 @@ class Embedding:
     separation: Separation
 
     def rows(self, training: str) -> list[tuple[str, float, float, int, int]]:
-        """Return the points in the columns of `HEADER`.
+        """Return the points, with columns as in `HEADER`.
 
         Args:
             training: "before" or "after".
@@ -219,38 +219,40 @@ class Embedding:
 
 
 def embed(features: Tensor, labels: Tensor, domains: Tensor, method: Projection = "pca", seed: int = 0) -> Embedding:
-    """Project a `stratified_sample` of features, the same for all features of the same samples, and measure it.
+    """Project a `stratified_sample` of features, and measure how well it separates classes and domains.
+
+    Different features of the same samples give the same sample, so that embeddings can be compared.
 
     Args:
-        features: (n, d).
-        labels: the classes, (n,).
-        domains: their numbers, (n,).
-        method: of `project`.
+        features: features (n, d).
+        labels: class of each sample, (n,).
+        domains: number of each sample's domain, (n,).
+        method: method of `project`.
         seed: key of the sample, the folds and UMAP's draws.
 
     Raises:
-        ValueError: as for `project` and `separation`.
+        ValueError: see `project` and `separation`.
     """
     _check_lengths(features, labels, domains)
     sample = stratified_sample(labels, domains, seed)
     features, labels, domains = (values.detach().cpu()[sample] for values in (features, labels, domains))
-    # the sample is even already, so separation measures all of it
+    # the sample is already balanced, so separation measures all of it
     return Embedding(project(features, method, seed), labels, domains, separation(features, labels, domains, seed))
 
 
 def embedding_figure(
     before: Embedding, after: Embedding, classes: Sequence[str], domains: Sequence[str], method: Projection = "pca"
 ) -> Figure:
-    """Draw features before and after training, coloured by class and by domain, with the numbers beneath each panel.
+    """Draw features before and after training, coloured by class and by domain, with the numbers below each panel.
 
-    The axes have no unit worth reading, so they have no ticks. More than `MOST_IN_LEGEND` classes get no legend.
+    The axes have no meaningful unit and therefore no ticks. More than `MOST_IN_LEGEND` classes get no legend.
 
     Args:
-        before: training.
-        after: training.
+        before: features before training.
+        after: features after training.
         classes: names of the classes, by number.
         domains: names of the domains, by number.
-        method: by which both were projected.
+        method: the method that projected both.
 
     Raises:
         ValueError: a class or domain has no name.
@@ -269,7 +271,7 @@ def embedding_figure(
         panels[0, 1].set_title("by domain")
         for axes, names in zip(panels[1], (classes, domains), strict=True):
             if len(names) <= MOST_IN_LEGEND:
-                width = 0.3 + 0.07 * max(map(len, names))  # inches, of a mark and of a letter
+                width = 0.3 + 0.07 * max(map(len, names))  # inches: a marker, and each letter
                 columns = max(1, int((COLUMN - 0.4) / width))
                 axes.legend(
                     loc="upper center",
@@ -299,7 +301,7 @@ def _draw_groups(axes: Axes, points: Tensor, groups: Tensor, names: Sequence[str
                 alpha=0.7,
                 linewidths=0,
                 label=name if turn == 0 else None,
-                rasterized=True,  # thousands of vector marks make a file slow to show
+                rasterized=True,  # files with thousands of vector markers are slow to display
             )
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(
@@ -311,7 +313,7 @@ def _draw_groups(axes: Axes, points: Tensor, groups: Tensor, names: Sequence[str
 def _check_lengths(features: Tensor, labels: Tensor, domains: Tensor) -> None:
     if not len(features) == len(labels) == len(domains):
         raise ValueError(
-            f"{len(features)} features, {len(labels)} labels and {len(domains)} domains: not of the same samples"
+            f"{len(features)} features, {len(labels)} labels and {len(domains)} domains: there must be one per sample"
         )
 
 

@@ -1,4 +1,4 @@
-"""Directions in weight space, measured in units of the norms of filters."""
+"""Directions in weight space, scaled by the norms of filters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from shiftproof.diagnostics.mean_loss import flat_weights, trained_weights
 
 
 def filter_norms(model: nn.Module, vector: Tensor) -> Tensor:
-    """Return for every element of a vector of shape (n,) the norm of its filter's part of the vector, of that shape.
+    """Return for each element of a vector (n,) the norm of the vector over the element's filter, of shape (n,).
 
-    A filter is what yields one output: a slice of a weight along its first dimension. Biases and the factors of
-    normalisation layers (parameters of fewer than two dimensions) have none, and 0 here.
+    A filter is the slice of a weight that yields one output, along the first dimension. Biases and the factors of
+    normalisation layers (parameters with fewer than two dimensions) have no filter, and norm 0 here.
 
     Args:
-        model: has the filters, in ``n`` weights that train.
+        model: the model with the filters, of which n weights train.
         vector: the weights themselves (`flat_weights`), or a change of them.
     """
     parameters = list(trained_weights(model).values())
@@ -32,29 +32,29 @@ def filter_norms(model: nn.Module, vector: Tensor) -> Tensor:
 
 
 def weight_norms(model: nn.Module) -> Tensor:
-    """Return `filter_norms` of the weights that train, of shape (n,).
+    """Return the `filter_norms` of the weights that train, of shape (n,).
 
     Raises:
-        ValueError: all are 0, so that there is no unit to measure in.
+        ValueError: all are 0, so there is no unit of measurement.
     """
     norms = filter_norms(model, flat_weights(model))
     if not norms.any():
-        raise ValueError("no weight that trains has two or more dimensions and is not zero: there is no filter")
+        raise ValueError("there is no filter: no weight that trains has two or more dimensions and is not zero")
     return norms
 
 
 def units(model: nn.Module, vector: Tensor) -> Tensor:
-    """Return a vector of shape (n,) with every filter's part at length 1; zeros stay, and what has no filter gets 0."""
+    """Scale every filter's part of a vector (n,) to length 1; zeros stay zeros, and elements without a filter get 0."""
     norms = filter_norms(model, vector)
     return torch.where(norms > 0, vector / norms, 0)
 
 
 def random_units(model: nn.Module, *key: int | str) -> Tensor:
-    """Draw a direction of length 1 for every filter, uniformly; return them as one vector of shape (n,).
+    """Draw a uniform direction of length 1 for every filter; return them as one vector of shape (n,).
 
     Args:
-        model: has the filters.
-        *key: of the draws.
+        model: the model with the filters.
+        *key: key of the draws.
     """
     like = flat_weights(model)
     normal = generator(*key).standard_normal(len(like), dtype=np.float32)
@@ -62,15 +62,14 @@ def random_units(model: nn.Module, *key: int | str) -> Tensor:
 
 
 def filter_normalised_directions(model: nn.Module, seed: int, count: int = 2) -> Tensor:
-    """Draw Gaussian directions of which every filter has the norm of the model's filter.
+    """Draw Gaussian directions, scaled so that each filter has the norm of the model's own filter.
 
-    Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, section 4: at a distance of 1 every filter
-    is changed by as much as its own size, so that nets of different scale can be compared. Biases and the factors of
-    normalisation layers stay as they are, as in the authors' figures. ``Plane(flat_weights(model), directions)`` is
-    the plane of two of them.
+    Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, section 4: a distance of 1 changes every
+    filter by its own size, so nets of different scale can be compared. Biases and the factors of normalisation layers
+    do not change, as in the authors' figures. Two directions span the plane ``Plane(flat_weights(model), directions)``.
 
     Args:
-        model: the directions are around its weights.
+        model: the model whose weights set the scale.
         seed: key of the draws; the first direction does not depend on ``count``.
         count: number of directions, at least 1.
 
@@ -78,7 +77,7 @@ def filter_normalised_directions(model: nn.Module, seed: int, count: int = 2) ->
         The directions, of shape (count, n), where n is the number of weights that train.
 
     Raises:
-        ValueError: no weight that trains has a filter that is not zero.
+        ValueError: no weight that trains has a nonzero filter.
     """
     norms = weight_norms(model)
     return torch.stack([norms * random_units(model, seed, "filter-normalised direction", i) for i in range(count)])

@@ -1,13 +1,13 @@
-r"""A simulated landscape with a sharp and a flat minimum: in which of them does an optimizer end?
+r"""A simulated loss landscape with a sharp and a flat minimum, to see in which of them an optimizer ends.
 
-At :math:`w \in R^2` the loss is a bowl that two wells, of equal depth and unequal width, bring down to zero:
+At :math:`w \in R^2` the loss is a bowl in which two wells of equal depth and unequal width reach down to zero:
 
 .. math:: L(w) = \left(1 + \tfrac{1}{20} \lVert w \rVert^2\right)
     \prod_i \left(1 - e^{-\lVert w - c_i \rVert^2 / (2 s_i^2)}\right)
 
 The sharp minimum is at :math:`c = (-2, 0)` with width :math:`s = 0.3`, the flat one at :math:`(2, 0)` with width 1.
-Both have a loss of exactly 0, and there is no other; the curvatures there are 13.3 and 1.2, equal in all directions.
-The gradient has Gaussian noise.
+Both have a loss of exactly 0, and there is no other minimum. Their curvatures are 13.3 and 1.2, equal in all
+directions. Gradients get Gaussian noise.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ BOWL = 0.1
 NOISE = 0.5
 """Standard deviation of the noise on each of the gradient's two elements."""
 LEARNING_RATES = tuple(10 ** (exponent / 2) for exponent in range(-6, 3))
-"""Those that are tried: half-decades from 0.001 to 10."""
+"""The learning rates to try: half-decades from 0.001 to 10."""
 START_SIDE = 4.0
 """Side of the square around the sharp minimum in which runs start."""
 
 
 class Minimum(NamedTuple):
-    """A minimum of the landscape; its basin is what lies within two widths of it."""
+    """A minimum of the landscape; its basin contains all points within two widths of it."""
 
     name: str
     x: float
@@ -49,28 +49,28 @@ class Minimum(NamedTuple):
 
 MINIMA = (Minimum("sharp", -2.0, 0.0, 0.3), Minimum("flat", 2.0, 0.0, 1.0))
 NEITHER = len(MINIMA)
-"""What `basins` calls a point that is in none."""
+"""The index that `basins` gives to a point outside all basins."""
 BASINS = (*(minimum.name for minimum in MINIMA), "neither")
-_DRAWN = 4  # paths of each optimizer
+_DRAWN = 4  # number of paths to draw for each optimizer
 _DESCENT = "noise-free descent"
 
 
 class Factory(Protocol):
-    """Builds an optimizer for one run; an entry of the registry of optimizers is one."""
+    """Builds an optimizer for one run; entries of the registry of optimizers are such factories."""
 
     def __call__(self, params: list[Tensor], *, lr: float, seed: int) -> Optimizer:
-        """Build it.
+        """Build the optimizer.
 
         Args:
-            params: the point, one parameter of two elements.
+            params: the point, as a single parameter of two elements.
             lr: learning rate.
-            seed: key of the optimizer's own random numbers, if it has any.
+            seed: key of the optimizer's own random numbers, if it draws any.
         """
         ...
 
 
 class Share(NamedTuple):
-    """A fraction of the runs, and Wilson's interval at one standard error, which is none of zero length."""
+    """A fraction of the runs, with Wilson's interval at one standard error, which never has zero length."""
 
     value: float
     low: float
@@ -87,12 +87,12 @@ class Runs:
     """The runs of one optimizer.
 
     Attributes:
-        lr: the learning rate that was chosen.
-        tuning: mean final loss of the tuning runs, by learning rate; infinite where one diverged.
-        starts: where they began, of shape (runs, 2).
-        ends: where they ended, of shape (runs, 2).
-        losses: the loss there without noise, of shape (runs,); infinite where a run diverged.
-        paths: the first few runs, of shape (runs drawn, steps + 1, 2).
+        lr: the chosen learning rate.
+        tuning: mean final loss of the tuning runs, by learning rate; infinite if one diverged.
+        starts: starting points of the runs, of shape (runs, 2).
+        ends: end points of the runs, of shape (runs, 2).
+        losses: losses at the ends, without noise, of shape (runs,); infinite for runs that diverged.
+        paths: paths of the first few runs, of shape (runs drawn, steps + 1, 2).
     """
 
     lr: float
@@ -103,19 +103,19 @@ class Runs:
     paths: Tensor
 
     def shares(self) -> tuple[Share, ...]:
-        """Return the fractions that ended in each basin, and in neither."""
+        """Return the fractions of runs that ended in each basin, and in neither."""
         return shares(basins(self.ends))
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """Optimizers on the landscape, all from the same starts, with the same noise.
+    """Runs of several optimizers on the landscape, all from the same starts and with the same noise.
 
     Attributes:
-        runs: those of every optimizer, by its name.
-        steps: of each run.
-        tuning_runs: with each learning rate.
-        descent: the fractions in which noise-free descent from the starts of the runs ends.
+        runs: the runs of each optimizer, by its name.
+        steps: number of steps of each run.
+        tuning_runs: number of tuning runs with each learning rate.
+        descent: fractions of the starts from which noise-free descent ends in each basin.
     """
 
     runs: dict[str, Runs]
@@ -129,14 +129,14 @@ class Simulation:
     )
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """Return the numbers of noise-free descent from the same starts, and of every optimizer, under `HEADER`."""
+        """Return rows for noise-free descent and for each optimizer, with columns as in `HEADER`."""
         found: list[tuple[Any, ...]] = [(_DESCENT, "", self._num_runs, "", *_numbers(self.descent))]
         for name, runs in self.runs.items():
             found.append((name, runs.lr, self._num_runs, float(runs.losses.mean()), *_numbers(runs.shares())))
         return found
 
     def caption(self) -> str:
-        """Return what is seen, and under which terms."""
+        """Describe the figure, and the terms of the simulation."""
         (sharp, flat), grid = MINIMA, LEARNING_RATES
         factors = " ".join(
             f"(1 - exp(-((x {'-+'[m.x < 0]} {abs(m.x):g})^2 + y^2) / (2 * {m.width:g}^2)))" for m in MINIMA
@@ -201,7 +201,7 @@ def landscape(points: Tensor) -> Tensor:
 
 
 def landscape_at(x: float, y: float) -> tuple[float, float, float]:
-    """Return the loss and the two elements of its gradient at one point, which is no work for tensors."""
+    """Return the loss and the two elements of its gradient at one point, in floats: tensors would be slow here."""
     (x0, y0, width0), (x1, y1, width1) = (minimum[1:] for minimum in MINIMA)
     x0, y0, x1, y1 = x - x0, y - y0, x - x1, y - y1
     well0 = math.exp(-(x0 * x0 + y0 * y0) / (2 * width0 * width0))
@@ -217,7 +217,7 @@ def landscape_at(x: float, y: float) -> tuple[float, float, float]:
 
 
 def basins(points: Tensor) -> Tensor:
-    """Return the index in `BASINS` of the basin of every point of shape (n, 2), of shape (n,)."""
+    """Return the index in `BASINS` for each of the points (n, 2), of shape (n,)."""
     found = torch.full((len(points),), NEITHER, device="cpu")
     for index, minimum in enumerate(MINIMA):
         found[(points - points.new_tensor((minimum.x, minimum.y))).norm(dim=1) <= 2 * minimum.width] = index
@@ -225,7 +225,7 @@ def basins(points: Tensor) -> Tensor:
 
 
 def shares(found: Tensor) -> tuple[Share, ...]:
-    """Return which fraction of indices is each of `BASINS`, with Wilson's interval at one standard error.
+    """Return the fraction of indices in each of `BASINS`, with Wilson's interval at one standard error.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American Statistical
     Association, 1927.
@@ -234,14 +234,14 @@ def shares(found: Tensor) -> tuple[Share, ...]:
 
     def share(p: float) -> Share:
         centre, half = p + 1 / (2 * n), math.sqrt(p * (1 - p) / n + 1 / (4 * n * n))
-        # 0 and 1 are bounds themselves, but for rounding
+        # if p is 0 or 1, it is itself a bound, up to rounding
         return Share(p, min(p, (centre - half) / (1 + 1 / n)), max(p, (centre + half) / (1 + 1 / n)))
 
     return tuple(share(int((found == index).sum()) / n) for index in range(len(BASINS)))
 
 
 def descend(points: Tensor, steps: int = 2000, lr: float = 0.05) -> Tensor:
-    """Return where gradient descent without noise leads from points of shape (n, 2), of that shape."""
+    """Return the end points (n, 2) of noise-free gradient descent from points (n, 2)."""
     for _ in range(steps):
         points = points.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(landscape(points).sum(), points)
@@ -257,19 +257,19 @@ def simulate(
     tuning_runs: int = 10,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Simulation:
-    """Run optimizers on the landscape, each with the learning rate that is best for it among `LEARNING_RATES`.
+    """Run optimizers on the landscape, each with its best learning rate among `LEARNING_RATES`.
 
-    Best is the lowest mean final loss, without noise, over tuning runs, whose starts and noise are not those of the
-    runs that are reported; equal for both minima, it does not prefer one. Run number ``i`` has the same start and the
-    same noise for all optimizers; all evaluations of one step have the same noise, as passes over one batch have.
-    Every run has an optimizer of its own.
+    The best learning rate has the lowest mean final loss, without noise, over tuning runs, whose starts and noise
+    differ from those of the reported runs. Both minima have equal losses, so the choice favours neither. Run number
+    ``i`` has the same start and noise for all optimizers. All evaluations within a step share the same noise, like
+    passes over one batch. Every run builds its own optimizer.
 
     Args:
         optimizers: factories, by the names to show.
-        steps: of each run, at least 1.
-        runs: that are reported of each optimizer, at least 1.
-        tuning_runs: with each learning rate, at least 1.
-        on_progress: told after each run how many are done, of how many.
+        steps: number of steps of each run, at least 1.
+        runs: number of reported runs per optimizer, at least 1.
+        tuning_runs: number of tuning runs per learning rate, at least 1.
+        on_progress: called after each run with the number of runs done and their total.
 
     Raises:
         ValueError: there is no optimizer, a number is below 1, or an optimizer diverges with every learning rate.
@@ -303,7 +303,7 @@ def simulate(
 
 
 def _run(factory: Factory, lr: float, steps: int, key: tuple[str | int, ...]) -> list[list[float]]:
-    """Return the path of one run: its start, and where every step led."""
+    """Return the path of one run: its start, and the point after each step."""
     random = generator(*key)
     sides = random.uniform(-START_SIDE / 2, START_SIDE / 2, 2).tolist()
     point = torch.tensor([MINIMA[0].x + sides[0], MINIMA[0].y + sides[1]], device="cpu", requires_grad=True)
@@ -313,7 +313,7 @@ def _run(factory: Factory, lr: float, steps: int, key: tuple[str | int, ...]) ->
 
     def closure() -> float:
         loss, slope_x, slope_y = landscape_at(*point.tolist())
-        noise_x, noise_y = noise[len(path) - 1]  # that of the step, in all of its passes
+        noise_x, noise_y = noise[len(path) - 1]  # the same in all passes of a step
         point.grad = torch.tensor((slope_x + noise_x, slope_y + noise_y), device="cpu")
         return loss
 
@@ -352,7 +352,7 @@ def _draw_runs(axes: Axes, runs: Runs, color: str) -> None:
 
 
 def _draw_shares(axes: Axes, named: Mapping[str, Sequence[Share]]) -> None:
-    """Draw fractions with their errors, a row for each name, a marker for each basin."""
+    """Draw fractions with their errors, one row per name and one marker per basin."""
     markers = (("D", "full"), ("o", "none"), ("x", "full"))
     for basin, (marker, fill) in enumerate(markers):
         for row, values in enumerate(named.values()):

@@ -17,7 +17,7 @@ from shiftproof.gradients import Loss, check_dense_layers, check_real, evaluatio
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that train, by name, those that are shared once.
+    """Return the parameters that require a gradient, by name; a shared parameter appears once.
 
     Raises:
         ValueError: there is none, or one is complex.
@@ -32,7 +32,7 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def flat_weights(model: nn.Module) -> Tensor:
     """Return a copy of the weights that train as one vector of shape (n,), in the order of ``named_parameters``.
 
-    It is at least of float32, whatever the weights are of.
+    Weights of lower precision are converted to float32.
     """
     return torch.cat([at_least_float32(p.detach()).flatten() for p in trained_weights(model).values()])
 
@@ -40,20 +40,20 @@ def flat_weights(model: nn.Module) -> Tensor:
 class MeanLoss:
     """The mean loss of a model over all samples of some batches, as a function of the weights that train.
 
-    The model is evaluated batch by batch in evaluation mode, on weights that are handed to it: its own are never
-    written, nor their gradients, and its modules' flags and torch's generators are afterwards what they were. What
-    the model draws in spite of evaluation mode is equal in all evaluations.
+    The model is evaluated batch by batch, in evaluation mode, with weights passed to it. Its own weights and gradients
+    are never written, and the modes of its modules and torch's generators are restored. If the model draws random
+    numbers even in evaluation mode, all evaluations draw the same.
 
     Args:
-        model: any module; of a parameter that it shares, all uses change together.
-        loss: the mean loss of a batch.
-        batches: one or several; their sizes may differ.
+        model: any module; all uses of a shared parameter change together.
+        loss: mean loss of a batch.
+        batches: one or more batches; their sizes may differ.
 
     Attributes:
-        weights: the model's own, of shape (n,); see `flat_weights`.
+        weights: the model's own weights, of shape (n,); see `flat_weights`.
 
     Raises:
-        ValueError: there is no batch, or no parameter that trains, or one that is complex.
+        ValueError: there are no samples or no parameters that train, or such a parameter is complex.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> None:
@@ -71,7 +71,7 @@ class MeanLoss:
             return sum(float(share) for share in self._shares(weights))
 
     def gradient(self, weights: Tensor) -> tuple[float, Tensor]:
-        """Return the loss at weights of shape (n,) and its gradient, of that shape.
+        """Return the loss at weights of shape (n,) and its gradient, of the same shape.
 
         Raises:
             ValueError: the loss is not finite.
@@ -87,7 +87,7 @@ class MeanLoss:
         return checked(loss, "the loss"), gradient
 
     def hessian_product(self, vector: Tensor) -> Tensor:
-        """Return the Hessian at the model's weights times a vector of shape (n,), of that shape.
+        """Return the product of the Hessian at the model's weights with a vector of shape (n,), of the same shape.
 
         Raises:
             ValueError: the product is not finite.
@@ -96,18 +96,18 @@ class MeanLoss:
         check_dense_layers(self._model, self._parameters.values())
         leaf = self.weights.detach().requires_grad_()
         product = torch.zeros_like(vector)
-        # of the kernels of attention only this one can be differentiated twice
+        # the only attention kernel that can be differentiated twice
         with self._evaluation(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             for share in self._shares(leaf):
                 (gradient,) = torch.autograd.grad(share, leaf, create_graph=True)
                 slope = gradient @ vector
-                if slope.requires_grad:  # else the loss is linear in the weights
+                if slope.requires_grad:  # otherwise the loss is linear in the weights
                     product += torch.autograd.grad(slope, leaf, materialize_grads=True)[0]
         checked(norm(product), "the norm of a Hessian-vector product")
         return product
 
     def _shares(self, weights: Tensor) -> Iterator[Tensor]:
-        """Yield what each batch adds to the loss."""
+        """Yield the contribution of each batch to the mean loss."""
         parts = {
             name: part.view(p.shape).to(p.dtype)
             for (name, p), part in zip(self._parameters.items(), torch.split(weights, self._sizes), strict=True)
@@ -125,10 +125,10 @@ class MeanLoss:
 
 
 def checked(value: float, name: str) -> float:
-    """Return a number that is finite.
+    """Return a number after checking that it is finite.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not; the message begins with ``name``.
     """
     if not abs(value) < float("inf"):
         raise ValueError(f"{name} is {value}")

@@ -1,4 +1,4 @@
-"""Mean and variance of the gradients of single samples, within and between domains, and the GSNR."""
+"""Mean and variance of per-sample gradients, within and between domains, and their signal-to-noise ratio (GSNR)."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _CONFIDENT = 1.96  # standard errors: 95 % of a normal distribution
 class GradientMoments:
     r"""Moments of the gradient of one sample, for every element of every parameter.
 
-    With :math:`K` domains, :math:`N_k` samples of domain :math:`k`, their mean gradient :math:`\bar g_k` and its
-    unbiased variance :math:`s_k^2`. All tensors are float64, by name of the parameter and in its shape.
+    There are :math:`K` domains. The :math:`N_k` samples of domain :math:`k` have the mean gradient :math:`\bar g_k` and
+    the unbiased variance :math:`s_k^2`. All tensors are float64, by name of the parameter and in its shape.
 
     Attributes:
-        counts: :math:`N_k`.
-        mean: :math:`\bar g = \frac1K \sum_k \bar g_k`, estimate of the expected gradient :math:`\mu` of a batch that is
+        counts: the numbers of samples :math:`N_k`.
+        mean: :math:`\bar g = \frac1K \sum_k \bar g_k`, an estimate of the expected gradient :math:`\mu` of a batch
             stratified by domain.
         within: :math:`s^2 = \frac1K \sum_k s_k^2`, the mean variance within a domain.
-        between: the variance between the domains' true means, that of the :math:`\bar g_k` (over :math:`K - 1`) less
-            what sampling adds to it, :math:`\frac1K \sum_k s_k^2 / N_k`. Unbiased, so it may be negative; NaN for one
-            domain.
+        between: the variance between the domains' true means: the variance of the :math:`\bar g_k` (with
+            :math:`K - 1`) minus the part due to sampling, :math:`\frac1K \sum_k s_k^2 / N_k`. It is unbiased, so it may
+            be negative; NaN for one domain.
         mean_error: variance of `mean` as an estimate for these domains, :math:`\frac1{K^2} \sum_k s_k^2 / N_k`.
     """
 
@@ -49,31 +49,31 @@ class GradientMoments:
 
     @property
     def mean_square(self) -> dict[str, Tensor]:
-        r""":math:`\mu^2` without bias, :math:`\bar g^2` less `mean_error`; may be negative."""
+        r"""Unbiased estimate of :math:`\mu^2`: :math:`\bar g^2` minus `mean_error`; may be negative."""
         return {name: mean.square() - self.mean_error[name] for name, mean in self.mean.items()}
 
     @property
     def gsnr(self) -> dict[str, Tensor]:
         r"""The gradient signal-to-noise ratio :math:`r = \mu^2 / s^2` (Liu et al., ICLR 2020, arXiv 2001.07384).
 
-        `mean_square` over `within`; NaN where no sample has a gradient.
+        It is `mean_square` divided by `within`; NaN where no sample has a gradient.
         """
         return {name: square / self.within[name] for name, square in self.mean_square.items()}
 
     @property
     def noise(self) -> dict[str, Tensor]:
-        """Whether the mean is less than 1.96 of its standard errors from zero, so that its GSNR is noise; bool."""
+        """Whether the mean is within 1.96 standard errors of zero, so that its GSNR may be noise; bool."""
         return {name: mean.abs() < _CONFIDENT * self.mean_error[name].sqrt() for name, mean in self.mean.items()}
 
     def flat(self, quantity: Quantity) -> Tensor:
-        """Return a quantity of all elements of all parameters in one dimension, in order."""
+        """Return a quantity for all elements of all parameters, flattened in order."""
         by_name: dict[str, Tensor] = getattr(self, quantity)
         return torch.cat([values.flatten() for values in by_name.values()])
 
     def plot(self) -> Figure:
-        """Draw how the GSNR is distributed over the elements, those that may be noise apart; needs matplotlib.
+        """Draw the distribution of the GSNR over the elements, marking those that may be noise; needs matplotlib.
 
-        Elements whose corrected GSNR is not above zero have no logarithm: the legend counts them.
+        Elements whose corrected GSNR is not above zero have no logarithm; the legend gives their share.
         """
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ class GradientMoments:
 
 
 class _RunningMoments:
-    """Running mean and sum of squared deviations, merged part by part.
+    """Running mean and sum of squared deviations, merged from parts.
 
     Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
     """
@@ -111,12 +111,12 @@ class _RunningMoments:
         self.mean = self.deviations = torch.zeros((), device="cpu")
 
     def add_sums(self, count: int, sums: Tensor, squares: Tensor) -> None:
-        """Merge the sum and the sum of squares of so many values; overwrites both."""
+        """Merge ``count`` values, given their sum and sum of squares; overwrites both tensors."""
         mean = sums.div_(count)
-        self.add(count, mean, squares.addcmul_(mean, mean, value=-count).clamp_(min=0))  # rounding may leave less
+        self.add(count, mean, squares.addcmul_(mean, mean, value=-count).clamp_(min=0))  # rounding may give less
 
     def add(self, count: int, mean: Tensor, deviations: Tensor) -> None:
-        """Merge the mean of so many values and their sum of squared deviations; keeps or overwrites both."""
+        """Merge ``count`` values, given their mean and sum of squared deviations; keeps or overwrites both tensors."""
         if self.count == 0:
             self.count, self.mean, self.deviations = count, mean, deviations
             return
@@ -132,15 +132,15 @@ def gradient_moments(
 ) -> GradientMoments:
     """Return the moments of per-sample gradients over the samples of some domains.
 
-    The model is in evaluation mode meanwhile and is left as it was (see `PerSampleGradients`). Held at once are about
-    ten float64 copies of the weights and a chunk of samples. The sums over a chunk are made in float32, or in
-    float64 if the model is of that, all others in float64.
+    The model is in evaluation mode meanwhile and is restored afterwards (see `PerSampleGradients`). Memory holds about
+    ten float64 copies of the weights and a chunk of samples. Sums over a chunk are in float32, or in float64 for a
+    float64 model; all other sums are in float64.
 
     Args:
         model: maps inputs (n, ...) to outputs (n, ...).
-        domains: the batches of each domain, each read once. To pool domains pass them as one.
-        loss: the mean loss of a batch, as ``F.cross_entropy``.
-        chunk_size: samples that are evaluated at once, at least 1; larger batches are split.
+        domains: the batches of each domain, each read once. To pool domains, pass them as one.
+        loss: mean loss of a batch, such as ``F.cross_entropy``.
+        chunk_size: number of samples to evaluate at once, at least 1; larger batches are split.
 
     Raises:
         ValueError: there is no domain, one has fewer than two samples, ``chunk_size`` is below 1, or no parameter
@@ -173,7 +173,7 @@ def gradient_moments(
         return {name: part.view_as(chunk.sums[name]) for name, part in zip(chunk.sums, parts, strict=True)}
 
     number = len(counts)
-    spread = means.deviations / (number - 1)  # 0 / 0, not a number, for one domain
+    spread = means.deviations / (number - 1)  # NaN (0 / 0) for one domain
     return GradientMoments(
         tuple(counts),
         by_name(means.mean),

@@ -1,20 +1,19 @@
-r"""The one-step generalization ratio (OSGR): from moments of gradients, of real steps, and by its definition.
+r"""The one-step generalization ratio (OSGR): from moments of gradients, from real steps, and by its definition.
 
-The OSGR of an update :math:`u` made from a set :math:`D` of n samples is
+The OSGR of an update :math:`u` computed from a set :math:`D` of n samples is
 
 .. math::
     R = \frac{E[L_{D'}(\theta) - L_{D'}(\theta - u)]}{E[L_D(\theta) - L_D(\theta - u)]}
     \approx \frac{E[u \cdot g_{D'}]}{E[u \cdot g_D]}
 
-with :math:`D'` as large as :math:`D` and independent of it; to first order in the step size it needs gradients only.
-For :math:`u = P g_D`, element by element, with a :math:`P` that does not depend on :math:`D`, the moments of the
-gradient are enough. Sources: Liu et al., "Understanding Why Neural Networks Generalize Well Through GSNR of
-Parameters", ICLR 2020; Cho, Kim and Kim, "One-Step Generalization Ratio Guided Optimization for Domain
-Generalization", ICML 2025.
+with :math:`D'` as large as :math:`D` and independent of it. To first order in the step size, it needs only gradients.
+For an elementwise :math:`u = P g_D`, with a :math:`P` that does not depend on :math:`D`, the moments of the gradient
+are enough. Sources: Liu et al., "Understanding Why Neural Networks Generalize Well Through GSNR of Parameters", ICLR
+2020; Cho, Kim and Kim, "One-Step Generalization Ratio Guided Optimization for Domain Generalization", ICML 2025.
 
-Moments here are elementwise tensors of one shape: ``mean_square`` is :math:`\mu^2` of the gradient of one sample,
-``variance`` its :math:`s^2`, ``gsnr`` :math:`r = \mu^2 / s^2`, and ``n`` the samples of a step. In batches that are
-stratified by domain, :math:`\mu` is the mean over the domains and :math:`s^2` the mean variance within them.
+Moments here are elementwise tensors of equal shape: ``mean_square`` is :math:`\mu^2` of the gradient of one sample,
+``variance`` is its :math:`s^2`, and ``gsnr`` is :math:`r = \mu^2 / s^2`; ``n`` is the number of samples in a step. For
+batches stratified by domain, :math:`\mu` is the mean over the domains and :math:`s^2` the mean variance within them.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ if TYPE_CHECKING:
     from shiftproof.diagnostics.moments import GradientMoments
 
 Batches = Sequence[tuple[Tensor, Tensor]]
-"""A set of samples: inputs and targets of one batch per domain. Its loss is the mean of the domains' losses."""
+"""A set of samples as one batch (inputs, targets) per domain. Its loss is the mean of the domains' losses."""
 
 
 def osgr(p: Tensor, mean_square: Tensor, variance: Tensor, n: float) -> float:
     r"""Return :math:`\sum p \mu^2 / \sum p (\mu^2 + s^2 / n)`, the OSGR of the preconditioner p (GENIE, Corollary 1).
 
-    Where ``mean_square`` is corrected for its bias, and so may be negative, the result is not bound to [0, 1]. It is
-    nan where the denominator is 0.
+    If ``mean_square`` is corrected for bias, and so may be negative, the result need not be in [0, 1]. It is nan if the
+    denominator is 0.
 
     Raises:
         ValueError: shapes differ, a variance is negative, or n is not above 0.
@@ -59,12 +58,12 @@ def preconditioners(mean_square: Tensor, variance: Tensor, n: float) -> dict[str
     r"""Return the preconditioners of SGD, Adam, uniform weights and GENIE's Corollary 2, by name.
 
     With :math:`E[g_D^2] = \mu^2 + s^2/n` they are 1 ("sgd"), :math:`E[g_D^2]^{-1/2}` ("adam"),
-    :math:`E[g_D^2]^{-1}` ("uniform") and :math:`(r + 1/n) / E[g_D^2]` ("genie"). The last is :math:`1/s^2`: what
-    Corollary 2 asks for is to divide by the variance of the gradient. Estimates of :math:`\mu^2` below 0 count as 0. An
-    element that never has a gradient has weight 0.
+    :math:`E[g_D^2]^{-1}` ("uniform") and :math:`(r + 1/n) / E[g_D^2]` ("genie"). The last equals :math:`1/s^2`, so
+    Corollary 2 amounts to dividing by the variance of the gradient. Estimates of :math:`\mu^2` below 0 count as 0.
+    Elements that never have a gradient get weight 0.
 
     Raises:
-        ValueError: as `osgr`, or a gradient does not vary: its weight would be infinite.
+        ValueError: see `osgr`; also if a gradient does not vary, because its weight would be infinite.
     """
     total = _second_moment(mean_square.clamp(min=0), variance, n)
     live = total > 0
@@ -83,9 +82,9 @@ class HalvesEstimate(NamedTuple):
     """An OSGR estimated from two halves of the samples.
 
     Attributes:
-        value: the mean of the two; how far they lie apart says how little it may be worth.
-        forward: with the preconditioner of the first half, on the second.
-        backward: with that of the second, on the first.
+        value: the mean of the two estimates below; a large difference between them means that it is unreliable.
+        forward: OSGR on the second half, with the preconditioner from the first.
+        backward: OSGR on the first half, with the preconditioner from the second.
     """
 
     value: float
@@ -98,19 +97,19 @@ def osgr_of_moments(
 ) -> dict[str, HalvesEstimate]:
     """Return the OSGR of each of `preconditioners` and of GENIE's step, estimated from two halves of the samples.
 
-    The preconditioner is made from one half's moments and its OSGR estimated from the other's, in both directions, and
-    the two are averaged: where both come from the same samples, the elements whose signal is overestimated have the
-    largest weights. Of the corrected ``mean_square``, single elements of which may be negative, only sums are used.
+    The preconditioner comes from one half's moments and its OSGR from the other's, in both directions, and the two are
+    averaged. If both came from the same samples, the elements with the most overestimated signal would get the largest
+    weights. Single elements of the corrected ``mean_square`` may be negative, but the OSGR uses only sums of them.
     Elements whose gradient does not vary in both halves are left out. "genie_step" is `genie_factor`.
 
     Args:
-        first: moments of one half of the samples, at the same weights.
-        second: those of the other half.
-        n: images of a step, of all domains together.
-        beta: of `genie_factor`.
+        first: moments of one half of the samples.
+        second: moments of the other half, at the same weights.
+        n: number of images in a step, over all domains.
+        beta: decay of the moving averages in `genie_factor`.
 
     Raises:
-        ValueError: as `osgr`.
+        ValueError: see `osgr`.
     """
     varies = (first.flat("within") > 0) & (second.flat("within") > 0)
     halves = [(half.flat("mean_square")[varies], half.flat("within")[varies]) for half in (first, second)]
@@ -137,14 +136,14 @@ def uniform_osgr(gsnr: Tensor, n: float) -> float:
 
 
 class GenieDistance(NamedTuple):
-    """How far the factor that GENIE's step has is from the one of its Corollary 2.
+    """How far the factor in GENIE's step is from the preconditioner of its Corollary 2.
 
     Attributes:
-        step_osgr: OSGR of the step's factor as a preconditioner, without what momentum adds.
-        corollary_osgr: OSGR of Corollary 2's.
-        sgd_osgr: OSGR of no preconditioner.
-        cosine: between the two as vectors.
-        rank_correlation: Spearman's.
+        step_osgr: OSGR of the step's factor as a preconditioner, without the effect of momentum.
+        corollary_osgr: OSGR of Corollary 2's preconditioner.
+        sgd_osgr: OSGR without a preconditioner.
+        cosine: cosine between the two as vectors.
+        rank_correlation: Spearman's rank correlation between the two.
     """
 
     step_osgr: float
@@ -158,7 +157,7 @@ def genie_distance(mean_square: Tensor, variance: Tensor, n: float, beta: float 
     """Compare `genie_factor` with the preconditioner of Corollary 2 under the same moments.
 
     Raises:
-        ValueError: as `preconditioners`.
+        ValueError: see `preconditioners`.
     """
     by_name = preconditioners(mean_square, variance, n)
     step, corollary = genie_factor(mean_square, variance, n, beta), by_name["genie"]
@@ -173,13 +172,13 @@ def genie_distance(mean_square: Tensor, variance: Tensor, n: float, beta: float 
 
 
 def genie_factor(mean_square: Tensor, variance: Tensor, n: float, beta: float = 0.95) -> Tensor:
-    r"""Return :math:`\tanh(1/\sigma^2)\, m^2 / v`, which GENIE's Algorithm 1 multiplies the mean gradient by.
+    r"""Return :math:`\tanh(1/\sigma^2)\, m^2 / v`, by which GENIE's Algorithm 1 multiplies the mean gradient.
 
-    The moving averages are at their expectations under gradients whose moments do not change:
+    The moving averages take the values expected if the gradient's moments do not change:
     :math:`m^2 = \mu^2 + \frac{1-\beta}{1+\beta} s^2/n`, :math:`v = \mu^2 + s^2/n`, :math:`\sigma^2 = v - m^2`.
 
     Raises:
-        ValueError: as `osgr`.
+        ValueError: see `osgr`.
     """
     square = mean_square.double().clamp(min=0)
     v = _second_moment(square, variance, n)
@@ -188,16 +187,18 @@ def genie_factor(mean_square: Tensor, variance: Tensor, n: float, beta: float = 
 
 
 class StepContributions(NamedTuple):
-    """First-order decreases of the loss by one step: scalar products of an update with gradients where it began.
+    """First-order decreases of losses in one step: scalar products of an update with gradients at the step's start.
+
+    The taken update is the optimizer's own. The frozen update is the batch's gradient times the preconditioner from
+    before the step; its products are None if the preconditioner is not known.
 
     Attributes:
-        taken_batch: of the update as taken, on the step's own batch.
-        taken_fresh: of the update as taken, on a batch of the source domains that was never trained on.
-        taken_unseen: of the update as taken, on an unseen domain; None without one.
-        frozen_batch: of the batch's gradient times the preconditioner as it was before the step, on the step's own
-            batch; None, as the next two, where the preconditioner is not known.
-        frozen_fresh: of the same, on a batch of the source domains that was never trained on.
-        frozen_unseen: of the same, on an unseen domain.
+        taken_batch: decrease by the taken update on the step's own batch.
+        taken_fresh: decrease by the taken update on a batch of the source domains that was never trained on.
+        taken_unseen: decrease by the taken update on an unseen domain; None without one.
+        frozen_batch: decrease by the frozen update on the step's own batch.
+        frozen_fresh: decrease by the frozen update on a batch of the source domains that was never trained on.
+        frozen_unseen: decrease by the frozen update on an unseen domain; None without one.
     """
 
     taken_batch: float
@@ -216,14 +217,16 @@ def step_contributions(
     fresh: Sequence[Tensor],
     unseen: Sequence[Tensor] | None = None,
 ) -> StepContributions:
-    """Return what one step contributes to its OSGR; sums are in float64.
+    """Compute one step's contributions to the OSGR, with sums in float64.
+
+    All gradients are at the weights before the step.
 
     Args:
-        update: weights before the step minus those after it, one tensor per parameter.
-        gradient: of the step's own batch, at the weights before.
-        preconditioner: as it was before the step, so that it does not depend on its batch; None if not known.
-        fresh: gradient on a batch of the source domains that was never trained on, at the weights before.
-        unseen: likewise on a domain that is not trained on.
+        update: weights before the step minus weights after it, one tensor per parameter.
+        gradient: gradient on the step's own batch.
+        preconditioner: the preconditioner before the step, so that it does not depend on the batch; None if not known.
+        fresh: gradient on a batch of the source domains that was never trained on.
+        unseen: gradient on a domain that is not trained on.
 
     Raises:
         ValueError: the lists differ in length.
@@ -240,16 +243,17 @@ def step_contributions(
 def step_ratios(contributions: Sequence[StepContributions]) -> dict[str, Ratio]:
     r"""Return the ratios :math:`E[u \cdot g_{D'}] / E[u \cdot g_D]` over steps.
 
-    Their intervals take the steps as independent, which those of one run are only if measured far enough apart. Means
-    over a whole run are mostly of its first steps, where losses fall fastest.
+    The intervals assume independent steps, which holds within a run only for steps measured far enough apart. The first
+    steps of a run, where losses fall fastest, dominate means over the whole run.
 
     Args:
-        contributions: of at least one step.
+        contributions: contributions of at least one step.
 
     Returns:
-        ``osgr`` of the steps as taken and ``osgr_frozen`` of :math:`u = P_t g_D`; ``transfer`` and
-        ``transfer_frozen``, the same with :math:`D'` from the unseen domain. Each is over the steps at which it was
-        measured, as the preconditioner of most optimizers is from the second on, and left out where there is none.
+        ``osgr`` for the steps as taken and ``osgr_frozen`` for :math:`u = P_t g_D`; ``transfer`` and
+        ``transfer_frozen``, the same with :math:`D'` from the unseen domain. Each covers the steps at which it was
+        measured (most optimizers have a preconditioner only from the second step on), and is left out if there are
+        none.
 
     Raises:
         ValueError: there is no step.
@@ -281,14 +285,14 @@ def osgr_of_gradients(
     The model is in evaluation mode meanwhile, and no ``.grad`` is touched.
 
     Args:
-        model: its parameters that require a gradient count.
-        loss: of outputs and targets, the mean over the samples.
+        model: the model, whose parameters that require a gradient count.
+        loss: maps outputs and targets to the mean loss over samples.
         draws: pairs of sets, independent of each other and of the preconditioner; see `Batches`.
-        preconditioner: one tensor per such parameter; None for 1.
+        preconditioner: one tensor per parameter that requires a gradient; None for 1.
 
     Raises:
-        ValueError: there is no draw, no parameter trains or one is complex, or the preconditioner is not one tensor per
-            parameter.
+        ValueError: there are no draws, no parameter trains or one is complex, or the preconditioner does not have one
+            tensor per parameter.
         RuntimeError: a gradient is sparse.
     """
     contributions = []
@@ -308,22 +312,22 @@ def osgr_by_definition(
     preconditioner: Sequence[Tensor] | None,
     lr: float,
 ) -> Ratio:
-    r"""Return the OSGR by its definition: step, evaluate the losses of both sets, and average over draws of (D, D').
+    r"""Measure the OSGR by its definition: step, evaluate the losses of both sets, and average over draws of (D, D').
 
-    Every draw's step :math:`\theta - \eta P g_D` is taken from the same weights, which are restored bit for bit. The
-    model is in evaluation mode meanwhile, and no ``.grad`` is touched. A decrease is a difference of two losses, so
+    Every draw takes its step :math:`\theta - \eta P g_D` from the same weights, which are restored bit for bit. The
+    model is in evaluation mode meanwhile, and no ``.grad`` is touched. Decreases are differences of two losses, so
     small steps need a model in float64.
 
     Args:
-        model: its parameters that require a gradient are stepped.
-        loss: of outputs and targets, the mean over the samples.
+        model: the model, whose parameters that require a gradient are stepped.
+        loss: maps outputs and targets to the mean loss over samples.
         draws: pairs of sets, independent of each other and of the preconditioner; see `Batches`.
-        preconditioner: P, one tensor per such parameter; None for 1.
-        lr: :math:`\eta`.
+        preconditioner: P, one tensor per parameter that requires a gradient; None for 1.
+        lr: step size :math:`\eta`.
 
     Raises:
-        ValueError: there is no draw, no parameter trains or one is complex, or the preconditioner is not one tensor per
-            parameter.
+        ValueError: there are no draws, no parameter trains or one is complex, or the preconditioner does not have one
+            tensor per parameter.
     """
     decreases: list[tuple[float, float]] = []
     with _measured(model, preconditioner) as (parameters, factors):
@@ -350,7 +354,7 @@ def osgr_by_definition(
 def _measured(
     model: nn.Module, preconditioner: Sequence[Tensor] | None
 ) -> Iterator[tuple[list[nn.Parameter], Sequence[Tensor | float]]]:
-    """Put a model into evaluation mode, and give the parameters that train with their factors."""
+    """Put a model into evaluation mode, and yield the parameters that train with their factors."""
     parameters = list(trained_weights(model).values())
     factors: Sequence[Tensor | float] = [1.0] * len(parameters) if preconditioner is None else preconditioner
     if preconditioner is not None and [f.shape for f in preconditioner] != [p.shape for p in parameters]:
@@ -376,11 +380,13 @@ def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 def _second_moment(mean_square: Tensor, variance: Tensor, n: float) -> Tensor:
-    """Return the second moment of the gradient of n samples."""
+    """Return the second moment of the mean gradient of n samples."""
     if mean_square.shape != variance.shape:
         raise ValueError(f"moments of shapes {tuple(mean_square.shape)} and {tuple(variance.shape)}")
     if not n > 0 or (variance < 0).any():
-        raise ValueError(f"n is {n}, the least variance {float(variance.min())}: n must be above 0, no variance below")
+        raise ValueError(
+            f"n is {n} and the least variance {float(variance.min())}: n must be above 0, and no variance below 0"
+        )
     return mean_square.double() + variance.double() / n
 
 
@@ -391,7 +397,7 @@ def _checked(gsnr: Tensor, n: float) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Return ranks from 0; ties have their mean."""
+    """Return ranks, counted from 0; ties get their mean rank."""
     distinct: tuple[Tensor, Tensor, Tensor] = torch.unique(values, return_inverse=True, return_counts=True)
     _, inverse, counts = distinct
     return (counts.cumsum(0) - (counts + 1) / 2).double()[inverse]

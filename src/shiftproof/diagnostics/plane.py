@@ -17,8 +17,8 @@ from shiftproof.gradients import Loss
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BLOCK = 2**18  # weights that are read at once
-_MARGIN = 0.15  # of a path's extent, drawn around it
+_BLOCK = 2**18  # number of weights to read at once
+_MARGIN = 0.15  # margin around the paths, as a fraction of their extent
 _LEVELS = 12
 
 
@@ -28,11 +28,11 @@ class Plane:
 
     Attributes:
         origin: weights, of shape (n,).
-        directions: of shape (2, n); orthonormal where `principal_plane` made them.
-        explained: the share of the paths' squared distance from the origin that lies along each direction; None of a
-            plane that no path made.
-        paths: the coordinates of every snapshot of each path, float64 of shape (snapshots, 2): its nearest point of the
-            plane.
+        directions: directions of shape (2, n); orthonormal if they come from `principal_plane`.
+        explained: the share of the paths' squared distance from the origin that lies along each direction; None if the
+            plane does not come from paths.
+        paths: for each path, the coordinates of the points of the plane nearest to its snapshots, float64 of shape
+            (snapshots, 2).
     """
 
     origin: Tensor
@@ -44,7 +44,7 @@ class Plane:
         """Return coordinates along x and along y that cover the paths with a margin; without paths, -1 to 1.
 
         Args:
-            points: number of each.
+            points: number of coordinates along each axis.
         """
         if not self.paths:
             axis = torch.linspace(-1, 1, points, dtype=torch.float64, device="cpu")
@@ -62,23 +62,23 @@ class Plane:
 def principal_plane(paths: Sequence[Sequence[Tensor]]) -> Plane:
     r"""Return the plane in which one or several training paths move most.
 
-    For one path as in Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, section 7: the first
-    two principal directions, not centred, of its snapshots' distances from the final weights, which are the origin.
-    Several paths, such as those of several optimizers, must begin with the same weights; that start is the origin, and
-    the directions are those of all snapshots together. Paths of many snapshots weigh more.
+    For one path this follows Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, section 7: the
+    origin is the final weights, and the directions are the first two principal directions, not centred, of the
+    snapshots' offsets from it. Several paths, for example from several optimizers, must begin with the same weights;
+    that start is the origin, and the directions come from all snapshots together. Paths with more snapshots weigh more.
 
-    The ``m`` snapshots enter by the products of their distances, an (m, m) matrix whose eigenvectors give the singular
-    vectors; they are read block by block, so beside them little more than the two directions is held.
+    The ``m`` snapshots enter through the scalar products of their offsets, an (m, m) matrix whose eigenvectors give the
+    singular vectors. They are read block by block, so besides them memory holds little more than the two directions.
 
     Args:
-        paths: for each path its snapshots in order, all weights as one vector of shape (n,); see `flat_weights`.
+        paths: for each path, its snapshots in order, each with all weights as one vector (n,); see `flat_weights`.
 
     Raises:
-        ValueError: there is no snapshot, shapes differ, several paths do not begin together, a weight is not finite, or
-            the snapshots lie on a line.
+        ValueError: a path has no snapshots, shapes differ, several paths do not begin at the same weights, a weight is
+            not finite, or the snapshots lie on a line.
     """
     if not paths or not all(paths):
-        raise ValueError("a plane needs at least one path, and every path snapshots")
+        raise ValueError("a plane needs at least one path, and at least one snapshot in every path")
     snapshots = [snapshot for path in paths for snapshot in path]
     if len(shapes := {tuple(snapshot.shape) for snapshot in snapshots}) > 1 or snapshots[0].ndim != 1:
         raise ValueError(f"snapshots must be vectors of one length, not of the shapes {sorted(shapes)}")
@@ -99,11 +99,11 @@ def principal_plane(paths: Sequence[Sequence[Tensor]]) -> Plane:
         raise ValueError("a snapshot has weights that are not finite")
     squares, vectors = torch.linalg.eigh(gram)  # ascending
     squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
-    # rounding of the sums leaves this much where there is nothing
+    # a zero eigenvalue can become this large by rounding of the sums
     if len(squares) < 2 or not squares[1] > len(squares) * torch.finfo(torch.float64).eps * squares[0]:
         raise ValueError("the snapshots lie on a line through the origin: they span no plane")
     squares, vectors = squares / squares.sum(), vectors[:, :2]
-    # eigenvectors have no sign: let the snapshot that is farthest along a direction be on its positive side
+    # the sign of eigenvectors is arbitrary: put the snapshot farthest along a direction on its positive side
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
     coordinates = gram @ vectors
     coordinates /= (lengths := (vectors * coordinates).sum(dim=0).sqrt())
@@ -125,25 +125,25 @@ def losses_on_plane(
     ys: Tensor,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """Return the mean loss over all samples at the points of a grid.
+    """Compute the mean loss over all samples at the points of a grid.
 
-    The model is evaluated in evaluation mode and left as it was. Its buffers (the running statistics of batch norms)
-    are its own at all points, so hand over the model as it was at the plane's origin.
+    The model is evaluated in evaluation mode and left unchanged. It uses its own buffers (running statistics of batch
+    norms) at all points, so pass the model in its state at the plane's origin.
 
     Args:
-        model: whose weights that train the plane's points replace.
-        loss: the mean loss of a batch, from outputs and targets.
-        batches: inputs and targets, evaluated one by one.
+        model: the model, whose trained weights the plane's points replace.
+        loss: mean loss of a batch, from outputs and targets.
+        batches: batches of inputs and targets, evaluated one by one.
         plane: the plane.
         xs: coordinates along its first direction.
         ys: coordinates along its second direction.
-        on_progress: told after each point how many are done, of how many.
+        on_progress: called after each point with the number of points done and their total.
 
     Returns:
-        The losses, float64 of shape (len(ys), len(xs)) on the CPU; not all need be finite.
+        The losses, float64 of shape (len(ys), len(xs)) on the CPU; some may not be finite.
 
     Raises:
-        ValueError: the plane is not of this model's weights, or there is no sample.
+        ValueError: the plane does not fit the model's weights, or there are no samples.
     """
     mean_loss = MeanLoss(model, loss, batches)
     if plane.directions.shape != (2, len(mean_loss.weights)) or len(plane.origin) != len(mean_loss.weights):
@@ -163,20 +163,21 @@ def losses_on_plane(
 def plane_figure(
     plane: Plane, xs: Tensor, ys: Tensor, losses: Tensor, names: Sequence[str] = (), label: str = "loss"
 ) -> Figure:
-    """Draw the loss on a plane as contours, a constant factor apart, and the paths on it.
+    """Draw the loss on a plane as contours at a constant ratio, and the paths on it.
 
-    A path is drawn where its snapshots project to; the loss is that of the plane's points, not of the snapshots.
+    Paths show the projections of their snapshots, whose own losses differ from the loss of the plane at these points.
 
     Args:
         plane: the plane.
         xs: coordinates along its first direction.
         ys: coordinates along its second direction.
-        losses: of shape (len(ys), len(xs)), above 0; see `losses_on_plane`. What is not finite is left white.
-        names: of the paths, in their order; the first has the first colour.
-        label: what the loss is.
+        losses: losses of shape (len(ys), len(xs)), from `losses_on_plane`. Points where the loss is not finite or not
+            above 0 stay white.
+        names: names of the paths, in their order; the first gets the first colour.
+        label: name of the loss.
 
     Raises:
-        ValueError: there are not as many names as paths, or no loss is finite and above 0.
+        ValueError: the numbers of names and paths differ, or no loss is finite and above 0.
     """
     from matplotlib import rc_context
     from matplotlib.colors import LogNorm
@@ -189,7 +190,7 @@ def plane_figure(
     if not len(visible):
         raise ValueError("no loss on the plane is finite and above 0")
     low, high = float(visible.min()), float(visible.max())
-    # levels for the flat and constant are of no use, and matplotlib needs them to ascend
+    # matplotlib needs ascending levels even if the loss is constant, where they serve no purpose
     levels = torch.logspace(0, 1, _LEVELS, dtype=torch.float64, base=max(high / low, 1 + 1e-9)).mul(low).tolist()
     levels[-1] = max(levels[-1], high)
     shown = losses.where(losses.isfinite() & (losses > 0), torch.nan).numpy()

@@ -1,4 +1,4 @@
-"""What optimizers multiply gradients by, element by element, read from their state."""
+"""The factors by which optimizers multiply gradients, element by element, read from their state."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Group = Mapping[str, Any]
 
 @torch.no_grad()
 def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
-    r"""Return the :math:`P_t` that an optimizer multiplies the (mean) gradient by, as its state has it.
+    r"""Return the factor :math:`P_t` by which an optimizer multiplies the (mean) gradient, read from its state.
 
-    Before a step it does not depend on that step's batch, so that :math:`u = P_t g_D` shows what preconditioning alone
-    does to the one-step generalization ratio, without momentum, noise, masks or weight decay. Each group's learning
-    rate is part of it, because groups may differ in theirs.
+    Read before a step, it does not depend on the step's batch. So :math:`u = P_t g_D` shows what preconditioning alone
+    does to the one-step generalization ratio, without momentum, noise, masks or weight decay. It includes each group's
+    learning rate, because groups may differ in theirs.
 
-    Known are, by the name of their class: SGD (:math:`P = \eta`); Adam, AdamW, Yogi, AdaBelief and AdaHessian
-    (:math:`\eta / (\sqrt{\hat v} + \epsilon)` with their second moments); GENIE in both forms (:math:`\eta` times
-    the factor that its last step had: the state does not tell the next before it has the gradient); what steps one of
-    these as its ``base``, as SAM does; and what wraps one (see `hooked_optimizer`).
+    These optimizers are supported, by the name of their class: SGD (:math:`P = \eta`); Adam, AdamW, Yogi, AdaBelief and
+    AdaHessian (:math:`\eta / (\sqrt{\hat v} + \epsilon)` with their second moments); GENIE in both forms (:math:`\eta`
+    times the factor of its last step, because the next one depends on the next gradient); optimizers with one of these
+    as their ``base``, such as SAM; and wrappers around one (see `hooked_optimizer`).
 
     Args:
-        optimizer: before its next step.
+        optimizer: the optimizer, before its next step.
 
     Returns:
-        One tensor per parameter, at least of float32, in the order of the groups: 0 for a parameter that has taken no
-        step, as one that is frozen. None if the optimizer is not known, or no parameter has the state that is needed:
-        before the first step of all but SGD there is nothing to precondition by.
+        One tensor per parameter, at least float32, in the order of the groups; 0 for parameters that have taken no
+        step, such as frozen ones. None if the optimizer is not supported, or if no parameter has the necessary state:
+        except for SGD, there is none before the first step.
     """
     try:
         optimizer = hooked_optimizer(optimizer)
@@ -58,7 +58,7 @@ def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
                 result.append(float(group["lr"]) * at_least_float32(factor(p, state, group)))
             else:
                 result.append(at_least_float32(torch.zeros_like(p)))
-    except KeyError:  # another library's, of the same name, with a state of its own
+    except KeyError:  # another library's optimizer of the same name, with a different state
         return None
     return result
 
@@ -68,7 +68,7 @@ def _sgd_factor(p: Tensor, state: State, group: Group) -> Tensor:
 
 
 def _adam_factor(p: Tensor, state: State, group: Group) -> Tensor:
-    """Return the factor of Adam and of what has another second moment in its place."""
+    """Return the factor of Adam and of optimizers that replace its second moment."""
     square: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
     correction = 1 - float(group["betas"][1]) ** float(state["step"])
     factor: Tensor = 1 / ((at_least_float32(square) / correction).sqrt() + group["eps"])
@@ -78,7 +78,7 @@ def _adam_factor(p: Tensor, state: State, group: Group) -> Tensor:
 def _genie_factor(p: Tensor, state: State, group: Group) -> Tensor:
     if not group["precondition"]:
         return torch.ones_like(p)
-    # moments may be kept in bfloat16; the step computes in float32
+    # moments may be stored in bfloat16, but the step computes in float32
     wide = torch.float64 if state["exp_avg"].dtype == torch.float64 else torch.float32
     m, v = state["exp_avg"].to(wide), state["exp_avg_sq"].to(wide)
     if group["form"] == "paper":
@@ -100,7 +100,7 @@ def _released_factor(m: Tensor, v: Tensor, beta: float, step: float) -> Tensor:
     correction = 1 - beta**step
     rho = (1 - beta) * (2 - correction) / ((1 + beta) * correction)
     square, floor = (m / correction) ** 2, 1e-8
-    # one gradient, as at step 1, has no variance: it is defined as the floor
+    # a single gradient, as at step 1, has no variance, which is then defined as the floor
     known = step > 1 and rho < 1
     variance = (v / correction - square) / (1 - rho) if known else torch.full_like(m, floor)
     variance = torch.where(variance > 0, variance, floor)

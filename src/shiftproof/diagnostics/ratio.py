@@ -1,4 +1,4 @@
-"""A ratio of two means, with how sure it is."""
+"""The ratio of two means, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 FEWEST_PAIRS = 5
-"""Fewer pairs tell too little of their spread: they give a ratio, and no bounds."""
+"""Fewer pairs say too little about their spread, so they give a ratio without bounds."""
 _NORMAL = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
@@ -16,9 +16,9 @@ class Ratio(NamedTuple):
     """A ratio of means and its 95 % interval.
 
     Attributes:
-        value: nan where the denominators sum to 0, or a number is not finite.
-        low: lower bound; -inf where the interval is not bounded.
-        high: upper bound; inf where the interval is not bounded.
+        value: the ratio; nan if the denominators sum to 0 or a number is not finite.
+        low: lower bound; -inf if the interval is not bounded.
+        high: upper bound; inf if the interval is not bounded.
     """
 
     value: float
@@ -29,17 +29,17 @@ class Ratio(NamedTuple):
 def ratio_of_means(numerators: Tensor, denominators: Tensor) -> Ratio:
     r"""Return mean(numerators) / mean(denominators) with Fieller's interval.
 
-    The interval holds all :math:`x` for which :math:`E[a - x b] = 0` is not rejected by Student's t-test. Unlike the
-    delta method's it is exact for normal pairs, however close to 0 the mean denominator is; where that cannot be told
-    from 0 at the 5 % level, no ratio is excluded for certain, and the bounds are infinite. (Fieller, "Some Problems in
-    Interval Estimation", Journal of the Royal Statistical Society B, 1954.)
+    The interval holds all :math:`x` for which Student's t-test does not reject :math:`E[a - x b] = 0`. Unlike the delta
+    method's interval, it is exact for normal pairs, however close to 0 the mean denominator is. If the mean denominator
+    does not differ from 0 at the 5 % level, the bounds are infinite, because large ratios cannot be excluded. (Fieller,
+    "Some Problems in Interval Estimation", Journal of the Royal Statistical Society B, 1954.)
 
     Args:
         numerators: a of each pair, (n,).
-        denominators: b of each pair, (n,). Pairs count as independent of each other.
+        denominators: b of each pair, (n,). Pairs are assumed independent.
 
     Raises:
-        ValueError: there is no pair, or the two differ in shape.
+        ValueError: there are no pairs, or the shapes differ.
     """
     if numerators.dim() != 1 or numerators.shape != denominators.shape or not len(numerators):
         raise ValueError(f"a ratio needs pairs, not {tuple(numerators.shape)} over {tuple(denominators.shape)}")
@@ -50,7 +50,7 @@ def ratio_of_means(numerators: Tensor, denominators: Tensor) -> Ratio:
         return Ratio(math.nan, math.nan, math.nan)
     if n < FEWEST_PAIRS:
         return Ratio(value, -math.inf, math.inf)
-    # With x = value + d the test's limit is a quadratic in d; the residuals a - value b have mean 0 and do not cancel
+    # With x = value + d, the test's limit is quadratic in d; the residuals a - value b have mean 0, so nothing cancels
     residuals, deviations = a - value * b, b - mean
     scale = _student_quantile(n - 1) ** 2 / (n * (n - 1))
     spread = scale * float(residuals @ residuals)

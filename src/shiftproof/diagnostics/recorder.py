@@ -1,4 +1,4 @@
-"""Records, in anyone's training loop, how updates contribute to generalization."""
+"""Record how updates contribute to generalization, in any training loop."""
 
 from __future__ import annotations
 
@@ -31,57 +31,57 @@ TRACKED = ("osgr", "balance", "agreement")
 
 
 class ScalarWriter(Protocol):
-    """What writes scalars for TensorBoard, such as its ``SummaryWriter``."""
+    """Writes scalars for TensorBoard, as its ``SummaryWriter`` does."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         """Write one value at a step."""
 
 
 class Recorder:
-    r"""Measures a training loop from hooks around its optimizer's step; training is bit for bit as without it.
+    r"""Measures a training loop from hooks around its optimizer's step, without changing training by a single bit.
 
-    At step 1 and every ``every`` steps after it, it takes what is asked for:
+    At step 1 and every ``every`` steps after it, it measures what ``track`` names:
 
-    * ``"osgr"``: the scalar products of the update with the gradient of the step's own batch, with that of a batch
-      never trained on, and with that of an unseen domain. Their means over steps give the one-step generalization
-      ratio :math:`E[u \cdot g_{D'}] / E[u \cdot g_D]`, for the step as taken and for :math:`u = P_t g_D` with the
-      preconditioner as it was before the step (see `shiftproof.diagnostics.preconditioner`).
+    * ``"osgr"``: the scalar products of the update with three gradients: on the step's own batch, on a batch never
+      trained on, and on an unseen domain. Their means over steps give the one-step generalization ratio
+      :math:`E[u \cdot g_{D'}] / E[u \cdot g_D]`, for the step as taken and for :math:`u = P_t g_D` with the
+      preconditioner from before the step (see `shiftproof.diagnostics.preconditioner`).
     * ``"balance"``: how evenly the update is spread over all elements (see `UpdateBalance`).
-    * ``"agreement"``: cosines of the domains' gradients on the fresh batches (see `gradient_agreement`); nothing
-      where there is one domain.
+    * ``"agreement"``: cosines of the domains' gradients on the fresh batches (see `gradient_agreement`); skipped if
+      there is only one domain.
 
-    The gradients on fresh batches are taken where the step begins, with the model in evaluation mode. The step's own
-    is what the optimizer finds in ``.grad``, or, where its step is given a closure, what the first call leaves there:
-    a ratio is that of the theory only where this is the gradient of ``loss`` too, which dropout, the statistics of a
-    batch, clipping and scaled losses change. Sums are in float64, also of models in bfloat16.
+    Gradients on fresh batches are taken at the start of the step, with the model in evaluation mode. The step's own
+    gradient is the content of ``.grad`` at that time or, if the step gets a closure, after the closure's first call.
+    The ratio matches the theory only if that is the gradient of ``loss`` too; dropout, batch statistics, clipping and
+    scaled losses make a difference. Sums are in float64, even for models in bfloat16.
 
-    Measured are the parameters that the optimizer has and that require a gradient when the step begins: parameters may
-    be frozen, unfrozen or added meanwhile. A step at which none trains is not measured.
+    The recorder measures those of the optimizer's parameters that require a gradient when the step begins, so
+    parameters may be frozen, unfrozen or added in the course of training. Steps at which none trains are not measured.
 
     Args:
-        model: what is trained.
-        optimizer: steps its parameters; any `torch.optim.Optimizer`, the multi-pass ones included, or what wraps one,
-            as accelerate's ``prepare`` gives it (see `hooked_optimizer`).
-        loss: of outputs and targets, a scalar: the mean over the samples, as `torch.nn.functional.cross_entropy`.
-        fresh: called with a step's number; gives a batch per domain that the model was never trained on.
-        every: steps from one measurement to the next.
-        track: which of `TRACKED`.
-        unseen: called with a step's number; gives a batch of a domain that is not trained on, for the transfer ratio.
-        writer: gets every number as it is measured, by the names of `records`.
+        model: the model being trained.
+        optimizer: the optimizer of its parameters: any `torch.optim.Optimizer`, including the multi-pass ones, or a
+            wrapper around one, such as the result of accelerate's ``prepare`` (see `hooked_optimizer`).
+        loss: maps outputs and targets to the mean loss over samples, as `torch.nn.functional.cross_entropy` does.
+        fresh: called with a step's number; returns one batch per domain that the model was never trained on.
+        every: number of steps from one measurement to the next.
+        track: what to measure, from `TRACKED`.
+        unseen: called with a step's number; returns a batch of a domain that is not trained on, for the transfer ratio.
+        writer: receives every number as it is measured, under its name in `records`.
 
     Attributes:
-        step: the optimizer's steps so far; set it where a loop continues.
-        records: a plain dictionary of numbers per measurement.
-        contributions: per measurement, what the ratios are made of.
-        agreements: per measurement, the agreement layer by layer.
-        magnitudes: per measurement, the magnitude of the update at `balance`'s elements, (sampled,).
-        balance: which elements those are: of the parameters that trained when the recorder was built.
+        step: number of the optimizer's steps so far; set it when a loop resumes.
+        records: one plain dictionary of numbers per measurement.
+        contributions: the terms of the ratios, per measurement.
+        agreements: the agreement layer by layer, per measurement.
+        magnitudes: the magnitude of the update at `balance`'s sampled elements, (sampled,), per measurement.
+        balance: the sampled elements, of the parameters that trained when the recorder was built.
 
     Raises:
-        TypeError: ``optimizer`` neither is nor wraps one whose step runs hooks.
-        ValueError: a name to track is unknown, ``every`` is below 1, a parameter is complex, or the optimizer has
-            parameters that are not the model's, or none that requires a gradient.
-        RuntimeError: in a step, a gradient is sparse.
+        TypeError: ``optimizer`` runs no hooks, and wraps no optimizer that does.
+        ValueError: a name to track is unknown, ``every`` is below 1, a parameter is complex, the optimizer has
+            parameters that are not the model's, or none of its parameters requires a gradient.
+        RuntimeError: a gradient is sparse (raised in a step).
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Recorder:
         self.follow(optimizer)
 
     def follow(self, optimizer: Optimizer) -> None:
-        """Go on with another optimizer of the same parameters, where a loop replaces the one it had."""
+        """Continue with another optimizer of the same parameters, when a loop replaces its optimizer."""
         optimizer = hooked_optimizer(optimizer)
         self.close()
         self._hooks = [
@@ -129,7 +129,7 @@ class Recorder:
         ]
 
     def close(self) -> None:
-        """Leave the optimizer; what was recorded stays."""
+        """Remove the hooks from the optimizer; the records stay."""
         for hook in self._hooks:
             hook.remove()
 
@@ -140,7 +140,7 @@ class Recorder:
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a loop that continues needs, of tensors and plain Python values."""
+        """Return the state that a resumed loop needs, as tensors and plain Python values."""
         return {
             "step": self.step,
             "records": self.records,
@@ -153,7 +153,7 @@ class Recorder:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from a state that `state_dict` returned."""
         self.step = state["step"]
         self.records = list(state["records"])
         self.contributions = [StepContributions(*one) for one in state["contributions"]]
@@ -164,7 +164,7 @@ class Recorder:
         self.magnitudes = list(state["magnitudes"])
 
     def osgr(self, first: int = 0, last: int | None = None) -> dict[str, Ratio]:
-        """Return the ratios over the measurements ``first`` to ``last`` (exclusive; None for all that follow).
+        """Return the ratios over the measurements from ``first`` up to, but not including, ``last`` (None: to the end).
 
         Raises:
             ValueError: OSGR is not tracked, or nothing was measured.
@@ -174,7 +174,7 @@ class Recorder:
         return step_ratios(self.contributions[first:last])
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the records as a table, a row per measurement.
+        """Return the records as a table with one row per measurement.
 
         Raises:
             ValueError: pandas is not installed.
@@ -186,13 +186,13 @@ class Recorder:
         return pd.DataFrame(self.records)
 
     def plot(self) -> Figure:
-        """Draw what was recorded over the steps, a panel per measurement."""
+        """Draw the records over the steps, one panel per tracked quantity."""
         from shiftproof.diagnostics.recorder_plot import draw_records
 
         return draw_records(self.records, self.contributions, self.track)
 
     def _trained(self, optimizer: Optimizer) -> dict[str, nn.Parameter]:
-        """Return the parameters that an optimizer trains now, by name."""
+        """Return the parameters that an optimizer currently trains, by name."""
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
         named = {name: p for name, p in self.model.named_parameters() if id(p) in stepped}
         if len(named) != len(stepped):
@@ -201,7 +201,7 @@ class Recorder:
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.step += 1
-        self._pending = None  # of a step that failed
+        self._pending = None  # drop the measurement of a step that failed
         if (self.step - 1) % self.every:
             return None
         trained = self._trained(optimizer)
@@ -215,7 +215,7 @@ class Recorder:
             before.fresh, before.unseen = self._fresh_gradients(list(trained.values()))
         if "osgr" not in self.track:
             return None
-        # a closure is the first argument after the optimizer, or named
+        # the closure is the first argument after the optimizer, or a keyword
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             before.keep_gradient()
@@ -223,7 +223,7 @@ class Recorder:
 
         def watched() -> Any:
             loss = closure()
-            if before.gradient is None:  # later passes are taken elsewhere
+            if before.gradient is None:  # later passes are at other weights
                 before.keep_gradient()
             return loss
 
@@ -258,7 +258,7 @@ class Recorder:
         record: dict[str, float] = {"step": self.step}
         if "osgr" in self.track:
             if before.gradient is None:
-                raise RuntimeError(f"{type(optimizer).__name__} was given a closure and did not call it")
+                raise RuntimeError(f"{type(optimizer).__name__} was given a closure but did not call it")
             fresh = _mean(before.fresh, parameters)
             unseen = None if before.unseen is None else _mean([before.unseen], parameters)
             found = step_contributions(update, before.gradient, before.preconditioner, fresh, unseen)
@@ -283,10 +283,10 @@ class Recorder:
 
 
 class _Before:
-    """What a step is measured against.
+    """The state before a step, against which the step is measured.
 
     Args:
-        trained: the parameters that are measured, by name.
+        trained: the parameters to measure, by name.
     """
 
     def __init__(self, trained: Mapping[str, Tensor]) -> None:
@@ -305,14 +305,14 @@ class _Before:
 
 
 def _in_order(optimizer: Optimizer, factors: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the factors of some of an optimizer's parameters, of which those of all are given."""
+    """Pick from the factors of all of an optimizer's parameters those of the named ones, in their order."""
     owned = [p for group in optimizer.param_groups for p in group["params"]]
     by_parameter = {id(p): factor for p, factor in zip(owned, factors, strict=True)}
     return [by_parameter[id(p)] for p in named.values()]
 
 
 def _mean(gradients: Sequence[DomainGradient], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Return the mean of the domains' gradients, at least of float32."""
+    """Return the mean of the domains' gradients, in at least float32."""
     total = [at_least_float32(torch.zeros_like(p)) for p in parameters]
     for gradient in gradients:
         for t, part in zip(total, gradient.parts, strict=True):

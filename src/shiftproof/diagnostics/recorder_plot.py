@@ -1,4 +1,4 @@
-"""Draws what a recorder measured."""
+"""Draw the records of a recorder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RATIO_SPAN = 20
-"""Measurements that a ratio is taken over."""
+"""Number of measurements over which to take a ratio."""
 _PANELS = {
     "balance": (
         "update balance",
@@ -26,12 +26,12 @@ _PANELS = {
 def draw_records(
     records: Sequence[dict[str, float]], contributions: Sequence[StepContributions], track: Sequence[str]
 ) -> Figure:
-    """Draw records over the steps, a panel per measurement.
+    """Draw records over the steps, one panel per tracked quantity.
 
     Args:
-        records: of a `Recorder`.
-        contributions: of the same; ratios are over the last `RATIO_SPAN` of them at every step.
-        track: what it measured.
+        records: records of a `Recorder`.
+        contributions: its contributions; the ratio at each step covers the last `RATIO_SPAN` of them.
+        track: the quantities that it measured.
 
     Raises:
         ValueError: there is no record.

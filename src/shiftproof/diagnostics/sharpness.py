@@ -1,18 +1,17 @@
-r"""Flatness in weight space: what the loss gains nearby, and the extremes and the sum of its curvature.
+r"""Flatness in weight space: increases of the loss nearby, and the largest eigenvalue and trace of its Hessian.
 
-Losses nearby are measured where every filter changes by at most ``rho`` of its norm, the perturbations
-:math:`\epsilon` with
+Losses nearby are measured at perturbations :math:`\epsilon` that change every filter by at most ``rho`` times its norm,
 
 .. math:: \lVert \epsilon_f \rVert \le \rho\, \lVert \theta_f \rVert
 
-for every filter ``f``: a ball in the largest relative change of a filter. Sharpness in absolute units depends on the
-weights' size, which a net with ReLUs or normalisation can change without changing what it computes (Dinh et al., "Sharp
-Minima Can Generalize For Deep Nets", ICML 2017); relative to filters it does not, and nets of different scale can be
-compared. Biases and the factors of normalisation layers are held still, as in Li et al., "Visualizing the Loss
-Landscape of Neural Nets", NeurIPS 2018; see `filter_norms`. The Hessian's eigenvalue and trace are the plain ones, over
-all weights that train, and do depend on scale.
+for every filter ``f``. This is a ball in the norm "largest relative change of a filter". Sharpness in absolute units
+depends on the size of the weights, which a net with ReLUs or normalisation can change without changing its output (Dinh
+et al., "Sharp Minima Can Generalize For Deep Nets", ICML 2017). Relative to filters it does not, so nets of different
+scale can be compared. Biases and the factors of normalisation layers are held fixed, as in Li et al., "Visualizing the
+Loss Landscape of Neural Nets", NeurIPS 2018; see `filter_norms`. The Hessian's eigenvalue and trace are the plain ones,
+over all weights that train, and do depend on scale.
 
-Everything is of the mean loss over all samples of ``batches``, in evaluation mode, and leaves the model as it was.
+All functions use the mean loss over all samples of ``batches``, in evaluation mode, and leave the model unchanged.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ class DrawnMean(NamedTuple):
 
 
 class Eigenvalue(NamedTuple):
-    r"""An eigenvalue as power iteration found it.
+    r"""An eigenvalue found by power iteration.
 
     Attributes:
-        value: the Rayleigh quotient of the last vector :math:`v` of length 1.
-        iterations: Hessian-vector products that were taken.
-        residual: :math:`\lVert H v - \text{value} \cdot v \rVert`; an eigenvalue lies no farther than this from
-            ``value``, and near convergence far closer.
+        value: the Rayleigh quotient of the last vector :math:`v`, of length 1.
+        iterations: number of Hessian-vector products taken.
+        residual: :math:`\lVert H v - \text{value} \cdot v \rVert`; an eigenvalue lies within this distance of
+            ``value``, and near convergence much closer.
     """
 
     value: float
@@ -61,12 +60,12 @@ class Sharpness:
     """How sharp the loss is at the weights of a model, for one set of samples.
 
     Attributes:
-        loss: its mean there.
-        rho: radius of the ball, a relative change of filters.
-        average: increase of the loss in a random direction, see `average_increase`.
-        worst: largest increase in the ball, see `worst_increase`.
-        eigenvalue: the Hessian's largest, see `largest_eigenvalue`.
-        trace: the Hessian's, see `hessian_trace`.
+        loss: mean loss at the weights.
+        rho: radius of the ball, as a relative change of filters.
+        average: mean increase of the loss in a random direction; see `average_increase`.
+        worst: largest increase in the ball; see `worst_increase`.
+        eigenvalue: largest eigenvalue of the Hessian; see `largest_eigenvalue`.
+        trace: trace of the Hessian; see `hessian_trace`.
     """
 
     loss: float
@@ -78,19 +77,19 @@ class Sharpness:
 
 
 def sharpness(model: nn.Module, loss: Loss, batches: Sequence[Batch], *, rho: float = 0.05, seed: int = 0) -> Sharpness:
-    """Measure everything for one set of samples, such as those of the source domains or of the target.
+    """Measure all of `Sharpness` for one set of samples, such as those of the source domains or of the target.
 
-    Costs the equivalent of some 120 to 700 gradients, by how fast power iteration converges.
+    This costs as much as about 120 to 700 gradients, depending on how fast power iteration converges.
 
     Args:
-        model: evaluated at its weights.
-        loss: the mean loss of a batch, from outputs and targets.
-        batches: inputs and targets, evaluated one by one.
+        model: the model, evaluated at its weights.
+        loss: mean loss of a batch, from outputs and targets.
+        batches: batches of inputs and targets, evaluated one by one.
         rho: radius of the ball.
         seed: key of all draws.
 
     Raises:
-        ValueError: ``rho`` is not above 0, there is no sample or no filter, or the loss is not finite.
+        ValueError: ``rho`` is not above 0, there are no samples or no filters, or the loss is not finite.
     """
     return Sharpness(
         loss=_loss_there(MeanLoss(model, loss, batches)),
@@ -105,21 +104,21 @@ def sharpness(model: nn.Module, loss: Loss, batches: Sequence[Batch], *, rho: fl
 def average_increase(
     model: nn.Module, loss: Loss, batches: Sequence[Batch], *, rho: float = 0.05, draws: int = 20, seed: int = 0
 ) -> DrawnMean:
-    r"""Return :math:`E[L(\theta + \epsilon)] - L(\theta)` where every filter moves by ``rho`` of its norm.
+    r"""Estimate :math:`E[L(\theta + \epsilon)] - L(\theta)` when every filter moves by ``rho`` times its norm.
 
-    Every filter's direction is uniform. Each perturbation is taken with its opposite, so that the slope, which has no
-    part in the mean, has none in the error.
+    Every filter's direction is uniform. Each perturbation is paired with its opposite, so that the slope, which cancels
+    in the mean, does not add to the error either.
 
     Args:
-        model: evaluated at its weights.
-        loss: the mean loss of a batch, from outputs and targets.
-        batches: inputs and targets, evaluated one by one.
+        model: the model, evaluated at its weights.
+        loss: mean loss of a batch, from outputs and targets.
+        batches: batches of inputs and targets, evaluated one by one.
         rho: relative change of each filter, above 0.
-        draws: number of perturbations and their opposites, at least 2.
+        draws: number of pairs of a perturbation and its opposite, at least 2.
         seed: key of the draws.
 
     Raises:
-        ValueError: an argument is out of its range, there is no sample or no filter, or a loss is not finite.
+        ValueError: an argument is out of its range, there are no samples or no filters, or a loss is not finite.
     """
     _check_radius(rho)
     _check_draws("draws", draws)
@@ -143,24 +142,25 @@ def worst_increase(
     starts: int = 3,
     seed: int = 0,
 ) -> float:
-    r"""Return the largest :math:`L(\theta + \epsilon) - L(\theta)` found in the ball, a lower bound of the largest.
+    r"""Search the ball for the largest :math:`L(\theta + \epsilon) - L(\theta)`; the result is a lower bound of it.
 
-    Projected gradient ascent, in which every filter has a step of its own along its part of the gradient: the steepest
-    in the ball's geometry. The first ascent starts from the single such step by ``rho`` from the weights, SAM's (Foret
-    et al., ICLR 2021) in this geometry; the others from random points of the surface. Steps have the ball's radius and
-    are taken if the loss rises, else the next ones are half as long; so the result is at least SAM's, and at least 0.
+    The search is projected gradient ascent in which every filter moves along its own part of the gradient, the steepest
+    ascent in the ball's geometry. The first ascent starts one step of length ``rho`` from the weights, which is SAM's
+    perturbation (Foret et al., ICLR 2021) in this geometry; the others start from random points of the surface. Steps
+    begin with the ball's radius. A step is taken if the loss rises; otherwise the next ones are half as long. So the
+    result is at least SAM's, and at least 0.
 
     Args:
-        model: evaluated at its weights.
-        loss: the mean loss of a batch, from outputs and targets.
-        batches: inputs and targets, evaluated one by one.
+        model: the model, evaluated at its weights.
+        loss: mean loss of a batch, from outputs and targets.
+        batches: batches of inputs and targets, evaluated one by one.
         rho: radius of the ball, above 0.
-        steps: of each ascent, at least 0.
+        steps: number of steps of each ascent, at least 0.
         starts: number of ascents, at least 1.
         seed: key of the random starts.
 
     Raises:
-        ValueError: an argument is out of its range, there is no sample or no filter, or a loss is not finite.
+        ValueError: an argument is out of its range, there are no samples or no filters, or a loss is not finite.
     """
     _check_radius(rho)
     if steps < 0 or starts < 1:
@@ -168,7 +168,7 @@ def worst_increase(
     mean_loss, norms = MeanLoss(model, loss, batches), weight_norms(model)
 
     def evaluate(point: Tensor) -> tuple[float, Tensor]:
-        """Return the loss and the steepest ascent at a point in units of the filters' norms."""
+        """Return the loss and the direction of steepest ascent at a point, in units of the filters' norms."""
         value, gradient = mean_loss.gradient(mean_loss.weights + norms * point)
         return value, units(model, norms * gradient)
 
@@ -199,22 +199,22 @@ def largest_eigenvalue(
     iterations: int = 100,
     seed: int = 0,
 ) -> Eigenvalue:
-    """Return the largest eigenvalue (not in size: with its sign) of the Hessian over the weights that train.
+    """Return the largest eigenvalue (signed, not by magnitude) of the Hessian over the weights that train.
 
-    Power iteration finds the eigenvalue of largest size. Unless that is positive, it goes on with the Hessian plus
-    that size times the identity, which has none below 0.
+    Power iteration finds the eigenvalue of largest magnitude. If that is not positive, it continues with the Hessian
+    plus that magnitude times the identity, which has no negative eigenvalue.
 
     Args:
-        model: evaluated at its weights.
-        loss: the mean loss of a batch, from outputs and targets.
-        batches: inputs and targets, evaluated one by one.
-        tolerance: the residual, relative to the size of the (shifted) eigenvalue, at which iteration stops.
-        iterations: the most of them, and once more that many with the shift; at least 1. The result of iteration that
-            ended here has a larger residual.
-        seed: key of the vector from which it starts.
+        model: the model, evaluated at its weights.
+        loss: mean loss of a batch, from outputs and targets.
+        batches: batches of inputs and targets, evaluated one by one.
+        tolerance: the residual, relative to the magnitude of the (shifted) eigenvalue, at which iteration stops.
+        iterations: the largest number of iterations, and again of those with the shift; at least 1. If iteration stops
+            here, the residual is above the tolerance.
+        seed: key of the starting vector.
 
     Raises:
-        ValueError: an argument is out of its range, there is no sample, or the Hessian is not finite.
+        ValueError: an argument is out of its range, there are no samples, or the Hessian is not finite.
     """
     if not tolerance > 0 or iterations < 1:
         raise ValueError(f"power iteration needs tolerance > 0 and iterations >= 1, not {tolerance} and {iterations}")
@@ -235,7 +235,7 @@ def largest_eigenvalue(
     found, vector, size = iterate(_random_unit(mean_loss.weights, seed, 0), 0.0)
     if size == 0 or (found.value > 0 and found.residual <= tolerance * size):
         return found
-    # a vector that converged to a negative eigenvalue has lost the others
+    # a vector that converged to a negative eigenvalue no longer contains other eigenvectors
     start = vector if found.value > 0 else _random_unit(vector, seed, 1)
     shifted, _, _ = iterate(start, size)
     return shifted._replace(iterations=found.iterations + shifted.iterations)
@@ -244,19 +244,19 @@ def largest_eigenvalue(
 def hessian_trace(
     model: nn.Module, loss: Loss, batches: Sequence[Batch], *, probes: int = 20, seed: int = 0
 ) -> DrawnMean:
-    r"""Return the trace of the Hessian over the weights that train.
+    r"""Estimate the trace of the Hessian over the weights that train.
 
-    Hutchinson's estimator, the mean of :math:`v \cdot H v` over vectors of random signs.
+    This is Hutchinson's estimator: the mean of :math:`v \cdot H v` over vectors of random signs.
 
     Args:
-        model: evaluated at its weights.
-        loss: the mean loss of a batch, from outputs and targets.
-        batches: inputs and targets, evaluated one by one.
+        model: the model, evaluated at its weights.
+        loss: mean loss of a batch, from outputs and targets.
+        batches: batches of inputs and targets, evaluated one by one.
         probes: number of vectors, at least 2.
         seed: key of the signs.
 
     Raises:
-        ValueError: there are fewer than 2 probes, there is no sample, or the Hessian is not finite.
+        ValueError: there are fewer than 2 probes or no samples, or the Hessian is not finite.
     """
     _check_draws("probes", probes)
     mean_loss = MeanLoss(model, loss, batches)
@@ -279,7 +279,7 @@ def _estimate(values: Sequence[float], name: str) -> DrawnMean:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    """Return a vector at length 1; zeros stay zeros."""
+    """Scale a vector to length 1; zeros stay zeros."""
     return vector.div(max(norm(vector), torch.finfo(vector.dtype).tiny))
 
 

@@ -1,4 +1,4 @@
-"""Gradients of domains, of samples and of layers, and passes through a model that leave no trace in it."""
+"""Gradients by domain, by sample and by layer, and passes through a model that leave no trace in it."""
 
 from shiftproof.gradients.domains import (
     Direction,

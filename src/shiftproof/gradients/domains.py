@@ -1,4 +1,4 @@
-"""Losses and gradients domain by domain, and how far the gradients agree."""
+"""Losses and gradients of single domains, and measures of how far the gradients agree."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class DomainGradient(NamedTuple):
     """The loss of one domain and its gradient.
 
     Attributes:
-        loss: its value.
-        parts: the gradient of every parameter; None for those that the loss does not depend on.
+        loss: value of the loss.
+        parts: the gradient of each parameter; None if the loss does not depend on it.
     """
 
     loss: float
@@ -30,7 +30,7 @@ class DomainGradient(NamedTuple):
 
 
 DomainLosses = Sequence[Callable[[], Tensor]]
-"""One callable per source domain; each evaluates the scalar loss of that domain at the current parameters."""
+"""One function per source domain, which evaluates the scalar loss of that domain at the current parameters."""
 
 EvaluateDomain = Callable[[int], DomainGradient]
 
@@ -39,15 +39,15 @@ EvaluateDomain = Callable[[int], DomainGradient]
 def evaluated_domains(
     parameters: Sequence[Tensor], domain_losses: DomainLosses, seed: int, step: int
 ) -> Iterator[EvaluateDomain]:
-    """Give a function that evaluates the loss and the gradient of one domain, by its number.
+    """Yield a function that evaluates the loss and the gradient of one domain, given its number.
 
-    What the model draws (dropout) depends on (seed, step, domain) alone, and every evaluation starts from the same
-    buffers, so two evaluations of a domain at the same parameters are equal bit for bit. Buffers and torch's generators
-    are afterwards as they were (see `frozen_statistics`).
+    The model's random draws (dropout) depend only on (seed, step, domain), and every evaluation starts from the same
+    buffers, so two evaluations of a domain at the same parameters agree bit for bit. On exit, buffers and torch's
+    generators are back in their old state (see `frozen_statistics`).
 
     Raises:
-        ValueError: there is no parameter, or one is complex.
-        RuntimeError: on evaluation, a gradient is sparse.
+        ValueError: there are no parameters, or one is complex.
+        RuntimeError: a gradient turns out to be sparse on evaluation.
     """
     if not parameters:
         raise ValueError("no parameter requires a gradient")
@@ -80,7 +80,7 @@ class Direction(NamedTuple):
 
 
 def direction(gradient: DomainGradient, parameters: Sequence[Tensor]) -> Direction:
-    """Return the gradient as one vector."""
+    """Flatten a gradient into one vector; missing parts become zeros."""
     flat = torch.cat(
         [
             torch.zeros_like(p).flatten() if part is None else part.flatten()
@@ -91,7 +91,7 @@ def direction(gradient: DomainGradient, parameters: Sequence[Tensor]) -> Directi
 
 
 def cosine(a: Direction, b: Direction) -> float:
-    """Return the cosine of two directions, summed in float64: 0 where one is zero, NaN where one is not finite."""
+    """Return the cosine of two directions, summed in float64: 0 if one is zero, NaN if one is not finite."""
     product = float(dot(a.vector, b.vector))
     return product / (a.length * b.length) if a.length and b.length else product
 
@@ -106,17 +106,17 @@ def domain_similarities(
 ) -> tuple[float, float]:
     r"""Return the least and the mean cosine :math:`g_i \cdot g_j / (\lVert g_i \rVert \lVert g_j \rVert)` over pairs.
 
-    :math:`g_i` is the flattened gradient of the loss of source domain ``i``. Costs a forward and a backward pass per
-    domain, and changes nothing: no gradient, no buffer, no generator.
+    :math:`g_i` is the flattened gradient of the loss of source domain ``i``. This costs a forward and a backward pass
+    per domain, and changes no gradient, buffer or generator.
 
     Args:
-        parameters: those that train.
-        domain_losses: evaluate the losses of at least two source domains.
-        seed: with ``step``, the key of what the model draws.
+        parameters: the parameters; only those that require a gradient count.
+        domain_losses: functions that evaluate the losses of at least two source domains.
+        seed: with ``step``, the key of the model's random draws.
         step: number of the step.
 
     Raises:
-        ValueError: there is one domain only, no parameter trains, or one is complex.
+        ValueError: there is only one domain, no parameter requires a gradient, or one that does is complex.
         RuntimeError: a gradient is sparse.
     """
     parameters = [p for p in parameters if p.requires_grad]
@@ -127,10 +127,10 @@ def domain_similarities(
 
 
 def check_domains(name: str, num_domains: int) -> None:
-    """Raise unless there are two domains to compare.
+    """Check that there are at least two domains to compare.
 
     Raises:
-        ValueError: there is one.
+        ValueError: there are fewer; the message begins with ``name``.
     """
     if num_domains < 2:
         raise ValueError(f"{name} compares the gradients of source domains: it needs at least two, not {num_domains}")

@@ -1,4 +1,4 @@
-"""Which gradients can be measured: real and dense ones."""
+"""Checks that gradients are real and dense, the only kinds that can be measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def check_real(parameters: Iterable[Tensor]) -> None:
-    """Raise where a parameter is complex.
+    """Check that no parameter is complex.
 
     Raises:
         ValueError: one is.
@@ -23,26 +23,26 @@ def check_real(parameters: Iterable[Tensor]) -> None:
 
 
 def check_dense(gradients: Iterable[Tensor | None]) -> None:
-    """Raise where a gradient is sparse.
+    """Check that no gradient is sparse.
 
     Raises:
         RuntimeError: one is.
     """
     for gradient in gradients:
         if gradient is not None and gradient.layout != torch.strided:
-            raise RuntimeError(_SPARSE.format(what=f"that of a parameter of shape {tuple(gradient.shape)} is"))
+            raise RuntimeError(_SPARSE.format(what=f"the gradient of a parameter of shape {tuple(gradient.shape)} is"))
 
 
 def check_dense_layers(model: nn.Module, parameters: Iterable[Tensor]) -> None:
-    """Raise where one of a model's parameters is of a layer that makes gradients sparse, such as an embedding.
+    """Check that no parameter belongs to a layer with sparse gradients, such as an embedding with ``sparse=True``.
 
     Raises:
-        RuntimeError: one is.
+        RuntimeError: one does.
     """
     measured = set(parameters)
     for name, module in model.named_modules():
         if getattr(module, "sparse", False) is True and not measured.isdisjoint(module.parameters(recurse=False)):
-            raise RuntimeError(_SPARSE.format(what=f"those of {name or type(module).__name__} are"))
+            raise RuntimeError(_SPARSE.format(what=f"the gradients of {name or type(module).__name__} are"))
 
 
 _SPARSE = "sparse gradients are not supported: {what} sparse; build the embedding with sparse=False"

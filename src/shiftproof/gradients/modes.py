@@ -1,4 +1,4 @@
-"""Passes through a model that leave no trace in it: in running statistics, other buffers, or its mode."""
+"""Passes through a model that leave no trace in its running statistics, other buffers, or mode."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from torch.nn.parameter import is_lazy
 
 _Place = tuple[nn.Module, str]
 _ABSENT = object()
-"""In the place of a buffer that a module does not have."""
+"""Stands for a buffer that a module does not have."""
 
 
 class KeptBuffers:
-    """Copies of the buffers of modules, to put back what they hold now.
+    """Copies of modules' buffers, from which to restore them.
 
-    What a tensor holds is put back into that tensor, whoever's it is: `torch.func.functional_call` lends modules the
-    tensors of others. Which tensor a module has is put back only if a module exchanged it in its own call.
+    Values are restored into the same tensors, even if these belong to others: `torch.func.functional_call` lends
+    modules foreign tensors. The tensor that a module has under a name is restored only if the module replaced it during
+    its own call.
     """
 
     def __init__(self) -> None:
-        self._values: dict[int, tuple[Tensor, Tensor]] = {}  # by id: tensors, which are so kept alive, and copies
-        self._exchanged: dict[_Place, tuple[object, object]] = {}  # what was there first, and what is there now
-        self._initialising: set[nn.Module] = set()  # lazy modules, whose first call counts
+        self._values: dict[int, tuple[Tensor, Tensor]] = {}  # by id: the tensor, which this keeps alive, and a copy
+        self._exchanged: dict[_Place, tuple[object, object]] = {}  # the buffer at first, and the one now in its place
+        self._initialising: set[nn.Module] = set()  # lazy modules, whose first call is meant to have an effect
 
     def copy(self, module: nn.Module, *, inside: bool) -> dict[_Place, object]:
-        """Copy a module's buffers that are not copied yet, and those of all modules ``inside``; return which it has."""
+        """Copy a module's buffers if not yet copied, with ``inside`` also its submodules'; return the buffers."""
         places: dict[_Place, object] = {}
         for part in module.modules() if inside else (module,):
             if isinstance(part, LazyModuleMixin) and part.has_uninitialized_params():
@@ -42,12 +43,12 @@ class KeptBuffers:
         if new:
             weights = {_memory(p) for p in module.parameters()} - {None}
             for buffer in new:
-                if _memory(buffer) not in weights:  # else it is moved with the weights, as by GGA's search
+                if _memory(buffer) not in weights:  # otherwise it moves with the weights, as in GGA's search
                     self._values[id(buffer)] = buffer, buffer.detach().clone()
         return places
 
     def note_exchanged(self, module: nn.Module, places: dict[_Place, object]) -> None:
-        """Note which buffers of a module, and of all inside it, are others than those that `copy` returned."""
+        """Note which buffers of a module and its submodules have been replaced since `copy` returned them."""
         parts = (part for part in module.modules() if part not in self._initialising)
         now = {(part, name): buffer for part in parts for name, buffer in part._buffers.items()}
         for place in places.keys() | now.keys():
@@ -57,10 +58,10 @@ class KeptBuffers:
                 self._exchanged[place] = first if last is before else before, after
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore all buffers."""
         for buffer, value in self._values.values():
             if buffer.shape == value.shape:
-                buffer.data.copy_(value)  # not a new version of it: graphs from before see what they saw
+                buffer.data.copy_(value)  # through .data, so that graphs that saved it do not see a new version
             else:
                 buffer.data = value.clone()
         for (module, name), (before, after) in self._exchanged.items():
@@ -76,7 +77,7 @@ class KeptBuffers:
 
 
 def _may_be_copied(buffer: Tensor) -> bool:
-    """Return whether a buffer can be put back: not one of a transform of torch.func, nor one expanded over itself."""
+    """Return whether a buffer can be restored, which torch.func's wrappers and self-overlapping tensors cannot."""
     overlaps = any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
     return not _is_wrapped(buffer) and not overlaps
 
@@ -86,7 +87,7 @@ def _is_wrapped(tensor: Tensor | None) -> bool:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """Return the address of the memory that a tensor lies in; None if it has none of its own."""
+    """Return the address of a tensor's memory; None if it has no ordinary memory of its own."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or is_lazy(tensor) or _is_wrapped(tensor):
         return None
     return tensor.untyped_storage().data_ptr()
@@ -94,18 +95,17 @@ def _memory(tensor: Tensor) -> int | None:
 
 @contextmanager
 def frozen_statistics() -> Iterator[Callable[[], None]]:
-    """Leave the buffers of all modules that this thread calls inside as they are.
+    """Restore the buffers of all modules that this thread calls inside the context.
 
-    The modules compute what they always do: batch norms normalise by their batch, and the power iteration of spectral
-    norms goes one step on. On leaving, every buffer holds what it held before, be it a running mean and variance, a
-    count of batches, the vectors of a spectral norm, a codebook or what an observer of ranges has seen. So backward
-    passes belong inside. Gives a function that puts the buffers back at once, between passes that are to be equal.
+    The modules compute as usual: batch norms normalise by their batch, and spectral norms take one step of their power
+    iteration. On exit every buffer holds what it held before: running means and variances, counts of batches, vectors
+    of spectral norms, codebooks, ranges seen by observers. Backward passes therefore belong inside too. The context
+    yields a function that restores the buffers at once, for use between passes that must be equal.
 
-    It watches the calls of all modules, so its caller needs no handle on the model. What is outside of them it does
-    not see: a compiled function around the model (unlike a compiled model), a replayed CUDA graph, state that is no
-    buffer. Buffers under `torch.vmap` or `torch.func.grad` are seen in batch norms only. Those that lie in the memory
-    of weights, or are expanded over themselves, are left alone. A lazy module that is first called inside initialises
-    itself, and counts.
+    It watches the calls of all modules, so it needs no reference to the model. It does not see anything outside such
+    calls: a compiled function around the model (a compiled model is fine), a replayed CUDA graph, or state that is not
+    a buffer. Under `torch.vmap` or `torch.func.grad` it restores buffers of batch norms only. It leaves alone buffers
+    that share memory with weights or overlap themselves. A lazy module first called inside initialises itself for good.
     """
     kept = KeptBuffers()
     with _calls_watched(kept):
@@ -116,29 +116,29 @@ def frozen_statistics() -> Iterator[Callable[[], None]]:
 
 
 class _Watching(threading.local):
-    """What a thread watches: others may train models of their own meanwhile."""
+    """The state of one thread, because other threads may be training models of their own."""
 
     def __init__(self) -> None:
         self.kept: list[KeptBuffers] = []
-        self.depth = 0  # of calls of modules within calls of modules
+        self.depth = 0  # how deeply calls of modules are nested
 
 
 _watching = _Watching()
 _lock = threading.Lock()
-_installed: list[Callable[[], None]] = []  # what takes the watched call away; one for all threads
+_installed: list[Callable[[], None]] = []  # the function that removes the watched call; at most one for all threads
 _users = 0
 
 
 def _install() -> Callable[[], None]:
-    """Watch the calls of modules; return what ends that.
+    """Start to watch the calls of modules; return a function that stops it.
 
-    Not by torch's global hooks: a compiled module runs these inside of what is compiled, which they have compiled anew
-    every time they are registered, until it is no longer compiled at all.
+    torch's global hooks will not do: a compiled module runs them inside its compiled code, so every registration
+    triggers recompilation, until torch gives up on compiling at all.
     """
     plain_call = nn.Module.__call__
 
     def watched_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # What is traced is inside of a call that was seen.
+        # A call during tracing lies inside a call that was already watched.
         if torch.compiler.is_compiling() or not _watching.kept:
             return plain_call(module, *args, **kwargs)
         outermost = _watching.depth == 0
@@ -158,7 +158,7 @@ def _install() -> Callable[[], None]:
                     kept.note_exchanged(module, had)
 
     def uninstall() -> None:
-        if nn.Module.__call__ is watched_call:  # else another library has put its own over it, which may call ours
+        if nn.Module.__call__ is watched_call:  # otherwise another library has wrapped it, and may still call it
             nn.Module.__call__ = plain_call  # type: ignore[method-assign]
 
     nn.Module.__call__ = watched_call  # type: ignore[method-assign]
@@ -186,15 +186,15 @@ def _calls_watched(kept: KeptBuffers) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode; afterwards every module is in the mode that it was in.
+    """Put a model into evaluation mode, and restore the mode of every module on exit.
 
-    Buffers hold afterwards what they held, for there are modules that count in this mode too.
+    Buffers are restored too, because some modules change theirs even in evaluation mode.
     """
     training = [(module, module.training) for module in model.modules()]
     kept = KeptBuffers()
     places = kept.copy(model, inside=True)
     try:
-        for module, _ in training:  # not by eval(), which a module may override to do more
+        for module, _ in training:  # not eval(), which a module may override to do more
             module.training = False
         yield
     finally:

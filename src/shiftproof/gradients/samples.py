@@ -1,4 +1,4 @@
-"""Sums over samples of the gradient of every single sample, and of its square."""
+"""Sums over samples of per-sample gradients and of their squares."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from shiftproof.gradients.modes import evaluation_mode
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs (n, ...) and targets (n, ...) to their mean loss, as ``F.cross_entropy`` does."""
 
-_HELD = 2**24  # elements of single gradients that the vectorised way holds at once, or one sample's
+_HELD = 2**24  # elements of per-sample gradients that the vectorised way holds at once, unless one sample has more
 
 
 class GradientSums(NamedTuple):
-    """What the gradients of the single samples of a chunk add up to.
+    """Sums of the per-sample gradients of a chunk.
 
     Attributes:
-        losses: of each sample (n,), detached.
-        sums: by name of the parameter, the sum over samples of the gradient, in the parameter's shape; in its dtype, or
-            in float32 where that is of less.
-        squares: the same of the gradient's square, element by element.
+        losses: losses of the samples (n,), detached.
+        sums: sum over samples of the gradient, by name of the parameter, in the parameter's shape and in its dtype, but
+            at least float32.
+        squares: the same for the gradient's elementwise square.
     """
 
     losses: Tensor
@@ -41,22 +41,22 @@ class GradientSums(NamedTuple):
 
 
 class PerSampleGradients:
-    """Sums up the gradients of single samples, and their squares, for little more than a backward pass costs.
+    """Sums per-sample gradients and their squares at little more than the cost of a backward pass.
 
     Linear layers, convolutions and affine normalisation layers that the model calls once have formulas
-    (`shiftproof.gradients.layers`), which need one pass over the chunk. All other parameters (tied, used twice or
-    outside of their layer, or of other layers) take the vectorised gradients of ``torch.func``, which are a second
-    pass. The first chunk of at least two samples decides which is which: on two of its samples the formulas must give
-    what one backward pass per sample gives.
+    (`shiftproof.gradients.layers`), which take one pass over the chunk. All other parameters (tied, used twice or
+    outside their layer, or of other layers) take a second pass with the vectorised gradients of ``torch.func``. The
+    first chunk of at least two samples decides which parameters use the formulas: on two of its samples these must
+    agree with one backward pass per sample.
 
-    Every module of the model is in evaluation mode meanwhile, so nothing is dropped and normalisation does not mix
-    samples. Modes are put back, and neither weights nor ``.grad`` nor torch's generators change.
+    Every module is in evaluation mode meanwhile, so that nothing is dropped and normalisation does not mix samples.
+    Modes are restored, and weights, ``.grad`` and torch's generators do not change.
 
     Args:
         model: maps inputs (n, ...) to outputs (n, ...).
-        loss: the mean loss of a batch; that of one sample is the loss of a batch of one.
-        parameters: names as ``model.named_parameters()`` has them, None for all; those that are frozen when a chunk is
-            evaluated are left out of it.
+        loss: mean loss of a batch; a sample's loss is that of a batch of one.
+        parameters: names from ``model.named_parameters()``, None for all; parameters that are frozen when a chunk is
+            evaluated are left out of its result.
 
     Raises:
         ValueError: a name is unknown, no parameter requires a gradient, or one that does is complex.
@@ -70,21 +70,21 @@ class PerSampleGradients:
         if unknown := [name for name in chosen if name not in self._parameters]:
             raise ValueError(f"the model has no parameter {', '.join(unknown)}")
         self._chosen = chosen
-        self._names: list[str] = []  # those that were not frozen at the last chunk
+        self._names: list[str] = []  # parameters that were not frozen at the last chunk
         self._workspace = Workspace()
-        self._layers: list[_Layer] | None = None  # those that take the formulas, once it is known
+        self._layers: list[_Layer] | None = None  # layers that use the formulas; None until known
         self._update_names()
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> GradientSums:
-        """Return the sums over a chunk of samples, whose activations are held at once.
+        """Return the sums over a chunk of samples, whose activations must all fit into memory.
 
         Args:
-            inputs: (n, ...).
-            targets: (n, ...).
+            inputs: inputs (n, ...).
+            targets: targets (n, ...).
 
         Raises:
-            ValueError: there are no samples or not as many targets, no parameter requires a gradient, or the loss of a
-                batch is not a scalar.
+            ValueError: there are no samples, the numbers of inputs and targets differ, no parameter requires a
+                gradient, or the loss of a batch is not a scalar.
             RuntimeError: a layer is not called as it was in the first chunk.
         """
         if not 0 < len(inputs) == len(targets):
@@ -120,7 +120,7 @@ class PerSampleGradients:
             self._names, self._layers = names, None
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self._loss is F.cross_entropy and outputs.ndim == 2:  # the same, and a fifth of the time
+        if self._loss is F.cross_entropy and outputs.ndim == 2:  # the same in a fifth of the time
             return F.cross_entropy(outputs, targets, reduction="none")
         losses: Tensor = vmap(lambda output, target: self._loss(output[None], target[None]))(outputs, targets)
         if losses.ndim != 1:
@@ -133,7 +133,7 @@ class PerSampleGradients:
         )
         if irregular := [layer.names for layer in layers if layer not in regular]:
             names = ", ".join(name for names in irregular for name in names.values())
-            raise RuntimeError(f"the layers of {names} are not called once, with a batch, as in the first chunk")
+            raise RuntimeError(f"the layers of {names} are not called once with the batch, as in the first chunk")
         return result
 
     def _vectorised(self, names: Sequence[str], inputs: Tensor, targets: Tensor) -> GradientSums:
@@ -146,20 +146,20 @@ class PerSampleGradients:
         gradients_of = vmap(grad_and_value(loss_of), in_dims=(None, 0, 0))
         losses = []
         sums, squares = _zeros(chosen), _zeros(chosen)
-        # torch.func records what it needs by itself; fused attention would be evaluated sample by sample
+        # torch.func records by itself what it needs; fused attention would be evaluated sample by sample
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             for x, y in zip(torch.split(inputs, samples), torch.split(targets, samples), strict=True):
                 gradients, values = gradients_of(chosen, x, y)
                 losses.append(values)
                 for name in names:
-                    # a copy: it is overwritten, and one parameter's gradient may be a view of another's
+                    # a copy, because accumulate overwrites it, and it may be a view of another parameter's gradient
                     own = gradients[name].to(sums[name].dtype, copy=True, memory_format=torch.contiguous_format)
                     accumulate(own, sums[name], squares[name])
         return GradientSums(torch.cat(losses), sums, squares)
 
 
 class _Layer(NamedTuple):
-    """A layer and the names of those of its parameters that take the formulas, by attribute."""
+    """A layer, and the names of its parameters that use the formulas, by attribute."""
 
     module: nn.Module
     names: dict[str, str]
@@ -180,7 +180,7 @@ class _Token(torch.autograd.Function):
 
 @contextmanager
 def _inert(model: nn.Module) -> Iterator[None]:
-    """Put all modules in evaluation mode and let no parameter require a gradient, for a while."""
+    """Put all modules in evaluation mode and let no parameter require a gradient within the context."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     with evaluation_mode(model):
         try:
@@ -195,10 +195,10 @@ def _inert(model: nn.Module) -> Iterator[None]:
 def _layer_sums(
     layers: Sequence[_Layer], samples: int, workspace: Workspace, evaluate: Callable[[], Tensor]
 ) -> tuple[GradientSums, list[_Layer]]:
-    """Differentiate the per-sample losses (n,) that a function evaluates; return also the layers called just once.
+    """Differentiate the per-sample losses (n,) that a function evaluates; also return the layers called exactly once.
 
-    No parameter requires a gradient, so that autograd computes none of theirs. In their stead the outputs of layers
-    that depend on no other's depend on a token.
+    No parameter requires a gradient, so autograd computes no parameter gradients. To have a graph all the same, the
+    outputs of layers that do not depend on other layers are made to depend on a token.
     """
     token = torch.zeros((), device="cpu", requires_grad=True)
     calls: Counter[nn.Module] = Counter()
@@ -242,10 +242,10 @@ def _layer_sums(
 
 
 def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -> list[_Layer]:
-    """Return the layers and parameters for which the formulas are right on two samples, one of each at a time.
+    """Return the layers and parameters whose formulas agree with one backward pass per sample on two samples.
 
-    That is tried with a random linear function of the outputs and with weights near the model's own: its gradients
-    may be zero, which any formula gets right (those below a classifier that starts at zero).
+    The test uses a random linear function of the outputs, and weights near the model's own: at these themselves
+    gradients may be zero, as below a classifier that starts at zero, and then any formula would pass.
     """
     random = torch.Generator(inputs.device).manual_seed(0)
 
@@ -286,7 +286,7 @@ def _verified_layers(model: nn.Module, names: Collection[str], inputs: Tensor) -
     computed = torch.finfo(weights.dtype).eps
     if not _close(together[0].detach(), torch.cat(single).detach(), 0.0, computed):
         return []  # samples mix
-    # what rounding leaves of a gradient that is zero in exact arithmetic
+    # the size that rounding gives a gradient that is zero in exact arithmetic
     rounding = 100 * computed * largest
 
     def right(name: str) -> bool:
@@ -307,14 +307,14 @@ def _close(found: Tensor, expected: Tensor, rounding: float, precision: float) -
 
 
 def _zeros(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return where to sum the gradients of parameters up."""
+    """Return zeros in which to add up the gradients of parameters."""
     return {
         name: p.new_zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32)) for name, p in parameters.items()
     }
 
 
 def _candidates(model: nn.Module, names: Collection[str]) -> list[_Layer]:
-    """Return the layers of known kinds, with those of the named parameters that no other layer has."""
+    """Return the layers of known kinds, with those named parameters that belong to no other layer."""
     owned = [dict(module.named_parameters(recurse=False, remove_duplicate=False)) for module in model.modules()]
     owners = Counter(p for parameters in owned for p in parameters.values())
     name_of = {p: name for name, p in model.named_parameters() if name in names and owners[p] == 1}

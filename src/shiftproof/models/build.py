@@ -1,4 +1,4 @@
-"""The models by name."""
+"""Build networks by the name of their model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shiftproof.models.torchvision_models import TORCHVISION_MODELS
 from shiftproof.models.weights import load_weights, stated_normalisation
 
 MODELS: Registry[Model] = Registry("model")
-"""Our own models and those of torchvision; all others are timm's."""
+"""Our own models and torchvision's; any other name is looked up in timm."""
 
 
 def _small(build: Callable[[int], nn.Module], image_shape: tuple[int, int, int]) -> Featurizer:
@@ -34,7 +34,7 @@ MODELS.register("small_lenet", Model(partial(_small, small_lenet), 32))
 for _name, _model in TORCHVISION_MODELS.items():
     MODELS.register(_name, _model)
 
-# What modules raise when images are too small or of another size than they are built for.
+# Errors that modules raise when images are too small, or not of the size that they are built for.
 _MISFITS = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
 
 
@@ -53,33 +53,33 @@ def build_network(
     """Build a network on the CPU; its random start is a function of ``seed`` alone.
 
     ``model`` is ``small_conv``, ``small_lenet``, one of torchvision's ``squeezenet1_1``, ``resnet18`` and ``resnet50``,
-    or any name of timm's. torchvision's win over timm's two of the same names; timm's are reached with a tag, as in
-    ``resnet50.a1_in1k``.
+    or any name from timm. timm has two of these names too; add a tag to get its models, as in ``resnet50.a1_in1k``.
 
-    With ``weights``, batch norms keep the statistics of the file in training, unless ``freeze_batch_norm`` is false.
-    Without, theirs are mean 0 and variance 1, which are not worth keeping, and they follow the batches.
+    With ``weights``, batch norms keep the file's statistics in training unless ``freeze_batch_norm`` is false. Without,
+    their statistics start at mean 0 and variance 1, which are not worth keeping, and follow the batches.
 
-    With ``weights`` the classifier starts at zero, unless ``zero_classifier`` is false: features of a trained network
-    can be large, and on them a random classifier's first gradients are large and random too (docs/results.md has the
-    measurement).
+    With ``weights``, the classifier starts at zero unless ``zero_classifier`` is false: features of a trained network
+    can be large, and a random classifier on top of them would make the first gradients large and random (measured in
+    docs/results.md).
 
-    Weights expect images normalised as in their training. Where ``normalisation`` does not state it, the weights file
-    may (see `stated_normalisation`), else it is the one that goes with the model's name.
+    Weights expect images normalised as in their training. If ``normalisation`` is None, the weights file may state it
+    (see `stated_normalisation`); otherwise the model's own applies.
 
     Args:
         model: name of the model.
         image_shape: (channels, height, width) of its input, in pixels.
         num_classes: number of logits.
         dropout: probability of dropping a feature before the classifier.
-        seed: of the random start.
-        weights: file of the featurizer's weights (see `load_weights`); None leaves the random start.
+        seed: seed of the random start.
+        weights: file of the featurizer's weights (see `load_weights`); None keeps the random start.
         freeze_batch_norm: whether batch norms keep the statistics of given weights.
-        zero_classifier: whether the classifier on given weights starts at zero.
-        normalisation: of the images, as `Normalisation.parse` reads it; None to go by weights and model.
+        zero_classifier: whether the classifier starts at zero when weights are given.
+        normalisation: normalisation of the images, as `Normalisation.parse` reads it; None takes it from the weights
+            file or the model.
 
     Raises:
-        FieldError: unknown model, images of a shape that it cannot take, ``dropout`` out of [0, 1), a normalisation
-            of other images, or a weights file that cannot be read or does not fit.
+        FieldError: the model is unknown or cannot take images of this shape, ``dropout`` is not in [0, 1), the
+            normalisation has another number of channels, or the weights file cannot be read or does not fit.
         FileNotFoundError: there is no such weights file.
     """
     entry = _find(model)
@@ -90,7 +90,7 @@ def build_network(
         stated = Normalisation.parse(normalisation, image_shape[0])
     elif weights is not None:
         stated = stated_normalisation(weights, image_shape[0])
-    # The CPU's generator alone is seeded, and put back: torch.manual_seed would seed the accelerators' too.
+    # Seed only the CPU's generator, and restore it afterwards: torch.manual_seed would seed the accelerators' too.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         try:
@@ -118,7 +118,7 @@ def default_image_size(model: str) -> int:
     """Return the side in pixels of the images that a model is made for (224 for most).
 
     Raises:
-        ValueError: unknown model.
+        ValueError: the model is unknown.
     """
     return _find(model).image_size
 
@@ -132,7 +132,7 @@ def _find(model: str) -> Model:
 
 
 def _build(entry: Model, image_shape: tuple[int, int, int]) -> tuple[Featurizer, int]:
-    """Return a model's featurizer and the number of its features, which is what one image gives."""
+    """Return a model's featurizer and its number of features, measured on one image."""
     featurizer = entry.build(image_shape)
     featurizer.module.eval()
     with torch.no_grad():
@@ -143,7 +143,7 @@ def _build(entry: Model, image_shape: tuple[int, int, int]) -> tuple[Featurizer,
 
 
 def _misfit(model: str, image_shape: tuple[int, int, int], error: Exception) -> str:
-    """Say that a model does not take images of a shape, and which it takes."""
+    """Return the message that a model cannot take images of a shape, with the size that it can take."""
     channels, height, width = image_shape
     entry = _find(model)
 
@@ -155,7 +155,7 @@ def _misfit(model: str, image_shape: tuple[int, int, int], error: Exception) -> 
             return False
         return True
 
-    # The least size, except for models that take only multiples of something: one that fits all the same.
+    # The least size; for models that take only multiples of a number, some size that fits.
     least = 1 + bisect_left(range(1, entry.image_size), True, key=fits)
     return (
         f"model '{model}' cannot take images of {height} x {width} pixels: it takes {least} x {least} "

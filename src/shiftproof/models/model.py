@@ -1,4 +1,4 @@
-"""What a model is before it is built, and the featurizer that building it gives."""
+"""A model before it is built, and the featurizer that building it returns."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from shiftproof.models.normalisation import Normalisation
 
 
 class Featurizer(NamedTuple):
-    """A featurizer with what its model knows about it.
+    """A featurizer, and how to feed it and load its weights.
 
     Attributes:
         module: maps images (n, channels, height, width) to features (n, feature_size).
-        normalisation: of the images it expects.
-        classifier: first parts of the names that a weights file has for the classifier's tensors ("fc").
+        normalisation: normalisation of the images that it expects.
+        classifier: first parts of the names of the classifier's tensors in a weights file ("fc").
     """
 
     module: nn.Module
@@ -25,12 +25,12 @@ class Featurizer(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model by name.
+    """A model that can be built by name.
 
     Attributes:
-        build: called with the shape of an image (channels, height, width).
+        build: builds the featurizer for images of a shape (channels, height, width).
         image_size: side in pixels of the images that it is made for.
-        channels: the only number of channels that it takes; None where it takes any.
+        channels: the only number of channels that it takes; None if it takes any.
     """
 
     build: Callable[[tuple[int, int, int]], Featurizer]

@@ -18,11 +18,11 @@ class Network(nn.Module):
         featurizer: maps images (n, channels, height, width) to features (n, feature_size).
         feature_size: number of features.
         num_classes: number of logits.
-        normalisation: of the images it expects.
+        normalisation: normalisation of the images that it expects.
         dropout: probability of dropping a feature, in [0, 1).
-        freeze_batch_norm: keep the featurizer's batch norms at their stored statistics in training too, as for
+        freeze_batch_norm: keep the featurizer's batch norms at their stored statistics even in training, as in
             DomainBed's published results; their scales and shifts still train.
-        image_shape: (channels, height, width) of its input, in pixels; None where nothing asks for it.
+        image_shape: (channels, height, width) of its input, in pixels; None if nothing will read it.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Network(nn.Module):
         if self.freeze_batch_norm:
             for module in self.featurizer.modules():
                 if isinstance(module, _BatchNorm):
-                    module.training = False  # not eval(): timm's batch norms hold dropout and activation
+                    module.training = False  # not eval(), because timm's batch norms contain dropout and activation
         return self
 
     def forward(self, images: Tensor) -> Tensor:

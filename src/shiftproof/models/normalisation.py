@@ -1,4 +1,4 @@
-"""What turns pixels into a network's input, and the words for it."""
+"""Normalisation of pixels into a network's input, and its text form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shiftproof.base.field_error import FieldError
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What turns pixels in [0, 1] into a network's input: ``(pixel - mean) / std``, per channel."""
+    """Turns pixels in [0, 1] into a network's input: ``(pixel - mean) / std``, per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -27,21 +27,21 @@ class Normalisation:
 
     @classmethod
     def parse(cls, text: str, channels: int) -> Self:
-        """Return the normalisation of images that a text states.
+        """Parse a normalisation.
 
         Args:
-            text: ``imagenet``; ``half``, from [0, 1] to [-1, 1]; or numbers between commas, of pixels in [0, 1]: a mean
-                and a standard deviation for all channels, or one mean per channel and then one standard deviation per
-                channel.
+            text: ``imagenet``; ``half``, which maps [0, 1] to [-1, 1]; or comma-separated numbers for pixels in [0, 1]:
+                a mean and a standard deviation for all channels, or one mean per channel and then one standard
+                deviation per channel.
             channels: number of channels of the images.
 
         Raises:
-            FieldError: the text states none, or one of images of another number of channels.
+            FieldError: the text is not a normalisation, or is one for another number of channels.
         """
         if text == "imagenet":
             if channels != len(IMAGENET.mean):
                 raise FieldError(
-                    "normalisation", f"normalisation imagenet is of 3 channels; the images have {channels}"
+                    "normalisation", f"normalisation imagenet is for 3 channels; the images have {channels}"
                 )
             return cls(IMAGENET.mean, IMAGENET.std)
         numbers = (0.5, 0.5) if text == "half" else _numbers(text)
@@ -57,7 +57,7 @@ class Normalisation:
         return cls(numbers[:channels], numbers[channels:])
 
     def __str__(self) -> str:
-        """Return the shortest text that `parse` reads as this; equal normalisations have the same."""
+        """Return the shortest text that `parse` reads as this normalisation; equal normalisations give equal texts."""
         if self == IMAGENET:
             return "imagenet"
         if len({*self.mean}) == len({*self.std}) == 1:
@@ -70,22 +70,22 @@ IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def default_normalisation(channels: int) -> Normalisation:
-    """ImageNet's for three channels; from [0, 1] to [-1, 1] for any other number."""
+    """Return ImageNet's normalisation for three channels, and [0, 1] to [-1, 1] for any other number."""
     return Normalisation.parse("imagenet" if channels == 3 else "half", channels)
 
 
 def check_normalisation(text: str) -> None:
-    """Raise unless a text states a normalisation of some number of channels.
+    """Check that a text is a normalisation, for any number of channels.
 
     Raises:
-        FieldError: it states none.
+        FieldError: it is not.
     """
     if text not in ("imagenet", "half"):
         _numbers(text)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    """Return the means and then the standard deviations that a text lists."""
+    """Return the numbers that a text lists: the means, then the standard deviations."""
     try:
         numbers = tuple(map(float, text.split(",")))
     except ValueError:
@@ -101,7 +101,7 @@ def _numbers(text: str) -> tuple[float, ...]:
     if not all(0 <= mean <= 1 for mean in numbers[: len(numbers) // 2]):
         raise FieldError(
             "normalisation",
-            f"the means of a normalisation are of pixels in [0, 1], not in [0, 255], and cannot be {text!r}",
+            f"the means of a normalisation are for pixels in [0, 1], not in [0, 255], and cannot be {text!r}",
         )
     if min(numbers[len(numbers) // 2 :]) <= 0:
         raise FieldError("normalisation", f"the standard deviations of a normalisation must be above 0, not {text!r}")
@@ -110,6 +110,6 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 @lru_cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return constants (1, channels, 1, 1); kept, because a GPU must be waited for to get them."""
+    """Return constants (1, channels, 1, 1), cached because copying them to a GPU would wait for it."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(1, -1, 1, 1)

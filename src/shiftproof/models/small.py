@@ -1,4 +1,4 @@
-"""Small featurizers for images that nothing was pretrained on: digits, characters, spectrograms."""
+"""Small featurizers for images without pretrained models: digits, characters, spectrograms."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ _GRID = 4
 
 
 def small_conv(channels: int) -> nn.Sequential:
-    """Three 3 x 3 convolutions with group normalisation, the first two of stride 2; 64 features by global mean."""
+    """Build three 3 x 3 convolutions with group normalisation, the first two of stride 2, and a mean to 64 features."""
     layers = _convolutions(channels, (16, 32, FEATURES))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def small_lenet(channels: int) -> nn.Sequential:
-    """The form of LeNet: convolutions as in `small_conv`, then a fully connected layer that knows where things are.
+    """Build a network in the form of LeNet: convolutions as in `small_conv`, then a fully connected layer.
 
-    Their output is averaged over 4 x 4 fields and gives 128 normalised features, whatever the size of the image.
-    LeCun et al., "Gradient-Based Learning Applied to Document Recognition", Proceedings of the IEEE 1998.
+    Averaging the convolutions' output to a 4 x 4 grid keeps positions and makes the layer independent of the image
+    size; it gives 128 normalised features. LeCun et al., "Gradient-Based Learning Applied to Document Recognition",
+    Proceedings of the IEEE 1998.
     """
     widths = (16, 32, 32)
     return nn.Sequential(

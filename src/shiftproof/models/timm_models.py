@@ -1,4 +1,4 @@
-"""Featurizers of timm's models, by timm's names."""
+"""Featurizers from timm's models, under timm's names."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from shiftproof.models.normalisation import Normalisation, default_normalisation
 
 
 def timm_model(name: str) -> Model | None:
-    """Look up a model of timm's, with a tag or without ("resnet26.bt_in1k", "resnet26"); None if it has none."""
+    """Look up one of timm's models, with or without a tag ("resnet26.bt_in1k", "resnet26"); None if there is none."""
     import timm
 
     if not timm.is_model(name):
         return None
     try:
         config = timm.get_pretrained_cfg(name)
-    except RuntimeError:  # the architecture is timm's, the tag is not
+    except RuntimeError:  # timm has the architecture, but not the tag
         return None
-    assert config is not None  # noqa: S101  # every model of timm's registry has one
+    assert config is not None  # noqa: S101  # every model in timm's registry has one
 
     def build(image_shape: tuple[int, int, int]) -> Featurizer:
         channels, height, width = image_shape
-        # Models of a fixed size take the size at which they are built.
+        # Models with a fixed input size must be told it when they are built.
         size = {"img_size": height if height == width else (height, width)} if config.fixed_input_size else {}
         module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels, **size)
         normalisation = (
@@ -30,7 +30,7 @@ def timm_model(name: str) -> Model | None:
             if len(config.mean) == channels
             else default_normalisation(channels)
         )
-        # The configuration names the last layer alone ("head.fc"); what else the classifier has lies beside it.
+        # The configuration names only the last layer ("head.fc"); the classifier's other tensors share its first part.
         layers = (config.classifier,) if isinstance(config.classifier, str) else config.classifier or ()
         return Featurizer(module, normalisation, tuple(layer.partition(".")[0] for layer in layers))
 

@@ -1,4 +1,4 @@
-"""Featurizers of torchvision's models, with its names for their tensors, so that its weights files load."""
+"""Featurizers from torchvision's models, with torchvision's tensor names, so that its weights files load."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ TORCHVISION_MODELS = {
     "resnet18": Model(partial(_resnet, "resnet18"), 224, channels=3),
     "resnet50": Model(partial(_resnet, "resnet50"), 224, channels=3),
 }
-"""SqueezeNet 1.1 (512 features, the global mean of its last map; Iandola et al. 2016), ResNet-18 (512) and
-ResNet-50 (2048; He et al. 2016)."""
+"""SqueezeNet 1.1 (512 features, the global mean of its last feature map; Iandola et al. 2016), ResNet-18 (512 features)
+and ResNet-50 (2048 features; He et al. 2016)."""

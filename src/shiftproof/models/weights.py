@@ -1,4 +1,4 @@
-"""Weights of featurizers from files."""
+"""Read weights files and load them into featurizers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from shiftproof.base.field_error import FieldError
 from shiftproof.models.normalisation import Normalisation
 
-LISTED = 10  # tensors of a kind that an error names
-_FEATURIZER = "featurizer."  # how names begin in the state of a `Network`
+LISTED = 10  # how many tensors of a kind an error names
+_FEATURIZER = "featurizer."  # prefix of the featurizer's names in the state of a `Network`
 NORMALISATION = "normalisation"
-"""The entry of a safetensors file's metadata that states what its weights were trained with."""
+"""The entry of a safetensors file's metadata that states the normalisation of the images in training."""
 
 
 def weights_fingerprint(path: Path) -> str:
@@ -34,24 +34,24 @@ def weights_fingerprint(path: Path) -> str:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a file's tensors by name, on the CPU.
 
-    Files named ``.safetensors`` are read as such, all others as written by ``torch.save``, with its safe reader:
-    a pickle of anything but tensors and plain containers is refused, never run. The wrappers ``state_dict``
-    and ``model`` and the prefix ``module.`` (of ``DistributedDataParallel``) are taken off.
+    Files named ``.safetensors`` are read as such, and all others as written by ``torch.save``, with torch's safe
+    reader: a pickle of anything but tensors and plain containers is refused, never run. The wrappers ``state_dict`` and
+    ``model`` and the prefix ``module.`` (from ``DistributedDataParallel``) are removed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FieldError: the file is corrupt, refused, or holds something other than tensors by name.
+        FieldError: the file is corrupt or refused, or holds something other than named tensors.
     """
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     while isinstance(content, Mapping) and (inner := _wrapped(content)) is not None:
         content = inner
     if not isinstance(content, Mapping) or not content:
-        raise FieldError("weights", f"weights file {path} holds no tensors by name")
+        raise FieldError("weights", f"weights file {path} holds no named tensors")
     others = [
         str(name) for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)
     ]
     if others:
-        raise FieldError("weights", f"weights file {path} holds entries that are no tensors: {_listed(others)}")
+        raise FieldError("weights", f"weights file {path} holds entries that are not named tensors: {_listed(others)}")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
 
@@ -59,16 +59,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def stated_normalisation(path: Path, channels: int) -> Normalisation | None:
     """Return the normalisation that a weights file states in its metadata; None if it states none.
 
-    The models that runs keep state theirs. It can be written into any safetensors file, under ``normalisation`` as
-    `Normalisation.parse` reads it. Files of ``torch.save`` have no place for it.
+    Models saved by runs state theirs. You can add it to the metadata of any safetensors file, under ``normalisation``
+    and in the form that `Normalisation.parse` reads. Files from ``torch.save`` have no metadata.
 
     Args:
-        path: see `read_weights`.
+        path: the weights file (see `read_weights`).
         channels: number of channels of the images.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FieldError: the file is corrupt, or states something else or the normalisation of other images.
+        FieldError: the file is corrupt, or the entry is not a normalisation for this number of channels.
     """
     if path.suffix != ".safetensors":
         return None
@@ -85,18 +85,18 @@ def stated_normalisation(path: Path, channels: int) -> Normalisation | None:
 def load_weights(featurizer: nn.Module, path: Path, *, classifier: tuple[str, ...] = ()) -> None:
     """Load a file's weights into a featurizer, in the featurizer's own precision.
 
-    The file must have every tensor of the featurizer, in its shape, and no other, except that it may have a
-    classifier, which is passed over, and may lack batch norms' ``num_batches_tracked``. Of the model that a run kept,
-    the featurizer is taken. On an error the featurizer is left as it was.
+    The file must hold exactly the featurizer's tensors, with their shapes. It may also hold a classifier, which is
+    ignored, and may lack ``num_batches_tracked`` of batch norms. If the file is a model that a run saved, its
+    featurizer is loaded. On an error the featurizer stays unchanged.
 
     Args:
-        featurizer: whose parameters and buffers are set.
-        path: see `read_weights`.
+        featurizer: the module whose parameters and buffers are set.
+        path: the weights file (see `read_weights`).
         classifier: first parts of the names of the classifier's tensors in the file ("fc" of "fc.weight").
 
     Raises:
         FileNotFoundError: there is no such file.
-        FieldError: the file cannot be read, or does not fit; the message lists the tensors that do not.
+        FieldError: the file cannot be read or does not fit; the message lists the tensors at fault.
     """
     wanted = featurizer.state_dict()
     tensors = read_weights(path)
@@ -122,7 +122,7 @@ def load_weights(featurizer: nn.Module, path: Path, *, classifier: tuple[str, ..
     if any(faults.values()):
         lists = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in faults.items() if names)
         raise FieldError("weights", f"weights file {path} does not fit the model: {lists}")
-    featurizer.load_state_dict(given, strict=False)  # strict would ask for num_batches_tracked
+    featurizer.load_state_dict(given, strict=False)  # strict would require num_batches_tracked
 
 
 def _existing(path: Path) -> Path:
@@ -147,7 +147,7 @@ def _intact(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise FieldError("weights", f"weights file {path} is no intact safetensors file: {error}") from error
+        raise FieldError("weights", f"weights file {path} is not an intact safetensors file: {error}") from error
 
 
 def _read_torch(path: Path) -> object:
@@ -158,11 +158,11 @@ def _read_torch(path: Path) -> object:
         raise FieldError(
             "weights",
             f"weights file {path} is refused: it is not a file of tensors, or it also holds other Python "
-            "objects, whose reading could run code. Save the tensors alone, with "
+            "objects, which could run code when read. Save only the tensors, with "
             "torch.save(model.state_dict(), ...) or as safetensors",
         ) from error
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise FieldError("weights", f"weights file {path} is no intact file of torch.save: {error}") from error
+        raise FieldError("weights", f"weights file {path} is not an intact file of torch.save: {error}") from error
 
 
 def _wrapped(content: Mapping[str, object]) -> Mapping[str, object] | None:

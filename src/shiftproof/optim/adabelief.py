@@ -1,4 +1,4 @@
-"""AdaBelief: Adam whose steps are large where a gradient is as its average foretold."""
+"""AdaBelief: Adam that takes large steps where gradients stay close to their moving average."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class AdaBelief(MomentOptimizer):
         \theta_t &= \theta_{t-1} - \eta\, (\hat m_t / (\sqrt{\hat s_t} + \epsilon) + \lambda \theta_{t-1})
 
     with Adam's bias correction (:math:`\hat m_t`, :math:`\hat s_t`) and, as in the authors' package, decoupled weight
-    decay :math:`\lambda`. Without the rectification that the package added after the paper. In float16,
-    which cannot hold 1e-16, :math:`\epsilon` is at least its least normal number, 6.1e-5.
+    decay :math:`\lambda`. The rectification that the package added after the paper is left out. float16 cannot hold
+    1e-16, so there :math:`\epsilon` is at least the smallest normal number, 6.1e-5.
 
-    Ours, because torch has none and timm is only in the benchmark's extra.
+    It is implemented here because torch has no AdaBelief and timm comes only with the benchmark's extra.
 
     Args:
         params: parameters or groups.
@@ -54,7 +54,7 @@ class AdaBelief(MomentOptimizer):
             closure: evaluates the model, back-propagates and returns the loss.
 
         Returns:
-            What the closure returned.
+            The closure's result.
         """
         loss = None
         if closure is not None:

@@ -1,4 +1,4 @@
-"""AdaHessian: Adam whose second moment is of the Hessian's diagonal instead of the gradient."""
+"""AdaHessian: Adam with the Hessian's diagonal in place of the gradient in the second moment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shiftproof.optim.moments import (
 )
 from shiftproof.optim.stream import Place, draw_signs
 
-_MISSING_GRAPH = """AdaHessian differentiates the gradients again, and they have no graph; write
+_MISSING_GRAPH = """AdaHessian differentiates the gradients again, but they have no graph; write
     loss.backward(create_graph=True)"""
 
 _CYCLE_WARNING = r"Using backward\(\) with create_graph=True will create a reference cycle"
@@ -39,18 +39,19 @@ class AdaHessian(MomentOptimizer):
         \theta_t &= \theta_{t-1} - \eta\, (\hat m_t / (\sqrt{\hat v_t} + \epsilon) + \lambda \theta_{t-1})
 
     with Adam's bias correction (:math:`\hat m_t`, :math:`\hat v_t`), decoupled weight decay :math:`\lambda` and the
-    spatial averaging :math:`D^{(s)}`: the mean of :math:`\lvert D \rvert` over each kernel of a convolution, all
-    dimensions beyond the second. Matrices and vectors are not averaged. That magnitudes are averaged, and block size 1
-    for matrices, are as in the code of the authors' experiments on images; so are the defaults.
+    spatial averaging :math:`D^{(s)}`: the mean of :math:`\lvert D \rvert` over each convolution kernel (all dimensions
+    beyond the second). Matrices and vectors are not averaged. Averaging magnitudes, block size 1 for matrices and the
+    defaults follow the code of the authors' experiments on images.
 
     The gradients must have a graph: ``loss.backward(create_graph=True)``. The closure is called once, but the
-    Hessian-vector product costs about a second backward pass, which no count of closures shows. The step frees the
-    graph. Where attention is fused, backpropagate in a closure: there the step has it computed in parts, because the
-    fused kernels have no second derivative. :math:`z` is a function of (seed, step, parameter, element); torch's
-    generators are neither read nor moved. What edits gradients without recording it, as clipping does, changes
-    :math:`m` alone. For one process: only the local gradients have a graph.
+    Hessian-vector product costs about as much as a second backward pass, which a count of closure calls does not show.
+    The step frees the graph. If the model uses fused attention, back-propagate in a closure: the fused kernels have no
+    second derivative, so `step` switches them off around it. :math:`z` is a function of (seed, step, parameter,
+    element); torch's generators are neither read nor moved. Edits of gradients that autograd does not record, such as
+    clipping, change only :math:`m`. AdaHessian works in one process only, because only local gradients have a graph.
 
-    Ours, because torch has none, and timm's averages no kernels unless told and keeps a generator out of its state.
+    It is implemented here because torch has no AdaHessian, and timm's averages kernels only on request and draws from a
+    generator that its state does not contain.
 
     Args:
         params: parameters or groups.
@@ -83,7 +84,7 @@ class AdaHessian(MomentOptimizer):
             closure: evaluates the model, back-propagates with ``create_graph=True`` and returns the loss.
 
         Returns:
-            What the closure returned.
+            The closure's result.
 
         Raises:
             RuntimeError: the gradients have no graph.
@@ -101,12 +102,12 @@ class AdaHessian(MomentOptimizer):
             average_squares(batch.exp_avg_sqs, [_averaged(next(diagonals)) for _ in batch.params], beta2)
             decay(batch)
             descend(batch)
-            for p in batch.params:  # frees the graph, which holds the parameter that holds the gradient
+            for p in batch.params:  # free the graph: parameter, gradient and graph refer to one another in a cycle
                 p.grad = p.grad.detach()  # type: ignore[union-attr]
         return loss
 
     def _check_graph(self) -> None:
-        """Raise RuntimeError if no gradient has a graph, unless all are 0."""
+        """Raise RuntimeError if no gradient has a graph, unless all gradients are 0."""
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not any(grad.requires_grad for grad in grads) and any(grad.any() for grad in grads):
             raise RuntimeError(_MISSING_GRAPH)
@@ -114,7 +115,7 @@ class AdaHessian(MomentOptimizer):
 
 @contextmanager
 def _for_second_derivatives() -> Iterator[None]:
-    """Compute attention in parts, as its fused kernels have no second derivative, and be silent about the graph."""
+    """Switch off fused attention, which has no second derivative, and silence the warning about kept graphs."""
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", _CYCLE_WARNING)  # the step breaks the cycle
         yield
@@ -141,7 +142,7 @@ def _signs(batch: ParameterBatch) -> list[Tensor]:
 
 
 def _averaged(diagonal: Tensor) -> Tensor:
-    """Average over the kernel of a convolution."""
+    """Average over each kernel of a convolution; leave other shapes alone."""
     if diagonal.dim() <= 2:
         return diagonal
     return diagonal.mean(dim=tuple(range(2, diagonal.dim())), keepdim=True).expand_as(diagonal)

@@ -23,37 +23,38 @@ class FAD(MultiPass):
         R_0(\theta) = \max_{\lVert d \rVert \le \rho} L(\theta + d) - L(\theta),\quad
         R_1(\theta) = \rho \max_{\lVert d \rVert \le \rho} \lVert \nabla L(\theta + d) \rVert
 
-    of zeroth- and first-order flatness. With :math:`\hat v = v / \lVert v \rVert` and :math:`g_0 = \nabla L(\theta)`:
+    with :math:`R_0` for zeroth-order and :math:`R_1` for first-order flatness. Let :math:`\hat v = v / \lVert v \rVert`
+    and :math:`g_0 = \nabla L(\theta)`.
 
-    *Zeroth order.* To first order in :math:`\rho` the loss is largest at :math:`d = \rho\, \hat g_0`. As for SAM, that
-    :math:`d` depends on :math:`\theta` is neglected, so
+    *Zeroth order.* To first order in :math:`\rho` the loss is largest at :math:`d = \rho\, \hat g_0`. As in SAM, we
+    neglect that :math:`d` depends on :math:`\theta`, so
 
     .. math:: \nabla R_0 \approx g_1 - g_0,\quad g_1 = \nabla L(\theta + \rho\, \hat g_0).
 
     *First order.* The gradient of the norm is :math:`\nabla \lVert \nabla L \rVert = H \hat g_0` with the Hessian
-    :math:`H` at :math:`\theta`, and :math:`g_1 - g_0 = \rho H \hat g_0 + O(\rho^2)` points that way. So to first order
-    the norm is largest at :math:`d = \rho\, \widehat{g_1 - g_0}`. With :math:`g_2 = \nabla L(\theta + d)`, and
-    :math:`d` fixed as above,
+    :math:`H` at :math:`\theta`, and :math:`g_1 - g_0 = \rho H \hat g_0 + O(\rho^2)` points the same way. So to first
+    order the norm is largest at :math:`d = \rho\, \widehat{g_1 - g_0}`. With :math:`g_2 = \nabla L(\theta + d)`, and
+    :math:`d` held fixed as above,
 
     .. math::
         \nabla R_1 \approx \rho\, \nabla \lVert \nabla L(\theta + d) \rVert = \rho\, H(\theta + d)\, \hat g_2
         \approx g_3 - g_2,\quad g_3 = \nabla L(\theta + d + \rho\, \hat g_2).
 
-    The last step is a difference over :math:`\rho`, which brings the factor :math:`\rho` of :math:`R_1` by itself; its
-    error is of order :math:`\rho^2`, one order above the term. The base optimizer steps with
+    The last step replaces a derivative by a difference over :math:`\rho`, which supplies the factor :math:`\rho` of
+    :math:`R_1`; its error is of order :math:`\rho^2`, one order above the term. The base optimizer steps with
 
     .. math:: g_0 + \alpha \left[\beta (g_1 - g_0) + (1 - \beta) (g_3 - g_2)\right].
 
     Norms are over all parameters. With ``alpha`` 1 and ``beta`` 1 this is SAM's gradient. The defaults of ``alpha`` and
-    ``beta`` are ours.
+    ``beta`` are our own choice.
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius within which flatness is measured, at least 0.
         alpha: weight of flatness, at least 0.
-        beta: share of the zeroth order in it, in [0, 1].
-        no_sync: a DDP model's ``no_sync``, for each process to use its own gradients; see `MultiPass`.
+        beta: share of the zeroth-order term in it, in [0, 1].
+        no_sync: a DDP model's ``no_sync`` lets each process use its own gradients; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:
@@ -88,7 +89,7 @@ class FAD(MultiPass):
         super().add_param_group(param_group)
 
     def descent(self, at: Landscape, gradient: Vector) -> Vector:
-        """Return the gradient of the loss and of its flatness."""
+        """Return the gradient of the loss plus that of its weighted flatness terms."""
         first = at.gradient(at.ascent(gradient))
         zeroth_order = [b - a for a, b in zip(gradient, first, strict=True)]
         steepest = at.ascent(zeroth_order)

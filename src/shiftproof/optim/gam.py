@@ -15,9 +15,9 @@ class GAM(MultiPass):
     r"""Gradient norm aware minimization around any base optimizer, in 4 passes.
 
     Zhang et al., "Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves Generalization", CVPR 2023
-    (arXiv 2303.03108), which minimises the loss together with :math:`\rho` times the largest gradient norm within
-    :math:`\rho`. This is the released code, which takes Hessian-vector products by differences of gradients over a
-    distance :math:`\rho'` and combines the gradients as GSAM does. With :math:`\hat v = v / \lVert v \rVert`,
+    (arXiv 2303.03108), which minimises the loss plus :math:`\rho` times the largest gradient norm within radius
+    :math:`\rho`. This follows the released code, which approximates Hessian-vector products by differences of gradients
+    over a distance :math:`\rho'` and combines the gradients as GSAM does. With :math:`\hat v = v / \lVert v \rVert`,
 
     .. math::
         g_0 &= \nabla L(\theta), & g_1 &= \nabla L(\theta + \rho' \hat g_0), \\
@@ -33,12 +33,13 @@ class GAM(MultiPass):
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
-        rho: radius within which the gradient norm is largest (``grad_norm_rho`` of the code), at least 0.
-        difference: the distance :math:`\rho'` of the differences (``grad_rho``), at least 0.
-        weights: :math:`\beta_1, \beta_2, \beta_3`, of :math:`g_1, g_2, g_3`; the code's for ResNets on CIFAR-100.
-        gamma: weight of the part that is ascended, at least 0.
-        no_sync: a DDP model's ``no_sync``, for each process to use its own gradients; see `MultiPass`.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
+        rho: radius within which the largest gradient norm is sought (``grad_norm_rho`` in the code), at least 0.
+        difference: the distance :math:`\rho'` of the differences (``grad_rho`` in the code), at least 0.
+        weights: weights :math:`\beta_1, \beta_2, \beta_3` of :math:`g_1, g_2, g_3`; the defaults are the code's for
+            ResNets on CIFAR-100.
+        gamma: weight of the ascended part, at least 0.
+        no_sync: a DDP model's ``no_sync`` lets each process use its own gradients; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:
@@ -65,7 +66,7 @@ class GAM(MultiPass):
         super().__init__(params, base, options, no_sync, base_options)
 
     def descent(self, at: Landscape, gradient: Vector) -> Vector:
-        """Return the perturbed gradients, less the part of the others that is orthogonal to them."""
+        """Return the descended gradients less the orthogonal part of the ascended ones (see the formula above)."""
         first = at.gradient(at.ascent(gradient, "difference"))
         steepest = at.ascent([b - a for a, b in zip(gradient, first, strict=True)])
         second = at.gradient(steepest)

@@ -15,22 +15,22 @@ class GSAM(MultiPass):
     r"""Surrogate gap guided sharpness-aware minimization around any base optimizer, in 2 passes.
 
     Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR 2022 (arXiv 2203.08065),
-    algorithm 1. The perturbed loss is minimised, and the gap between it and the loss at the weights narrowed by
-    ascending the latter where that does not change the former. The base optimizer steps with
+    algorithm 1. It minimises the perturbed loss, and narrows its gap to the loss at the weights by ascending the latter
+    in directions that leave the perturbed loss unchanged. The base optimizer steps with
 
     .. math::
         g_p - \alpha \left(g - \frac{g \cdot g_p}{\lVert g_p \rVert^2}\, g_p\right),\quad
         g = \nabla L(\theta),\ g_p = \nabla L(\theta + \rho\, g / \lVert g \rVert)
 
-    where norms and products are over all parameters. The paper has ``rho`` follow the learning rate; here it is
-    constant, and may be scheduled in the groups.
+    where norms and products are over all parameters. In the paper ``rho`` follows the learning rate; here it is
+    constant unless you schedule it in the groups.
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius of the perturbation, at least 0.
         alpha: weight of the ascent, at least 0.
-        no_sync: a DDP model's ``no_sync``, for each process to use its own gradients; see `MultiPass`.
+        no_sync: a DDP model's ``no_sync`` lets each process use its own gradients; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:
@@ -52,7 +52,7 @@ class GSAM(MultiPass):
         super().__init__(params, base, {"rho": rho, "alpha": alpha}, no_sync, base_options)
 
     def descent(self, at: Landscape, gradient: Vector) -> Vector:
-        """Return the gradient at the perturbed weights, less the orthogonal part of that at the weights."""
+        """Subtract the orthogonal part of the gradient at the weights from the gradient at the perturbed weights."""
         perturbed = at.gradient(at.ascent(gradient))
         rest = at.orthogonal(gradient, to=perturbed)
         return [g - alpha * r for g, r, alpha in zip(perturbed, rest, at.option("alpha"), strict=True)]

@@ -1,4 +1,4 @@
-"""What Yogi, AdaBelief and AdaHessian share with Adam: everything but the second moment."""
+"""The parts of Adam that Yogi, AdaBelief and AdaHessian share: everything but the second moment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MomentOptimizer(Optimizer):
         betas: decay of the two moments.
         eps: added to the denominator.
         weight_decay: strength of the weight decay.
-        **others: further options of the groups.
+        **others: further options, kept in the groups.
 
     Raises:
         ValueError: an option is out of range.
@@ -55,22 +55,22 @@ class MomentOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name, value in constructor_defaults(self).items():  # options that an older version did not have
+        for name, value in constructor_defaults(self).items():  # options newer than the pickle
             default = self.defaults.setdefault(name, value)
             for group in self.param_groups:
                 group.setdefault(name, default)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state.
+        """Load a state dict.
 
         Raises:
-            ValueError: a moment has not its parameter's shape, or a step count is no number; nothing is loaded.
+            ValueError: a moment's shape differs from its parameter's, or a step count is invalid; nothing is loaded.
         """
 
         def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             check_loaded_state(self, state_dict, _MOMENTS)
 
-        handle = self.register_load_state_dict_pre_hook(check)  # after the user's, which may change the state
+        handle = self.register_load_state_dict_pre_hook(check)  # after the user's hooks, which may change the state
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -78,17 +78,17 @@ class MomentOptimizer(Optimizer):
 
 
 class ParameterBatch(NamedTuple):
-    """Parameters of one group, device, type and step, which are updated together.
+    """Parameters of equal group, device, dtype and step count, which are updated together.
 
     Attributes:
         group: the group's options.
         step: number of the step that begins, from 1.
-        steps: the counts of steps taken, which `descend` moves.
+        steps: counts of the steps taken, which `descend` increments.
         params: the parameters.
         grads: their gradients, never changed in place.
         exp_avgs: first moments.
         exp_avg_sqs: second moments.
-        positions: of the parameters, counted over all groups.
+        positions: indices of the parameters, counted over all groups.
     """
 
     group: dict[str, Any]
@@ -102,7 +102,7 @@ class ParameterBatch(NamedTuple):
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Raise ValueError, naming the option, unless all are in range."""
+    """Raise a ValueError that names the option if one is out of range."""
     for name in ("lr", "eps", "weight_decay", "initial_accumulator"):
         if not 0 <= options.get(name, 0.0) < math.inf:
             raise ValueError(f"Invalid {name} value: {options[name]}; it must be at least 0")
@@ -111,12 +111,13 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def begin_step(optimizer: Optimizer) -> list[ParameterBatch]:
-    """Return the parameters that have a gradient, with their moments; nothing has changed yet, nor is a step counted.
+    """Return the parameters that have a gradient, with their moments; it changes no weight and counts no step.
 
     Second moments start at the group's ``initial_accumulator``, or 0.
 
     Raises:
-        RuntimeError: a gradient is sparse or a parameter complex, or a tensor has not its parameter's shape or device.
+        RuntimeError: a gradient is sparse, a parameter is complex, or a tensor differs from its parameter in shape or
+            device.
     """
     batches: dict[object, ParameterBatch] = {}
     for position, (p, group, label) in enumerate(labelled(optimizer)):
@@ -129,14 +130,14 @@ def begin_step(optimizer: Optimizer) -> list[ParameterBatch]:
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.full_like(p, group.get("initial_accumulator", 0.0))
-        if not isinstance(state["step"], Tensor):  # a state of another library's may hold a number
+        if not isinstance(state["step"], Tensor):  # a state saved by another library may hold a number
             state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
         tensors = {"the gradient": p.grad, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
         for name, tensor in tensors.items():
             if (reason := mismatch(tensor, p)) is not None:
                 raise RuntimeError(f"{name} of {label} is {reason}")
             if tensor.device != p.device:
-                raise RuntimeError(f"{name} of {label} is on {tensor.device}, and the parameter on {p.device}")
+                raise RuntimeError(f"{name} of {label} is on {tensor.device}, but the parameter is on {p.device}")
         step = int(state["step"]) + 1
         batch = batches.setdefault(
             (id(group), p.device, p.dtype, step), ParameterBatch(group, step, [], [], [], [], [], [])
@@ -151,9 +152,9 @@ def begin_step(optimizer: Optimizer) -> list[ParameterBatch]:
 
 
 def held_eps(batch: ParameterBatch) -> float:
-    """Return the group's ``eps``, no smaller than the least normal number of the parameters' type.
+    """Return the group's ``eps``, raised to the smallest normal number of the parameters' dtype if it is below that.
 
-    In float16, 1e-16 would be 0, and the step of a zero gradient 0 / 0.
+    In float16, 1e-16 would round to 0, and a zero gradient would give a step of 0 / 0.
     """
     eps: float = batch.group["eps"]
     return max(eps, torch.finfo(batch.params[0].dtype).tiny) if eps else 0.0
@@ -178,7 +179,7 @@ def decay(batch: ParameterBatch) -> None:
 
 
 def descend(batch: ParameterBatch) -> None:
-    """Subtract ``lr * m / (sqrt(v) + eps)``, both moments with Adam's bias correction, and count the step."""
+    """Subtract ``lr * m / (sqrt(v) + eps)``, with Adam's bias correction of both moments, and count the step."""
     beta1, beta2 = batch.group["betas"]
     denominators = torch._foreach_sqrt(batch.exp_avg_sqs)
     torch._foreach_div_(denominators, math.sqrt(1 - beta2**batch.step))

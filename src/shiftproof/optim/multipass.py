@@ -1,4 +1,4 @@
-"""What optimizers share that evaluate the loss several times a step."""
+"""The base of optimizers that evaluate the loss several times a step, such as SAM."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Vector = list[Tensor]
 """One tensor per parameter that has a gradient."""
 
 NoSync = Callable[[], AbstractContextManager[Any]]
-"""Such as the ``no_sync`` of a `torch.nn.parallel.DistributedDataParallel`."""
+"""Returns a context without gradient averaging, as ``no_sync`` of `torch.nn.parallel.DistributedDataParallel` does."""
 
 _MISSING_CLOSURE = """{name} evaluates the loss {passes} times a step, so it needs a closure:
     def closure():
@@ -35,23 +35,23 @@ _SCALED = """{name} cannot be stepped by a GradScaler, which would scale the gra
 Use bfloat16, which needs no scaler:
     with torch.autocast(device, torch.bfloat16): loss = ...  # in the closure
     optimizer.step(closure)"""
-_OWN_CLOSURE = """{base} evaluates the loss itself, and {name} hands its base one gradient: \
-take a base whose step needs no closure, such as SGD, AdamW or GENIE"""
-_OWN_GRAPH = """AdaHessian differentiates the gradients again, and what {name} hands its base has no graph: \
-take a base that does not, such as Adam"""
+_OWN_CLOSURE = """{base} evaluates the loss itself, and {name} hands its base a single gradient: \
+use a base whose step needs no closure, such as SGD, AdamW or GENIE"""
+_OWN_GRAPH = """AdaHessian differentiates the gradients again, but {name} hands its base a gradient without a graph: \
+use a base that needs none, such as Adam"""
 _TINY = 1e-12
 
 
 class Landscape:
     """The loss around the weights of one step.
 
-    Where the base ascends (``maximize``), the loss is the negative of what the closure returns, so that every method
-    looks at the worse side. Vectors hold one tensor per parameter that has a gradient: of a sharded parameter this
-    process's part, of a complex one the real view. Norms and products are of the whole, over all parameters, and summed
-    in float64, so that sharding leaves them equal.
+    With a base that ascends (``maximize``), the loss is the negative of the closure's, so that every method perturbs
+    towards the worse side. Vectors hold one tensor per parameter that has a gradient: this process's part if the
+    parameter is sharded, the real view if it is complex. Norms and products cover all parameters in full and are summed
+    in float64, so sharding does not change them.
 
     Attributes:
-        params: the parameters.
+        params: the parameters that have a gradient.
         weights: their values when the step began.
     """
 
@@ -62,7 +62,7 @@ class Landscape:
         if any(p.grad.requires_grad for p, _ in members):
             raise RuntimeError(
                 f"{type(optimizer).__name__} combines gradients of several passes, which have no common graph: "
-                "back-propagate without create_graph, and take no base optimizer that needs it"
+                "back-propagate without create_graph, and use a base optimizer that does not need it"
             )
         self.params = [p for p, _ in members]
         self._groups = [group for _, group in members]
@@ -74,21 +74,21 @@ class Landscape:
         self.weights = [place.clone() for place in self._places]
 
     def option(self, name: str) -> list[Any]:
-        """Return an option of the optimizer, by parameter, as the parameters' groups have it."""
+        """Return the value of an option for each parameter, taken from its group."""
         return [self._optimizer.option(group, name) for group in self._groups]
 
     def gradient(self, offset: Vector | None = None) -> Vector:
-        """Return the gradient at an offset from the weights, for one pass; without an offset the one that is there."""
+        """Return the gradient at an offset from the weights, which takes a pass; without one, the current gradient."""
         if offset is not None:
             for place, weight, distance in zip(self._places, self.weights, offset, strict=True):
                 place.copy_(weight).add_(distance)
             self._evaluate()
-        # Copies, as the closure or DDP may use the memory again.
+        # Copies, because the closure or DDP may reuse the memory.
         gradients = [_local_gradient(p) for p in self.params]
         return [g.neg() if ascends else g.clone() for g, ascends in zip(gradients, self._ascends, strict=True)]
 
     def ascent(self, vector: Vector, rho: str = "rho") -> Vector:
-        """Return the vector at the length of an option; zeros stay zeros."""
+        """Return the vector scaled to the length that an option gives; zeros stay zeros."""
         norm = self.norm(vector) + _TINY
         return [v * (length / norm).to(v.device) for v, length in zip(vector, self.option(rho), strict=True)]
 
@@ -108,12 +108,12 @@ class Landscape:
         return sum_over_shards(stacked[:, None], self._shards).sum()
 
     def restore(self) -> None:
-        """Put the weights back."""
+        """Restore the weights."""
         for place, weight in zip(self._places, self.weights, strict=True):
             place.copy_(weight)
 
     def leave(self, gradient: Vector) -> None:
-        """Leave a gradient for the base optimizer."""
+        """Store a gradient for the base optimizer to step with."""
         for p, g, ascends in zip(self.params, gradient, self._ascends, strict=True):
             _local_gradient(p).copy_(-g if ascends else g)
 
@@ -121,20 +121,23 @@ class Landscape:
 class MultiPass(Optimizer, ABC):
     """Base of optimizers that evaluate the loss several times a step, around any base optimizer.
 
-    A subclass gives `passes` and `descent`: the mathematics. This class sees to the rest. Weights are restored from
-    copies, also when the closure fails. Every pass starts with the gradients that were there when `step` was called, so
-    a closure that does not zero them gets in each pass what one pass of a plain optimizer would have used. Buffers,
-    such as the statistics of batch norms, are changed by the first pass only. All passes draw the same numbers from
-    torch's generators, such as masks of dropout, and leave them as one pass does. Groups and state are shared with the
-    base optimizer, so that schedulers and checkpoints see one optimizer. An option that the base has too is called by
-    the class and its name in the groups, such as ``"fad_beta"`` around GENIE.
+    A subclass supplies the mathematics: `passes` and `descent`. This class takes care of the rest:
+
+    - Weights are restored from copies, even if the closure fails.
+    - Every pass starts from the gradients present when `step` was called. A closure that does not zero them therefore
+      sees in each pass what it would see under a plain optimizer.
+    - Only the first pass changes buffers, such as the statistics of batch norms.
+    - All passes draw the same numbers from torch's generators (dropout masks, for example) and advance them once.
+    - Groups and state are shared with the base optimizer, so schedulers and checkpoints see one optimizer. If the base
+      has an option of the same name, the groups prefix the method's with its class: ``"fad_beta"`` around GENIE.
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
-        options: options of the method by name; numbers, or tuples of them, that are at least 0.
-        no_sync: None lets DDP average the gradient of each pass, so that all processes ascend in one direction; a DDP
-            model's ``no_sync`` makes each ascend by its own gradients, and averages what the base steps with.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
+        options: options of the method by name: numbers of at least 0, or tuples of them.
+        no_sync: with None, DDP averages the gradient of each pass, so that all processes ascend in one direction. With
+            a DDP model's ``no_sync``, each process ascends along its own gradients, and only the gradient that the base
+            steps with is averaged.
         base_options: options of the base optimizer.
 
     Attributes:
@@ -150,9 +153,9 @@ class MultiPass(Optimizer, ABC):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether torch's GradScaler asks: it then tells of itself, instead of handing over gradients that it scaled.
+        """True only when torch's GradScaler asks, which then announces itself to `step` instead of scaling gradients.
 
-        Others ask too, such as Lightning, which would take a yes for a reason not to clip gradients.
+        Others must see False: Lightning, for one, would otherwise refuse to clip gradients.
         """
         return sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
 
@@ -179,12 +182,12 @@ class MultiPass(Optimizer, ABC):
         """Return the gradient that the base optimizer steps with.
 
         Args:
-            at: the loss around the weights; its `gradient` is to be called `passes` - 1 times.
+            at: the loss around the weights; call its `gradient` with an offset exactly `passes` - 1 times.
             gradient: the gradient at the weights.
         """
 
     def option(self, group: Mapping[str, Any], name: str) -> Any:
-        """Return an option of the method, as a group has it."""
+        """Return a group's value of one of the method's options."""
         prefixed = self._prefixed(name)
         return group[prefixed if prefixed in self._own else name]
 
@@ -201,7 +204,7 @@ class MultiPass(Optimizer, ABC):
                 if not 0 <= number < math.inf:
                     raise ValueError(f"Invalid {name} value: {value}; it must be at least 0")
         if "base" in self.__dict__:
-            self.base.add_param_group(param_group)  # to the list that is shared
+            self.base.add_param_group(param_group)  # the list is shared
         else:
             super().add_param_group(param_group)
 
@@ -211,7 +214,7 @@ class MultiPass(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._own = list(self._own)
-        for name, value in constructor_defaults(self).items():  # options that the pickle's version did not have
+        for name, value in constructor_defaults(self).items():  # options newer than the pickle
             if name not in ("base", "no_sync", *self._own) and self._prefixed(name) not in self._own:
                 self._own.append(self._prefixed(name) if name in self.base.defaults else name)
                 self.defaults.setdefault(self._own[-1], value)
@@ -219,7 +222,7 @@ class MultiPass(Optimizer, ABC):
         self._share()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, as the base optimizer loads it."""
+        """Load a state dict through the base optimizer."""
         loaded: dict[str, Any] = {}
 
         def keep(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -230,7 +233,7 @@ class MultiPass(Optimizer, ABC):
             self.param_groups, self.state = self.base.param_groups, self.base.state
             self._fill_options()
 
-        # As the last hook before and the first after, so that the user's see and change what they would.
+        # Last of the pre-hooks and first of the post-hooks, so that the user's hooks work as with any optimizer.
         handles = [
             self.register_load_state_dict_pre_hook(keep),
             self.register_load_state_dict_post_hook(hand_on, prepend=True),
@@ -247,15 +250,15 @@ class MultiPass(Optimizer, ABC):
 
         Args:
             closure: zeroes the gradients, evaluates the model, back-propagates and returns the loss. To accumulate
-                gradients, it loops over the parts of a batch; or it zeroes nothing and adds the last part to what
-                earlier calls of ``backward`` have left, which every pass then starts with.
+                gradients, either loop over the parts of a batch inside it, or call ``backward`` for all parts but the
+                last beforehand and let the closure add the last without zeroing: every pass starts from the sum.
 
         Returns:
-            What the closure returned at the unperturbed weights.
+            The closure's result at the unperturbed weights.
 
         Raises:
-            ValueError: no closure was given, or it left every gradient as it was.
-            RuntimeError: a GradScaler calls, or a gradient is sparse or has a graph.
+            ValueError: no closure was given, or it changed no gradient.
+            RuntimeError: a GradScaler called `step`, or a gradient is sparse or has a graph.
         """
         self._refuse_grad_scaler()
         if closure is None:
@@ -267,7 +270,7 @@ class MultiPass(Optimizer, ABC):
         versions = [_version(gradient) for gradient in stood]
 
         def is_idle() -> bool:
-            """Whether a pass left every gradient as it was; versions alone miss what writes by ``.data``."""
+            """Return whether a pass changed no gradient; versions alone would miss writes through ``.data``."""
             return any(gradient is not None for gradient in stood) and all(
                 p.grad is there
                 and _version(there) == version
@@ -281,19 +284,19 @@ class MultiPass(Optimizer, ABC):
 
         def evaluate_again() -> None:
             _set_generators(before)
-            with torch.no_grad():  # into the tensors that stood there, which may be views of a buffer
+            with torch.no_grad():  # into the same tensors, which may be views of a buffer
                 for p, there, gradient in zip(params, stood, left, strict=True):
                     p.grad = there if there is None or gradient is None else there.copy_(gradient)
             versions[:] = map(_version, stood)
             with frozen_statistics():
                 evaluate()
-            if idle and is_idle():  # as with the closure of Lightning, where manual optimization gives none
+            if idle and is_idle():  # as with the closure that Lightning passes under manual optimization
                 missing = _MISSING_CLOSURE.format(name=type(self).__name__, passes=self.passes)
-                raise ValueError(f"the closure left every gradient as it was; {missing}")
+                raise ValueError(f"the closure changed no gradient; {missing}")
 
         before = _generators(devices)
         loss = evaluate()
-        idle = is_idle()  # in one pass, it may have computed what stood there already
+        idle = is_idle()  # one pass alone proves nothing: it may have recomputed the same gradients
         after = _generators(devices)
         at = Landscape(self, evaluate_again)
         if at.params:
@@ -316,7 +319,7 @@ class MultiPass(Optimizer, ABC):
         self.base.state = self.state
 
     def _fill_options(self) -> None:
-        """Give groups the options that they lack: a state of the base alone has none of the method's."""
+        """Fill in the method's options where groups lack them, as after loading a state of the base alone."""
         for group in self.param_groups:
             for name in self._own:
                 group.setdefault(name, self.defaults[name])
@@ -331,12 +334,12 @@ class MultiPass(Optimizer, ABC):
 
     def _refuse_grad_scaler(self) -> None:
         if "grad_scale" in self.__dict__:
-            for name in ("grad_scale", "found_inf"):  # the scaler would not remove them after an error
+            for name in ("grad_scale", "found_inf"):  # after an error the scaler does not remove them
                 self.__dict__.pop(name, None)
             raise RuntimeError(_SCALED.format(name=type(self).__name__, passes=self.passes))
 
     def _step_without_closure(self) -> None:
-        """Step the base with zeros, by which torch's distributed checkpoints have an optimizer create its state."""
+        """Step the base with zero gradients, as torch's distributed checkpoints do to make it create its state."""
         params = [p for group in self.param_groups for p in group["params"]]
         moves = any(group.get("lr", 0) != 0 for group in self.param_groups)
         if moves or any(p.grad is not None and local_part(p.grad).any() for p in params):
@@ -344,7 +347,7 @@ class MultiPass(Optimizer, ABC):
         self.base.step()
 
     def _average_gradients(self, no_sync: NoSync) -> None:
-        """Average gradients over processes; a parameter that some did not use counts as zeros there, as in DDP."""
+        """Average gradients over processes; where a process did not use a parameter, zeros count, as in DDP."""
         model = getattr(no_sync, "__self__", None)
         processes = getattr(model, "process_group", None)
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -359,7 +362,7 @@ class MultiPass(Optimizer, ABC):
 
 
 def _local_gradient(p: Tensor) -> Tensor:
-    """Return this process's part of a gradient that lies as its parameter does; zeros where a pass left none."""
+    """Return this process's part of a gradient, placed like its parameter; zeros if the pass left none."""
     if p.grad is None:
         p.grad = torch.zeros_like(p)
     placements = getattr(p, "placements", None)

@@ -1,4 +1,4 @@
-"""Options of optimizers: numbers as Python has them, and what an older optimizer did not have yet."""
+"""Options of optimizers: plain Python numbers, and defaults for options that an older pickle lacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with NumPy's numbers as Python's, also in tuples, so that checkpoints hold no NumPy objects."""
+    """Turn NumPy numbers in options and their tuples into Python's, so that checkpoints hold no NumPy objects."""
     return {name: _plain(value) for name, value in options.items()}
 
 
@@ -25,7 +25,7 @@ def make_plain(param_group: dict[str, Any]) -> None:
     """Make the options of a group plain, in place.
 
     Raises:
-        TypeError: it is no dictionary.
+        TypeError: the group is not a dictionary.
     """
     if not isinstance(param_group, dict):
         raise TypeError(f"param_group must be a dict, not {type(param_group).__name__}")
@@ -33,10 +33,10 @@ def make_plain(param_group: dict[str, Any]) -> None:
 
 
 def constructor_defaults(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the options of an optimizer's class that have defaults, with these.
+    """Return the default options of an optimizer's class, by name.
 
-    An optimizer that was pickled before an option was added takes it from here. Of a class that is derived elsewhere,
-    the options are those of ours: what its own constructor takes may be anything.
+    They fill in options that were added after an optimizer was pickled. For a class derived outside this package, they
+    are those of our class that it derives from, because its own constructor may take anything.
     """
     package = __name__.partition(".")[0]
     own = next(cls for cls in type(optimizer).__mro__ if cls.__module__.partition(".")[0] == package)

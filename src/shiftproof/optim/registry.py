@@ -1,4 +1,4 @@
-"""The optimizers by name: how each is built, its defaults and what a search draws."""
+"""The optimizers by name: how to build each, its defaults and its search distributions."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from shiftproof.optim.yogi import Yogi
 
 @dataclass(frozen=True)
 class LearningRates:
-    """A learning rate's default and distribution, for one kind of start.
+    """The default and search distribution of a learning rate, for a random start or for given weights.
 
     Attributes:
         protocol: default and distribution at the protocol's length (5,001 steps).
-        short: default for a few hundred steps; two decades around it are searched. Fixed beforehand by
-            source-domain validation only (docs/short_search.md).
+        short: default for a few hundred steps; the search covers the two decades around it. It was fixed beforehand
+            using source-domain validation only (docs/short_search.md).
     """
 
     protocol: tuple[float, Distribution]
     short: float
 
     def hparam(self, search: Search) -> Hparam:
-        """Return the hyperparameter of a search."""
+        """Return the learning rate as a hyperparameter of a search."""
         if search == "short":
             return Hparam(self.short, decades(self.short))
         return Hparam(*self.protocol)
@@ -45,15 +45,15 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """One optimizer of the comparison.
+    """An optimizer of the registry.
 
     Attributes:
         build: called with parameters and the hyperparameters as keywords.
-        lr_scratch: learning rates from a random start; DomainBed's for small images.
-        lr_pretrained: learning rates from given weights; DomainBed's for photographs.
+        lr_scratch: learning rates from a random start, as in DomainBed for small images.
+        lr_pretrained: learning rates from given weights, as in DomainBed for photographs.
         hparams: hyperparameters other than lr and weight decay.
         passes: how often `step` calls its closure.
-        needs_graph: whether the closure must keep the graph of its backward pass.
+        needs_graph: whether the closure must call ``backward`` with ``create_graph=True``.
         seeded: whether `build` takes a ``seed``.
     """
 
@@ -66,7 +66,7 @@ class OptimizerEntry:
     seeded: bool = False
 
     def search_space(self, pretrained: bool, search: Search) -> dict[str, Hparam]:
-        """Return all hyperparameters with the distributions of one search, from given weights or a random start."""
+        """Return all hyperparameters of a search, which depend on whether training starts from pretrained weights."""
         lr = self.lr_pretrained if pretrained else self.lr_scratch
         decay = Hparam(0.0, log10_uniform(-6, -2) if pretrained else None)
         return {"lr": lr.hparam(search), "weight_decay": decay, **self.hparams}
@@ -76,7 +76,7 @@ class OptimizerEntry:
 
         Args:
             params: parameters or groups.
-            seed: key of the optimizer's own random numbers, where it has any.
+            seed: key of the optimizer's own random numbers; ignored if it draws none.
             **hparams: hyperparameters by name.
 
         Raises:
@@ -112,7 +112,7 @@ def _register(
     protocol: tuple[float, Distribution] | None = None,
     **entry: Any,
 ) -> None:
-    """Register an optimizer; ``short`` is for a random start and given weights, ``protocol`` for both alike."""
+    """Register an optimizer; ``short`` is (random start, given weights), ``protocol`` applies to both."""
     OPTIMIZERS.register(
         name,
         OptimizerEntry(
@@ -133,7 +133,7 @@ OPTIMIZERS.register(
     "adahessian",
     OptimizerEntry(
         AdaHessian,
-        # 0.15 was swept; the others are Adam's times 15, the ratio of the two on small images
+        # Only 0.15 was tuned. The others are Adam's times 15, the ratio of the two on small images.
         LearningRates((0.015, log10_uniform(-3.3, -1.3)), 0.15),
         LearningRates((7.5e-4, log10_uniform(-3.8, -2.3)), 1.5e-3),
         needs_graph=True,
@@ -150,7 +150,7 @@ _register(
     passes=SAGM.passes,
     hparams={"rho": _RHO, "alpha": Hparam(0.001, choice(0.001, 0.01, 0.02, 0.05, 0.1))},
 )
-# What GAM and FAD draw is ours, around the defaults.
+# The search distributions of GAM and FAD are our own, around the defaults.
 _register(
     "gam",
     GAM,

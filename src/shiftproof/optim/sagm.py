@@ -14,22 +14,22 @@ from shiftproof.optim.multipass import Landscape, MultiPass, NoSync, Vector
 class SAGM(MultiPass):
     r"""Sharpness-aware gradient matching around any base optimizer, in 2 passes.
 
-    Wang et al., "Sharpness-Aware Gradient Matching for Domain Generalization", CVPR 2023 (arXiv 2304.04353). The loss
-    and the perturbed loss are minimised and their gradients aligned, all by the perturbation: the base optimizer steps
-    with
+    Wang et al., "Sharpness-Aware Gradient Matching for Domain Generalization", CVPR 2023 (arXiv 2304.04353). It
+    minimises the loss and the perturbed loss and aligns their gradients, all through the choice of the perturbation:
+    the base optimizer steps with
 
     .. math::
         \tfrac12\, g + \tfrac12\, \nabla L\!\left(\theta + (\rho / \lVert g \rVert - \alpha)\, g\right),\quad
         g = \nabla L(\theta)
 
-    where the norm is over all parameters, and the halves are those of the released code.
+    where the norm is over all parameters. The factors of one half come from the released code.
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius of the perturbation, at least 0.
-        alpha: how far the perturbation is taken back, in gradients; at least 0.
-        no_sync: a DDP model's ``no_sync``, for each process to use its own gradients; see `MultiPass`.
+        alpha: how far the perturbation is pulled back, in multiples of the gradient; at least 0.
+        no_sync: a DDP model's ``no_sync`` lets each process use its own gradients; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:

@@ -23,9 +23,9 @@ class SAM(MultiPass):
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius of the perturbation, at least 0.
-        no_sync: a DDP model's ``no_sync``, for each process to ascend by its own gradient; see `MultiPass`.
+        no_sync: a DDP model's ``no_sync`` lets each process ascend along its own gradient; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:
@@ -55,20 +55,20 @@ class ASAM(MultiPass):
 
     Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks",
     ICML 2021 (arXiv 2102.11600), algorithm 1 with p = 2. The radius is measured in units of each weight's size, so that
-    rescaling the weights of two layers against each other changes nothing. The base optimizer steps with the gradient
+    rescaling two layers' weights against each other changes nothing. The base optimizer steps with the gradient
 
     .. math:: \nabla L(\theta + \rho\, T^2 g / \lVert T g \rVert),\quad g = \nabla L(\theta),\ T = |\theta| + \eta
 
-    where the norm is over all parameters. The authors' code has :math:`T = 1` for parameters whose name does not
-    contain "weight"; an optimizer sees no names, so here it is 1 for those with fewer than two dimensions: biases, and
-    also the factors of normalisation layers, which the authors' code scales.
+    where the norm is over all parameters. The authors' code sets :math:`T = 1` for parameters whose name does not
+    contain "weight". An optimizer sees no names, so here :math:`T = 1` for parameters with fewer than two dimensions:
+    biases, and also the factors of normalisation layers, which the authors' code scales.
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
-        base: class of the base optimizer, or what else builds one from parameters and options.
+        base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius of the perturbation, at least 0.
-        eta: added to the size of weights, at least 0; lets those near zero move.
-        no_sync: a DDP model's ``no_sync``, for each process to ascend by its own gradient; see `MultiPass`.
+        eta: added to the size of each weight, at least 0, so that weights near zero can move.
+        no_sync: a DDP model's ``no_sync`` lets each process ascend along its own gradient; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
     Raises:

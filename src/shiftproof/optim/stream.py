@@ -1,4 +1,4 @@
-"""The optimizers' random numbers: what an element draws depends on (seed, step, position, element) and nothing else.
+"""The optimizers' random numbers: each element's draw depends on (seed, step, position, element) and nothing else.
 
 Philox4x32-10 with key = (seed low word, seed high word) and counter = (block low 32 bits, block bits 32 to 59 |
 stream << 28, position, step). Elements are counted in the logical order of the whole tensor, so replicas, shards,
@@ -29,11 +29,11 @@ _CACHED_BLOCKS = 2**14  # blocks per pass on a CPU, so that the rounds' temporar
 
 
 class Place(NamedTuple):
-    """What selects a tensor's draws.
+    """A tensor's place in the random stream, which selects its draws.
 
     Attributes:
-        shape: of the local tensor.
-        position: of the parameter, counted over all groups.
+        shape: shape of the local tensor.
+        position: index of the parameter, counted over all groups.
         shard: where the local tensor lies in the whole; None if it is the whole.
     """
 
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
 
 def mask_threshold(dropout: float) -> int:
-    """Return the halfword from which an element is kept: ``dropout`` in units of 1 / 65536."""
+    """Return the smallest halfword that keeps an element: ``dropout`` in units of 1 / 65536."""
     return round(dropout * MASK_LEVELS)
 
 
@@ -62,7 +62,7 @@ def draw_masks(
 def draw_normals(
     places: Sequence[Place], seed: int, step: int | Tensor, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """Draw standard normal numbers by Box and Muller's transformation, computed in ``dtype``."""
+    """Draw standard normal numbers by the Box-Muller transformation, computed in ``dtype``."""
 
     def box_muller(words: Sequence[Tensor]) -> Tensor:
         uniform = [((word >> 9).to(dtype) + 0.5) * 2.0**-23 for word in words]
@@ -87,7 +87,7 @@ def draw_rounding_words(places: Sequence[Place], seed: int, step: int | Tensor, 
 def draw_signs(
     places: Sequence[Place], seed: int, step: int | Tensor, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """Draw 1 or -1 with equal probability, of a random bit each."""
+    """Draw 1 or -1 with equal probability, from one random bit per element."""
 
     def signs(words: Sequence[Tensor]) -> Tensor:
         bits = torch.stack(list(words), dim=1)[:, :, None] >> torch.arange(32, device=device)
@@ -105,7 +105,7 @@ def _draw(
     step: int | Tensor,
     device: torch.device,
 ) -> list[Tensor]:
-    """Draw one value per element of each place; ``values_of`` makes (blocks, per_block) values of their four words."""
+    """Draw one value per element; ``values_of`` maps the four words of each block to values (blocks, per_block)."""
     indices = [None if place.shard is None else element_indices(place.shape, place.shard, device) for place in places]
     sizes = [math.prod(place.shape) for place in places]
     blocks = [
@@ -125,7 +125,7 @@ def _draw(
 
 
 def _words(stream: int, block: Tensor, position: Tensor, seed: int, step: int | Tensor) -> list[Tensor]:
-    """Draw the four words of blocks."""
+    """Draw the four words of each block."""
     high = ((block >> 32) & 0x0FFFFFFF) | (stream << 28)
     low = block & 0xFFFFFFFF
     chunk = _CACHED_BLOCKS if block.device.type == "cpu" else max(len(block), 1)

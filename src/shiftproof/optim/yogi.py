@@ -1,4 +1,4 @@
-"""Yogi: Adam whose second moment moves by additions, so that it can fall only slowly."""
+"""Yogi: Adam with an additive update of the second moment, which can therefore fall only slowly."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Yogi(MomentOptimizer):
         v_t &= v_{t-1} - (1 - \beta_2)\, \mathrm{sign}(v_{t-1} - g_t^2)\, g_t^2 \\
         \theta_t &= \theta_{t-1} - \eta\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
 
-    with Adam's bias correction (:math:`\hat m_t`, :math:`\hat v_t`), which the paper's algorithm leaves out and the
-    usual implementations have. Weight decay is an L2 penalty, added to the gradient.
+    with Adam's bias correction (:math:`\hat m_t`, :math:`\hat v_t`), which the paper's algorithm leaves out but the
+    usual implementations include. Weight decay is an L2 penalty, added to the gradient.
 
-    Ours, because neither torch nor timm has it.
+    It is implemented here because neither torch nor timm has it.
 
     Args:
         params: parameters or groups.
@@ -55,7 +55,7 @@ class Yogi(MomentOptimizer):
             closure: evaluates the model, back-propagates and returns the loss.
 
         Returns:
-            What the closure returned.
+            The closure's result.
         """
         loss = None
         if closure is not None:

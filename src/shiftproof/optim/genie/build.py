@@ -1,4 +1,4 @@
-"""The compiled CPU kernel: found in the package, in the cache, or compiled into it, once per machine."""
+"""The compiled CPU kernel: taken from the package or the cache, or else compiled into the cache, once per machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOURCES = Path(__file__).parent / "kernel"
 PREBUILT = SOURCES / "genie_kernel.so"
 _STABLE_ABI = "0x020a000000000000"  # of torch 2.10; the binary runs with it and all later ones
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-w")
-# No -ffast-math: it changes results, and a library so linked flushes denormal numbers in the whole process.
+# No -ffast-math: it changes results, and a library linked with it flushes denormal numbers in the whole process.
 _KERNEL_FLAGS = ("-fno-math-errno", "-fno-trapping-math")
 _INSTRUCTION_SETS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
@@ -32,15 +32,15 @@ _X86 = ("x86_64", "AMD64")
 
 
 class KernelError(RuntimeError):
-    """There is no compiled kernel; the message says why."""
+    """The compiled kernel is not available; the message says why."""
 
 
 class NoCompilerError(KernelError):
-    """There is no compiler; another time there may be one."""
+    """There is no compiler; unlike other failures this is not recorded, because one may be installed later."""
 
 
 def is_settled() -> bool:
-    """Tell whether `kernel_error` answers without compiling anything."""
+    """Return whether `kernel_error` can answer without compiling anything."""
     if kernel_error.cache_info().currsize > 0 or PREBUILT.exists():
         return True
     try:
@@ -51,10 +51,10 @@ def is_settled() -> bool:
 
 @cache
 def kernel_error() -> str | None:
-    """Load the kernel's operators into torch, and return why that cannot be done, or None.
+    """Load the kernel's operators into torch; return None, or the reason if that fails.
 
-    Where need be they are compiled first, which takes some 20 seconds. Processes that need the kernel at once compile
-    it once. A compilation that failed is not tried again.
+    If necessary this first compiles them, which takes about 20 seconds. Processes that need the kernel at the same time
+    compile it once between them. A failed compilation is not retried.
     """
     try:
         _load()
@@ -99,7 +99,7 @@ def _compile_once(target: Path) -> None:
                 reason = failed.read_text(encoding="utf-8").partition("\n")[0]
                 raise KernelError(f"the CPU kernel was not compiled: {reason} (delete {failed} to try again)")
             try:
-                _compiler()  # without one there is nothing to tell
+                _compiler()  # raises before the message if there is none
                 print("shiftproof: compiling GENIE's CPU kernel, once for this machine", file=sys.stderr)
                 compile_kernel(target)
             except NoCompilerError:
@@ -112,14 +112,14 @@ def _compile_once(target: Path) -> None:
 
 
 def compile_kernel(target: Path) -> None:
-    """Compile the kernel to a file, which appears when it is complete.
+    """Compile the kernel to a file, which appears only once it is complete.
 
     Raises:
         KernelError: there is no compiler, or it failed.
     """
     compiler = _compiler()
     if sys.platform == "win32":
-        raise KernelError("it is written for GCC and Clang")
+        raise KernelError("the CPU kernel needs GCC or Clang, and is not compiled on Windows")
     include = Path(torch.__file__).parent / "include"
     names = _INSTRUCTION_SETS if platform.machine() in _X86 else {"baseline": ()}
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

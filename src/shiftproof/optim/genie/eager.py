@@ -1,4 +1,4 @@
-"""GENIE's step in torch's own operations: the for-loop, which is the readable ground truth, and foreach."""
+"""GENIE's step in torch's own operations: a for-loop, which serves as the readable reference, and foreach."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from shiftproof.optim.stream import MASK_LEVELS, draw_masks, draw_normals, draw_
 
 
 def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
-    """Return the precision that a step is computed in, for moments of a type."""
+    """Return the dtype in which a step computes, given the dtype of the moments."""
     return torch.float32 if moment in (torch.float16, torch.bfloat16) else moment
 
 
 def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
-    """Begin the step of some rows, one tensor at a time; where a row's step is a tensor, no value is read."""
+    """Begin the step of some rows, one tensor at a time; if a row's step count is a tensor, read no value."""
     moments = [_update_moments(row, options) for row in rows]
     terms = [row_terms(row, options, m, v) for row, (m, v) in zip(rows, moments, strict=True)]
 
@@ -75,9 +75,9 @@ def _update_moments(row: Row, options: Options) -> tuple[Tensor, Tensor]:
 def _round_moments(
     rows: Sequence[Row], ms: Sequence[Tensor], vs: Sequence[Tensor], seed: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Store moving averages in bfloat16, rounded up or down at random so that their mean is exact; return the rounded.
+    """Store moving averages in bfloat16 with unbiased stochastic rounding, and return the rounded values.
 
-    The step goes on with these, so that what it does can be told from the state.
+    The step continues with the rounded values, so that its effect can be recomputed from the state.
     """
     words = draw_rounding_words([row.place for row in rows], seed, rows[0].step, ms[0].device)
     rounded = []
@@ -89,7 +89,7 @@ def _round_moments(
 
 
 def _round_stochastically(values: Tensor, random: Tensor) -> Tensor:
-    """Add 16 random bits below bfloat16's last bit and cut; what is not finite stays as it is."""
+    """Add 16 random bits below bfloat16's last bit and truncate; leave NaN and infinities as they are."""
     bits = values.contiguous().view(torch.int32).to(torch.int64) + random
     cut = (bits & ~0xFFFF).to(torch.int32).view(torch.float32)
     return torch.where(values.isfinite(), cut, values)
@@ -100,14 +100,14 @@ def _sums(terms: Sequence[Terms], options: Options) -> Tensor | None:
 
 
 def _spread(term: Terms, spreads: Tensor | None, index: int) -> Tensor:
-    """Return the spread of the noise: by element, or the tensor's."""
+    """Return the spread of the noise, per element or for the tensor."""
     if term.spread is not None:
         return term.spread
     return cast(Tensor, spreads)[index].to(term.mean.dtype)
 
 
 def begin_foreach(rows: Sequence[Row], options: Options) -> Begun:
-    """Begin the step of some rows together; their steps are numbers. Equals `begin_forloop` bit for bit."""
+    """Begin the step of some rows together, whose step counts must be numbers; equals `begin_forloop` bit for bit."""
 
     def key(row: Row) -> Hashable:
         return row.param.device, row.param.dtype, row.exp_avg.dtype, row.step
@@ -116,7 +116,7 @@ def begin_foreach(rows: Sequence[Row], options: Options) -> Begun:
 
 
 def _begin_batch(rows: list[Row], options: Options) -> Begun:
-    """Begin the step of rows of one device, one type of parameter and moment, and one step."""
+    """Begin the step of rows with equal device, dtypes of parameter and moments, and step count."""
     step = cast(int, rows[0].step)
     ms, vs = _foreach_moments(rows, options)
     if options.form == "paper":

@@ -1,4 +1,4 @@
-"""GENIE's functional core: one step on lists of tensors, by the implementation that fits them."""
+"""GENIE's functional core: one step on lists of tensors, taken by the fastest implementation that supports them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Begin = Callable[[Sequence[Row], Options], Begun]
 
 
 class Flags(NamedTuple):
-    """Which implementation takes a step; see `GENIE` for what each means."""
+    """Options that choose the implementation of a step; see `GENIE` for their meaning."""
 
     foreach: bool | None = None
     fused: bool | None = None
@@ -29,7 +29,7 @@ class Flags(NamedTuple):
 
     @property
     def may_fuse(self) -> bool:
-        """Whether the fused implementation is asked for or left to choose."""
+        """Whether the fused implementation is requested, or the choice is left open."""
         return bool(self.fused) or (self.fused is None and self.foreach is None and not self.differentiable)
 
 
@@ -59,7 +59,7 @@ def genie(
 ) -> None:
     """Take one GENIE step on lists of tensors, in place (parameters, moving averages and step counts).
 
-    DTensors are stepped part by part, as one process would step the whole.
+    Each process steps its parts of DTensors; the result equals that of one process stepping the whole.
 
     Args:
         params: parameters.
@@ -68,7 +68,7 @@ def genie(
         exp_avg_sqs: moving averages of the squared gradients.
         steps: steps taken so far, scalar tensors; increased by one.
         positions: each parameter's position in the random stream.
-        lr: see `GENIE`, as for all that follow but the last two.
+        lr: step size; see `GENIE` for details of this and the following options up to ``differentiable``.
         beta: decay of the moving averages.
         dropout: probability of dropping an element's update.
         noise: factor of the noise.
@@ -79,16 +79,16 @@ def genie(
         maximize: whether to ascend.
         foreach: whether to use the foreach implementation.
         fused: whether to use the fused implementation.
-        capturable: whether steps are counted on the device and no value is read by the host.
+        capturable: whether steps are counted on the device and the host reads no value.
         differentiable: whether autograd records the step.
-        grad_scale: what the gradients are multiplied by, as `torch.amp.GradScaler` gives it; it is divided out. For the
-            fused implementation on a GPU only, as the next.
-        found_inf: not 0 where a gradient is not finite: the step is then not taken.
+        grad_scale: factor by which `torch.amp.GradScaler` multiplied the gradients, to be divided out. Like
+            ``found_inf``, only the fused implementation on a GPU supports it.
+        found_inf: nonzero if a gradient is not finite; the step is then skipped.
 
     Raises:
-        RuntimeError: a gradient is sparse; a gradient or moving average has not its parameter's shape, or lies on
-            another device; ``fused`` is True and a tensor is not for the fused implementation; or a parameter is a
-            DTensor of partial sums.
+        RuntimeError: a gradient is sparse; a gradient or moving average differs from its parameter in shape or device;
+            ``fused`` is True and the fused implementation does not support a tensor; or a parameter is a DTensor of
+            partial sums.
         ValueError: the sequences differ in length.
     """
     options = Options(
@@ -117,7 +117,7 @@ def refuse_sparse(grads: Iterable[Tensor]) -> None:
 
 
 def refuse_unfused(params: Sequence[Tensor], flags: Flags) -> None:
-    """Raise RuntimeError if the flags ask for the fused implementation and it does not take parameters."""
+    """Raise RuntimeError if the flags request the fused implementation and it does not support a parameter."""
     for p in params:
         _implementation(_stand_in(local_part(p), flags), flags)
 
@@ -143,9 +143,9 @@ def make_rows(
     capturable: bool,
     begins: bool,
 ) -> list[Row]:
-    """Return what a step works on, one row per parameter that has elements; see `genie`.
+    """Return the rows of a step, one per parameter that has elements; see `genie`.
 
-    No implementation looks at a tensor that was not held against its parameter here: kernels trust shapes.
+    This checks every tensor against its parameter, because kernels trust shapes.
 
     Args:
         params: parameters.
@@ -153,10 +153,10 @@ def make_rows(
         exp_avgs: moving averages of the gradients.
         exp_avg_sqs: moving averages of the squared gradients.
         steps: counts of steps taken.
-        positions: in the random stream.
-        names: of the parameters, for messages; None for the position.
-        capturable: whether the counts are not to be read.
-        begins: whether a step begins, which the counts do not include yet; else rows are those of the last step.
+        positions: positions of the parameters in the random stream.
+        names: names of the parameters, for messages; None for the position.
+        capturable: whether the host must not read the counts.
+        begins: whether a new step begins, which the counts do not include yet; otherwise rows describe the last step.
 
     Raises:
         RuntimeError: a parameter is a DTensor of partial sums, or a tensor does not fit its parameter.
@@ -182,12 +182,12 @@ def make_rows(
 
 
 def _whole(count: float) -> int:
-    """Return a step count as a whole number; -1 for what is none."""
+    """Return a step count as an integer; -1 if it is not a valid count."""
     return int(count) if 0 <= count < 2**32 - 1 else -1
 
 
 def _unfit(row: Row) -> str | None:
-    """Say what keeps a step from being taken, with a place for the parameter's name; None if nothing does."""
+    """Return why a row cannot be stepped, with a placeholder for the parameter's name; None if it can."""
     p, grad, m, v, step = row.param, row.grad, row.exp_avg, row.exp_avg_sq, row.step
     shape, device = p.shape, p.device
     if not (
@@ -217,11 +217,11 @@ def _unfit(row: Row) -> str | None:
 
 
 def take_step(groups: Iterable[tuple[Sequence[Row], Options, Flags]], steps: Sequence[Sequence[Tensor]]) -> None:
-    """Take and count the step of the rows of some groups.
+    """Take the step of some groups, and count it.
 
     Args:
-        groups: the rows, what they share and who takes the step.
-        steps: the counts of the groups' steps, which stay as they are if the step fails.
+        groups: for each group its rows, its options and the flags that choose the implementation.
+        steps: the step counts of each group, which are restored if the step fails.
     """
     groups = list(groups)
     counted = [(counts, options.found_inf) for counts, (_, options, _) in zip(steps, groups, strict=True)]
@@ -236,7 +236,7 @@ def take_step(groups: Iterable[tuple[Sequence[Row], Options, Flags]], steps: Seq
 
 
 def _take_step(groups: Iterable[tuple[Sequence[Row], Options, Flags]]) -> None:
-    """Take the step of the rows of some groups; what their shards must sum goes into one all-reduce."""
+    """Take the step of some groups, with a single all-reduce for the sums over shards."""
     planned: list[tuple[_Begin, list[int], list[Row], Options]] = []
     count = 0
     for rows, options, flags in groups:  # refuse what cannot be done before anything changes
@@ -257,16 +257,16 @@ def _take_step(groups: Iterable[tuple[Sequence[Row], Options, Flags]]) -> None:
 
 
 def _begin_empty(rows: Sequence[Row], options: Options) -> Begun:
-    """Begin the step of rows that are all in other processes."""
+    """Begin the step of rows whose elements are all in other processes."""
     sums = torch.zeros(len(rows), 2, dtype=torch.float64, device=rows[0].param.device)
     return Begun(sums if options.needs_sums else None, lambda spreads: None)
 
 
 def _implementation(row: Row, flags: Flags, *, may_build: bool = True) -> _Begin:
-    """Return what takes a row's step; see `fused_cpu.obstacle` for ``may_build``.
+    """Return the implementation that steps a row; see `fused_cpu.obstacle` for ``may_build``.
 
     Raises:
-        RuntimeError: the fused implementation is asked for and does not take the row.
+        RuntimeError: the fused implementation is requested and does not support the row.
     """
     if flags.may_fuse:
         on_cpu = row.param.is_cpu and not fused_triton.interpreted
@@ -284,13 +284,13 @@ def _implementation(row: Row, flags: Flags, *, may_build: bool = True) -> _Begin
 
 
 def describe_implementation(params: Sequence[Tensor], flags: Flags) -> str:
-    """Return in words what takes a group's step, and why nothing faster does."""
+    """Describe the implementation that steps a group, and why no faster one does."""
     names = dict.fromkeys(_description(local_part(p), flags) for p in params)
     return " and ".join(names) or "none"
 
 
 def _stand_in(param: Tensor, flags: Flags) -> Row:
-    """Return a row for a parameter that has no state yet."""
+    """Return a stand-in row for a parameter that has no state yet."""
     param = param.detach()
     moment = param.float() if param.dtype == torch.float16 else param
     step = torch.ones((), device=param.device) if flags.capturable else 1
@@ -314,11 +314,11 @@ def _description(param: Tensor, flags: Flags) -> str:
 
 
 def _summed(parts: Sequence[tuple[list[int], list[Row], Tensor | None]]) -> list[Tensor | None]:
-    """Sum what belongs to sharded tensors over all their shards.
+    """Add up the sums of sharded tensors over all their shards.
 
     Args:
-        parts: numbers of rows, the rows and their sums. They are summed in the order of the numbers, which is the same
-            in all processes; which implementation takes a row may differ with the part of it that a process holds.
+        parts: for each part the numbers of its rows, the rows and their sums. The reduction follows the order of the
+            numbers, which all processes share; the implementation of a row may differ between processes.
     """
     present = [(numbers, rows, sums) for numbers, rows, sums in parts if sums is not None]
     shards = [row.shard for _, rows, _ in present for row in rows]

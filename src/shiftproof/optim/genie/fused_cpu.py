@@ -1,4 +1,4 @@
-"""GENIE's step on the CPU as a compiled kernel: one pass over memory, a second only where noise acts."""
+"""GENIE's step on the CPU as a compiled kernel: one pass over memory, and a second only where noise acts."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _limit: int | None = None
 
 
 def obstacle(row: Row, *, may_build: bool = True) -> str | None:
-    """Return why the kernel cannot take a row, None if it can.
+    """Return why the kernel cannot step a row; None if it can.
 
     Args:
         row: the row.
-        may_build: compile the kernel where need be; otherwise it counts as there if it might be.
+        may_build: compile the kernel if necessary; if False, assume that compiling it would succeed.
     """
     dtype = row.param.dtype
     if not row.param.is_cpu:
@@ -60,21 +60,21 @@ def obstacle(row: Row, *, may_build: bool = True) -> str | None:
 
 
 def description() -> str:
-    """Return in words what runs."""
+    """Describe the implementation that runs."""
     if not is_settled() or kernel_error():
         return "fused, compiled at the first step"
     return f"fused ({INSTRUCTION_SETS[instruction_set()]})"
 
 
 def instruction_set() -> int:
-    """Return the index in `INSTRUCTION_SETS` of the one in use: the best that this processor has."""
+    """Return the index in `INSTRUCTION_SETS` of the set in use: the processor's best, up to the limit if one is set."""
     best = cast(int, torch.ops.shiftproof.genie_best_instruction_set())
     return best if _limit is None else min(best, _limit)
 
 
 @contextmanager
 def limited_instructions(index: int | None) -> Iterator[None]:
-    """Use no instruction set beyond one of `INSTRUCTION_SETS`, for measurements and tests."""
+    """Limit the instruction set to one of `INSTRUCTION_SETS` by index, for measurements and tests; None: no limit."""
     global _limit
     before, _limit = _limit, index
     try:
@@ -84,7 +84,7 @@ def limited_instructions(index: int | None) -> Iterator[None]:
 
 
 class _Layout(NamedTuple):
-    """How a row's elements in memory lie in the whole; see `Tensor` in kernel/genie.h."""
+    """Where the elements of a row, in memory order, lie in the whole tensor; see `Tensor` in kernel/genie.h."""
 
     run: int
     stride: int
@@ -94,7 +94,7 @@ class _Layout(NamedTuple):
 
 
 def _is_in_order(row: Row) -> bool:
-    """Return whether a row is the whole, in logical order."""
+    """Return whether a row is the whole tensor, in logical order."""
     contiguous = row.param.is_contiguous() and row.exp_avg.is_contiguous() and row.exp_avg_sq.is_contiguous()
     return contiguous and row.shard is None
 
@@ -127,7 +127,7 @@ def begin(rows: Sequence[Row], options: Options) -> Begun:
 
 
 def _begin_batch(rows: list[Row], options: Options) -> Begun:
-    """Begin the step of rows of one type of parameter and moment."""
+    """Begin the step of rows with equal dtypes of parameter and moments."""
     layouts = [cast(_Layout, _layout(row)) for row in rows]
     numbers = torch.tensor(
         [[*layout, row.position, row.step] for row, layout in zip(rows, layouts, strict=True)],
@@ -170,14 +170,14 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
 
 
 def _step_scalars(step: int, beta: float) -> tuple[float, float, float]:
-    """Return the scalars that follow from a step count; see `Tensor` in kernel/genie.h."""
+    """Return the scalars that depend on the step count; see `Tensor` in kernel/genie.h."""
     correction = bias_correction(beta, step, torch.float64)
     rho = mean_variance_ratio(beta, correction)
     return 1 / correction, rho, 1 / (1 - rho) if step > 1 and rho < 1 else 0.0
 
 
 def _most_groups(row: Row, layout: _Layout) -> int:
-    """Return a bound of the groups that a row touches."""
+    """Return an upper bound of the number of groups that a row touches."""
     size = row.param.numel()
     if layout.channels:
         width = layout.channels * layout.area

@@ -1,7 +1,7 @@
-"""GENIE's step fused on a GPU: which parameters it takes, and the launches of the kernels in `triton_kernels`.
+"""GENIE's fused step on a GPU: which parameters it supports, and the launches of the kernels in `triton_kernels`.
 
-Rows of one device, one combination of types and one step are launched together: two launches update them, and one
-between adds up sums for the form that needs some. Triton is imported when the first row comes.
+Rows with equal device, dtypes and step count are launched together. Two launches update them, and one in between adds
+up sums for the form that needs them. Triton is imported with the first row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ block = 1024
 """Elements per program: a power of two, at least 8."""
 
 interpreted = False
-"""Whether kernels run in Triton's interpreter, on CPU tensors too: for tests, which also set TRITON_INTERPRET."""
+"""Whether kernels run in Triton's interpreter, even on CPU tensors; for tests, which also set TRITON_INTERPRET."""
 
 _PARAMETER_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOMENT_TYPES = (torch.float32, torch.bfloat16)
@@ -38,7 +38,7 @@ _CACHED_TABLES = 16
 
 
 def obstacle(row: Row) -> str | None:
-    """Tell why this implementation does not take a row, completing "fused=True, but ..."; None if it does."""
+    """Return why this implementation cannot step a row, to complete "fused=True, but ..."; None if it can."""
     reason = _parameter_obstacle(row.param, row.shard)
     if reason is not None:
         return reason
@@ -61,7 +61,7 @@ def obstacle(row: Row) -> str | None:
 
 
 def takes(p: Tensor) -> bool:
-    """Return whether a parameter would be taken, whatever its gradient."""
+    """Return whether this implementation supports a parameter, regardless of its gradient."""
     return _parameter_obstacle(local_part(p), shard_of(p)) is None
 
 
@@ -105,7 +105,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def begin(rows: Sequence[Row], options: Options) -> Begun:
-    """Begin the step of some rows; no value is read on the host."""
+    """Begin the step of some rows without reading any value on the host."""
     own = [row._replace(grad=_laid_out_like(row.grad, row.param)) for row in rows]
     batches = [_Batch(own, indices, options) for indices in _batches(own)]
     sums: dict[torch.device, Tensor] = {}
@@ -141,8 +141,8 @@ class _Batch:
 
     Args:
         rows: all rows of the step.
-        indices: the batch's among them.
-        options: of the step.
+        indices: indices of this batch's rows among them.
+        options: options of the step.
     """
 
     def __init__(self, rows: Sequence[Row], indices: Sequence[int], options: Options) -> None:
@@ -183,7 +183,7 @@ class _Batch:
         }
 
     def begin(self, sums: Tensor | None) -> None:
-        """Take the first half of the step, and write the rows' sums where some are asked for."""
+        """Take the first half of the step, and write the rows' sums if a tensor for them is given."""
         table, options = self.table, self.options
         if not table.chunk_count:
             return
@@ -223,7 +223,7 @@ def _on(device: torch.device, tensor: Tensor | None) -> Tensor | None:
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a device the current one, on which Triton launches."""
+    """Make a device current, because Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -231,12 +231,13 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class _Layout(NamedTuple):
-    """How the elements of a tensor, in the order in which they lie in memory, lie in the whole.
+    """Where the elements of a tensor, in memory order, lie in the whole tensor.
 
     Attributes:
-        is_run: whether they follow each other there too.
-        columns: of the kernels' table: their number, the index of the first in the whole, the sizes of all dimensions
-            but the outermost and the strides of all in the whole, both from the innermost in memory.
+        is_run: whether they are consecutive in the whole tensor too.
+        columns: columns of the kernels' table: the number of elements, the index of the first in the whole, the sizes
+            of all dimensions but the outermost, and the strides of all dimensions in the whole. Dimensions go from the
+            innermost in memory outwards.
     """
 
     is_run: bool
@@ -260,7 +261,7 @@ def _layout(tensor: Tensor, shard: Shard | None) -> _Layout | None:
 def _box_layout(
     shape: tuple[int, ...], strides: tuple[int, ...], whole: tuple[int, ...], offset: tuple[int, ...]
 ) -> _Layout | None:
-    """Return the layout of a box of the whole; None where it has gaps in memory or too many dimensions."""
+    """Return the layout of a box of the whole tensor; None if it has gaps in memory or too many dimensions."""
     steps = [math.prod(whole[i + 1 :]) for i in range(len(whole))]
     numel, start = math.prod(shape), sum(first * step for first, step in zip(offset, steps, strict=True))
     # Dimensions from the innermost in memory; those that follow each other in the whole too become one.
@@ -284,7 +285,7 @@ def _box_layout(
 
 
 def _lie_alike(one: Tensor, other: Tensor) -> bool:
-    """Return whether tensors of one shape, one without gaps, lie in the same order in memory."""
+    """Return whether two tensors of equal shape, one of them without gaps, have the same order in memory."""
     if one.stride() == other.stride():
         return True
     layout = _layout(one, None)  # strides of dimensions of size 1 mean nothing
@@ -292,7 +293,7 @@ def _lie_alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _laid_out_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return a tensor in the memory format of another without gaps, itself if it has it."""
+    """Return a tensor in the memory order of another without gaps; itself if it already is."""
     if _lie_alike(tensor, other):
         return tensor
     return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
@@ -302,7 +303,7 @@ def _laid_out_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 class _Table(NamedTuple):
-    """What the kernels know of a batch's rows, on their device; see `triton_kernels`."""
+    """The kernels' description of a batch's rows, on their device; see `triton_kernels`."""
 
     rows: Tensor
     chunks: Tensor
@@ -314,7 +315,7 @@ _tables: dict[Hashable, _Table] = {}
 
 
 def _table(rows: Sequence[Row], indices: Sequence[int]) -> _Table:
-    """Return the table of a batch's rows, given their indices in the step; a cached one where nothing differs."""
+    """Return the table of a batch's rows, given their indices in the step; from the cache if nothing has changed."""
     entries = tuple(
         (
             *(tensor.data_ptr() for tensor in (row.param, row.grad, row.exp_avg, row.exp_avg_sq)),

@@ -53,19 +53,20 @@ class GENIE(Optimizer):
         z = \xi\,(1 - \tanh(1/\sigma^2)),\ \xi \sim N(0, \sigma^2),\quad
         \theta \leftarrow \theta - \eta\,(u + z)\,M
 
-    where an element of :math:`M` is 0 with probability ``dropout``, else 1, and :math:`u = 0` where :math:`v = 0`.
-    ``form="released"`` is what produced the published tables: the variance is corrected for the moving average
-    (Balles and Hennig, ICML 2018), the preconditioner is :math:`\tanh(\min(1/\sigma^2, 10)) / (1 + \rho\sigma^2 /
-    (\bar g^2 + 10^{-8}))`, the noise has one scale per tensor, and what the mask keeps is divided by one minus
-    ``dropout``. Its first step is defined to have no noise: there its variance is 0/0, decided by rounding.
+    where each element of :math:`M` is 0 with probability ``dropout`` and 1 otherwise, and :math:`u = 0` where
+    :math:`v = 0`. ``form="released"`` is the authors' code, which produced the published tables. It corrects the
+    variance for the moving average (Balles and Hennig, ICML 2018), preconditions with
+    :math:`\tanh(\min(1/\sigma^2, 10)) / (1 + \rho\sigma^2 / (\bar g^2 + 10^{-8}))`, scales the noise per tensor, and
+    divides the elements that the mask keeps by one minus ``dropout``. Its first step is defined to have no noise,
+    because its variance there is 0/0 and would depend on rounding.
 
-    Both compare the variance with absolute numbers (1, 10, :math:`10^{-8}`), so that a loss multiplied by a constant
-    makes another optimizer of them, and gradients of the usual size have noise only where a spike of the gradient lifts
-    a variance past about 0.1.
+    Both forms compare the variance with absolute numbers (1, 10, :math:`10^{-8}`). So the scale of the loss matters,
+    and with gradients of the usual size, noise acts only where a spike lifts a variance above about 0.1.
 
-    Mask and noise are functions of (seed, step, position of the parameter, element): replicas that share ``seed``
-    stay identical, shards draw what the whole would, and torch's generators are not touched. Masks are equal bit for
-    bit in all implementations, noise to about 1e-6 of its size. ``dropout`` is rounded to a multiple of 1/65536.
+    Mask and noise are functions of (seed, step, position of the parameter, element). Replicas that share ``seed`` stay
+    identical, shards draw the same numbers as the whole tensor would, and torch's generators are not touched. Masks
+    agree bit for bit between all implementations, and noise to about 1e-6 of its size. ``dropout`` is rounded to a
+    multiple of 1/65536.
 
     Args:
         params: parameters, named parameters or groups, as every torch optimizer takes them.
@@ -73,28 +74,30 @@ class GENIE(Optimizer):
         beta: decay of both moving averages, in [0, 1).
         dropout: probability of dropping an element's update, in [0, 1); 0 draws no mask.
         noise: factor of the noise term; 0 draws none.
-        precondition: False leaves the bias-corrected mean gradient as the update (the noise keeps its scale).
+        precondition: False uses the plain bias-corrected mean gradient as the update (the noise keeps its scale).
         weight_decay: L2 penalty, added to the gradient.
         form: "paper" or "released".
-        seed: key of the random stream, in [0, 2**64); equal on all replicas. None takes the lowest number that no other
-            GENIE of this process has, 0 for the first, so that two in one model draw apart; replicas that build their
-            optimizers in the same order take the same. ``optimizer = GENIE(...)`` builds the next before the last is
-            gone, so in a loop or a notebook the seed alternates: give one where runs must repeat.
+        seed: key of the random stream, in [0, 2**64); it must be equal on all replicas. None takes the lowest number
+            that no other living GENIE of this process has, 0 for the first, so that two optimizers of one model draw
+            different numbers. Replicas that build their optimizers in the same order get the same seeds. Repeated
+            ``optimizer = GENIE(...)``, as in a loop or a notebook, alternates between two seeds, because it builds the
+            new optimizer before the old one is gone: set the seed if runs must repeat.
         maximize: ascend instead of descending.
         foreach: whether to use the foreach implementation; None leaves the choice to this class.
-        fused: whether to use the fused implementation: a compiled kernel on the CPU, Triton on a GPU. None uses it
-            where it can be had (its reasons not to are in ``repr``), else foreach, else, for tensor subclasses, the
-            for-loop. The CPU kernel is compiled once per machine, at the first step, unless it came with the package.
-        capturable: count steps on the device and read no value on the host, as capture in a CUDA graph needs.
+        fused: whether to use the fused implementation: a compiled kernel on the CPU, Triton on a GPU. None uses it if
+            possible (``repr`` says why if not), otherwise foreach, or the for-loop for tensor subclasses. The CPU
+            kernel is compiled once per machine, at the first step, unless it came with the package.
+        capturable: count steps on the device and read no value on the host, as capture in a CUDA graph requires.
         differentiable: let autograd record the step; for-loop only.
-        moment_dtype: type of both moving averages, or its name; None is float32, or the parameter's own type if that
-            is wider. ``torch.bfloat16`` halves the state and rounds at random, so that no average loses small changes.
+        moment_dtype: dtype of both moving averages, or its name; None is float32, or the parameter's dtype if that is
+            wider. ``torch.bfloat16`` halves the state, and rounds stochastically so that averages do not lose small
+            changes.
 
     Raises:
         ValueError: an argument is out of its range, or two contradict each other.
 
     Warns:
-        UserWarning: parameters are sharded by FSDP1 or ZeroRedundancyOptimizer, where masks and noise repeat.
+        UserWarning: FSDP1 or ZeroRedundancyOptimizer shards the parameters, so masks and noise repeat across parts.
 
     Example:
         >>> optimizer = GENIE(model.parameters(), lr=0.1)
@@ -147,7 +150,7 @@ class GENIE(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether a GradScaler may leave the division of gradients to `step`; else it divides, and synchronises."""
+        """Whether a GradScaler may leave unscaling to `step`; otherwise it unscales itself, and synchronises."""
         return all(
             group["capturable"] and _flags(group).may_fuse and all(map(fused_triton.takes, group["params"]))
             for group in self.param_groups
@@ -196,10 +199,10 @@ class GENIE(Optimizer):
         return "\n".join([*lines[:-1], *names, lines[-1]])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; moments take the type that the groups name, whatever the precision of the parameters.
+        """Load a state dict; moments get the groups' ``moment_dtype``, whatever the precision of the parameters.
 
         Raises:
-            ValueError: a moment has not its parameter's shape, a step count is no number, or the form is not known;
+            ValueError: a moment's shape differs from its parameter's, a step count is invalid, or the form is unknown;
                 nothing is loaded.
         """
         loaded: dict[str, Any] = {}
@@ -249,15 +252,15 @@ class GENIE(Optimizer):
         """Take one step.
 
         Args:
-            closure: re-evaluates the model, leaves gradients and returns the loss; called once if given.
+            closure: re-evaluates the model, back-propagates and returns the loss; called once if given.
 
         Returns:
-            What the closure returned, or None.
+            The closure's result, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse; a gradient or moving average has not its parameter's shape, or lies on
-                another device; ``fused`` is True and a parameter is not for the fused implementation; or a CUDA graph
-                is captured without ``capturable``.
+            RuntimeError: a gradient is sparse; a gradient or moving average differs from its parameter in shape or
+                device; ``fused`` is True and the fused implementation does not support a parameter; or a CUDA graph is
+                captured without ``capturable``.
         """
         loss = None
         if closure is not None:
@@ -284,9 +287,9 @@ class GENIE(Optimizer):
         return loss
 
     def init_state(self) -> None:
-        """Create the state of all parameters that train, as `step` does when it first sees their gradients.
+        """Create the state of all parameters that train, which `step` otherwise does on their first gradients.
 
-        For what reads the state before the first step, such as torch's distributed checkpoints.
+        Use it if something reads the state before the first step, such as torch's distributed checkpoints.
         """
         for group in self.param_groups:
             for p in group["params"]:
@@ -295,11 +298,11 @@ class GENIE(Optimizer):
 
     @torch.no_grad()
     def statistics(self) -> list[GroupStatistics | None]:
-        """Tell what the last step did, one entry per group; None for a group that took none.
+        """Return statistics of the last step, one entry per group; None for a group that took no step.
 
-        Nothing is recorded for it: everything is computed again from the moving averages, at the cost of about a step
-        in torch's operations, with the options that the groups have now: ask before a scheduler changes them. Of
-        sharded parameters, this process's parts count, and all processes must ask: the noise's scale is summed.
+        They are recomputed from the moving averages, at about the cost of a step in torch's operations, with the
+        current options of the groups: call this before a scheduler changes them. For sharded parameters they cover this
+        process's parts, and all processes must make the call, because they sum the scale of the noise.
         """
         result = []
         for group, members in self._groups():
@@ -372,7 +375,7 @@ def _flags(group: dict[str, Any]) -> Flags:
 
 
 def _name(dtype: torch.dtype | str | None) -> str | None:
-    """Return a type's name, as groups hold it: torch gathers no state dict that holds a type."""
+    """Return the name of a dtype, which groups store because torch cannot gather state dicts that contain dtypes."""
     return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
 
 
@@ -398,7 +401,7 @@ def _check_form(form: object) -> None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Raise ValueError, naming the option, unless all are in range."""
+    """Raise a ValueError that names the option if one is out of range."""
     lr = options["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")

@@ -1,4 +1,4 @@
-"""What GENIE's two forms compute from a parameter's moving averages, element by element."""
+"""The update rule of GENIE's two forms, computed element by element from a parameter's moving averages."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Options(NamedTuple):
 
     Attributes:
         threshold: the dropout in units of 1 / 65536.
-        grad_scale: what the gradients are multiplied by; None for 1. Only the Triton implementation is given one.
-        found_inf: not 0 where a gradient is not finite and nothing is to be updated; likewise.
+        grad_scale: factor by which the gradients are multiplied; None for 1. Only the Triton implementation supports
+            it.
+        found_inf: nonzero if a gradient is not finite and nothing must be updated; supported likewise.
     """
 
     lr: float | Tensor
@@ -57,7 +58,7 @@ class Row(NamedTuple):
         exp_avg: moving average of the gradient, updated in place.
         exp_avg_sq: moving average of its square, updated in place.
         step: steps taken, this one included: a number, or a tensor that the host does not read.
-        position: in the random stream.
+        position: position of the parameter in the random stream.
         shard: where the local tensors lie in the whole; None if they are the whole.
     """
 
@@ -71,7 +72,7 @@ class Row(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """What selects the row's random numbers."""
+        """The row's place in the random stream."""
         return Place(tuple(self.param.shape), self.position, self.shard)
 
     @property
@@ -81,10 +82,10 @@ class Row(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """The first half of a step: moving averages are updated; what the whole tensor decides is still to be summed.
+    """A step after its first half: moving averages are updated, but sums over whole tensors are still to be taken.
 
     Attributes:
-        sums: the rows' `spread_sums`, of the local parts, float64, shape (rows, 2); None where none are needed.
+        sums: the rows' `spread_sums` over their local parts, float64, shape (rows, 2); None if none are needed.
         finish: updates the parameters, given the rows' spreads, float64, shape (rows,), or None.
     """
 
@@ -98,7 +99,7 @@ def begin_in_batches(
     key: Callable[[Row], Hashable],
     begin_batch: Callable[[list[Row], Options], Begun],
 ) -> Begun:
-    """Begin the step of rows batch by batch, those of equal keys together."""
+    """Begin the step of some rows in batches of equal keys."""
     batches: dict[Hashable, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         batches[key(row)].append(i)
@@ -119,14 +120,14 @@ def begin_in_batches(
 
 
 class Terms(NamedTuple):
-    """What the update of a tensor is made of.
+    """The terms of a tensor's update.
 
     Attributes:
         mean: the bias-corrected mean gradient.
         factor: the preconditioner, in [0, 1]; the update is mean times factor.
         certainty: one minus the weight of the noise, in [0, 1].
-        spread: standard deviation of the noise, by element; None where it is one scalar for the tensor, the ratio of
-            the sums of `spread_sums`.
+        spread: standard deviation of the noise, per element; None if it is one scalar per tensor, which is then the
+            ratio of the two `spread_sums`.
     """
 
     mean: Tensor
@@ -144,7 +145,7 @@ def mean_variance_ratio(beta: float, correction: float | Tensor) -> float | Tens
 
 
 def mean_variance_ratio(beta: float, correction: float | Tensor) -> float | Tensor:
-    """Return the variance of the moving average over that of one gradient (Balles and Hennig, eq. 10)."""
+    """Return the variance of the moving average divided by the variance of one gradient (Balles and Hennig, eq. 10)."""
     return (1 - beta) * (2 - correction) / ((1 + beta) * correction)
 
 
@@ -216,8 +217,8 @@ def bias_correction(beta: float, step: int | Tensor, dtype: torch.dtype) -> floa
 
 
 def spread_sums(terms: Terms) -> Tensor:
-    """Return the sums over a tensor whose ratio is the spread of its noise, in float64, shape (2,).
+    """Return two sums over a tensor whose ratio is the spread of its noise, in float64, shape (2,).
 
-    They are those of factor times abs(mean) and of certainty.
+    The first is over factor times abs(mean), the second over certainty.
     """
     return torch.stack([part.sum(dtype=torch.float64) for part in (terms.factor * terms.mean.abs(), terms.certainty)])

@@ -1,4 +1,4 @@
-"""The seeds of GENIEs that are given none, and a warning where no seed keeps their random numbers apart."""
+"""Default seeds for GENIE optimizers, and a warning for wrappers under which processes repeat one another's draws."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _warned = False
 
 
 def free_seed() -> int:
-    """Return the lowest number that is the seed of no living optimizer: two in one model draw apart.
+    """Return the lowest seed that no living optimizer uses, so that two optimizers of one model draw different numbers.
 
-    A dropped optimizer that is part of a cycle, such as of a trainer and its model, lives until it is collected. Which
-    seed comes out must not depend on when that is, for all replicas have to take the same: what may have been dropped
-    is collected here first. As that takes some tenths of a second, one process alone does it only if an optimizer has
-    stepped since the last time; one that was built and dropped without a step may then still count.
+    A dropped optimizer that is part of a reference cycle, such as a trainer and its model, lives until it is collected.
+    The seed must not depend on when that happens, because all replicas have to choose the same one, so this collects
+    garbage first. That takes some tenths of a second; a single process therefore skips it unless an optimizer has
+    stepped since the last time, and an optimizer that was built and dropped without a step may still count.
     """
     global _stepped
     if len(_living) and (_stepped or _processes() > 1):
@@ -39,22 +39,22 @@ def free_seed() -> int:
 
 
 def count_as_living(optimizer: Optimizer) -> None:
-    """Keep an optimizer's seeds from others for as long as it lives."""
+    """Reserve an optimizer's seeds for as long as it lives."""
     with _lock:
         _living.add(optimizer)
 
 
 def note_step() -> None:
-    """Tell that an optimizer has stepped."""
+    """Record that an optimizer has stepped."""
     global _stepped
     _stepped = True
 
 
 def warn_of_repeated_draws(params: Iterable[Tensor]) -> None:
-    """Warn, once, where processes hold different parts of the parameters and no DTensors say which.
+    """Warn, once, if processes hold different parts of the parameters without DTensors that say which.
 
-    These are FSDP1, which flattens them, and ZeroRedundancyOptimizer, which gives every process some of them: each
-    counts its parameters and elements from 0, so the parts draw the same numbers.
+    FSDP1 flattens the parameters, and ZeroRedundancyOptimizer gives every process some of them. Under either, each
+    process counts its parameters and elements from 0, so the parts draw the same numbers.
     """
     global _warned
     if _warned or _processes() == 1:
@@ -65,8 +65,9 @@ def warn_of_repeated_draws(params: Iterable[Tensor]) -> None:
     if wrapper is not None:
         _warned = True
         warnings.warn(
-            f"under {wrapper} every process draws the same mask and noise for its own part of the parameters, so they "
-            "repeat, and differ from those of one process; FSDP2 (torch.distributed.fsdp.fully_shard) keeps them",
+            f"under {wrapper} every process draws the same mask and noise for its own part of the parameters: they "
+            "repeat across parts and differ from a single process's. FSDP2 (torch.distributed.fsdp.fully_shard) draws "
+            "the same as a single process",
             stacklevel=4,
         )
 

@@ -1,4 +1,4 @@
-"""What a GENIE step did: how strongly it preconditioned, where noise acted and what the mask kept."""
+"""Statistics of a GENIE step: how strongly it preconditioned, where noise acted and how much the mask kept."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _BINS = 2048
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """A group's last step.
+    """Statistics of a group's last step.
 
     Attributes:
-        factor_mean: mean of the preconditioner's factor, which is in [0, 1]: near 0 little of the mean gradient is
-            used, near 1 the step is momentum alone.
-        factor_quantiles: its quantiles, to 1 / 2048, by probability.
-        noisy_fraction: share of the elements on which noise acts; 0 means that it is inert.
-        noise_to_update: r.m.s. noise over r.m.s. update on these; None where there are none.
+        factor_mean: mean of the preconditioner's factor, in [0, 1]: near 0 the step uses little of the mean gradient,
+            near 1 it is plain momentum.
+        factor_quantiles: quantiles of the factor by probability, to a resolution of 1 / 2048.
+        noisy_fraction: share of the elements on which noise acts; at 0 the noise has no effect.
+        noise_to_update: r.m.s. noise over r.m.s. update on these elements; None if there are none.
         kept_fraction: share of the elements that the mask kept.
-        update_magnitude: mean absolute change of a parameter, in its own units, without that of the noise.
+        update_magnitude: mean absolute change of a parameter, in its own units, noise excluded.
     """
 
     factor_mean: float
@@ -41,13 +41,14 @@ class GroupStatistics:
 
 
 def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics | None:
-    """Compute a step again from the moving averages that it left, tensor by tensor; see `GroupStatistics`.
-
-    None where all elements of the rows are in other processes.
+    """Recompute a step from the moving averages that it left, tensor by tensor, and return its statistics.
 
     Args:
         rows: parameters that took a step; their gradients are not read.
-        options: of the step.
+        options: options of the step.
+
+    Returns:
+        The statistics, or None if other processes hold all elements of the rows.
     """
     histogram = torch.zeros(_BINS, dtype=torch.float64, device="cpu")
     elements = factors = noisy = kept = noise_square = update_square = moved = 0.0
@@ -84,7 +85,7 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
 
 
 def _spread(row: Row, terms: Terms) -> Tensor:
-    """Return the standard deviation of the noise before certainty weakens it, by element or of the tensor."""
+    """Return the standard deviation of the noise before certainty scales it down, per element or for the tensor."""
     if terms.spread is not None:
         return terms.spread
     num, den = sum_over_shards(spread_sums(terms)[None], [row.shard])[0]
@@ -97,6 +98,6 @@ def _sum(values: Tensor) -> float:
 
 
 def _quantiles(histogram: Tensor) -> dict[float, float]:
-    """Return the quantiles of values in [0, 1], taken at the middle of their bin."""
+    """Return quantiles of values in [0, 1], each as the middle of its bin."""
     cumulative = histogram.cumsum(0) / histogram.sum()
     return {q: (int((cumulative < q).sum()) + 0.5) / _BINS for q in QUANTILES}

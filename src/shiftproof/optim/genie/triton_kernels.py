@@ -1,8 +1,8 @@
 """The GPU kernels of GENIE's fused step. Importing this imports Triton; `fused_triton` launches them.
 
-A kernel's program works on one chunk of one tensor: the list of chunks tells which, as (row << 32) + the chunk's number
-in the tensor, where the row is one of a table of int64, a tensor in each, whose columns are named below. The arithmetic
-is that of `rule`, in float32, and the random numbers are those of `stream`.
+Each program of a kernel works on one chunk of one tensor. The list of chunks gives it as (row << 32) + number of the
+chunk in the tensor; ``row`` indexes a table of int64 with one row per tensor, whose columns are named below. The
+arithmetic follows `rule` in float32, and the random numbers follow `stream`.
 """
 # Triton's language has no types.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -20,9 +20,9 @@ from shiftproof.optim.genie import rule
 _COLUMNS = tl.constexpr(18)
 _PARAM, _GRAD, _EXP_AVG, _EXP_AVG_SQ = (tl.constexpr(i) for i in range(4))  # addresses
 _STEP = tl.constexpr(4)  # an address, or 0
-_INDEX, _POSITION = tl.constexpr(5), tl.constexpr(6)  # in the step's sums, in the random stream
-_NUMEL, _START, _SIZES, _STRIDES = (tl.constexpr(i) for i in (7, 8, 9, 12))  # of 1, 1, 3, 4 columns: the layout
-_FIRST, _COUNT = tl.constexpr(16), tl.constexpr(17)  # chunk, and number of chunks
+_INDEX, _POSITION = tl.constexpr(5), tl.constexpr(6)  # places in the step's sums and in the random stream
+_NUMEL, _START, _SIZES, _STRIDES = (tl.constexpr(i) for i in (7, 8, 9, 12))  # the layout: 1, 1, 3 and 4 columns
+_FIRST, _COUNT = tl.constexpr(16), tl.constexpr(17)  # first chunk and number of chunks
 
 _MASK, _NOISE, _ROUNDING = (tl.constexpr(s) for s in (stream.MASK_STREAM, stream.NOISE_STREAM, stream.ROUNDING_STREAM))
 _VARIANCE_FLOOR = tl.constexpr(rule.VARIANCE_FLOOR)
@@ -32,7 +32,7 @@ _TAU = tl.constexpr(2 * math.pi)
 
 
 def element_type(dtype: torch.dtype) -> Any:
-    """Return Triton's name for a type."""
+    """Return Triton's type for a torch dtype."""
     return getattr(tl, str(dtype).removeprefix("torch."))
 
 
@@ -69,7 +69,7 @@ def begin_kernel(
     run: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Update moving averages, sum what spreads are made of, and update the parameters of chunks without noise."""
+    """Update moving averages, sum the terms of the spreads, and update the parameters of chunks without noise."""
     row, chunk = _row_and_chunk(table, chunks)
     first, live, element = _elements(row, chunk, run, block)
     if found_inf is not None:
@@ -116,7 +116,7 @@ def begin_kernel(
 
 @triton.jit
 def sum_kernel(table, partials, sums, chunk_count, block: tl.constexpr):
-    """Sum the chunks' partial sums over each row, in an order that is always the same."""
+    """Add up each row's partial sums of its chunks, always in the same order."""
     row = table + tl.program_id(0) * _COLUMNS
     first = tl.load(row + _FIRST)
     end = first + tl.load(row + _COUNT)
@@ -178,7 +178,7 @@ def finish_kernel(
 
 @triton.jit
 def _row_and_chunk(table, chunks):
-    """Return where the program's row of the table begins, and the number of its chunk in the tensor."""
+    """Return the start of the program's row in the table, and the number of its chunk in the tensor."""
     entry = tl.load(chunks + tl.program_id(0))
     return table + (entry >> 32) * _COLUMNS, entry & 0x7FFFFFFF
 
@@ -191,9 +191,9 @@ def _pointers(row, column: tl.constexpr, first, element_type: tl.constexpr, bloc
 
 @triton.jit
 def _elements(row, chunk, run: tl.constexpr, block: tl.constexpr):
-    """Return a chunk's first offset in memory, which of its elements there are, and their indices in the whole.
+    """Return a chunk's first offset in memory, a mask of the elements that exist, and their indices in the whole.
 
-    Where the tensor is a run of the whole, of the indices only the first, which is a multiple of 8.
+    If the tensor is a run of the whole, only the first index is returned, which is a multiple of 8.
     """
     start, place = tl.load(row + _START), tl.arange(0, block)
     if run:
@@ -201,7 +201,7 @@ def _elements(row, chunk, run: tl.constexpr, block: tl.constexpr):
         first = element - start
     else:
         first = chunk * block
-        # Digits of first + place. What is of an element is short, for division by it takes long.
+        # Digits of first + place. Per-element numbers are 32-bit, because 64-bit division is slow.
         element, whole, part = start, first, place.to(tl.uint32)
         for i in tl.static_range(3):
             size = tl.load(row + _SIZES + i)
@@ -209,21 +209,21 @@ def _elements(row, chunk, run: tl.constexpr, block: tl.constexpr):
             whole, part = whole // size, digits // size.to(tl.uint32)
             element += (digits - part * size.to(tl.uint32)).to(tl.int64) * tl.load(row + _STRIDES + i)
         element += (whole + part) * tl.load(row + _STRIDES + 3)
-    # The bounds are short too: at most a block, and at least -7.
+    # The bounds fit 32 bits too: at most a block, and at least -7.
     last = tl.minimum(tl.load(row + _NUMEL) - first, block).to(tl.int32)
     return first, (place >= -tl.minimum(first, 0).to(tl.int32)) & (place < last), element
 
 
 @triton.jit
 def _unless(scalar, live):
-    """Return a mask, cleared if a scalar is not 0; in a form that Triton's interpreter accepts for loads and stores."""
+    """Return a mask, cleared if a scalar is not 0, in a form that Triton's interpreter accepts for loads and stores."""
     return live.to(tl.int32) > (scalar != 0).to(tl.int32)
 
 
 @triton.jit
 def _count(row, step, correction, log_beta, ratio, capturable: tl.constexpr):
     """Return the steps taken, the bias correction, and the variance of the moving average over that of a gradient."""
-    if capturable:  # else the host has counted
+    if capturable:  # otherwise the host has counted
         taken = tl.load(tl.load(row + _STEP).to(tl.pointer_type(tl.float32)))
         step = taken.to(tl.int64)
         correction = (1 - tl.exp(taken.to(tl.float64) * log_beta)).to(tl.float32)
@@ -232,7 +232,7 @@ def _count(row, step, correction, log_beta, ratio, capturable: tl.constexpr):
 
 @triton.jit
 def _estimates(m, v, step, correction, rho, form: tl.constexpr):
-    """Return the mean gradient, the factor of `rule.Terms` but for the certainty, and the variance of a gradient."""
+    """Return the mean gradient, the factor of `rule.Terms` without the certainty, and the variance of a gradient."""
     mean = m * (1 / correction)
     if form == "paper":
         square = m * m
@@ -279,7 +279,7 @@ def _move(
     run: tl.constexpr,
     block: tl.constexpr,
 ):
-    """Update parameters by what the mask keeps of an update."""
+    """Apply the part of an update that the mask keeps."""
     if masks:
         words = _words(_MASK, 1, draw, run, block)
         if run:
@@ -294,7 +294,7 @@ def _move(
 
 @triton.jit
 def _words(number: tl.constexpr, shift: tl.constexpr, draw, run: tl.constexpr, block: tl.constexpr):
-    """Draw a word for every element from a stream; in a run, for every 2 ** shift elements, who share one."""
+    """Draw a word for every element from a stream; in a run, one for every 2 ** shift elements to share."""
     if run:
         a, b, c, d = _draw(number, (draw[3] >> (2 + shift)) + tl.arange(0, block >> (2 + shift)), draw)
         words = _interleave(a, b, c, d, block >> shift)
@@ -323,7 +323,7 @@ def _normals(draw, run: tl.constexpr, block: tl.constexpr):
 
 @triton.jit
 def _draw(number: tl.constexpr, counter, draw):
-    """Draw the four words of blocks of a stream."""
+    """Draw the four words of each of a stream's blocks."""
     high = ((counter >> 32) & 0x0FFFFFFF) | (number << 28)
     return tl.philox(draw[0], counter.to(tl.uint32), high.to(tl.uint32), draw[2], draw[1])
 
@@ -342,13 +342,13 @@ def _uniform(word):
 
 @triton.jit
 def _interleave(a, b, c, d, size: tl.constexpr):
-    """Return a[0], b[0], c[0], d[0], a[1], ..., in a block of a size."""
+    """Return a[0], b[0], c[0], d[0], a[1], ..., as a block of ``size``."""
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (size,))
 
 
 @triton.jit
 def _round(x, random):
-    """Add 16 random bits below bfloat16's last bit and cut; what is not finite stays as it is."""
+    """Add 16 random bits below bfloat16's last bit and truncate; leave NaN and infinities as they are."""
     bits = x.to(tl.uint32, bitcast=True)
     cut = ((bits + random) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return tl.where((bits & 0x7F800000) != 0x7F800000, cut, x)
