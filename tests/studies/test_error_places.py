@@ -50,7 +50,7 @@ from shiftproof.data import DatasetNotFoundError
         ("trials: 1\ndata_dir: /nowhere\ndatasets: [folder]\nkind: small_images", 2, "/nowhere: no such folder"),
         ("datasets: [folder]\ndata_dir: ''", 2, "data_dir must be a path, not ''"),
         ("trials: 1\nweights: none.pt", 2, "there is no weights file none.pt"),
-        ("trials: 1\nprotocol: swad\nsteps: 50", 3, "the protocol swad would evaluate step 1 only of 50 steps"),
+        ("trials: 1\nprotocol: swad\nsteps: 50", 3, "the protocol swad would evaluate only step 1 of 50 steps"),
     ],
 )
 def test_the_line_of_a_file(text, line, message, tmp_path, monkeypatch, capsys):
