@@ -144,7 +144,7 @@ def test_a_rank_prepares_its_own_rows_as_one_device_does():
         ("ddp", {"algorithm": "arm"}, "arm trains on one device, not 3: its context is of all images of a domain"),
         ("ddp", {"annealer": "gga_l"}, "gga_l trains on one device, not 3: it compares the gradients of domains"),
         ("ddp", {"optimizer": "adahessian"}, "adahessian trains on one device, not 3: it differentiates the gradient"),
-        ("fsdp", {"algorithm": "rsc"}, "rsc reads the weights of its heads, which fsdp shards: take ddp"),
+        ("fsdp", {"algorithm": "rsc"}, "rsc reads the weights of its heads, which fsdp shards: use ddp"),
         (
             "ddp",
             {"algorithm": "mixup"},
