@@ -171,7 +171,7 @@ def test_a_published_set_says_how_a_folder_of_another_name_opens(write, capsys, 
     assert main(["compare", *options, "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert f"--data-dir {root / 'kfold'} " in said
-    assert "PACS is known by its folder's name; one of another name opens with --dataset folder" in said
+    assert "PACS is recognised by its folder's name; open other folders with --dataset folder" in said
     assert open_folder(root / "kfold", 8).domain_names == ("art_painting", "photo")
 
 

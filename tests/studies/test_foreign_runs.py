@@ -141,7 +141,7 @@ def test_runs_of_others_that_cannot_be_read_are_named_and_passed_over(store, pla
     assert _read_all(store, plan) == undisturbed
     lines = capsys.readouterr().err.splitlines()
     named = {
-        name for name in {**RESULTS, **SPECS, "a folder": None} if any(f"{runs / name}, no run" in x for x in lines)
+        name for name in {**RESULTS, **SPECS, "a folder": None} if any(f"{runs / name}, not a run" in x for x in lines)
     }
     assert named == {*RESULTS, *SPECS, "a folder"}
     assert len(lines) == len(named)
