@@ -297,7 +297,7 @@ def _selection_block(table: Table, by_rule: Mapping[str, Table]) -> Block:
         rows,
         [
             f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "
-            "published best-of-sweep figures hold such a part."
+            "published best-of-sweep figures include such a gain."
         ],
     )
 
