@@ -101,7 +101,7 @@ def add_store(parser: Command, default: Path | None) -> argparse._ArgumentGroup:
     add_option(
         running, "--backend", default="local", metavar="NAME", help="where runs train: local, or ray for a Ray cluster"
     )
-    add_option(running, "--address", none="a new one here", metavar="ADDRESS", help="address of the Ray cluster")
+    add_option(running, "--address", none="a new local one", metavar="ADDRESS", help="address of the Ray cluster")
     add_option(running, "--cpus-per-run", type=int, none="1", metavar="N", help="cores that each run reserves with ray")
     add_option(
         running, "--gpus-per-run", type=float, none="1 if the device is cuda", metavar="F",

@@ -81,7 +81,7 @@ def _naming_options(options: argparse.Namespace) -> Iterator[None]:
 
 
 def _read_study(options: argparse.Namespace, given: dict[str, Any]) -> Study:
-    """Read the study's file, and print what the machine or the options leave out of it."""
+    """Read the study's file, and print a line for every variant that was left out."""
     from shiftproof.studies import read_study
 
     study, skipped = read_study(options.file, options.scale, given)

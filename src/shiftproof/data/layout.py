@@ -126,7 +126,7 @@ def _refuse_parts_as_domains(tree: Tree, domains: Mapping[str, Sequence[str]]) -
             f"NEW/NAME_OF_THE_DOMAIN, the same for the other domains, then {_option(Path('NEW'))}"
         )
     raise _asked(
-        f"{tree.root}: {_some(parts)} would be read as domains, but are what parts of a data set are called",
+        f"{tree.root}: {_some(parts)} would be read as domains, but are names of parts of a data set",
         [
             reading,
             f"they are domains: rename them, mv {_quoted(first)} {_quoted(tree.root / 'NAME_OF_THE_DOMAIN')}",
@@ -149,9 +149,7 @@ def _no_classes(root: Path, domains: Sequence[str], classes: Sequence[str]) -> F
         return _asked(f"{root}: one class only, {classes[0]}; there is nothing to tell apart", readings)
     old = root / domains[0] / classes[0]
     readings.append(f"they are classes: rename them, mv {_quoted(old)} {_quoted(old.parent / 'NAME_OF_THE_CLASS')}")
-    return _asked(
-        f"{root}: {_some(classes)} would be read as classes, but are what parts of a data set are called", readings
-    )
+    return _asked(f"{root}: {_some(classes)} would be read as classes, but are names of parts of a data set", readings)
 
 
 def _too_few(tree: Tree, folder: Path) -> str:

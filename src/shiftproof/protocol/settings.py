@@ -34,7 +34,7 @@ def search_space(
         dataset: name of the data set.
         kind: kind of its images, which determines batch sizes and dropout.
         pretrained: whether training starts from given weights, which determines learning rates and weight decay.
-            DomainBed draws one distinction for both, because there photographs always start from weights.
+            DomainBed makes one distinction for both, because there photographs always start from weights.
         algorithm: name of the algorithm.
         optimizer: name of the optimizer.
         annealer: name of the annealer.

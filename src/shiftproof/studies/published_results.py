@@ -11,9 +11,9 @@ from typing import NamedTuple
 from shiftproof.base.registry import UnknownNameError
 
 SECONDS = "seconds"
-"""The name that stands for the data set of a published training time."""
+"""Name of the data set in the entries of published training times."""
 OVERALL = "mean"
-"""The name that stands for the data set of a published mean over data sets."""
+"""Name of the data set in the entries of published means over data sets."""
 
 
 class PublishedKey(NamedTuple):

@@ -231,12 +231,12 @@ class Study:
     )
     tune: Tuning = described(
         "per_target",
-        "what a setting is selected for: per_target, each target and trial, or shared, a whole data set",
+        "whether every target and trial selects a setting (per_target) or a data set shares one (shared)",
         "protocol",
         STUDIES,
         term=Term(
             "tuning",
-            "what a setting was selected for; if not shown, each target and trial separately",
+            "how settings were selected; if not shown, separately for every target and trial",
             texts={"shared": "one setting for all targets and trials"},
         ),
     )
@@ -247,7 +247,7 @@ class Study:
         STUDIES,
         term=Term(
             "sources",
-            "what a run was trained on; if not shown, all domains but the target",
+            "the domains that a run was trained on; if not shown, all but the target",
             texts={True: "one domain"},
         ),
     )

@@ -71,8 +71,8 @@ def read_study(path: Path, scale: Scale = "paper", overrides: Mapping[str, Any] 
     Args:
         path: the file.
         scale: the scale to read.
-        overrides: fields from the command line that override the file's, whose own names there are not checked. No
-            override is left out. Variants may be given by their names in the file; hyperparameters are fixed in
+        overrides: fields from the command line, which replace the file's; names that they replace are not checked, and
+            none of them is left out. Variants may be given by their names in the file; hyperparameters are fixed in
             addition to the file's.
 
     Returns:

@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean paired difference, with its confidence interval and the p-value of no difference; these may be None."""
+    """A mean paired difference; its confidence interval and p-value are None with one trial or equal differences."""
 
     mean: float
     low: float | None

@@ -76,7 +76,7 @@ def test_a_finished_one_says_so_without_asking_the_network(domainnet, tmp_path, 
     assert main(["data", "get", "domainnet", "--output", str(tmp_path)]) == 1  # it is not the published one
     printed = capsys.readouterr().out
     assert "terms: " in printed
-    assert "differs from what is published: 2 classes instead of 345" in printed
+    assert "differs from the published data set: 2 classes instead of 345" in printed
     assert printed.endswith(f"it is there already: {tmp_path / 'domain_net'}\n")
 
 

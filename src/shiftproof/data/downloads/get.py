@@ -35,7 +35,7 @@ class Obtained:
     def text(self) -> str:
         """Return the counts as a table, followed by remarks and differences."""
         lines = [*counts_table(self.counts), *self.remarks]
-        lines += [f"differs from what is published: {difference}" for difference in self.differences]
+        lines += [f"differs from the published data set: {difference}" for difference in self.differences]
         return "\n".join([*lines, f"{'written' if self.fetched else 'it is there already'}: {self.root}"])
 
 
