@@ -1,4 +1,4 @@
-"""shiftproof: train models that hold up on domains they have never seen, and tell fairly which way does it best."""
+"""shiftproof: train models that hold up on domains they have never seen, and compare training methods fairly."""
 
 from __future__ import annotations
 

@@ -125,6 +125,6 @@ def test_a_cache_that_is_chosen_and_closed_ends_with_one_line(image_tree, tmp_pa
     )
     assert done.returncode == 1
     [look, line] = done.stderr.splitlines()
-    assert "taken for" in look
+    assert "treated as" in look
     assert line.startswith(f"shiftproof: error: cannot write the image cache in {closed / 'cache'}: [Errno 13]")
     assert line.endswith("set SHIFTPROOF_CACHE to another folder")

@@ -96,7 +96,7 @@ def test_shapes_must_agree_over_domains():
     ("names", "message"),
     [
         ((), "data set mine: it has no domains"),
-        (("art", "art"), "domain art is there twice"),
+        (("art", "art"), "domain art is named twice"),
         (("a", "b", "a+b"), r"domains a and a\+b cannot be told apart in targets.*rename a\+b"),
         (("a+b", "c", "a", "b+c"), r"domains a and a\+b cannot be told apart"),
         (("art", "b\udcff"), r"the name b\\udcff is not valid text; rename it"),

@@ -82,7 +82,7 @@ def test_bad_input_is_refused(rotated, tmp_path):
         DATASETS["rotated_digit"]
     with pytest.raises(ValueError, match="takes no data folder"):
         DATASETS["rotated_digits"].open(tmp_path, None)
-    with pytest.raises(ValueError, match="image size 32 is not offered"):
+    with pytest.raises(ValueError, match="image size 32 is not available"):
         DATASETS["rotated_digits"].open(None, 32)
     with pytest.raises(UnknownNameError, match="unknown domain of rotated_digits '74'"):
         rotated.domain_index("74")

@@ -88,7 +88,7 @@ def test_parts_of_every_domain_are_asked(write, capsys, tmp_path):
 @pytest.mark.parametrize("parts", [("train", "val"), ("test", "TRAIN"), ("valid",), ("validation",), ("Test", "other")])
 def test_parts_that_hold_the_domains_are_asked(write, capsys, tmp_path, parts):
     said = refusal(write(parts, DOMAINS, CLASSES), capsys)
-    assert "would be read as domains, but are what parts of a data set are called. Which is meant?" in said
+    assert "would be read as domains, but are names of parts of a data set. Which is meant?" in said
     (part, root), (domains, rename) = readings(said)
     first = next((name for name in parts if name.lower() == "train"), parts[0])
     assert part.startswith("they are parts of a data set, which is split here anyway")
@@ -116,7 +116,7 @@ def test_a_class_called_train_is_a_class(write):
 
 def test_parts_in_the_place_of_classes_are_asked(write, capsys, tmp_path):
     said = refusal(write(CLASSES, ("test", "train")), capsys)
-    assert "test, train would be read as classes, but are what parts of a data set are called" in said
+    assert "test, train would be read as classes, but are names of parts of a data set" in said
     (classes, links), (names, rename) = readings(said)
     assert classes == "bike, mug are the classes of one domain"
     assert list_folder(followed(links, tmp_path)).counts == {"shop": {"bike": 1, "mug": 1}}
@@ -171,7 +171,7 @@ def test_a_published_set_says_how_a_folder_of_another_name_opens(write, capsys, 
     assert main(["compare", *options, "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert f"--data-dir {root / 'kfold'} " in said
-    assert "PACS is known by its folder's name; one of another name opens with --dataset folder" in said
+    assert "PACS is recognised by its folder's name; open other folders with --dataset folder" in said
     assert open_folder(root / "kfold", 8).domain_names == ("art_painting", "photo")
 
 

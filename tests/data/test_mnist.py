@@ -109,7 +109,7 @@ def test_missing_and_damaged_files_are_named(data_dir, tmp_path):
         DATASETS["colored_mnist"].open(None, None)
     with pytest.raises(DatasetNotFoundError, match="train-images-idx3-ubyte: no such file; `shiftproof data get"):
         DATASETS["rotated_mnist"].open(tmp_path, None)
-    with pytest.raises(ValueError, match="image size 32 is not offered"):
+    with pytest.raises(ValueError, match="image size 32 is not available"):
         DATASETS["rotated_mnist"].open(data_dir, 32)
 
 

@@ -92,7 +92,7 @@ def test_a_link_that_leads_nowhere_is_an_error(image_tree, link):
     root = image_tree(TREE)
     (root / link).symlink_to("gone")
     for command in _commands(root):
-        with pytest.raises(FolderError, match=rf"{root / link} is a link that leads to no folder and no file"):
+        with pytest.raises(FolderError, match=rf"{root / link} is a broken link"):
             command()
 
 

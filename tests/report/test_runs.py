@@ -113,8 +113,8 @@ def test_averaged_weights_are_no_point_of_a_curve_but_what_is_scored(write_store
 
 def test_the_sentences_are_of_the_rule(write_store, tmp_path):
     for rule, said, unsaid in (
-        ("training_domain", "No step or setting is chosen by it.", "The setting is chosen by it."),
-        ("oracle", "The setting is chosen by it.", "The step with the highest is selected."),
+        ("training_domain", "It was not used to choose steps or settings.", "It was used to choose the setting."),
+        ("oracle", "It was used to choose the setting.", "The step with the highest value is selected."),
     ):
         plan = make_plan(Study(optimizers=("sgd",), selection=(rule,), **SMALL))
         page = write_report(write_store(plan, tmp_path / rule), tmp_path / rule).read_text()

@@ -107,7 +107,7 @@ def test_a_data_set_with_one_domain_is_refused(monkeypatch):
     digits = DATASETS["rotated_digits"].open(None, None)
     alone = DomainDataset("alone", digits.domains[:1], digits.classes, "small_images", "x")
     monkeypatch.setitem(DATASETS._entries, "alone", DatasetEntry(lambda *_: alone, kind="small_images"))
-    with pytest.raises(ValueError, match="alone has one domain only, 0: leaving it out leaves nothing"):
+    with pytest.raises(ValueError, match="alone has only one domain, 0: leaving it out leaves nothing"):
         make_plan(Study(datasets=("alone",)))
 
 

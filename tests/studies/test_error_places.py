@@ -45,12 +45,12 @@ from shiftproof.data import DatasetNotFoundError
         ("optimizers: [adahessian]\ncompile: true", 2, "adahessian differentiates the gradient, which torch.compile"),
         ("steps: 9\nfixed: {model.dropout: 1}", 2, "Invalid dropout value: 1"),
         ("trials: 1\nmodel: squeezenet1_1", 2, "model 'squeezenet1_1' takes images of 3 channels, not 1"),
-        ("trials: 1\nimage_size: 8", 2, "rotated_digits has images of 16 x 16 pixels; image size 8 is not offered"),
+        ("trials: 1\nimage_size: 8", 2, "rotated_digits has images of 16 x 16 pixels; image size 8 is not available"),
         ("datasets: [colored_digits]\ndata_dir: /data", 2, "colored_digits is embedded: it takes no data folder"),
         ("trials: 1\ndata_dir: /nowhere\ndatasets: [folder]\nkind: small_images", 2, "/nowhere: no such folder"),
         ("datasets: [folder]\ndata_dir: ''", 2, "data_dir must be a path, not ''"),
         ("trials: 1\nweights: none.pt", 2, "there is no weights file none.pt"),
-        ("trials: 1\nprotocol: swad\nsteps: 50", 3, "the protocol swad would evaluate step 1 only of 50 steps"),
+        ("trials: 1\nprotocol: swad\nsteps: 50", 3, "the protocol swad would evaluate only step 1 of 50 steps"),
     ],
 )
 def test_the_line_of_a_file(text, line, message, tmp_path, monkeypatch, capsys):

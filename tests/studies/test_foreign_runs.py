@@ -141,11 +141,11 @@ def test_runs_of_others_that_cannot_be_read_are_named_and_passed_over(store, pla
     assert _read_all(store, plan) == undisturbed
     lines = capsys.readouterr().err.splitlines()
     named = {
-        name for name in {**RESULTS, **SPECS, "a folder": None} if any(f"{runs / name}, no run" in x for x in lines)
+        name for name in {**RESULTS, **SPECS, "a folder": None} if any(f"{runs / name}, not a run" in x for x in lines)
     }
     assert named == {*RESULTS, *SPECS, "a folder"}
     assert len(lines) == len(named)
-    assert all(line.startswith("passed over: ") and "Traceback" not in line for line in lines)
+    assert all(line.startswith("skipped: ") and "Traceback" not in line for line in lines)
     [more] = [line for line in lines if "a field more" in line]
     assert more.endswith("this version does not know its kind_of_tomorrow")
     *held, added = [json.loads(line) for line in (store.root / "runs.jsonl").read_text().splitlines()]
@@ -195,14 +195,14 @@ def test_the_status_of_a_run_whose_curve_cannot_be_read_is_told(metrics, store, 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda spec: [], "it is no mapping"),
+        (lambda spec: [], "it is not a mapping"),
         (lambda spec: "", "Expecting value"),
         (lambda spec: "{", "Expecting property name"),
         (lambda spec: {**spec, "kind_of_tomorrow": 1}, "this version does not know its kind_of_tomorrow"),
         (lambda spec: _without(spec, "dataset"), "missing 1 required positional argument: 'dataset'"),
-        (lambda spec: {**spec, "steps": "5"}, "no valid steps: '5'"),
-        (lambda spec: {**spec, "targets": [1]}, "no valid targets: (1,)"),
-        (lambda spec: {**spec, "hparams": None}, "no valid hparams: None"),
+        (lambda spec: {**spec, "steps": "5"}, "invalid steps: '5'"),
+        (lambda spec: {**spec, "targets": [1]}, "invalid targets: (1,)"),
+        (lambda spec: {**spec, "hparams": None}, "invalid hparams: None"),
     ],
 )
 def test_a_spec_that_cannot_be_read_is_named_where_it_is_needed(damage, reason, store, plan, capsys):
@@ -225,7 +225,7 @@ def test_a_study_trains_and_shows_its_table_beside_what_it_cannot_read(tmp_path,
     options = ["--optimizers", "sgd", "--targets", "0", "--trials", "1", "--steps", "2", "--batch-size", "4"]
     assert main(["compare", *options, "--jobs", "1", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert "passed over: " in printed.err
+    assert "skipped: " in printed.err
     assert "accuracy on unseen domains, %" in printed.out
     assert (tmp_path / "runs" / "x" / "result.json").read_text() == '{"metrics": [{}]}'
     [row] = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]

@@ -96,12 +96,12 @@ def test_given_weights_have_the_rates_of_fine_tuning_on_any_kind(tmp_path):
     ("fields", "field", "words"),
     [
         ({}, "model", "the images of own are photographs, and no model is named. Give one with weights"),
-        ({"weights": "w.pt"}, "model", "name the one that w.pt holds the weights of"),
+        ({"weights": "w.pt"}, "model", "name the one whose weights w.pt holds"),
         ({"kind": "pictures"}, "kind", "unknown kind 'pictures'. Valid names: photographs, small_images"),
         (
             {"datasets": ("rotated_digits",), "data_dir": None, "kind": "photographs"},
             "kind",
-            "rotated_digits is of small_images; kind is for the data set folder",
+            "rotated_digits has small_images; only the data set folder takes a kind",
         ),
     ],
 )
@@ -157,11 +157,11 @@ def test_the_guess_is_said_in_one_line_before_training(tmp_path, capsys):
     assert main([*options, "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     said = (
-        f"{root}: taken for small_images of 28 x 28 pixels (36 of 36 files looked at, 28 x 28 pixels, grey); "
+        f"{root}: treated as small_images of 28 x 28 pixels (36 of 36 files looked at, 28 x 28 pixels, grey); "
         "set kind to override this"
     )
     assert printed.err.splitlines()[0] == said
-    assert printed.err.count("taken for") == 1
+    assert printed.err.count("treated as") == 1
     assert "kind small_images" in printed.out
     rows = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
     assert main(["evaluate", str(tmp_path / "out" / "runs" / rows[0]["run"]), "--data-dir", str(root)]) == 0
@@ -174,7 +174,7 @@ def test_photographs_without_a_model_are_told_what_to_do(tmp_path, capsys):
     root = _tree(tmp_path / "own", 80, mode="RGB")
     assert main(["compare", "--dataset", "folder", "--data-dir", str(root), "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
-    assert "taken for photographs" in error
+    assert "treated as photographs" in error
     assert "no model is named" in error
     assert not (tmp_path / "out").exists()
 

@@ -66,7 +66,11 @@ def test_what_the_file_states_is_a_term_too(weights):
 @pytest.mark.parametrize(
     ("in_file", "stated", "line"),
     [
-        (None, None, "normalisation half, as model small_conv has it; set normalisation if the weights were trained"),
+        (
+            None,
+            None,
+            "normalisation half, the default of model small_conv; set normalisation if the weights were trained",
+        ),
         ("0.1,0.2", None, "normalisation 0.1,0.2, as the file states; set normalisation to override this"),
         ("0.1,0.2", "0.3,0.4", "normalisation 0.3,0.4, as stated"),
     ],

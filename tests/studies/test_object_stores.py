@@ -59,7 +59,7 @@ def test_what_names_no_place_is_refused(text, reason, capsys):
 def test_commands_that_need_a_folder_say_so(capsys):
     with pytest.raises(SystemExit):
         main(["figure", "balance", "--output", "memory://bucket/figures"])
-    assert "this takes a folder of this machine, not memory://bucket/figures" in capsys.readouterr().err
+    assert "expected a folder on this machine, not memory://bucket/figures" in capsys.readouterr().err
 
 
 def test_trackers_elsewhere_are_refused(tmp_path, capsys):
@@ -81,7 +81,7 @@ def test_a_study_elsewhere_ends_as_one_here(tmp_path):
     assert Store(there).missing(results.plan) == []
     status = read_status(there)
     assert (status.finished.total(), status.working) == (2, None)
-    assert "2 of 2 runs finished, 0 failed, 0 begun, 0 waiting; it may be worked on" in status.text()
+    assert "2 of 2 runs finished, 0 failed, 0 begun, 0 waiting; a process may be working on it" in status.text()
     assert as_csv(read_results(there)) == (tmp_path / "there" / "table.csv").read_text()
     assert not list((tmp_path / "there").rglob(".lock"))
 
@@ -142,7 +142,7 @@ def test_a_run_that_another_process_trains_is_waited_for_and_not_trained_again(t
         write_bytes(store.folder(spec) / "result.json", record)  # the first ends its run
     second.join(10)
     assert [result["weights_sha256"] for result in results] == [trained["weights_sha256"]]
-    assert "another process trains the run in" in capsys.readouterr().err
+    assert "another process is training the run in" in capsys.readouterr().err
 
 
 def test_a_failure_does_not_replace_what_another_process_ended(tmp_path):

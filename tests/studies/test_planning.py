@@ -175,8 +175,8 @@ def test_the_data_set_is_not_opened_to_describe_a_study(monkeypatch):
 @pytest.mark.parametrize(
     ("entries", "field", "message"),
     [
-        ({"protocol": "swad", "steps": 50}, "steps", "would evaluate step 1 only of 50 steps with 100 between"),
-        ({"protocol": "domainbed", "steps": 9, "checkpoint_freq": 9}, "checkpoint_freq", "would evaluate step 1 only"),
+        ({"protocol": "swad", "steps": 50}, "steps", "would evaluate only step 1 of 50 steps, with 100 between"),
+        ({"protocol": "domainbed", "steps": 9, "checkpoint_freq": 9}, "checkpoint_freq", "would evaluate only step 1"),
         ({"averaging": "swad", "steps": 20, "checkpoint_freq": 10}, "checkpoint_freq", "swad needs 3 evaluations"),
         ({"weights": Path("/nowhere/w.pt")}, "weights", "there is no weights file /nowhere/w.pt"),
         ({"fixed": {"optimizer.lr": -1.0}}, "optimizer.lr", "Invalid learning rate: -1"),

@@ -126,7 +126,7 @@ def test_the_status_tells_what_is_begun_failed_and_in_work(output, tmp_path, cap
     status = read_status(tmp_path)
     assert (status.finished.total(), [step for _, step in status.begun], status.working) == (0, [2], False)
     text = status.text()
-    assert "0 of 4 runs finished, 1 failed, 1 begun, 2 waiting; no process works on it" in text
+    assert "0 of 4 runs finished, 1 failed, 1 begun, 2 waiting; no process is working on it" in text
     assert "begun: erm + sgd on rotated_digits, 0, trial 0, setting 0: step 2 of 4" in text
     assert "the disk is full" in text
     with claim(tmp_path):

@@ -35,7 +35,7 @@ REASONS = {
     ),
     "no graph": (
         {"algorithm": "pairs", "optimizer": "adahessian"}, 2, 300,
-        "adahessian differentiates the gradient, and pairs leaves one without a graph: take another optimizer",
+        "adahessian differentiates the gradient, but the gradient of pairs has no graph: use another optimizer",
     ),
     "parts": (
         {"algorithm": "pairs", "accumulate": 2}, 2, 300,
@@ -43,17 +43,18 @@ REASONS = {
     ),
     "averaged context": (
         {"algorithm": "arm", "averaging": "swad"}, 3, 300,
-        "swad re-estimates batch norms from the images of all domains together, and arm reads those of one at a time: "
-        "take ema, or no averaging",
+        "swad re-estimates batch norms from the images of all domains together, but arm reads one domain at a time: "
+        "use ema, or no averaging",
     ),
     "compiled, second order": (
         {"optimizer": "adahessian", "compile": True}, 3, 300,
-        "adahessian differentiates the gradient, which torch.compile cannot: leave out compile",
+        "adahessian differentiates the gradient, which torch.compile does not support: leave out compile",
     ),
     "compiled, a step ahead": (
         {"algorithm": "mldg", "compile": True, "hparams": {"data.batch_size": 4, "algorithm.first_order": False}},
         3, 300,
-        "mldg differentiates the gradient, which torch.compile cannot: leave out compile, or set algorithm.first_order",
+        "mldg differentiates the gradient, which torch.compile does not support: leave out compile, or set "
+        "algorithm.first_order",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Measurements of what shiftproof costs, side by side with the usual way."""
+"""Measurements of shiftproof's costs, side by side with the usual way."""
 
 from shiftproof.bench.annealer import annealer_table, bench_annealer
 from shiftproof.bench.data import bench_data, data_table

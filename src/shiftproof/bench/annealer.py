@@ -1,4 +1,4 @@
-"""What a candidate of GGA's search costs, beside the search that its authors released."""
+"""The cost of a candidate in GGA's search, compared with the search that its authors released."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from shiftproof.training import Inputs, build_steps, reproducible
 
 SOURCES = 3
 _NOTES = (
-    "Means over searches in which all take turns, each from the same weights, with as many candidates (the two of",
-    "shiftproof with the same ones); in brackets the least and the most. The ratio is to the released search.",
-    "Passes of the network are counted with one domain's batch as the unit. Copies: the most that was held at once",
-    "besides the weights, as a multiple of all weights. The released search's is written anew after its description,",
-    "with its number of passes and copies.",
+    "Means over searches that take turns, all from the same weights and with equally many candidates (the two of",
+    "shiftproof with the same ones); least and most in brackets. The ratio is to the released search.",
+    "A pass is one domain's batch through the network. Copies: the most held at once besides the weights, as a",
+    "multiple of all weights. The released search was reimplemented from its description, with its number of passes",
+    "and copies.",
 )
 
 
 @dataclass
 class _Counts:
-    """What a search did: forward passes and backward passes of one domain's batch, and weights that it copied."""
+    """Counts of a search: forward and backward passes of one domain's batch, and copied weights."""
 
     forward: int = 0
     backward: int = 0
@@ -50,17 +50,15 @@ class _EveryDomain(GGA):
 
 
 def bench_annealer(study: Study, *, candidates: int = 100, rounds: int = 3) -> dict[str, Any]:
-    """Time searches on the network and the images of a study's first run, at its start.
-
-    Sets torch to one thread, as every run does.
+    """Time searches with the initial network and the images of a study's first run, on one thread, as in runs.
 
     Args:
-        study: on any data; without targets, all domains but three are left out.
-        candidates: of one search.
-        rounds: searches of each kind, each at a step of its own.
+        study: a study on any data; without targets, all domains but three are left out.
+        candidates: number of candidates per search.
+        rounds: searches of each kind, each at another step.
 
     Returns:
-        What JSON can hold: ``setting``, ``notes`` and ``rows``, each with ``name``, milliseconds per candidate
+        JSON values: ``setting``, ``notes`` and ``rows``, each with ``name``, milliseconds per candidate
         (``milliseconds``, ``least``, ``most``), ``ratio``, ``forward`` and ``backward`` passes of one domain per
         candidate, and ``copies``, in multiples of all weights.
 
@@ -128,7 +126,7 @@ def bench_annealer(study: Study, *, candidates: int = 100, rounds: int = 3) -> d
 
 
 def annealer_table(result: dict[str, Any]) -> str:
-    """Return what `bench_annealer` measured as text."""
+    """Return the result of `bench_annealer` as text."""
     lines = [", ".join(f"{name} {value}" for name, value in result["setting"].items()), ""]
     lines.append(f"{'':28}{'ms per candidate':>26}{'ratio':>8}{'forward':>10}{'backward':>10}{'copies':>8}")
     for row in result["rows"]:
@@ -156,7 +154,7 @@ class _Ours:
 
 
 class _Released:
-    """The released search: the loss of the union in a pass of its own, and all weights copied when one is accepted."""
+    """The released search, which spends a separate pass on the union's loss and copies all weights on acceptance."""
 
     def __init__(self, candidates: int, radius: float = 1e-5, tolerance: float = 0.1) -> None:
         self._candidates, self._radius, self._tolerance = candidates, radius, tolerance

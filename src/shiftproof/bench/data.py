@@ -1,8 +1,8 @@
-"""The data path against the usual one: images per second, and what a run spends on data and evaluation.
+"""Data loading compared with the usual way: images per second, and a run's time for data and evaluation.
 
 The usual way is DomainBed's: the workers of one loader per domain decode and augment image by image, and every split
-of every domain is evaluated. A third way has the same made-up batch on the device for every step: what training could
-do if data cost nothing. Network, training step, scoring and memory format are the same for all.
+of every domain is evaluated. A third way keeps the same made-up batch on the device for every step, to show the speed
+of training if data cost nothing. Network, training step, scoring and memory format are the same for all.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ from shiftproof.training import (
 )
 
 RUNS = ((200, 40), (5001, 300))
-"""Steps, and steps between evaluations, of the runs whose time is worked out."""
-WARM_UP = 3  # batches before the clock starts: workers start, and their queues fill
+"""Steps, and steps between evaluations, of the runs whose time is computed."""
+WARM_UP = 3  # batches before the clock starts, while workers start and fill their queues
 EVALUATION_BATCHES = 16
 _ENDLESS = 2**40
 _NOTES = (
-    "Means over rounds in which the ways take turns; in brackets the least and the most.",
+    "Means over rounds in which the ways take turns; least and most in brackets.",
     "Training has one thread. shiftproof prepares batches on it and leaves the other cores to other runs;",
-    "the usual way has its loader workers on them, and on all cores where data is measured alone.",
-    "Data is what training waits for; on a GPU the host hands its batches on without waiting, and data is that time.",
+    "the usual way runs its loader workers on them, and on all cores when data alone is measured.",
+    "Data is the time that training waits for data; on a GPU it is the time in which the host queues its batches.",
     "Decoding the files into the cache, once per data set, is not counted.",
-    "shiftproof evaluates what the selection rules read, the usual way every split of every domain, equally often;",
-    f"{EVALUATION_BATCHES} batches of up to {EVALUATION_BATCH} images are timed and scaled to all; on a GPU of up to",
-    f"{GPU_EVALUATION_BATCH}, but for the usual way.",
+    "shiftproof evaluates the splits that selection rules read, the usual way all splits of all domains, equally",
+    f"often; {EVALUATION_BATCHES} batches of up to {EVALUATION_BATCH} images are timed and scaled to all images. On a",
+    f"GPU, batches have up to {GPU_EVALUATION_BATCH} images, except in the usual way.",
 )
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What the time of a run is made of.
+    """The costs that make up the time of a run.
 
     Attributes:
         data: seconds per 100 steps that training waits for its batches.
-        training: seconds per 100 steps of forward pass, backward pass and optimizer.
+        training: seconds per 100 steps for forward pass, backward pass and optimizer.
         evaluation: seconds of one evaluation.
-        last_evaluation: seconds of the one after the last step.
+        last_evaluation: seconds of the evaluation after the last step.
     """
 
     data: float
@@ -78,8 +78,8 @@ def run_time(costs: Costs, steps: int, checkpoint_freq: int) -> dict[str, float]
     """Return the ``seconds`` of a run and the shares of ``data``, ``training`` and ``evaluation``, which sum to 1.
 
     Args:
-        costs: what it is made of.
-        steps: its updates.
+        costs: the costs.
+        steps: number of updates.
         checkpoint_freq: steps between evaluations; the last step is always evaluated.
     """
     parts = {
@@ -92,22 +92,22 @@ def run_time(costs: Costs, steps: int, checkpoint_freq: int) -> dict[str, float]
 
 
 def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) -> dict[str, Any]:
-    """Time the first run of a study with the batches of shiftproof, of the usual way and of made-up data, in turn.
+    """Time the first run of a study with batches from shiftproof, from the usual way and made up, in turn.
 
     Args:
-        study: on a folder data set.
-        workers: processes that decode for the usual way; training loaders share them, with at least one each.
+        study: a study on a folder data set.
+        workers: processes that decode in the usual way; training loaders share them, with at least one each.
         steps: steps timed per round.
-        rounds: turns of each way.
+        rounds: rounds of each way.
 
     Returns:
-        What JSON can hold: ``setting``, ``notes`` and ``ways``. Of a way: ``images_per_second`` of data alone, the
-        ``speed`` of training over that with data for nothing, ``evaluated`` images (in one evaluation, in the last),
-        ``costs`` (see `Costs`), ``runs`` (see `run_time`; with ``steps``), and all ``rounds``, with the numbers of
-        ``images`` that were timed.
+        JSON values: ``setting``, ``notes`` and ``ways``. Each way has ``images_per_second`` of data alone, the
+        ``speed`` of training relative to that with data for nothing, ``evaluated`` images (in one evaluation, in the
+        last), ``costs`` (see `Costs`), ``runs`` (see `run_time`; with ``steps``), and all ``rounds``, with the numbers
+        of ``images`` that were timed.
 
     Raises:
-        ValueError: the data set is no folder of images, or a number below 1.
+        ValueError: the data set is not a folder of images, or a number is below 1.
     """
     for name, number in (("workers", workers), ("steps", steps), ("rounds", rounds)):
         if number < 1:
@@ -122,7 +122,7 @@ def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) 
     cache = _Cache(data, spec, trainer)
     ways: dict[str, _Way] = {"shiftproof": cache, "usual way": loaders, "data for nothing": _MadeUp(cache)}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-    with reproducible():  # as runs are
+    with reproducible():  # as in runs
         for _ in range(rounds):
             for name, way in ways.items():
                 measured[name].append(_round(way, trainer, steps))
@@ -149,7 +149,7 @@ def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) 
 
 
 def data_table(result: dict[str, Any]) -> str:
-    """Return what `bench_data` measured as text."""
+    """Return the result of `bench_data` as text."""
     ways = result["ways"].values()
 
     def row(label: str, cells: Iterable[str]) -> str:
@@ -198,7 +198,7 @@ def _summary(way: _Way, rounds: list[dict[str, Any]], unhindered: list[dict[str,
 
 
 def _round(way: _Way, trainer: _Trainer, steps: int) -> dict[str, Any]:
-    """Time data alone, training and evaluation once. Streams are closed so that no worker disturbs the other way."""
+    """Time data alone, training and evaluation once. Streams are closed, so that workers do not slow other ways."""
     with closing(way.training()) as stream:
         list(islice(stream, WARM_UP))
         begin = time.perf_counter()
@@ -257,7 +257,7 @@ class _Trainer:
         self._steps.take(batches, self._taken)
 
     def wait(self) -> None:
-        """Wait for what the device has been given to do."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -273,28 +273,28 @@ class _Way(ABC):
     """A way of feeding a run.
 
     Attributes:
-        evaluated: numbers of images in one evaluation and in the last.
+        evaluated: numbers of images in one evaluation and in the last one.
     """
 
     evaluated: list[int]
 
     @abstractmethod
     def training(self) -> Generator[list[Batch], None, None]:
-        """Yield the batches of a step, without end."""
+        """Yield the batches of each step, without end."""
 
     @abstractmethod
     def evaluation(self) -> Generator[Batch, None, None]:
-        """Yield batches of the images that are evaluated, without end."""
+        """Yield batches of the images to evaluate, without end."""
 
 
 class _Cache(_Way):
-    """Ours: images decoded once, batches augmented in the training process, evaluation of what is read."""
+    """Our way: images are decoded once, the training process augments batches, only parts that are read are scored."""
 
     def __init__(self, dataset: DomainDataset, spec: RunSpec, trainer: _Trainer) -> None:
         self._inputs = Inputs(dataset, spec, trainer.network.normalisation, trainer.device)
         splits = _splits(dataset, spec)
         read = sum(len(split.out) for split in splits)
-        # after the last step the rest of the target is scored, at that step and at the selected one
+        # after the last step the rest of the target is scored twice: at that step and at the selected one
         self.evaluated = [read, read + 2 * sum(len(splits[i].in_) for i in self._inputs.targets)]
 
     def training(self) -> Generator[list[Batch], None, None]:
@@ -308,7 +308,7 @@ class _Cache(_Way):
 
 
 class _MadeUp(_Way):
-    """One batch again and again, which is there already; what is evaluated, too."""
+    """One ready batch again and again, for training and for evaluation."""
 
     def __init__(self, cache: _Cache) -> None:
         self.evaluated = cache.evaluated
@@ -325,10 +325,10 @@ class _MadeUp(_Way):
 
 
 class _Loaders(_Way):
-    """The usual way: loaders whose workers decode and augment image by image, evaluation of everything.
+    """The usual way: loaders whose workers decode and augment image by image, and evaluation of everything.
 
     Attributes:
-        training_workers: processes of each training loader; as many as `workers` in all where that is possible.
+        training_workers: processes of each training loader; together `workers`, if that is possible.
     """
 
     def __init__(
@@ -365,7 +365,7 @@ class _Loaders(_Way):
             _loader(Subset(_Files(files[i], augmented), splits[i].in_.tolist()), batch_size, self.training_workers)
             for i in sources
         ]
-        # One loader evaluates at a time, so one with all workers, drawing from all splits, stands for theirs.
+        # Evaluation uses one loader at a time, so one loader of all splits with all workers represents them.
         everything: ConcatDataset[tuple[Tensor, int]] = ConcatDataset([_Files(domain, plain) for domain in files])
         self._evaluation = _loader(everything, EVALUATION_BATCH, workers)
         self.evaluated = [len(everything)] * 2
@@ -383,7 +383,7 @@ class _Loaders(_Way):
 
 
 class _Files(Dataset[tuple[Tensor, int]]):
-    """The image files of a domain, decoded whenever they are asked for."""
+    """The image files of a domain, decoded at every access."""
 
     def __init__(self, files: DomainFiles, transform: Callable[[Image], Tensor]) -> None:
         self._files, self._transform = files, transform

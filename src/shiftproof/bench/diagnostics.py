@@ -1,4 +1,4 @@
-"""What diagnostics cost: gradient moments beside one backward pass, and a recorder beside the step that it measures."""
+"""The cost of diagnostics: gradient moments relative to a backward pass, and recorded steps to plain ones."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from shiftproof.training import Inputs, build_steps, reproducible
 SOURCES = 3
 _NOTES = (
     "Medians over rounds in which all take turns, on the same samples in chunks of the same size; the first round is",
-    "not counted. The ratio is to one forward and backward pass, which gives the mean gradient alone. The loop",
-    "evaluates one sample after the other, and adds up its gradient and the square. Normalisation is in evaluation",
-    "mode. The recorded step measures OSGR, balance and agreement each time, on fresh batches of the sources and",
-    "on one of the unseen domains; its ratio is to the training step.",
+    "not counted. The ratio is to one forward and backward pass, which gives only the mean gradient. The loop",
+    "evaluates sample by sample, and adds up gradients and their squares. Normalisation is in evaluation mode. The",
+    "recorded step measures OSGR, balance and agreement each time, on fresh batches of the sources and one of the",
+    "unseen domains; its ratio is to the training step.",
 )
 
 
 def bench_diagnostics(study: Study, *, samples: int = 256, chunk_size: int = 64, rounds: int = 10) -> dict[str, Any]:
-    """Time gradient moments and recorded steps on the network and the images of a study's first run, at its start.
+    """Time gradient moments and recorded steps with the initial network and the images of a study's first run.
 
-    Sets torch to one thread, as every run does.
+    It computes on one thread, as in runs.
 
     Args:
-        study: on any data; without targets, all domains but three are left out.
-        samples: of each source domain, at most.
-        chunk_size: samples that are evaluated at once.
-        rounds: turns of each.
+        study: a study on any data; without targets, all domains but three are left out.
+        samples: most samples per source domain.
+        chunk_size: number of samples evaluated at once.
+        rounds: measurements of each.
 
     Returns:
-        What JSON can hold: ``setting``, ``notes`` and ``rows``, each with ``name``, milliseconds per sample
+        JSON values: ``setting``, ``notes`` and ``rows``, each with ``name``, milliseconds per sample
         (``milliseconds``, ``least``, ``most``) and ``ratio``.
 
     Raises:
@@ -73,7 +73,7 @@ def bench_diagnostics(study: Study, *, samples: int = 256, chunk_size: int = 64,
         total = sum(len(labels) for _, labels in domains)
         batches = inputs.batches(1)
         trained = sum(len(labels) for _, labels in batches)
-        # by name: what is timed, its samples, and what its ratio is to
+        # by name: the work to time, its number of samples, and the baseline of its ratio
         works: dict[str, tuple[Callable[[], object], int, str]] = {
             "backward pass": (lambda: _backward(network, chunks), total, "backward pass"),
             "gradient moments": (
@@ -125,7 +125,7 @@ def bench_diagnostics(study: Study, *, samples: int = 256, chunk_size: int = 64,
 
 
 def diagnostics_table(result: dict[str, Any]) -> str:
-    """Return what `bench_diagnostics` measured as text."""
+    """Return the result of `bench_diagnostics` as text."""
     lines = [", ".join(f"{name} {value}" for name, value in result["setting"].items()), ""]
     lines.append(f"{'':20}{'ms per sample':>28}{'ratio':>8}")
     for row in result["rows"]:

@@ -1,8 +1,8 @@
-"""What a step of each optimizer costs, forward and backward passes apart, beside torch's fused AdamW.
+"""The cost of a step of each optimizer without forward and backward passes, compared with torch's fused AdamW.
 
-All optimizers step parameters of the same shapes in turn, round by round, so that what else happens on the machine
-meets them alike. Gradients change from step to step: constant ones would have no variance. On a GPU, steps are timed
-by its own clock, also as replays of a CUDA graph, which spare the time that Python takes to start kernels.
+All optimizers step parameters of the same shapes in turn, round by round, so that other load on the machine affects
+them alike. Gradients change from step to step, because constant ones would have no variance. On a GPU, its own clock
+times the steps, and also replays of a CUDA graph, which save the time that Python takes to launch kernels.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from shiftproof.training import check_device
 
 SMALL_STD, LARGE_STD = 1e-3, 3.0
 _GRADIENT_SETS = 3
-_ENOUGH, _TURNS = 1.0, 3  # seconds of steps, after which so many turns are enough
-_GRAPH = ", graph"  # how the names end of what is replayed
+_ENOUGH, _TURNS = 1.0, 3  # after this many seconds of steps, this many turns are enough
+_GRAPH = ", graph"  # suffix of the names of replayed steps
 _BASELINE = "AdamW, fused"
 _STEPS_BEFORE_CAPTURE = 3
 _NOTES = (
-    f"Medians over rounds in which all take turns (fewer, but at least {_TURNS}, of what has taken {_ENOUGH:g} s); the",
-    "ratio is to torch's fused AdamW, of a graph's replays to those of its graph.",
+    f"Medians over rounds in which all take turns (fewer, but at least {_TURNS}, after {_ENOUGH:g} s of steps); the",
+    "ratio is to torch's fused AdamW, and for replays of a graph to replays of its graph.",
     "Bandwidth: bytes of parameters, gradients and state that one pass reads and writes, over the time, as a share of",
-    "what copying a tensor of all parameters reached in the same run.",
-    f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise). There",
+    "the bandwidth of copying a tensor of all parameters in the same run.",
+    f"Gradients are normal with standard deviation {SMALL_STD}, or {LARGE_STD} in the rows marked (noise), where",
     "noise acts on most elements.",
 )
 
@@ -55,15 +55,15 @@ class _Candidate:
 
     @property
     def baseline(self) -> str:
-        """The name of what the step is compared with."""
+        """The name of the candidate that this one is compared with."""
         return _BASELINE + _GRAPH if self.graph else _BASELINE
 
 
 class _PublishedGENIE(Optimizer):
-    """The update that GENIE's authors published with the paper, tensor by tensor, for its time alone.
+    """The update that GENIE's authors published with the paper, tensor by tensor, for timing only.
 
-    As there, each parameter keeps a copy of itself from which the update is subtracted, and mask and noise come from
-    torch's generators.
+    As in their code, each parameter keeps a copy of itself from which the update is subtracted, and mask and noise
+    come from torch's generators.
     """
 
     def __init__(self, params: list[Tensor], rate: float = 0.015, beta: float = 0.95, dropout: float = 0.4) -> None:
@@ -100,7 +100,7 @@ class _PublishedGENIE(Optimizer):
 
 
 class _SAMUpdate(Optimizer):
-    """SAM around Adam, with a closure that hands over gradients: what its step costs beside its passes."""
+    """SAM around Adam, with a closure that only hands over gradients, to time the step without its passes."""
 
     def __init__(self, params: list[Tensor]) -> None:
         self._sam = SAM(params, lr=1e-3)
@@ -119,7 +119,7 @@ class _SAMUpdate(Optimizer):
 
 
 class _Running:
-    """A candidate with parameters of its own, and the seconds of each of its turns."""
+    """A candidate with its own parameters, and the seconds of each of its turns."""
 
     def __init__(self, candidate: _Candidate, shapes: Sequence[torch.Size], device: torch.device) -> None:
         self.candidate, self.seconds = candidate, list[float]()
@@ -129,7 +129,7 @@ class _Running:
         self._step: Callable[[], object] = self.optimizer.step
 
     def begin(self, gradients: Sequence[Tensor]) -> None:
-        """Take the first step, which makes state and compiles kernels."""
+        """Take the first step, which creates the state and compiles kernels."""
         if self.candidate.graph:
             for p, grad in zip(self._params, gradients, strict=True):
                 p.grad = grad.clone()
@@ -139,7 +139,7 @@ class _Running:
         _timed(self._step, self._device)
 
     def take_turn(self, gradients: Sequence[Tensor]) -> None:
-        """Time a step, unless there have been turns enough."""
+        """Time a step, unless there have been enough turns."""
         if len(self.seconds) > _TURNS and sum(self.seconds) > _ENOUGH:
             return
         self._give(gradients)
@@ -148,14 +148,14 @@ class _Running:
 
     def _give(self, gradients: Sequence[Tensor]) -> None:
         for p, grad in zip(self._params, gradients, strict=True):
-            if self.candidate.graph:  # which reads where it read when it was captured
+            if self.candidate.graph:  # a graph reads from the addresses at its capture
                 p.grad.copy_(grad)  # type: ignore[union-attr]
             else:
                 p.grad = grad
 
 
 def _captured(optimizer: Optimizer) -> Callable[[], None]:
-    """Return what replays a graph of an optimizer's step on the gradients that are there."""
+    """Return a function that replays a graph of an optimizer's step on the present gradient tensors."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -169,7 +169,7 @@ def _captured(optimizer: Optimizer) -> Callable[[], None]:
 
 
 def _candidates(best_build: int, graphs: bool) -> list[_Candidate]:
-    """Return all, those of the CPU kernel's builds below the best by themselves, and graphs where there can be any."""
+    """Return all candidates, with rows for the CPU kernel's builds below the best, and with graphs if possible."""
     lr = 1e-4
     choices: dict[str, dict[str, Any]] = {
         "fused": {"fused": True},
@@ -221,18 +221,18 @@ def bench_optimizer(
     """Time a step of every optimizer on the parameters of a model or on one tensor, in float32.
 
     Args:
-        model: name of the model; not read if ``elements`` is given.
-        elements: size of the one tensor.
-        device: where to step.
-        rounds: turns of each optimizer; the first are not counted.
+        model: name of the model; ignored if ``elements`` is given.
+        elements: number of elements of the one tensor.
+        device: the device to step on.
+        rounds: turns of each optimizer, after one that is not counted.
 
     Returns:
-        What JSON can hold: ``setting``, ``notes`` and ``rows``, each with ``name``, ``milliseconds`` (median),
-        ``least`` and ``most``, ``ratio``, ``bandwidth`` (a share) and ``state_bytes`` per parameter; or with
-        ``error``, for what cannot run here.
+        JSON values: ``setting``, ``notes`` and ``rows``, each with ``name``, ``milliseconds`` (median), ``least`` and
+        ``most``, ``ratio``, ``bandwidth`` (a share) and ``state_bytes`` per parameter; or with ``error``, for
+        optimizers that cannot run here.
 
     Raises:
-        ValueError: the model is unknown, the device is not there, or a number is below 1.
+        ValueError: the model is unknown, the device is not available, or a number is below 1.
     """
     for name, number in (("rounds", rounds), ("elements", elements)):
         if number is not None and number < 1:
@@ -299,7 +299,7 @@ def _measured(model: str | None, elements: int | None, where: torch.device, roun
 
 
 def optimizer_table(result: dict[str, Any]) -> str:
-    """Return what `bench_optimizer` measured as text."""
+    """Return the result of `bench_optimizer` as text."""
     lines = [", ".join(f"{name} {value}" for name, value in result["setting"].items() if value is not None), ""]
     lines.append(f"{'':38}{'ms':>9}{'least':>9}{'most':>9}{'ratio':>8}{'bandwidth':>11}{'state bytes':>13}")
     for row in result["rows"]:
@@ -313,7 +313,7 @@ def optimizer_table(result: dict[str, Any]) -> str:
 
 
 def _shapes(model: str) -> list[torch.Size]:
-    """Return the shapes of a model's parameters, its classifier of 1000 classes included."""
+    """Return the shapes of a model's parameters, including a classifier of 1000 classes."""
     side = default_image_size(model)
     channels = (MODELS[model].channels if model in MODELS else None) or 3
     network = build_network(model, (channels, side, side), 1000, dropout=0.0, seed=0)
@@ -329,7 +329,7 @@ def _gradient_sets(shapes: Sequence[torch.Size], std: float, device: torch.devic
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that some work takes, on a GPU by its clock, from when it is idle until it is again."""
+    """Return the seconds that some work takes; on a GPU by its clock, from one idle moment to the next."""
     if device.type != "cuda":
         start = time.perf_counter()
         work()

@@ -1,4 +1,4 @@
-"""What a store of many runs costs: the time to plan, resume, tell the status, make tables and read for a report."""
+"""The cost of a store of many runs: the time to resume, show the status, make tables and read it for a report."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "yogi", "adabelief", "adahessian", "sam", 
 TRIALS, TARGETS = 3, 4
 RUNS_PER_SETTING = len(DATASETS_OF_FOUR) * len(OPTIMIZERS) * TRIALS * TARGETS
 VARIANTS = 8
-"""Of made-up evaluations, per data set and target: enough that no table is all ties."""
+"""Number of made-up curves per data set and target, enough to avoid tables that are all ties."""
 _NOTES = (
-    "Seconds, in brackets the processor's. Every line reads the store with nothing in memory and the files in the",
-    "system's cache. First: without the index, so that every result is read whole; again: with it. Resume: the plan",
-    "anew, the recorded one and what is missing, before the first run starts. Report: the evaluations of all chosen",
-    "runs and the rows of all runs, not drawn. Write: runs.jsonl and table.csv, once at the end of a study. Results",
-    "are made up and of the size of real ones; beside them the folders hold nothing.",
+    "Seconds of wall time, and of processor time in brackets. Every line reads the store with nothing in memory and",
+    "the files in the system's cache. First: without the index, so that every result is read whole; again: with it.",
+    "Resume: making the plan, reading the recorded one and finding missing runs, before the first run starts. Report:",
+    "reading the evaluations of all chosen runs and the rows of all runs, without drawing. Write: runs.jsonl and",
+    "table.csv, as at the end of a study. Results are made up, as large as real ones, and alone in their folders.",
 )
 
 
 def bench_store(runs: int = 10_000) -> dict[str, Any]:
-    """Time what is done with a store, on made-up results in a temporary folder.
+    """Time the operations on a store of made-up results in a temporary folder.
 
-    The study is the comparison of optimizers on the published data sets of four domains, at its length, with as many
-    settings per method as it takes.
+    The study compares optimizers on the published data sets of four domains, at full length, with as many settings
+    per method as needed.
 
     Args:
-        runs: the store has at least so many; more where they make no whole number of settings.
+        runs: least number of runs, which is rounded up to a whole number of settings.
 
     Returns:
-        What JSON can hold: ``setting``, ``notes`` and ``rows``, each with ``name``, seconds without the index
-        (``first``) and with it (``again``), and of them the processor's (``first_processor``, ``again_processor``).
+        JSON values: ``setting``, ``notes`` and ``rows``, each with ``name``, seconds without the index (``first``) and
+        with it (``again``), and the same in processor time (``first_processor``, ``again_processor``).
 
     Raises:
         ValueError: ``runs`` is below 1.
@@ -60,7 +60,7 @@ def bench_store(runs: int = 10_000) -> dict[str, Any]:
         hparam_trials=-(-runs // RUNS_PER_SETTING),
         search="protocol",
         protocol="swad",
-        model="squeezenet1_1",  # plans build the network; a small one takes the least of their time
+        model="squeezenet1_1",  # planning builds the network, so a small one saves time
     )
     with tempfile.TemporaryDirectory(prefix="shiftproof-store-") as folder:
         store = Store(Path(folder))
@@ -83,7 +83,7 @@ def bench_store(runs: int = 10_000) -> dict[str, Any]:
 
 
 def store_table(result: dict[str, Any]) -> str:
-    """Return what `bench_store` measured as text."""
+    """Return the result of `bench_store` as text."""
     setting = result["setting"].items()
     lines = [", ".join(f"{name} {v:,.1f}" if isinstance(v, float) else f"{name} {v:,}" for name, v in setting), ""]
     lines.append(f"{'':12}{'first':>18}{'again':>18}")
@@ -94,7 +94,7 @@ def store_table(result: dict[str, Any]) -> str:
 
 
 def write_made_up_results(plan: Plan, store: Store) -> int:
-    """Write a finished result for every run of a plan on data sets that are not at hand; return their bytes."""
+    """Write a made-up result for every run of a plan on data sets that are not at hand; return the bytes written."""
 
     @cache
     def metrics(dataset: str, targets: tuple[str, ...], variant: int) -> str:
@@ -105,7 +105,7 @@ def write_made_up_results(plan: Plan, store: Store) -> int:
 
     written = 0
     for spec in tqdm(plan.distinct, unit="run", desc="writing", leave=False):
-        # the evaluations are most of it, and slow to turn into text
+        # the evaluations, most of the file, are slow to serialise, so their text is cached
         text = json.dumps(_result(spec), indent=1).removesuffix("\n}")
         variant = int(spec.name, 16) % VARIANTS
         content = f'{text},\n "metrics": {metrics(spec.dataset, spec.targets, variant)}\n}}\n'.encode()

@@ -22,7 +22,7 @@ _INTERRUPTED_TEXT = "interrupted; the same command continues where it stopped"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    That is 0, 1 for bad input or a failure, 130 if interrupted, and 141 if what reads its output stopped reading.
+    The status is 0, 1 for bad input or a failure, 130 if interrupted, and 141 if the output's reader went away.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without ± shows an escape and not an error
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = make_parser().parse_args(arguments)
         warnings.formatwarning = lambda message, *_, **__: f"shiftproof: warning: {message}\n"  # no line of our code
         status: int = options.command(options)
-        print(end="", flush=True)  # what is left of it would be written after this, when errors end in a traceback
+        print(end="", flush=True)  # a flush at exit could fail too late to be caught here
     except KeyboardInterrupt:
         print(_INTERRUPTED_TEXT, file=sys.stderr)
         return INTERRUPTED
@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but end at once where a module is imported: torch and numpy make other errors of it.
+    """Raise KeyboardInterrupt, but end at once during an import: torch and numpy turn it into other errors there.
 
-    All files are whole or absent, and workers end with this process.
+    Ending at once is safe: files are written whole or not at all, and workers end with this process.
     """
     inner = frame
     while inner is not None:
@@ -64,11 +64,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _nobody_reads() -> bool:
-    """Return whether the other end of the standard output is closed, as that of `head`, and if so drop the rest."""
+    """Return whether the reader of the standard output, `head` for example, is gone; if so, drop the rest."""
     if not hasattr(select, "poll"):  # Windows
         return False
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # of errors it tells in any case
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported whatever the mask
     if not poll.poll(0):
         return False
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -18,27 +18,27 @@ _NONE = {"targets": "all but three domains"}
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this file."""
-    commands.add_parser("bench", help="measure what runs cost", add=_add_bench)
+    commands.add_parser("bench", help="measure what runs cost in time and memory", add=_add_bench)
 
 
 def _add_bench(parser: Command) -> None:
     commands = parser.add_commands("what")
-    commands.add_parser("data", help="time the data path against the usual one", add=_add_data, run=_data)
+    commands.add_parser("data", help="time data loading against the usual way", add=_add_data, run=_data)
     commands.add_parser(
         "optimizer",
-        help="time the step of every optimizer beside fused AdamW",
+        help="time the step of every optimizer against fused AdamW",
         add=_add_optimizer,
         run=_optimizer,
     )
-    commands.add_parser("annealer", help="time GGA's search beside the released one", add=_add_annealer, run=_annealer)
+    commands.add_parser("annealer", help="time GGA's search against the released one", add=_add_annealer, run=_annealer)
     commands.add_parser(
         "diagnostics",
-        help="time what diagnostics cost beside a plain backward pass",
+        help="time diagnostics against a plain backward pass",
         add=_add_diagnostics,
         run=_diagnostics,
     )
     commands.add_parser(
-        "store", help="time what is done with a store of many runs, which are made up", add=_add_store, run=_store
+        "store", help="time reading and writing a store of many made-up runs", add=_add_store, run=_store
     )
 
 
@@ -53,37 +53,37 @@ def _add_data(parser: Command) -> None:
 
 def _add_optimizer(parser: Command) -> None:
     add_option(parser, "--model", default="resnet18", metavar="NAME", help="model whose parameters are stepped")
-    parser.add_argument("--elements", type=int, metavar="N", help="one tensor of so many elements instead")
+    parser.add_argument("--elements", type=int, metavar="N", help="step one tensor of N elements instead of a model")
     add_device(parser)
-    add_option(parser, "--rounds", type=int, default=15, metavar="N", help="turns of each")
+    add_option(parser, "--rounds", type=int, default=15, metavar="N", help="measurements of each")
     _add_output(parser)
 
 
 def _add_annealer(parser: Command) -> None:
     add_fields(parser, "bench annealer", defaults=_ONE_METHOD, none=_NONE)
-    add_option(parser, "--candidates", type=int, default=100, metavar="N", help="candidates of a search")
-    add_option(parser, "--rounds", type=int, default=3, metavar="N", help="searches of each")
+    add_option(parser, "--candidates", type=int, default=100, metavar="N", help="candidates per search")
+    add_option(parser, "--rounds", type=int, default=3, metavar="N", help="searches of each kind")
     _add_output(parser)
 
 
 def _add_diagnostics(parser: Command) -> None:
     add_fields(parser, "bench diagnostics", defaults=_ONE_METHOD, none=_NONE)
     add_option(parser, "--samples", type=int, default=256, metavar="N", help="images per domain")
-    add_option(parser, "--rounds", type=int, default=10, metavar="N", help="turns of each")
+    add_option(parser, "--rounds", type=int, default=10, metavar="N", help="measurements of each")
     _add_output(parser)
 
 
 def _add_store(parser: Command) -> None:
-    add_option(parser, "--runs", type=int, default=10_000, metavar="N", help="runs, at least")
+    add_option(parser, "--runs", type=int, default=10_000, metavar="N", help="least number of runs in the store")
     _add_output(parser)
 
 
 def _add_output(parser: Command) -> None:
-    parser.add_argument("--output", type=file, metavar="FILE", help="where to write all numbers, as JSON")
+    parser.add_argument("--output", type=file, metavar="FILE", help="file to write all numbers to, as JSON")
 
 
 def _shown(result: dict[str, Any], table: str, output: Path | None) -> int:
-    """Print what a benchmark measured, and write all of it if there is a file to write to."""
+    """Print the table of a benchmark, and write its numbers to the file if one is given."""
     from shiftproof.base.files import write_json
 
     print(table)
@@ -95,7 +95,7 @@ def _shown(result: dict[str, Any], table: str, output: Path | None) -> int:
 def _data(options: argparse.Namespace) -> int:
     from shiftproof.bench import bench_data, data_table
 
-    result = bench_data(study_of(options, "a measurement is of"), workers=cores(), steps=options.steps)
+    result = bench_data(study_of(options, "a benchmark takes"), workers=cores(), steps=options.steps)
     return _shown(result, data_table(result), options.output)
 
 
@@ -109,7 +109,7 @@ def _optimizer(options: argparse.Namespace) -> int:
 def _annealer(options: argparse.Namespace) -> int:
     from shiftproof.bench import annealer_table, bench_annealer
 
-    study = study_of(options, "a measurement is of")
+    study = study_of(options, "a benchmark takes")
     result = bench_annealer(study, candidates=options.candidates, rounds=options.rounds)
     return _shown(result, annealer_table(result), options.output)
 
@@ -117,7 +117,7 @@ def _annealer(options: argparse.Namespace) -> int:
 def _diagnostics(options: argparse.Namespace) -> int:
     from shiftproof.bench import bench_diagnostics, diagnostics_table
 
-    study = study_of(options, "a measurement is of")
+    study = study_of(options, "a benchmark takes")
     result = bench_diagnostics(study, samples=options.samples, rounds=options.rounds)
     return _shown(result, diagnostics_table(result), options.output)
 

@@ -1,4 +1,4 @@
-"""A command of the command line."""
+"""The parser class of every command."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ if TYPE_CHECKING:
 
 
 class Command(argparse.ArgumentParser):
-    """The parser of one command, which gets its options when it is used: every call parses one command of many.
+    """The parser of one command. It adds its options only when used, because a call parses one command of many.
 
     Args:
-        add: adds the options, or the commands under this one.
-        run: what the command does; it is given the parsed options and returns the exit status. None where the commands
-            under this one do it.
-        **how: as argparse has it.
+        add: adds the options or the subcommands.
+        run: runs the command on the parsed options and returns the exit status; None for a command with subcommands.
+        **how: other arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class Command(argparse.ArgumentParser):
             self.set_defaults(command=run)
 
     def complete(self) -> Command:
-        """Add the options, unless they are there."""
+        """Add the options, unless that was done before."""
         if not self._is_complete:
             self._is_complete = True
             self._add(self)
@@ -45,5 +44,5 @@ class Command(argparse.ArgumentParser):
         return super(Command, self.complete()).parse_known_args(args, namespace)
 
     def add_commands(self, metavar: str) -> Commands:
-        """Return what commands under this one are added to."""
+        """Return the object to add subcommands to."""
         return self.add_subparsers(required=True, metavar=metavar, parser_class=Command)

@@ -15,10 +15,10 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 
 class PrintCompletion(argparse.Action):
-    """Prints the script that completes commands, options and the names that fields take, for a shell to load.
+    """Print a shell script that completes commands, options and the names that fields take.
 
     Raises:
-        ValueError: the shell is unknown, or shtab, which writes the script, is not installed.
+        ValueError: the shell is unknown, or shtab, which makes the script, is not installed.
     """
 
     def __call__(
@@ -47,7 +47,7 @@ class PrintCompletion(argparse.Action):
 
 
 def _actions(command: Command) -> Iterator[argparse.Action]:
-    """Yield what a command takes, and what those under it take."""
+    """Yield the arguments of a command and of its subcommands."""
     for action in command.complete()._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

@@ -14,29 +14,33 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this file."""
-    commands.add_parser("data", help="fetch data sets, look at those on the disk", add=_add_data)
+    commands.add_parser("data", help="download data sets, or check those on disk", add=_add_data)
 
 
 def _add_data(parser: Command) -> None:
     commands = parser.add_commands("what")
-    commands.add_parser("get", help="fetch a published data set; interrupted, it continues", add=_add_get, run=_get)
     commands.add_parser(
-        "check", help="count images, find unreadable ones and the same one twice", add=_add_check, run=_check
+        "get", help="download a published data set, continuing an interrupted download", add=_add_get, run=_get
+    )
+    commands.add_parser(
+        "check", help="count images, and find unreadable and duplicate ones", add=_add_check, run=_check
     )
 
 
 def _add_get(parser: Command) -> None:
     parser.add_argument(
-        "name", metavar="NAME", help="pacs vlcs officehome terraincognita domainnet rotated_mnist colored_mnist"
+        "name",
+        metavar="NAME",
+        help="data set: pacs, vlcs, officehome, terraincognita, domainnet, rotated_mnist or colored_mnist",
     )
     add_option(parser, "--output", type=folder, default=Path("data"), metavar="DIR", help="folder of data sets")
 
 
 def _add_check(parser: Command) -> None:
-    parser.add_argument("folder", type=folder, metavar="DIR", help="<domain>/<class>/<image>, or MNIST")
+    parser.add_argument("folder", type=folder, metavar="DIR", help="folder of <domain>/<class>/<image>, or of MNIST")
     add_option(
-        parser, "--dataset", none="by the folder's name", metavar="NAME",
-        help="the published one to compare with, as `data get` names it",
+        parser, "--dataset", none="the one that the folder is named after", metavar="NAME",
+        help="published data set to compare with, as `data get` names it",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The options that are fields of a study, from what is said of them where `Study` declares them."""
+"""The options that set fields of a study, made from the `FieldInfo` that `Study` declares with each field."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from shiftproof.cli.options import path, with_default
 from shiftproof.studies import GROUPS, One, Study, default_of, field_types, info_of, option_names
 
 BATCH_SIZE = "data.batch_size"
-"""The hyperparameter that has an option of its own, --batch-size."""
+"""The hyperparameter that the option --batch-size sets."""
 
 
 class Taken(NamedTuple):
-    """What a command takes of a study.
+    """The fields of a study that a command takes.
 
     Attributes:
-        names: of its fields.
-        defaults: fields that are not as in `Study` where nothing is given.
+        names: names of the fields.
+        defaults: this command's defaults, where they differ from those of `Study`.
     """
 
     names: frozenset[str]
@@ -38,13 +38,13 @@ def add_fields(
     none: Mapping[str, str] = {},
     required: Collection[str] = (),
 ) -> None:
-    """Add the fields of a study that a command takes as options, in groups.
+    """Add options for the fields of a study that a command takes, in groups.
 
     Args:
-        parser: of the command.
-        command: its name, as the table of fields has it.
-        defaults: fields that are not as in `Study` where nothing is given.
-        none: what the command does where a field is empty, by the field, if it is not as in `Study`.
+        parser: the command's parser.
+        command: the command's name, as in `FieldInfo.commands`.
+        defaults: the command's defaults, where they differ from those of `Study`.
+        none: what an empty field means to the command, by field, where that differs from `Study`.
         required: fields that must be given.
     """
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
@@ -88,7 +88,7 @@ def _how(declared: Field[Any], one: One | None) -> dict[str, Any]:
 
 
 class _Joined(argparse.Action):
-    """Stores all values as one, joined by "+"."""
+    """Store all values as one, joined by "+"."""
 
     def __call__(
         self,
@@ -109,7 +109,7 @@ def assignment(text: str) -> tuple[str, Value]:
 
 
 def given_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a study that were given.
+    """Return the fields of a study that the options set.
 
     Raises:
         ValueError: a hyperparameter is fixed twice.
@@ -130,12 +130,12 @@ def study_of(options: argparse.Namespace, what: str | None = None, **changes: An
     """Return the study that the options of a command describe.
 
     Args:
-        options: as parsed.
-        what: how an error calls what takes one data set only; None for what takes several.
-        **changes: fields that win over the options.
+        options: the parsed options.
+        what: beginning of the error about several data sets ("a figure takes"); None if several are allowed.
+        **changes: fields that override the options.
 
     Raises:
-        ValueError: there are several data sets and there may be one, or a field cannot have its value.
+        ValueError: there are several data sets and only one is allowed, or a field cannot have its value.
     """
     study = Study(**{**options.taken.defaults, **given_fields(options), **changes})
     if what is not None and len(study.datasets) > 1:

@@ -1,4 +1,4 @@
-"""The commands that draw what the papers draw: figure agreement, balance, osgr, embedding, landscape, sensitivity."""
+"""The commands that draw the papers' figures: figure agreement, balance, osgr, embedding, landscape, sensitivity."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
     from shiftproof.cli.command import Command, Commands
 
 FIGURE_CANDIDATES = 25
-"""Of GGA's search in a figure, unless they are fixed by hand: a tenth of the published, so that it takes a minute."""
+"""Candidates of GGA's search in a figure, unless fixed by hand: a tenth of the published number, to take a minute."""
 _NONE = {"targets": "the first"}
 _TRACED = {
-    "balance": "how evenly updates are spread over the parameters",
-    "osgr": "the one-step generalization ratio over training",
-    "embedding": "features before and after training",
-    "landscape": "where optimizers end on a simulated landscape, and the paths of real runs",
+    "balance": "draw how evenly updates are spread over the parameters",
+    "osgr": "draw the one-step generalization ratio over training",
+    "embedding": "draw the features before and after training",
+    "landscape": "draw where optimizers end on a simulated landscape, and the paths of real runs",
 }
 
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this file."""
-    commands.add_parser("figure", help="draw what the papers draw", add=_add_figures)
+    commands.add_parser("figure", help="draw the papers' figures", add=_add_figures)
 
 
 def _add_figures(parser: Command) -> None:
     commands = parser.add_commands("what")
     commands.add_parser(
         "agreement",
-        help="similarity of the domains' gradients over training, without and with an annealer",
+        help="draw how similar the domains' gradients are over training, without and with an annealer",
         add=_add_agreement,
         run=_agreement,
     )
     for name, what in _TRACED.items():
         commands.add_parser(name, help=what, add=partial(_add_traced, name=name), run=partial(_traced, name=name))
     commands.add_parser(
-        "sensitivity", help="accuracy against the hyperparameters", add=_add_sensitivity, run=_sensitivity
+        "sensitivity", help="draw accuracy against the hyperparameters", add=_add_sensitivity, run=_sensitivity
     )
 
 
@@ -66,7 +66,7 @@ def _add_sensitivity(parser: Command) -> None:
 
 
 def _add_output(parser: Command, default: Path) -> None:
-    add_option(parser, "--output", type=folder, default=default, metavar="DIR", help="folder of the figures")
+    add_option(parser, "--output", type=folder, default=default, metavar="DIR", help="folder to write the figures to")
 
 
 def _agreement(options: argparse.Namespace) -> int:
@@ -77,7 +77,7 @@ def _agreement(options: argparse.Namespace) -> int:
     candidates = {"annealer.candidates": FIGURE_CANDIDATES} if annealer == "gga" else {}
     study = study_of(
         options,
-        "a figure is of",
+        "a figure takes",
         annealers=("none", annealer),
         fixed={**candidates, **given.get("fixed", {})},
     )
@@ -87,7 +87,7 @@ def _agreement(options: argparse.Namespace) -> int:
 def _traced(options: argparse.Namespace, name: str) -> int:
     from shiftproof import figures
 
-    study = study_of(options, "a figure is of")
+    study = study_of(options, "a figure takes")
     if name == "embedding":
         return _written(figures.figure_embedding(study, options.output, options.trial_seed, options.method))
     draw = {
@@ -101,7 +101,7 @@ def _traced(options: argparse.Namespace, name: str) -> int:
 def _sensitivity(options: argparse.Namespace) -> int:
     from shiftproof import figures
 
-    study = study_of(options, "a figure is of")
+    study = study_of(options, "a figure takes")
     return _written(figures.figure_sensitivity(study, options.output, jobs(options, study.device)))
 
 

@@ -1,4 +1,4 @@
-"""What parses the command line: every command with its options."""
+"""The parser of the command line: every command with its options."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from shiftproof.cli.completion import PrintCompletion
 
 
 def make_parser() -> Command:
-    """Return the parser of `shiftproof`; what it parsed has a ``command`` to call with it."""
+    """Return the parser of `shiftproof`; call the ``command`` of the options it parsed with these options."""
     return Command(
         prog="shiftproof",
-        description="Train models that hold up on domains they have never seen, and compare ways of doing it.",
+        description="Train models that hold up on domains they have never seen, and compare training methods fairly.",
         add=_add,
     )
 
@@ -23,7 +23,7 @@ def _add(parser: Command) -> None:
         "--print-completion",
         action=PrintCompletion,
         metavar="SHELL",
-        help="print what completes commands and their options: bash, zsh or tcsh",
+        help="print a script that completes commands and options in a shell: bash, zsh or tcsh",
     )
     commands = parser.add_commands("command")
     for part in (runs, study, data, bench, figures):

@@ -1,4 +1,4 @@
-"""The commands that train runs and ask what they are worth: compare, train, evaluate, diagnose."""
+"""The commands that train and assess runs: compare, train, evaluate, diagnose."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def add_commands(commands: Commands) -> None:
     """Add the commands of this file."""
     commands.add_parser(
         "compare",
-        help="compare methods on every unseen domain",
-        description="Compare methods, leaving domains out.",
+        help="compare methods on domains left out of training",
+        description="Compare methods on domains left out of training.",
         add=_add_compare,
         run=_compare,
     )
     commands.add_parser(
-        "train", help="one run", description="Train one run, leaving domains out.", add=_add_train, run=_train
+        "train", help="train one run", description="Train one run, leaving domains out.", add=_add_train, run=_train
     )
     commands.add_parser("evaluate", help="score a run's model on a folder of images", add=_add_evaluate, run=_evaluate)
     commands.add_parser(
         "diagnose",
-        help="measure and draw what the theory speaks of, of a finished run",
+        help="measure and draw the quantities of the papers for a finished run",
         add=_add_diagnose,
         run=_diagnose,
     )
@@ -60,14 +60,18 @@ def _add_train(parser: Command) -> None:
     add_option(run, "--hparam-seed", type=int, default=0, metavar="N", help="number of the setting; 0 is the defaults")
     run.add_argument("--output", type=place, required=True, metavar="RUN", help="the run's folder")
     add_trackers(run)
-    add_option(run, "--devices", type=int, default=1, metavar="N", help="devices that train it together")
-    add_option(run, "--strategy", default="ddp", metavar="NAME", help="how several devices do that: ddp or fsdp")
+    add_option(run, "--devices", type=int, default=1, metavar="N", help="number of devices that train the run together")
+    add_option(run, "--strategy", default="ddp", metavar="NAME", help="how several devices share a run: ddp or fsdp")
 
 
 def _add_evaluate(parser: Command) -> None:
     parser.add_argument("run", type=place, metavar="RUN", help="the run's folder")
     parser.add_argument(
-        "--data-dir", type=path, required=True, metavar="DIR", help="<class>/<image> or <domain>/<class>/<image>"
+        "--data-dir",
+        type=path,
+        required=True,
+        metavar="DIR",
+        help="folder of images: <class>/<image> or <domain>/<class>/<image>",
     )
     add_device(parser)
 
@@ -76,39 +80,39 @@ def _add_diagnose(parser: Command) -> None:
     parser.add_argument("run", type=folder, metavar="RUN", help="the run's folder")
     add_option(
         parser, "--what", nargs="+", default=["osgr", "balance", "sharpness", "landscape", "embedding"],
-        metavar="NAME", help="what to measure",
+        metavar="NAME", help="quantities to measure",
     )  # fmt: skip
     add_option(
-        parser, "--data-dir", type=path, none="none, as of embedded data", metavar="DIR",
-        help="folder of the run's data set",
+        parser, "--data-dir", type=path, none="none, for embedded data sets", metavar="DIR",
+        help="folder that holds the run's data set",
     )  # fmt: skip
-    parser.add_argument("--weights", type=path, metavar="FILE", help="weights that the run started from, if it did")
+    parser.add_argument("--weights", type=path, metavar="FILE", help="file of weights the run started from, if any")
     add_device(parser)
 
 
 def add_store(parser: Command, default: Path | None) -> argparse._ArgumentGroup:
-    """Add where the runs of a study are kept and what trains them; return the group of these options."""
+    """Add the options of a study's store and workers; return their group."""
     running = parser.add_argument_group("running")
     add_option(
         running, "--output", type=place, default=default, required=default is None, metavar="DIR",
-        help="a folder, or an address on an object store, as in s3://bucket/study",
+        help="folder for runs and tables, or an address on an object store, as in s3://bucket/study",
     )  # fmt: skip
     add_jobs(running, "one per core; 1 on a GPU; with ray, as many as there are resources for")
     add_option(
-        running, "--backend", default="local", metavar="NAME", help="what trains the runs: local, or ray, on a cluster"
+        running, "--backend", default="local", metavar="NAME", help="where runs train: local, or ray for a Ray cluster"
     )
-    add_option(running, "--address", none="one of this machine", metavar="ADDRESS", help="address of a Ray cluster")
-    add_option(running, "--cpus-per-run", type=int, none="1", metavar="N", help="cores that a run reserves with ray")
+    add_option(running, "--address", none="a new local one", metavar="ADDRESS", help="address of the Ray cluster")
+    add_option(running, "--cpus-per-run", type=int, none="1", metavar="N", help="cores that each run reserves with ray")
     add_option(
         running, "--gpus-per-run", type=float, none="1 if the device is cuda", metavar="F",
-        help="GPUs that a run reserves with ray, 0.5 for two runs on each",
+        help="GPUs that each run reserves with ray; 0.5 puts two runs on a GPU",
     )  # fmt: skip
     add_trackers(running)
     return running
 
 
 def _workers(options: argparse.Namespace, device: str) -> int | RayCluster:
-    """Return what trains the runs: processes here, or a cluster."""
+    """Return the number of processes here, or the cluster, to train the runs."""
     from shiftproof.base.registry import UnknownNameError
     from shiftproof.studies import RayCluster
 
@@ -118,7 +122,7 @@ def _workers(options: argparse.Namespace, device: str) -> int | RayCluster:
     if options.backend != "local":
         raise UnknownNameError("backend", options.backend, ["local", "ray"])
     if given:
-        raise ValueError(f"--{next(iter(given)).replace('_', '-')} is an option of --backend ray")
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} needs --backend ray")
     return jobs(options, device)
 
 
@@ -127,7 +131,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def run_and_report(options: argparse.Namespace, study: Study) -> int:
-    """Train what is missing of a study, print its table and write its report."""
+    """Train the missing runs of a study, print its table and write its report."""
     from shiftproof.report import write_report
     from shiftproof.studies import read_results, run_study, time_shares
     from shiftproof.tables import as_text, write_csv
@@ -143,7 +147,7 @@ def run_and_report(options: argparse.Namespace, study: Study) -> int:
         )
     except KeyboardInterrupt:
         if (output / "table.csv").exists():
-            print(f"written: {write_report(read_results(output), output)}")  # of what there is
+            print(f"written: {write_report(read_results(output), output)}")  # on the runs finished so far
         raise
     print(as_text(results))
     print(f"\nwritten: {output / 'table.csv'} and {write_report(results, output)}")
@@ -156,7 +160,7 @@ def _train(options: argparse.Namespace) -> int:
     from shiftproof.studies import train_one
 
     row = train_one(
-        study_of(options, "one run has"),
+        study_of(options, "one run takes"),
         options.output,
         options.trial_seed,
         options.hparam_seed,
@@ -164,13 +168,13 @@ def _train(options: argparse.Namespace) -> int:
         devices=options.devices,
         strategy=options.strategy,
     )
-    if row is None:  # torchrun started several of this, of which the first reports
+    if row is None:  # torchrun started several processes, and only the first one reports
         return 0
     if row["status"] == "failed":
         raise ValueError(f"the run failed: {row['error']}")
     print(f"accuracy on {row['target']}, unseen in training, {row['steps']} steps, protocol {row['protocol']}:")
     for rule, selected in row["selection"].items():
-        if selected is not None:  # leave-one-domain-out validation takes more than one run
+        if selected is not None:  # leave-one-domain-out validation needs more runs than this one
             print(f"  {rule:16} {100 * selected['accuracy']:5.1f} %  (step {selected['step']})")
     return 0
 

@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this file."""
-    commands.add_parser("study", help="whole tables, from a file", add=_add_study)
+    commands.add_parser("study", help="plan, run and tabulate a study described in a file", add=_add_study)
 
 
 def _add_study(parser: Command) -> None:
     commands = parser.add_commands("what")
-    wins = "An option that is given wins over the file and its scale; a default above is of a field that neither gives."
+    wins = "Options override the file and its scale; the defaults above apply to fields that neither of them sets."
     commands.add_parser(
-        "plan", help="what a study would cost: runs, passes, hours here", epilog=wins, add=_add_plan, run=_plan
+        "plan", help="estimate a study's cost: runs, passes, hours here", epilog=wins, add=_add_plan, run=_plan
     )
-    commands.add_parser("run", help="train what is missing of a study", epilog=wins, add=_add_run, run=_run)
-    commands.add_parser("table", help="the tables of what there is of a study", add=_add_table, run=_table)
-    commands.add_parser("report", help="write the report of what there is of a study", add=_add_output, run=_report)
-    commands.add_parser("status", help="how far a study is, also while it runs", add=_add_output, run=_status)
+    commands.add_parser("run", help="train the missing runs of a study", epilog=wins, add=_add_run, run=_run)
+    commands.add_parser("table", help="print the tables of a study, finished or not", add=_add_table, run=_table)
+    commands.add_parser("report", help="write the report of a study, finished or not", add=_add_output, run=_report)
+    commands.add_parser("status", help="show the progress of a study, even while it runs", add=_add_output, run=_status)
 
 
 def _add_plan(parser: Command) -> None:
     _add_file(parser)
-    parser.add_argument("--output", type=place, metavar="DIR", help="leave out the runs that this store holds")
+    parser.add_argument("--output", type=place, metavar="DIR", help="store whose runs are left out of the estimate")
 
 
 def _add_run(parser: Command) -> None:
@@ -58,17 +58,17 @@ def _add_table(parser: Command) -> None:
     add_option(parser, "--rule", none="the study's first", metavar="NAME", help="selection rule")
     add_option(
         parser, "--baseline", none="the study's", metavar="METHOD",
-        help="method that differences are taken from, as in 'erm + sgd'",
+        help="method that the others are compared with, as in 'erm + sgd'",
     )  # fmt: skip
 
 
 def _add_output(parser: Command) -> None:
-    parser.add_argument("output", type=place, metavar="DIR", help="the study's output")
+    parser.add_argument("output", type=place, metavar="DIR", help="the study's store: the --output of its runs")
 
 
 @contextmanager
 def _naming_options(options: argparse.Namespace) -> Iterator[None]:
-    """Name the option in errors of a field that one gave."""
+    """Name the option in errors about a field that was set by one."""
     from shiftproof.base.field_error import FieldError
 
     try:
@@ -81,7 +81,7 @@ def _naming_options(options: argparse.Namespace) -> Iterator[None]:
 
 
 def _read_study(options: argparse.Namespace, given: dict[str, Any]) -> Study:
-    """Read the study's file, and print what is left out of it."""
+    """Read the study's file, and print a line for every variant that was left out."""
     from shiftproof.studies import read_study
 
     study, skipped = read_study(options.file, options.scale, given)

@@ -1,4 +1,4 @@
-"""Domain data sets: what one is, the built-in and folder sets, splits and batches."""
+"""Domain data sets: their form, the embedded and folder data sets, splits and batches."""
 
 from shiftproof.base.choices import KINDS, SPLIT_RULES, Kind, SplitRule
 from shiftproof.data import digits as _digits  # noqa: F401 - registers its data sets

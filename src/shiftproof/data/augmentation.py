@@ -1,11 +1,11 @@
-"""DomainBed's augmentation of photographs: numbers drawn on the CPU, applied to a batch where the images are.
+"""DomainBed's augmentation of photographs: random numbers drawn on the CPU, applied to a batch on its own device.
 
-The operations are torchvision's, in float and with the same numbers; the tests compare the two. They are written
-here for batches because data must not hold up a step: 24 images of 112 x 112 on one CPU thread take a third to a
-quarter of the time that torchvision's functional transforms need image by image (kornia's hue alone takes as long
-as torchvision's), most of it won in the crop and in the hue.
+The operations are torchvision's in floating point, and the tests compare the two. They work on batches here, so that
+data do not hold up a step: on one CPU thread, 24 images of 112 x 112 take a third to a quarter of the time that
+torchvision's functional transforms need image by image (kornia's hue alone takes as long as torchvision's). Most of
+the gain is in the crop and the hue.
 
-DomainBed crops the original file; here the crop is taken of the image that the cache holds, at the training size.
+DomainBed crops the original file; here the crop is taken from the cached image, at the training size.
 
 Source: Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021.
 """
@@ -34,15 +34,15 @@ GREY_PROBABILITY = 0.1
 
 @dataclass(frozen=True)
 class Augmentations:
-    """The drawn numbers of n images.
+    """The random numbers drawn for n images.
 
     Attributes:
         size: side of the images, in pixels.
         boxes: int64, shape (n, 4): top, left, height and width of the crop, in pixels.
         flips: bool, shape (n,): whether the crop is mirrored.
-        factors: float64, shape (n, 4): of brightness, contrast, saturation and hue, as torchvision means them.
+        factors: float64, shape (n, 4): torchvision's factors of brightness, contrast, saturation and hue.
         orders: int64, shape (n, 4): the columns of `factors` in the order of their use.
-        greys: bool, shape (n,): whether the image ends up grey.
+        greys: bool, shape (n,): whether the image is turned grey in the end.
     """
 
     size: int
@@ -56,7 +56,7 @@ class Augmentations:
         return len(self.flips)
 
     def __getitem__(self, positions: slice | NDArray[np.int64]) -> Augmentations:
-        """Return the numbers of the images at these positions: a rank's part, or another order."""
+        """Return the numbers of the images at some positions, such as a rank's part or another order."""
         return Augmentations(
             self.size,
             self.boxes[positions],
@@ -68,9 +68,9 @@ class Augmentations:
 
 
 def draw_augmentations(count: int, size: int, seed: int, step: int, domain: int) -> Augmentations:
-    """Draw the numbers of one domain's images in one step.
+    """Draw the numbers for one domain's images in one step.
 
-    What is drawn for a position depends neither on `count` nor on the other positions.
+    The numbers for a position depend neither on `count` nor on other positions.
 
     Args:
         count: number of images.
@@ -79,7 +79,7 @@ def draw_augmentations(count: int, size: int, seed: int, step: int, domain: int)
         step: number of the step, from 1.
         domain: position of the domain in the data set.
     """
-    # One row of uniform numbers per position, each used for one thing only.
+    # One row of uniform numbers per position, each number used once.
     rows = generator(seed, "augmentation", step, domain).random((count, 2 * CROP_TRIES + 12))
     areas, ratios, rest = np.split(rows, [CROP_TRIES, 2 * CROP_TRIES], axis=1)
     corners, flips, jitters, orders, greys = np.split(rest, [2, 3, 7, 11], axis=1)
@@ -98,7 +98,7 @@ def _crop_boxes(
 ) -> NDArray[np.int64]:
     """Turn uniform numbers into (n, 4) boxes, by the rule of torchvision's RandomResizedCrop.
 
-    The first try whose box fits is taken; where none does, the whole image is.
+    The first try whose box fits is taken, or the whole image if none fits.
     """
     areas = size**2 * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * areas)
     low, high = np.log(CROP_RATIO)
@@ -118,19 +118,19 @@ def augment(images: Tensor, draws: Augmentations) -> Tensor:
         draws: the numbers of these n images.
 
     Returns:
-        float32 in [0, 1], shape (n, 3, size, size), on the images' device: to rounding what torchvision's
-        `resized_crop` (bilinear, antialiased), `horizontal_flip`, `adjust_brightness`, `adjust_contrast`,
-        `adjust_saturation`, `adjust_hue` and `rgb_to_grayscale` make of each image as float.
+        float32 in [0, 1], shape (n, 3, size, size), on the images' device. Up to rounding, this equals applying
+        torchvision's `resized_crop` (bilinear, antialiased), `horizontal_flip`, `adjust_brightness`,
+        `adjust_contrast`, `adjust_saturation`, `adjust_hue` and `rgb_to_grayscale` to each image as float.
 
     Raises:
-        ValueError: the images' shape does not agree with the numbers.
+        ValueError: the images' shape does not match the numbers.
     """
     if images.shape != (len(draws), 3, draws.size, draws.size):
         raise ValueError(
             f"augmentations drawn for {len(draws)} images of shape (3, {draws.size}, {draws.size}) "
             f"do not fit images of shape {tuple(images.shape)}"
         )
-    # Sorted, images that are jittered in the same order are neighbours and go through it together.
+    # Sorting makes neighbours of images that are jittered in the same order, so that they are processed together.
     sequence = np.lexsort(draws.orders.T[::-1])
     draws = draws[sequence]
     result = _resized_crop(images, sequence, draws)
@@ -154,8 +154,8 @@ def _runs(orders: NDArray[np.int64]) -> Iterator[slice]:
 def _resized_crop(images: Tensor, sequence: NDArray[np.int64], draws: Augmentations) -> Tensor:
     """Crop `images[sequence]`, enlarge the crops to the images' size and mirror them, as floats in [0, 1].
 
-    A crop is never reduced, so antialiasing changes nothing and two neighbours make a pixel. Rows are gathered,
-    columns go through a matrix product: gathering them is slower.
+    Crops are never shrunk, so antialiasing has no effect and each pixel is a mean of two neighbours per axis. Rows
+    are gathered, but columns go through a matrix product, because gathering them is slower.
     """
     count, channels, size, _ = images.shape
     device = images.device
@@ -186,7 +186,7 @@ def _resized_crop(images: Tensor, sequence: NDArray[np.int64], draws: Augmentati
 def _neighbours(
     start: NDArray[np.int64], length: NDArray[np.int64], size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return what the `size` pixels along one axis of every enlarged crop are made of.
+    """Return the source positions and weights of the `size` pixels along one axis of every enlarged crop.
 
     Returns:
         Two arrays of shape (n, size): the index i of the first neighbour (the second is i + 1), and the second's
@@ -198,8 +198,8 @@ def _neighbours(
     return first, (positions - first).astype(np.float32)
 
 
-# The adjustments work in place on (m, 3, h, w) images, with factors of shape (m, 1, 1, 1): most of their time is
-# memory traffic. Constants are tensors where torch converts a number at every call.
+# The adjustments work in place on (m, 3, h, w) images, with factors of shape (m, 1, 1, 1), because most of their time
+# is memory traffic. Some constants are tensors, because torch would convert the number at every call.
 
 _RED_WEIGHT = torch.tensor(0.2989, device="cpu")
 _SIXTH = torch.tensor(1 / 6, device="cpu")
@@ -226,10 +226,10 @@ def _adjust_saturation(images: Tensor, factor: Tensor) -> None:
 
 
 def _adjust_hue(images: Tensor, factor: Tensor) -> None:
-    """Turn the hue, a full turn being a factor of 1.
+    """Rotate the hue; a factor of 1 is a full turn.
 
-    Largest and smallest channel (value and chroma) stay. The hue k, in sixths of a turn, rises from red (0) over
-    green (2) to blue (4), and a channel is the smallest plus the chroma times a trapezoid wave of k.
+    The largest and smallest channel (value and chroma) do not change. The hue k, in sixths of a turn, rises from red
+    (0) over green (2) to blue (4), and a channel is the smallest plus the chroma times a trapezoid wave of k.
     """
     red, green, blue = images.chunk(3, dim=1)
     chroma = torch.maximum(red, green)

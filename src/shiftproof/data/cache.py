@@ -1,4 +1,4 @@
-"""Folder data sets decoded once: a memory-mapped file of resized images per data set and image size."""
+"""A cache of decoded folder data sets: one memory-mapped file of resized images per data set and image size."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class CacheError(OSError):
 
 
 class UnreadableImagesError(DataFolderError):
-    """Images of a data set that cannot be used; the message lists the first ones.
+    """Images of a data set cannot be used; the message lists the first ones.
 
     Attributes:
-        errors: one for every such image.
+        errors: one error per such image.
     """
 
     def __init__(self, root: Path, errors: Sequence[ImageError]) -> None:
@@ -51,12 +51,12 @@ class UnreadableImagesError(DataFolderError):
 
 
 class FileState(NamedTuple):
-    """What tells whether a file has changed.
+    """The state of a file, from which changes are noticed.
 
     Attributes:
         name: path relative to the data set's root, with forward slashes.
-        size: in bytes.
-        mtime_ns: time of its last change.
+        size: size in bytes.
+        mtime_ns: time of its last change, in nanoseconds.
     """
 
     name: str
@@ -78,7 +78,7 @@ class CachedImages(NamedTuple):
 
     Attributes:
         images: uint8, shape (n, 3, size, size), read-only and memory-mapped.
-        fingerprint: of the files' names and the pixels, equal wherever the folder lies.
+        fingerprint: hash of the files' names and the pixels, independent of the folder's place.
     """
 
     images: NDArray[np.uint8]
@@ -96,13 +96,13 @@ def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> C
         image_size: side to which images are resized, in pixels.
 
     Raises:
-        UnreadableImagesError: some files are no usable images; all are looked at first.
+        UnreadableImagesError: some files are not usable images; it lists them after trying all files.
         CacheError: the cache cannot be written.
     """
     root = root.resolve()
     shape = (len(states), 3, image_size, image_size)
     prefix = f"{root.name}-{_digest(str(root))[:8]}-{image_size}px"
-    # The name states the content and the file appears at once when complete: whoever finds it can use it.
+    # The name determines the content, and the file appears only when complete, so any file found can be used.
     name = f"{prefix}-{_digest(_LAYOUT, list(states))}.npy"
     try:
         folder = cache_folder(holding=name)
@@ -116,7 +116,7 @@ def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> C
         with locked(folder / f"{prefix}.lock", f"{root.name}: waiting for another process that decodes it"):
             if (cached := _opened(file, shape)) is None:
                 for stale in folder.glob(f"{glob.escape(prefix)}-*.npy"):
-                    with suppress(OSError):  # in use, where the system keeps such files
+                    with suppress(OSError):  # some systems do not remove files that are in use
                         stale.unlink()
                 _build(file, folder / f"{prefix}.partial", root, states, shape)
                 cached = _opened(file, shape)
@@ -134,7 +134,7 @@ def _digest(*facts: object) -> str:
 
 
 def _opened(file: Path, shape: tuple[int, ...]) -> CachedImages | None:
-    """Map a cache file, an array with the fingerprint behind it; None where it is missing, damaged or truncated."""
+    """Map a cache file, an array followed by the fingerprint; None if it is missing, damaged or truncated."""
     try:
         images = np.load(file, mmap_mode="r")
         with file.open("rb") as stream:
@@ -157,13 +157,13 @@ def _build(file: Path, partial: Path, root: Path, states: Sequence[FileState], s
             f"but {file.parent} has {free / 1e9:.2f} GB left; {_ADVICE}"
         )
     errors: list[ImageError] = []
-    # Many scripts set this flag, under which half an image passes for one; the process's other threads may want it.
+    # Many scripts set this flag, which makes Pillow accept truncated images; other threads may rely on it later.
     truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     digest = hashlib.sha256(repr([state.name for state in states]).encode())
     try:
         with partial.open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            # Written, not mapped: on a full disk a write raises, where a mapped page would end the process.
+            # Written rather than mapped: on a full disk a write raises, while a mapped page would kill the process.
             for image in _decoded(root, states, shape[-1]):
                 if isinstance(image, ImageError):
                     errors.append(image)
@@ -182,7 +182,7 @@ def _build(file: Path, partial: Path, root: Path, states: Sequence[FileState], s
 
 
 def _decoded(root: Path, states: Sequence[FileState], image_size: int) -> Iterator[NDArray[np.uint8] | ImageError]:
-    """Yield every image, or what is wrong with it, in order."""
+    """Yield every image, or the error of reading it, in order."""
 
     def load(state: FileState) -> NDArray[np.uint8] | ImageError:
         try:
@@ -190,8 +190,8 @@ def _decoded(root: Path, states: Sequence[FileState], image_size: int) -> Iterat
         except ImageError as error:
             return error
 
-    # Threads: Pillow decodes and resizes without the interpreter's lock, and they start at once. In blocks, so
-    # that neither waiting tasks nor decoded images pile up.
+    # Threads start fast, and Pillow releases the interpreter's lock. Blocks keep waiting tasks and decoded images from
+    # piling up.
     started = reported = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(states), _BLOCK):

@@ -1,4 +1,4 @@
-"""What is wrong with a data set on the disk: missing images, unreadable ones, and the same image twice."""
+"""Checks a data set on disk for missing, unreadable and duplicate images."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What was found.
+    """The results of a check.
 
     Attributes:
-        root: the folder that was looked at.
-        name: of the published data set that it was compared with; None for any other.
-        counts: number of images by domain and class; of MNIST by part and digit.
-        differences: from what is published, in words.
+        root: the folder that was checked.
+        name: name of the published data set that it was compared with; None if it was not compared.
+        counts: number of images by domain and class; for MNIST by part and digit.
+        differences: differences from the published data set, in words.
         unreadable: images that training could not decode.
-        across_domains: groups of files that are byte for byte the same, in more than one domain.
-        across_classes: groups in more than one class of one domain.
-        within_classes: groups of which more than one is in the same class of a domain, where a split may part them. A
+        across_domains: groups of identical files in more than one domain.
+        across_classes: groups of identical files in more than one class of one domain.
+        within_classes: groups with more than one file in the same class of a domain, which a split may separate. A
             group may be of several kinds.
-        left_out: number of files in classes that are no images by their names, by suffix.
-        misplaced: images that are in no class, which are left out too.
+        left_out: number of files in classes whose names are not those of images, by suffix.
+        misplaced: images outside the classes, which are left out too.
     """
 
     root: Path
@@ -54,11 +54,11 @@ class DataCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether all images are there and readable; the rest is not counted: published sets have it."""
+        """Whether all images are there and readable; other findings do not count, because published sets have them."""
         return not self.differences and not self.unreadable
 
     def text(self) -> str:
-        """Return a report: the table of counts, then what was found."""
+        """Return a report: the table of counts, then the findings."""
         lines = [f"{self.root}", "", *counts_table(self.counts), ""]
         if self.name is None:
             lines.append("not compared with a published data set")
@@ -82,7 +82,7 @@ class DataCheck:
 
 
 def counts_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Return the lines of a table of classes x domains, with sums."""
+    """Return the lines of a table of counts, with classes as rows, domains as columns, and sums."""
     domains = list(counts)
     classes = list(dict.fromkeys(chain.from_iterable(counts.values())))
     rows = [["class", *domains, "all"]]
@@ -104,20 +104,20 @@ def _listing(title: str, entries: Sequence[str]) -> list[str]:
 
 
 def check_data(data_dir: Path, dataset: str | None = None) -> DataCheck:
-    """Look at a data set: its layout, its counts, every image file. Progress goes to the standard error.
+    """Check the layout, counts and image files of a data set. Progress goes to the standard error.
 
-    Every file is read, and decoded as training decodes it.
+    Every file is read and decoded as in training.
 
     Args:
-        data_dir: the folder of the domains; where `dataset` is given, also the one that holds it.
-        dataset: name of the published data set to compare with, also as `shiftproof data get` spells it; None to go
-            by the folder's name.
+        data_dir: the folder of the domains, or with `dataset` also the folder that holds it.
+        dataset: name of the published data set to compare with, which may be spelled as for `shiftproof data get`;
+            None for the one that the folder is named after, if any.
 
     Raises:
         FolderError: the folder is missing or not laid out as a data set.
         DatasetNotFoundError: files of MNIST are missing.
         MNISTError: the files of MNIST are damaged.
-        UnknownNameError: there is no published data set of that name.
+        UnknownNameError: the published data set is unknown.
     """
     valid = [*published_names(), *MNIST_SETS]
     names = {spelling: name for name in valid for spelling in (name.lower(), name)}
@@ -130,7 +130,7 @@ def check_data(data_dir: Path, dataset: str | None = None) -> DataCheck:
     unreadable, equal = _read_all(listed.files, listed.root.name)
     across_domains, across_classes, within_classes = [], [], []
     for group in equal:
-        places = Counter(path.relative_to(listed.root).parts[:2] for path in group)  # domains and classes
+        places = Counter(path.relative_to(listed.root).parts[:2] for path in group)  # number by domain and class
         domains = {domain for domain, _ in places}
         if len(domains) > 1:
             across_domains.append(group)
@@ -162,7 +162,7 @@ def _read_all(files: Sequence[DomainFiles], name: str) -> tuple[list[ImageError]
     truncated, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc=name, unit="image") as bar:
-            for start in range(0, len(paths), _BLOCK):  # in blocks: an interrupt does not wait for all of them
+            for start in range(0, len(paths), _BLOCK):  # in blocks, so that an interrupt need not wait for all files
                 block = paths[start : start + _BLOCK]
                 for path, outcome in zip(block, pool.map(_read, block), strict=True):
                     if isinstance(outcome, ImageError):
@@ -176,9 +176,9 @@ def _read_all(files: Sequence[DomainFiles], name: str) -> tuple[list[ImageError]
 
 
 def _read(path: Path) -> bytes | ImageError:
-    """Return a digest of an image file, or what is wrong with it."""
+    """Return a digest of an image file, or the error of decoding it."""
     try:
-        decode(path, 1)  # to any size: training's decoder reads a file to its end first
+        decode(path, 1)  # any size will do, because training's decoder reads the whole file first
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except ImageError as error:
         return error

@@ -1,4 +1,4 @@
-"""What a domain data set is: images and labels, domain by domain."""
+"""The form of a domain data set: images and labels, domain by domain."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Domain:
         name: unique within the data set.
         images: uint8, shape (n, channels, height, width); may be memory-mapped.
         labels: int64, shape (n,), indices into the data set's classes.
-        groups: int64, shape (n,): images of equal number show the same thing (drawings of one photograph) and
-            stay on one side of a grouped split; None where nothing is known.
+        groups: int64, shape (n,): images with the same number show the same thing (drawings of one photograph) and
+            stay on one side of a grouped split; None if no groups are known.
 
     Raises:
-        ValueError: an array is of another type or shape; the message says how to convert it.
+        ValueError: an array has the wrong type or shape; the message says how to convert it.
     """
 
     name: str
@@ -50,16 +50,16 @@ class DomainDataset:
 
     Attributes:
         name: its name in tables.
-        domains: in the benchmark's order, which the splits depend on.
+        domains: the domains in the benchmark's order, which the splits depend on.
         classes: class names; a label is an index into them.
-        kind: "photographs" are cropped, flipped and changed in colour in training; "small_images" (digits,
-            characters, spectrograms) are taken as they are. Batch sizes and the steps between evaluations go by it too.
+        kind: "photographs" are cropped, flipped and changed in colour in training, and "small_images" (digits,
+            characters, spectrograms) are used as they are. Defaults of batch size and evaluations depend on it too.
         fingerprint: changes whenever the images or labels do.
-        root: the folder of its domains, None for an embedded set.
+        root: the folder of its domains; None for an embedded data set.
 
     Raises:
-        ValueError: domains do not go together, a label is none of the classes, there are fewer than two classes, or
-            there is no such kind. Images are not read.
+        ValueError: domains do not fit together, a label is not a class, there are fewer than two classes, or the kind
+            is unknown. Images are not read.
     """
 
     name: str
@@ -89,7 +89,7 @@ class DomainDataset:
                 f"it has {len(self.classes)} class(es); with fewer than two there is nothing to tell apart"
             )
         if repeated := _repeated(self.classes):
-            raise ValueError(f"class {repeated} is named twice; labels index into classes of different names")
+            raise ValueError(f"class {repeated} is named twice; give every class its own name")
         shape = self.domains[0].images.shape[1:]
         for domain in self.domains:
             if domain.images.shape[1:] != shape:
@@ -111,7 +111,7 @@ class DomainDataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every image."""
+        """The shape (channels, height, width) of every image."""
         channels, height, width = self.domains[0].images.shape[1:]
         return channels, height, width
 
@@ -119,7 +119,7 @@ class DomainDataset:
         """Return the position of a domain.
 
         Raises:
-            UnknownNameError: there is no domain of that name.
+            UnknownNameError: the domain is unknown.
         """
         if name not in self.domain_names:
             raise UnknownNameError(f"domain of {self.name}", name, list(self.domain_names))
@@ -127,16 +127,16 @@ class DomainDataset:
 
 
 def check_domain_names(names: Sequence[str]) -> None:
-    """Refuse names that do not tell domains, or the targets that are made of them, apart.
+    """Check that names identify domains and the targets made of them.
 
-    Targets that are left out together are written as `a+b`. No name may begin like another and a plus sign: then
-    every such text is of one set of domains.
+    Targets that are left out together are written as `a+b`. No name may begin with another name and a plus sign, so
+    that every such text stands for one set of domains.
 
     Raises:
-        ValueError: names are equal, or a joined one could be of two sets of domains.
+        ValueError: names are equal, or a joined name could stand for two sets of domains.
     """
     if repeated := _repeated(names):
-        raise ValueError(f"domain {repeated} is there twice; give every domain a name of its own")
+        raise ValueError(f"domain {repeated} is named twice; give every domain its own name")
     for name in names:
         for other in names:
             if other.startswith(f"{name}+"):
@@ -147,7 +147,7 @@ def check_domain_names(names: Sequence[str]) -> None:
 
 
 def printable(text: object) -> str:
-    """Return a text or path that any UTF-8 output takes: bytes that are none, as file systems have, are escaped."""
+    """Return a text or path as valid UTF-8: undecodable bytes, which names of files may have, are escaped."""
     return str(text).encode(errors="backslashreplace").decode()
 
 
@@ -193,24 +193,24 @@ def _check_numbers(domain: Domain, name: str, values: object) -> None:
 
 
 class DataFolderError(FieldError):
-    """What is in the folder of a data set, or not there, does not do."""
+    """The folder of a data set cannot be used, because of what it holds or lacks."""
 
     def __init__(self, message: str) -> None:
         super().__init__("data_dir", message)
 
 
 class DatasetNotFoundError(DataFolderError):
-    """There is no such data set where it was looked for."""
+    """A data set is not in the folder where it was looked for."""
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What is published of a data set: enough to plan runs on it where it is not at hand.
+    """The published facts of a data set that suffice to plan runs when it is not at hand.
 
     Attributes:
-        domains: their names, in order.
+        domains: names of the domains, in order.
         classes: number of classes.
-        images: number of images of all domains.
+        images: number of images in all domains.
     """
 
     domains: tuple[str, ...]
@@ -223,14 +223,13 @@ class DatasetEntry:
     """A data set that can be opened by name.
 
     Attributes:
-        open: called with the data folder (None for an embedded set) and the side to which images are resized
-            (None: the set's own); a folder of one's own also with the kind of its images.
-        kind: as in `DomainDataset`; None for a folder of one's own, whose files tell or the user.
-        outline: of a published data set.
+        open: called with the data folder (None for an embedded data set) and the side to which images are resized
+            (None for the data set's own), and for a user's folder also with the kind of its images. It raises
+            `DatasetNotFoundError` if there is no data set.
+        kind: as in `DomainDataset`; None for a user's folder, whose kind is stated or inferred.
+        outline: the outline of a published data set.
         embedded: whether it needs no data folder.
-        model: name of the model that is taken for it where none is given; None for what goes by the kind.
-
-    ``open`` raises `DatasetNotFoundError` where there is none.
+        model: name of its default model; None if that depends on the kind.
     """
 
     open: Callable[..., DomainDataset]

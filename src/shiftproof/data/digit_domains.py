@@ -1,7 +1,7 @@
-"""Domains made of handwritten digits: rotated by an angle, or coloured in a way that misleads.
+"""Domains made of handwritten digits: rotated by an angle, or with misleading colours.
 
-Both are made as DomainBed makes RotatedMNIST and ColoredMNIST (Ghifary et al. 2015; Arjovsky et al. 2019): domain i
-of k takes every k-th digit from the i-th on, so that every digit is in one domain only.
+They are made as DomainBed makes RotatedMNIST and ColoredMNIST (Ghifary et al. 2015; Arjovsky et al. 2019): domain i
+of k takes every k-th digit starting from the i-th, so that every digit is in one domain only.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def rotated(
     digits: NDArray[np.int64],
     turned: Callable[[NDArray[Pixel], float], NDArray[np.uint8]],
 ) -> DomainDataset:
-    """Make one domain per angle; grey, ten classes.
+    """Make a data set of grey digits with ten classes and one domain per angle.
 
     Args:
-        name: the data set's.
-        images: shape (n, height, width), in the order in which they are dealt out.
+        name: name of the data set.
+        images: shape (n, height, width), in the order in which they are dealt to domains.
         digits: int64, shape (n,), 0 to 9.
-        turned: turns images counter-clockwise by degrees, to uint8.
+        turned: rotates images counter-clockwise by an angle in degrees and returns uint8.
     """
     domains = tuple(
         Domain(str(angle), turned(images[i :: len(ANGLES)], angle)[:, None], digits[i :: len(ANGLES)])
@@ -45,16 +45,16 @@ def rotated(
 
 
 def colored(name: str, images: NDArray[np.uint8], digits: NDArray[np.int64], channels: int) -> DomainDataset:
-    """Make domains in which the colour goes with the label in 90 %, 80 % and 10 % of the images.
+    """Make domains in which the colour agrees with the label in 90 %, 80 % and 10 % of the images.
 
     The label is whether the digit is below 5, flipped with probability 0.25; the colour (the one channel that is not
     empty: 0 or 1) is the label, flipped with probability 0.1, 0.2 and 0.9.
 
     Args:
-        name: the data set's; what is drawn depends on it alone.
-        images: uint8, shape (n, height, width), in the order in which they are dealt out.
+        name: name of the data set, which alone determines the random numbers.
+        images: uint8, shape (n, height, width), in the order in which they are dealt to domains.
         digits: int64, shape (n,), 0 to 9.
-        channels: of the result, 2 or more.
+        channels: number of channels of the result, 2 or more.
     """
     random = generator(name)
     labels = (digits < 5) ^ (random.random(len(digits)) < LABEL_FLIP)

@@ -1,6 +1,6 @@
-"""Data sets from the 1,797 handwritten digits that scikit-learn ships: no download, minutes on a laptop.
+"""Data sets made of the 1,797 handwritten digits in scikit-learn: no download, minutes of training on a laptop.
 
-The assignment of digits to domains is fixed, so all runs of all methods see the same data.
+The assignment of digits to domains is fixed, so that all runs of all methods see the same data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def _resized(images: NDArray[np.float64], angle: float) -> NDArray[np.uint8]:
-    """Enlarge (n, 8, 8) images to 16 pixels a side and turn them counter-clockwise, to uint8 (n, 16, 16)."""
+    """Enlarge (n, 8, 8) images to 16 x 16 pixels and rotate them counter-clockwise; return uint8 (n, 16, 16)."""
     import torch
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import resize, rotate
@@ -44,12 +44,12 @@ def _refuse_folder(name: str, data_dir: Path | None, image_size: int | None) -> 
         raise FieldError("data_dir", f"{name} is embedded: it takes no data folder (got {data_dir})")
     if image_size not in (None, SIDE):
         raise FieldError(
-            "image_size", f"{name} has images of {SIDE} x {SIDE} pixels; image size {image_size} is not offered"
+            "image_size", f"{name} has images of {SIDE} x {SIDE} pixels; image size {image_size} is not available"
         )
 
 
 def rotated_digits(data_dir: Path | None = None, image_size: int | None = None) -> DomainDataset:
-    """Digits turned by 0, 15, 30, 45, 60 and 75 degrees; grey, 16 x 16, ten classes, about 300 a domain."""
+    """Digits rotated by 0, 15, 30, 45, 60 and 75 degrees; grey, 16 x 16, ten classes, about 300 per domain."""
     _refuse_folder("rotated_digits", data_dir, image_size)
     return rotated("rotated_digits", *_digits(), _resized)
 

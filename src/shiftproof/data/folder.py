@@ -1,4 +1,4 @@
-"""Folder data sets: `<root>/<domain>/<class>/<image>`, and the benchmark sets that come in this form."""
+"""Folder data sets, `<root>/<domain>/<class>/<image>`, and the benchmark sets that come in this form."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from shiftproof.data.tree import FolderError, Tree
 
 IMAGE_SIZE = 224
 _SUFFIXES = " ".join(SUFFIXES)
-_DRAWING = re.compile(r"(n\d+_\d+)-\d+")  # PACS: the k-th drawing of one photograph
+_DRAWING = re.compile(r"(n\d+_\d+)-\d+")  # a drawing in PACS: photograph and number of the drawing
 
 
 class FolderNotFoundError(FolderError, DatasetNotFoundError):
-    """There is no folder of the data set."""
+    """The folder of the data set is missing."""
 
 
 class DomainFiles(NamedTuple):
@@ -38,7 +38,7 @@ class DomainFiles(NamedTuple):
 
     Attributes:
         name: the domain's name.
-        paths: the n files, by class, sorted by name within a class.
+        paths: the n files, sorted by class and, within a class, by name.
         labels: int64, shape (n,): index of each file's class.
     """
 
@@ -50,19 +50,19 @@ class DomainFiles(NamedTuple):
 def open_folder(data_dir: Path | None, image_size: int | None = None, kind: Kind | None = None) -> DomainDataset:
     """Open any tree of `<root>/<domain>/<class>/<image>`, in the order of DomainBed (torchvision's ImageFolder).
 
-    Files beside the folders, hidden files and files without the suffix of an image are left out. Pictures in folders of
-    a class that has pictures itself are of that class.
+    Files outside the class folders, hidden files and files without the suffix of an image are left out. Pictures in
+    subfolders of a class that also has pictures of its own belong to that class.
 
     Args:
-        data_dir: the root; its name is the data set's.
-        image_size: side to which images are resized, in pixels. None for 224 for photographs, and for small images
-            their own up to 64.
-        kind: of the images; None to go by a look at the files (see `look_at_folder`).
+        data_dir: the root, after which the data set is named.
+        image_size: side to which images are resized, in pixels. The default is 224 for photographs, and for small
+            images their own size up to 64.
+        kind: kind of the images; None to infer it from the files (see `look_at_folder`).
 
     Raises:
-        FolderError: a folder is missing, cannot be listed or is reached by two paths; the tree is laid out otherwise,
-            or could be read in two ways; a class is empty, classes differ between domains, or there is one only.
-        UnreadableImagesError: files are damaged or no images.
+        FolderError: a folder is missing, cannot be listed or is reached by two paths; the tree has another layout or
+            could be read in two ways; a class is empty, classes differ between domains, or there is only one.
+        UnreadableImagesError: files are damaged or not images.
         CacheError: the decoded images cannot be stored.
     """
     if data_dir is None:
@@ -78,9 +78,9 @@ def open_folder(data_dir: Path | None, image_size: int | None = None, kind: Kind
 
 
 def look_at_folder(data_dir: Path | None) -> Look:
-    """Guess the kind of the images of a folder data set from the sizes and channels of some of its files.
+    """Infer the kind of the images in a folder data set from the sizes and channels of some of its files.
 
-    They are small images if no side is longer than 64 pixels, or than 128 where all are grey; else photographs.
+    They are small images if no side is longer than 64 pixels, or 128 if all are grey; else photographs.
 
     Args:
         data_dir: the root.
@@ -98,16 +98,16 @@ def _look(files: Iterable[DomainFiles]) -> Look:
 
 
 class FolderContents(NamedTuple):
-    """What a folder data set holds.
+    """The contents of a folder data set.
 
     Attributes:
         root: the folder of its domains.
-        name: of the published data set that it is compared with; None for any other.
+        name: name of the published data set that it is compared with; None if it is not compared.
         classes: class names; labels are indices into them.
-        files: domain by domain.
-        differences: from what is published, in words; empty where nothing is.
-        left_out: files that are in a class but are no images by their names; hidden ones are not listed.
-        misplaced: images that are in no class.
+        files: the image files, domain by domain.
+        differences: differences from the published data set, in words.
+        left_out: files in classes whose names are not those of images, without hidden files.
+        misplaced: images outside the classes.
     """
 
     root: Path
@@ -135,15 +135,15 @@ def published_names() -> list[str]:
 
 
 def list_folder(data_dir: Path, name: str | None = None) -> FolderContents:
-    """List the images of a folder data set and compare them with what is published; no image is read.
+    """List the images of a folder data set and compare it with the published one, without reading images.
 
     Args:
-        data_dir: the folder of the domains, or, where `name` is given, the one that holds it.
-        name: of the published data set; None to go by the folder's name.
+        data_dir: the folder of the domains, or with `name` also the folder that holds it.
+        name: name of the published data set; None for the one that the folder is named after, if any.
 
     Raises:
         FolderError: as for `open_folder`.
-        UnknownNameError: there is no published folder data set of that name.
+        UnknownNameError: the published folder data set is unknown.
     """
     data_dir = _absolute(data_dir)
     published = {benchmark.name: benchmark for benchmark in _BENCHMARKS}
@@ -157,7 +157,7 @@ def list_folder(data_dir: Path, name: str | None = None) -> FolderContents:
     else:
         try:
             root = _benchmark_root(published[name], data_dir)
-        except FolderNotFoundError:  # a folder of another name
+        except FolderNotFoundError:  # the data set itself, in a folder with another name
             root = data_dir
     tree = Tree(root)
     classes, files = _domain_files(tree)
@@ -183,12 +183,12 @@ def labelled_images(root: Path, classes: Sequence[str]) -> tuple[DomainFiles, ..
     """List the images of a folder for a model that knows `classes`.
 
     Args:
-        root: `<root>/<class>/<image>` (one domain, named like the folder) or `<root>/<domain>/<class>/<image>`.
-        classes: the model's class names; labels are indices into them. The folder may hold fewer.
+        root: folder of `<class>/<image>` (one domain, named after the folder) or `<domain>/<class>/<image>`.
+        classes: the model's class names; labels are indices into them. The folder may have fewer classes.
 
     Raises:
         FolderError: a folder is missing, cannot be listed or is reached by two paths; there are no images, the model
-            does not know a class, or a class holds folders only.
+            does not know a class, or a class holds only folders.
     """
     tree = Tree(_absolute(root))
     root, folders = tree.root, tree.listing(tree.root).folders
@@ -220,12 +220,12 @@ def labelled_images(root: Path, classes: Sequence[str]) -> tuple[DomainFiles, ..
 
 
 def _absolute(folder: Path) -> Path:
-    """Return an absolute path whose last part is the name that the user knows: links are not followed."""
+    """Return an absolute path without following links, so that its last part is the name that the user knows."""
     return Path(os.path.abspath(with_home(folder)))
 
 
 def _files(tree: Tree, name: str, folder: Path, labels: Mapping[str, int]) -> DomainFiles:
-    """List the images of a domain's classes, each with the folders in it, in the order of torchvision."""
+    """List the images of a domain's classes and their subfolders, in the order of torchvision."""
     found = [
         (listing.path / file, label)
         for class_name, label in sorted(labels.items())
@@ -237,7 +237,7 @@ def _files(tree: Tree, name: str, folder: Path, labels: Mapping[str, int]) -> Do
 
 
 def _domain_files(tree: Tree) -> tuple[tuple[str, ...], list[DomainFiles]]:
-    """Return the classes and the files of every domain, after checking the layout."""
+    """Check the layout, and return the classes and the files of every domain."""
     domains, classes = domains_and_classes(tree)
     labels = {name: label for label, name in enumerate(classes)}
     files = [_files(tree, domain, tree.root / domain, labels) for domain in domains]
@@ -266,7 +266,7 @@ def _dataset(
 
 
 def _groups(paths: Sequence[Path]) -> NDArray[np.int64] | None:
-    """Number the photographs that images are drawings of; None where no two images share one."""
+    """Return for every image the number of the photograph that it was drawn from; None if no two share one."""
     numbers: dict[str | Path, int] = {}
     groups = []
     for path in paths:
@@ -277,15 +277,15 @@ def _groups(paths: Sequence[Path]) -> NDArray[np.int64] | None:
 
 @dataclass(frozen=True)
 class _Benchmark:
-    """What is published of a benchmark set.
+    """The published facts of a benchmark data set.
 
     Attributes:
         name: its name in tables.
         folder: its folder's name in DomainBed.
-        domains: the names of every domain's folder that are in use, in order.
+        domains: the domains in order, each with all names of its folder in use.
         classes: number of classes.
         counts: number of images per domain.
-        class_counts: number of images per domain and class, where it is known.
+        class_counts: number of images per domain and class, if known.
     """
 
     name: str
@@ -340,13 +340,13 @@ _BENCHMARKS = (
 
 
 def _open_benchmark(benchmark: _Benchmark, data_dir: Path | None, image_size: int | None = None) -> DomainDataset:
-    """Open a benchmark set in (or at) `data_dir`; differences from what is published are a warning."""
+    """Open a benchmark data set in (or at) `data_dir`, and warn of differences from the published one."""
     root = _benchmark_root(benchmark, data_dir)
     try:
         classes, files = _domain_files(Tree(root))
     except AmbiguousFolderError as error:
         raise AmbiguousFolderError(
-            f"{error}\n{benchmark.name} is known by its folder's name; one of another name opens with --dataset folder"
+            f"{error}\n{benchmark.name} is recognised by its folder's name; open other folders with --dataset folder"
         ) from error
     if differences := _differences(benchmark, classes, files):
         warnings.warn(
@@ -358,9 +358,7 @@ def _open_benchmark(benchmark: _Benchmark, data_dir: Path | None, image_size: in
 
 def _benchmark_root(benchmark: _Benchmark, data_dir: Path | None) -> Path:
     if data_dir is None:
-        raise FolderNotFoundError(
-            f"{benchmark.name} needs a data folder: the one that holds the folder {benchmark.name}"
-        )
+        raise FolderNotFoundError(f"{benchmark.name} needs a data folder, which holds the folder {benchmark.name}")
     data_dir = _absolute(data_dir)
     if not data_dir.is_dir():
         raise FolderNotFoundError(f"{data_dir}: no such folder")

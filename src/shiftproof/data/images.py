@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Endings of the names of image files, in any case: torchvision's, as DomainBed takes them."""
+"""Suffixes of image files, in lower or upper case: torchvision's, which DomainBed uses."""
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -27,11 +27,11 @@ _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr
 
 
 class ImageError(ValueError):
-    """An image file that cannot be used.
+    """An image file cannot be used.
 
     Attributes:
         path: the file.
-        reason: what is wrong with it.
+        reason: the reason.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -44,11 +44,11 @@ class ImageError(ValueError):
 
 
 def decode(path: Path, size: int, channels: Literal[1, 3] = 3) -> NDArray[np.uint8]:
-    """Read an image and resize it to a square, as DomainBed does: without regard to its aspect ratio.
+    """Read an image and resize it to a square without regard to its aspect ratio, as DomainBed does.
 
-    As there, transparency is dropped (``convert("RGB")``, the loader that published figures were made with). Other than
-    there, a picture is turned as its EXIF orientation says, and 16-bit grey is scaled to 8 bits, where Pillow's own
-    conversion would clip it.
+    Transparency is dropped as in DomainBed (by ``convert("RGB")``, which published figures were made with). Unlike in
+    DomainBed, pictures are rotated by their EXIF orientation, and 16-bit grey is scaled to 8 bits, which Pillow's own
+    conversion would clip.
 
     Args:
         path: the file.
@@ -59,7 +59,7 @@ def decode(path: Path, size: int, channels: Literal[1, 3] = 3) -> NDArray[np.uin
         uint8, shape (channels, size, size).
 
     Raises:
-        ImageError: the file is missing, empty, truncated, damaged, no image or of an unsupported mode.
+        ImageError: the file is missing, empty, truncated, damaged, not an image or of an unsupported mode.
     """
     try:
         with Image.open(path) as image:
@@ -91,19 +91,19 @@ def to_pixels(image: Image.Image, size: int, channels: Literal[1, 3] = 3) -> NDA
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file counts as an image, by the suffix of its name."""
+    """Return whether the suffix of a file's name is that of an image."""
     return name.lower().endswith(SUFFIXES)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return the image as its EXIF orientation says that it is seen; as it is, if that says nothing.
+    """Return the image rotated by its EXIF orientation, or unchanged if it has none.
 
-    Pillow's own ``exif_transpose`` also writes the tags anew, and fails on damaged ones.
+    Pillow's own ``exif_transpose`` also rewrites the tags, and fails on damaged ones.
     """
-    image.load()  # PNG may have its tags behind the pixels; TIFF is turned here
+    image.load()  # PNG may have its tags after the pixels, and Pillow rotates TIFF here
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged tags raise errors of many types, and say nothing of the pixels
+    except Exception:  # damaged tags raise errors of many types; the pixels may still be good
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -112,7 +112,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Return the image in a mode that converts to RGB and grey without loss of range and without warnings.
 
     Raises:
-        ValueError: the mode is not supported: its range is unknown (32 bits), or it cannot be converted.
+        ValueError: the mode is not supported, because its range is unknown (32 bits) or it cannot be converted.
     """
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)

@@ -1,4 +1,4 @@
-"""The kind of a folder's pictures, by a look at some of its files."""
+"""Infers the kind of a folder's pictures from some of its files."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image
 from shiftproof.base.choices import Kind
 
 SMALL_SIDE = 64
-"""The larger side of a small image at most, in pixels; larger ones that are called small are taken at this size."""
+"""Longest side of small images, in pixels; larger images that the user calls small are resized to it."""
 SMALL_GREY_SIDE = 128
-"""The same where all are grey: at this size those are characters and spectrograms rather than photographs."""
+"""Longest side of small images that are all grey, which up to this size are rather characters and spectrograms."""
 LOOKED_AT = 256
 _GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
 
 
 class Look(NamedTuple):
-    """What the files of a folder look like.
+    """What the headers of a folder's files show.
 
     Attributes:
-        kind: of their images.
-        side: of the largest, in pixels.
-        text: what was seen, in words.
+        kind: kind of the images.
+        side: longest side of the images, in pixels.
+        text: the evidence, in words.
     """
 
     kind: Kind
@@ -33,15 +33,15 @@ class Look(NamedTuple):
 
     @property
     def small_size(self) -> int:
-        """Side at which they are taken as small images: their own, up to `SMALL_SIDE`."""
+        """Side in pixels to resize them to as small images: their own, up to `SMALL_SIDE`."""
         return min(self.side, SMALL_SIDE)
 
 
 def look_at(files: Sequence[Path]) -> Look:
-    """Guess the kind of images from the headers of at most `LOOKED_AT` of the files, evenly spread over the list.
+    """Infer the kind of images from the headers of at most `LOOKED_AT` files, evenly spread over the list.
 
-    They are small images if the larger side of all is `SMALL_SIDE` pixels at most, or `SMALL_GREY_SIDE` where all
-    are grey; else photographs. Files that cannot be read are passed over: whoever decodes them names them.
+    They are small images if no side is longer than `SMALL_SIDE` pixels, or `SMALL_GREY_SIDE` if all are grey; else
+    photographs. Unreadable files are skipped here, because decoding them later raises an error.
     """
     chosen = [files[i * len(files) // LOOKED_AT] for i in range(LOOKED_AT)] if len(files) > LOOKED_AT else files
     sides, modes, sizes = [], set(), set()

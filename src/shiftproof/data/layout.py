@@ -1,4 +1,4 @@
-"""Which folders of a data set are its domains and which its classes; a tree with two readings is refused."""
+"""Finds the domains and classes among the folders of a data set, and raises if there are several readings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMED = 3
 
 
 class AmbiguousFolderError(FolderError):
-    """A folder whose levels could be meant in several ways; the message has each, and what to do for it."""
+    """The levels of a folder could be meant in several ways; the message lists them, each with what to do."""
 
 
 def domains_and_classes(tree: Tree) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -24,7 +24,7 @@ def domains_and_classes(tree: Tree) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     Raises:
         AmbiguousFolderError: the folders could be meant in another way.
-        FolderError: the folders are no `<root>/<domain>/<class>/<image>`.
+        FolderError: the folders are not laid out as `<root>/<domain>/<class>/<image>`.
     """
     root, names = tree.root, tree.listing(tree.root).folders
     if not names:
@@ -56,7 +56,7 @@ def domains_and_classes(tree: Tree) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def check_names(names: Iterable[str], folder: Path) -> None:
-    """Refuse names of domains and classes that are no text: tables and files of results could not hold them.
+    """Check that names of domains and classes are valid text, which tables and files of results need.
 
     Raises:
         FolderError: a name is not in the encoding of the file system.
@@ -64,21 +64,21 @@ def check_names(names: Iterable[str], folder: Path) -> None:
     for name in names:
         if printable(name) != name:
             raise FolderError(
-                f"{printable(folder)}: the name {printable(name)} is not valid text, and names of domains and classes "
-                "stand in tables; rename the folder"
+                f"{printable(folder)}: the name {printable(name)} is not valid text, but tables show the names of "
+                "domains and classes; rename the folder"
             )
 
 
 def refuse_folders_of_folders(tree: Tree, domain: Path, classes: Iterable[str]) -> None:
-    """Refuse classes that hold folders and no pictures: a level is too many, or the root is another.
+    """Raise if a class holds folders but no pictures: there is a level too many, or the root is another folder.
 
     Args:
         tree: the data set.
         domain: the folder of the classes.
-        classes: names of folders in it.
+        classes: names of the classes.
 
     Raises:
-        AmbiguousFolderError: there is such a class.
+        AmbiguousFolderError: a class holds folders but no pictures.
     """
     if bad := [name for name in classes if _holds_folders_only(tree, domain / name)]:
         raise _folder_of_folders(tree, domain, _main(bad))
@@ -93,7 +93,7 @@ def _folder_of_folders(tree: Tree, domain: Path, name: str) -> FolderError:
     siblings, below = tree.listing(domain).folders, tree.listing(domain / name).folders
     part = name.lower() in _PARTS
     readings = []
-    if domain == tree.root:  # of classes, as `evaluate` takes it
+    if domain == tree.root:  # a root of classes, as `evaluate` takes it
         readings.append(f"{domain / name} is the folder to score, with {_some(below)}: {_option(domain / name)}")
     elif not part and len(siblings) > 1:
         readings.append(f"{domain} is the data set, with the domains {_some(siblings)}: {_option(domain)}")
@@ -126,7 +126,7 @@ def _refuse_parts_as_domains(tree: Tree, domains: Mapping[str, Sequence[str]]) -
             f"NEW/NAME_OF_THE_DOMAIN, the same for the other domains, then {_option(Path('NEW'))}"
         )
     raise _asked(
-        f"{tree.root}: {_some(parts)} would be read as domains, but are what parts of a data set are called",
+        f"{tree.root}: {_some(parts)} would be read as domains, but are names of parts of a data set",
         [
             reading,
             f"they are domains: rename them, mv {_quoted(first)} {_quoted(tree.root / 'NAME_OF_THE_DOMAIN')}",
@@ -135,7 +135,7 @@ def _refuse_parts_as_domains(tree: Tree, domains: Mapping[str, Sequence[str]]) -
 
 
 def _no_classes(root: Path, domains: Sequence[str], classes: Sequence[str]) -> FolderError:
-    """Return the error on one class, or classes that are called as parts: nothing is told apart."""
+    """Return the error for a data set with one class, or with classes named like parts (train, test)."""
     loop = f"mkdir -p NEW/NAME_OF_THE_DOMAIN && {_links(root, domains, _main(classes), 'NEW/NAME_OF_THE_DOMAIN')}"
     readings = [
         f"{_some(domains)} {'is the one class' if len(domains) == 1 else 'are the classes'} of one domain: {loop}, "
@@ -149,13 +149,11 @@ def _no_classes(root: Path, domains: Sequence[str], classes: Sequence[str]) -> F
         return _asked(f"{root}: one class only, {classes[0]}; there is nothing to tell apart", readings)
     old = root / domains[0] / classes[0]
     readings.append(f"they are classes: rename them, mv {_quoted(old)} {_quoted(old.parent / 'NAME_OF_THE_CLASS')}")
-    return _asked(
-        f"{root}: {_some(classes)} would be read as classes, but are what parts of a data set are called", readings
-    )
+    return _asked(f"{root}: {_some(classes)} would be read as classes, but are names of parts of a data set", readings)
 
 
 def _too_few(tree: Tree, folder: Path) -> str:
-    """Return what to do where pictures lie in a folder of domains or classes; nothing if there are none."""
+    """Return advice on pictures that are directly in a folder of domains or classes; empty if there are none."""
     if not any(map(is_image, tree.listing(folder).files)):
         return ""
     readings = [
@@ -171,7 +169,7 @@ def _linked(root: Path, domains: Sequence[str], name: str) -> str:
 
 
 def _links(root: Path, folders: Sequence[str], name: str, place: str) -> str:
-    """Return the command that gives every folder's `name` that folder's name in a new place."""
+    """Return a command that links every folder's `name` under that folder's own name in a new place."""
     return (
         f"for d in {' '.join(map(shlex.quote, folders))}; do "
         f'ln -s {_quoted(root)}/"$d"/{shlex.quote(name)} {place}/"$d"; done'
@@ -191,7 +189,7 @@ def _option(folder: Path) -> str:
 
 
 def _main(names: Sequence[str]) -> str:
-    """Return the part to train on where names are those of parts, else the first."""
+    """Return the training part if names are those of parts, else the first name."""
     return min(names, key=lambda name: not name.lower().startswith("train"))
 
 

@@ -1,7 +1,7 @@
 """RotatedMNIST and ColoredMNIST from all 70,000 digits of MNIST, as DomainBed makes them.
 
-DomainBed shuffles with the seed of the run, which differs between methods; here the assignment is fixed, so all
-runs of all methods see the same data. RotatedMNIST is turned with bicubic interpolation, as in DomainBed's published
+DomainBed shuffles with the seed of the run, which differs between methods; here the assignment is fixed, so that all
+runs of all methods see the same data. RotatedMNIST is rotated with bicubic interpolation, as in DomainBed's published
 code and SWAD's; DomainBed at commit b93c22a interpolates bilinearly.
 """
 
@@ -23,7 +23,7 @@ IMAGES = {"train": 60_000, "test": 10_000}
 
 
 class MNISTError(DataFolderError):
-    """Files of MNIST that cannot be used."""
+    """Files of MNIST cannot be used."""
 
 
 def read_mnist(raw: Path) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -33,7 +33,7 @@ def read_mnist(raw: Path) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64
         raw: the folder of the unpacked idx files.
 
     Returns:
-        By part: images, uint8, shape (n, 28, 28), and digits, int64, shape (n,).
+        For each part, images (uint8, shape (n, 28, 28)) and digits (int64, shape (n,)).
 
     Raises:
         DatasetNotFoundError: files are missing.
@@ -58,7 +58,7 @@ def read_mnist(raw: Path) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64
 
 
 def count_mnist(raw: Path) -> tuple[dict[str, dict[str, int]], tuple[str, ...]]:
-    """Return the number of images by part and digit, and how it differs from what is published, in words.
+    """Return the number of images by part and digit, and the differences from the published numbers, in words.
 
     Arguments and errors as for `read_mnist`.
     """
@@ -74,10 +74,10 @@ def count_mnist(raw: Path) -> tuple[dict[str, dict[str, int]], tuple[str, ...]]:
 
 def _shuffled(name: str, data_dir: Path | None, image_size: int | None) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if data_dir is None:
-        raise DatasetNotFoundError(f"{name} needs a data folder: the one that holds the folder {FOLDER}")
+        raise DatasetNotFoundError(f"{name} needs a data folder, which holds the folder {FOLDER}")
     if image_size not in (None, SIDE):
         raise FieldError(
-            "image_size", f"{name} has images of {SIDE} x {SIDE} pixels; image size {image_size} is not offered"
+            "image_size", f"{name} has images of {SIDE} x {SIDE} pixels; image size {image_size} is not available"
         )
     images, digits = (
         np.concatenate(arrays) for arrays in zip(*read_mnist(data_dir / FOLDER / "raw").values(), strict=True)
@@ -87,7 +87,7 @@ def _shuffled(name: str, data_dir: Path | None, image_size: int | None) -> tuple
 
 
 def _turned(images: NDArray[np.uint8], angle: float) -> NDArray[np.uint8]:
-    """Turn (n, 28, 28) images counter-clockwise, about their centres, on black."""
+    """Rotate (n, 28, 28) images counter-clockwise about their centres, on black."""
     from PIL import Image
 
     turn = Image.Resampling.BICUBIC
@@ -95,16 +95,16 @@ def _turned(images: NDArray[np.uint8], angle: float) -> NDArray[np.uint8]:
 
 
 def rotated_mnist(data_dir: Path | None, image_size: int | None = None) -> DomainDataset:
-    """MNIST turned by 0, 15, 30, 45, 60 and 75 degrees; grey, 28 x 28, ten classes, about 11,667 a domain.
+    """MNIST rotated by 0, 15, 30, 45, 60 and 75 degrees; grey, 28 x 28, ten classes, about 11,667 per domain.
 
     Args:
         data_dir: the folder that holds MNIST/raw.
         image_size: 28 or None.
 
     Raises:
-        DatasetNotFoundError: MNIST is not there.
+        DatasetNotFoundError: files of MNIST are missing.
         MNISTError: files are damaged.
-        FieldError: the image size is not offered.
+        FieldError: the image size is not available.
     """
     return rotated("rotated_mnist", *_shuffled("rotated_mnist", data_dir, image_size), _turned)
 
@@ -113,7 +113,7 @@ def colored_mnist(data_dir: Path | None, image_size: int | None = None) -> Domai
     """MNIST in two colours that are correlated with the label: +90 %, +80 % and, reversed, -90 %.
 
     The label is whether the digit is below 5, flipped with probability 0.25; the colour is the label, flipped
-    with probability 0.1, 0.2 and 0.9. Two channels of 28 x 28 pixels, one of them empty; about 23,333 a domain.
+    with probability 0.1, 0.2 and 0.9. Two channels of 28 x 28 pixels, one of them empty; about 23,333 per domain.
     Arguments and errors as for `rotated_mnist`.
     """
     return colored("colored_mnist", *_shuffled("colored_mnist", data_dir, image_size), channels=2)

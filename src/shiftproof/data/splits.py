@@ -18,8 +18,8 @@ class Split(NamedTuple):
     """Indices of the images of one domain, int64.
 
     Attributes:
-        in_: trained on in a source domain; the reported accuracy in a target domain.
-        out: held out: validation in a source domain, the oracle's in a target domain.
+        in_: in a source domain, images to train on; in a target domain, images of the reported accuracy.
+        out: held-out images, for validation in a source domain and for the oracle in a target domain.
     """
 
     in_: NDArray[np.int64]
@@ -27,7 +27,7 @@ class Split(NamedTuple):
 
 
 def random_split(count: int, trial_seed: int, domain: int) -> Split:
-    """Split a domain as DomainBed does: by trial seed and the domain's position alone.
+    """Split a domain as DomainBed does. The trial seed and the domain's position alone determine the split.
 
     Raises:
         ValueError: a part would be empty.
@@ -41,10 +41,10 @@ def random_split(count: int, trial_seed: int, domain: int) -> Split:
 
 
 def grouped_split(groups: NDArray[np.int64], trial_seed: int, domain: int) -> Split:
-    """Split a domain without parting the images of a group; for the rest like `random_split`.
+    """Split a domain like `random_split`, but keep the images of a group together.
 
-    Groups are taken in shuffled order, each that still fits, until a fifth of the images is held out. Where that is
-    not met exactly, one more group is held out if this comes closer. Indices are in ascending order.
+    Groups are held out in shuffled order, skipping those that no longer fit, until a fifth of the images is held out.
+    If the fifth is not met exactly, one more group is held out if this comes closer. Indices are in ascending order.
 
     Args:
         groups: int64, shape (n,), as in `Domain`.
@@ -73,7 +73,7 @@ def grouped_split(groups: NDArray[np.int64], trial_seed: int, domain: int) -> Sp
 
 
 def split_domain(domain: Domain, rule: SplitRule, trial_seed: int, position: int) -> Split:
-    """Split a domain: at random as DomainBed does, or by its groups where it has any.
+    """Split a domain at random as DomainBed does, or by its groups if it has any and the rule is "grouped".
 
     Args:
         domain: the domain.

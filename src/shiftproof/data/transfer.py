@@ -1,4 +1,4 @@
-"""Arrays on their way to where a network computes."""
+"""Transfer of arrays to the device of a network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from torch import Tensor
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return an array as a tensor on a device; a GPU fetches it from pinned memory, and nothing waits for that."""
+    """Return an array as a tensor on a device; for a GPU it is copied asynchronously from pinned memory."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

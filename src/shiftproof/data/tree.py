@@ -1,4 +1,4 @@
-"""The folders below the root of a data set, of which every real one is listed once or not at all."""
+"""The folders below the root of a data set, none of which is listed twice."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from shiftproof.data.dataset import DataFolderError
 
 
 class FolderError(DataFolderError):
-    """A folder that is missing, cannot be listed, or is not laid out as a data set."""
+    """A folder is missing, cannot be listed, or is not laid out as a data set."""
 
 
 class Listing(NamedTuple):
-    """What a folder holds, without hidden names, which begin with a dot.
+    """The contents of a folder, without hidden names, which begin with a dot.
 
     Attributes:
         path: the folder.
@@ -28,10 +28,10 @@ class Listing(NamedTuple):
 
 
 class Tree:
-    """Lists the folders below a root; what would add or lose pictures without a word is an error.
+    """Lists the folders below a root, and raises an error if pictures would silently be counted twice or lost.
 
-    Links are followed, also out of the root. A real folder (device and inode) that is reached by two paths is an
-    error, and so is a way back to a folder above the root: its pictures would count twice.
+    Links are followed, even out of the root. Reaching a real folder (device and inode) by two paths is an error, and
+    so is a way back to a folder above the root, because its pictures would count twice.
 
     Attributes:
         root: an absolute path.
@@ -43,7 +43,7 @@ class Tree:
         self._reached = {_identity(folder): folder for folder in root.resolve().parents}
 
     def listing(self, folder: Path) -> Listing:
-        """List a folder; it is read once.
+        """List a folder, which is read only once.
 
         Raises:
             FolderError: the folder is missing, cannot be listed or was reached by another path, or a link in it
@@ -59,7 +59,7 @@ class Tree:
         return self._listings[folder]
 
     def walk(self, folder: Path) -> list[Listing]:
-        """List a folder and all below it, in the order of torchvision's ImageFolder: sorted by path as a string.
+        """List a folder and all folders below it, in the order of torchvision's ImageFolder: by path as a string.
 
         Raises:
             FolderError: as for `listing`.
@@ -79,7 +79,7 @@ def _identity(folder: Path) -> tuple[int, int] | str:
         raise FolderError(f"{folder}: no such folder") from error
     except OSError as error:
         raise _closed(folder, error) from error
-    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)  # some systems have none
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)  # some systems lack inodes
 
 
 def _listed(folder: Path) -> Listing:
@@ -91,10 +91,10 @@ def _listed(folder: Path) -> Listing:
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)
-                elif entry.is_file():  # what else there is (pipes, sockets) would be waited for
+                elif entry.is_file():  # opening anything else (pipes, sockets) would wait for it
                     files.append(entry.name)
                 elif entry.is_symlink():
-                    raise FolderError(f"{entry.path} is a link that leads to no folder and no file; mend or remove it")
+                    raise FolderError(f"{entry.path} is a broken link; fix or remove it")
     except NotADirectoryError as error:
         raise FolderError(f"{folder}: no such folder") from error
     except OSError as error:

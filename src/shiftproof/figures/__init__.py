@@ -1,4 +1,4 @@
-"""The figures: each trains what it needs, keeps it, and draws it."""
+"""The papers' figures: each trains and stores the runs that it needs, then draws them."""
 
 from shiftproof.figures.agreement import measure_agreement, write_agreement
 from shiftproof.figures.balance import figure_balance

@@ -1,4 +1,4 @@
-"""How far the gradients of the source domains agree along training, with and without an annealer."""
+"""The agreement of the source domains' gradients over training, with and without an annealer."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from shiftproof.training import Loop, NonFiniteLossError, reproducible
 from shiftproof.training.callbacks import ProgressBar
 
 SMOOTHING = 10
-"""Steps that a curve's mean is over."""
+"""Number of steps in the moving average of a curve."""
 
 
 class Agreement(NamedTuple):
-    """Cosines of the source domains' gradients at one step, where its gradient is taken.
+    """Cosines of the source domains' gradients at one step, at the weights where its gradient is computed.
 
     Attributes:
-        method: the run.
-        step: its number.
-        least: the least of all pairs.
-        mean: their mean.
+        method: the method of the run.
+        step: number of the step.
+        least: the least cosine of all pairs.
+        mean: the mean over all pairs.
     """
 
     method: str
@@ -37,7 +37,7 @@ class Agreement(NamedTuple):
 
 
 class _Measured(Annealer):
-    """Measures after another annealer has moved the parameters; changes nothing that it does."""
+    """Measures after another annealer has moved the parameters, without affecting it."""
 
     def __init__(self, annealer: Annealer, method: str) -> None:
         super().__init__(annealer.seed)
@@ -62,13 +62,13 @@ class _Measured(Annealer):
 
 
 def measure_agreement(study: Study, trial_seed: int = 0) -> list[Agreement]:
-    """Train every method of a study once, with its defaults, and return what was measured at every step.
+    """Train every method of a study once at its defaults, and return the measurements of every step.
 
-    The runs train as in a comparison, and are neither evaluated nor kept.
+    The runs train as in a comparison, but are neither evaluated nor stored.
 
     Args:
-        study: has one data set and at most one set of targets, which leave at least two source domains; without
-            targets its first domain is left out.
+        study: a study with one data set and at most one set of targets, which leave at least two source domains;
+            without targets its first domain is left out.
         trial_seed: number of the trial.
 
     Raises:
@@ -84,20 +84,20 @@ def measure_agreement(study: Study, trial_seed: int = 0) -> list[Agreement]:
             loop = Loop(spec, data, device, study.weights)
             measuring = loop.steps.annealer = _Measured(loop.steps.annealer, str(method))
             loop.callbacks = [ProgressBar(str(method))]
-            with suppress(NonFiniteLossError):  # what was measured until then is drawn
+            with suppress(NonFiniteLossError):  # the measurements up to then are drawn
                 loop.run()
         measured += measuring.steps
     return measured
 
 
 def write_agreement(measured: Sequence[Agreement], folder: Path) -> list[Path]:
-    """Write what was measured as CSV, and draw it as SVG and PNG; return the files.
+    """Write measurements as CSV, draw them as SVG and PNG, and return the files.
 
     Lines are means over `SMOOTHING` steps.
 
     Args:
-        measured: of one or more runs.
-        folder: where to; created if need be.
+        measured: measurements of one or more runs.
+        folder: folder to write to; created if need be.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # slow to import, and every worker imports this folder

@@ -34,9 +34,9 @@ def draw_balance(histories: Mapping[str, BalanceHistory], folder: Path, setting:
     """Draw the heat map and the three numbers over training, and return the files.
 
     Args:
-        histories: by name of the optimizer.
-        folder: where to.
-        setting: what was trained, for the caption.
+        histories: balance by name of the optimizer.
+        folder: folder to write to.
+        setting: description of the runs, for the caption.
     """
     first = next(iter(histories.values()))
     caption = (
@@ -56,8 +56,8 @@ def figure_balance(study: Study, output: Path, trial_seed: int = 0) -> list[Path
     """Train every method of a study at its defaults, draw the balance of its updates, and return the files.
 
     Args:
-        study: has one data set and at most one set of targets; without targets its first domain is left out.
-        output: the folder of the figures; runs that it holds are not trained again.
+        study: a study with one data set and at most one set of targets; without targets its first domain is left out.
+        output: folder of the figures; runs that it holds are not trained again.
         trial_seed: number of the trial.
 
     Raises:

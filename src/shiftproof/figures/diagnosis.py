@@ -1,4 +1,4 @@
-"""What a finished run can be asked."""
+"""Diagnoses of a finished run."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from shiftproof.training import SPEC_FILE, load, read_result, state_digest
 def diagnose(
     run: Path, what: Sequence[str], *, data_dir: Path | None = None, weights: Path | None = None, device: str = "cpu"
 ) -> list[Path]:
-    """Measure and draw what is asked of a finished run, into ``diagnostics`` in its folder; return the files.
+    """Measure and draw quantities of a finished run into ``diagnostics`` in its folder; return the files.
 
-    Flatness and features are of the model that the run selected. For OSGR, balance and the path the run is trained
-    again beside a recorder, which takes the same steps; where it does not reach the same weights, as with other
-    versions of libraries, a warning says so.
+    Flatness and features are those of the model that the run selected. For OSGR, balance and path, the run is trained
+    again in the same steps with a recorder. If this does not reach the same weights, for example with other versions
+    of libraries, there is a warning.
 
     Args:
         run: the run's folder.
-        what: names of `DIAGNOSES`.
-        data_dir: folder of its data set, unless embedded.
-        weights: file of the weights that it started from, if it did.
-        device: where to measure.
+        what: names in `DIAGNOSES`.
+        data_dir: folder that holds its data set, unless embedded.
+        weights: file of the weights that it started from, if any.
+        device: the device to measure on.
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        ValueError: a name is unknown, the run has not finished, data or weights are not the run's, or its optimizer was
-            removed since and what is asked takes training it again.
+        ValueError: a name is unknown, the run has not finished, data or weights are not the run's, or the run would
+            have to be trained again and its optimizer has been removed.
     """
     for name in what:
         if name not in DIAGNOSES:
@@ -63,7 +63,7 @@ def diagnose(
 
 
 class _Diagnosed:
-    """A run with what has been found out of it so far."""
+    """A run with the results that several diagnoses share."""
 
     def __init__(self, run: Path, subject: Subject, digest: str | None) -> None:
         self.run, self.subject, self._digest = run, subject, digest
@@ -123,4 +123,4 @@ DIAGNOSES: dict[str, Callable[[_Diagnosed], list[Path]]] = {
     "landscape": _landscape,
     "embedding": _embedding,
 }
-"""What a finished run can be asked, by name."""
+"""The diagnoses of a finished run, by name."""

@@ -25,12 +25,12 @@ from shiftproof.training import EVALUATION_BATCH, reproducible
 
 
 def embeddings(subject: Subject, network: Network, method: Projection) -> tuple[Embedding, Embedding]:
-    """Return the features of held-out images of all domains, the target's included, before and after training.
+    """Return the features of held-out images of all domains, including the target's, before and after training.
 
     Args:
-        subject: the run; it says where training starts.
-        network: as trained.
-        method: of projecting, "pca" or "umap".
+        subject: the run, which determines the initial weights.
+        network: the trained network.
+        method: projection to two dimensions, "pca" or "umap".
 
     Raises:
         ValueError: UMAP is not installed.
@@ -57,10 +57,10 @@ def draw_embedding(
 
     Args:
         subject: the run.
-        both: before and after, as `embeddings` gives them.
-        folder: where to.
-        name: of the files.
-        method: of the projection.
+        both: features before and after training, from `embeddings`.
+        folder: folder to write to.
+        name: name of the files.
+        method: the projection.
     """
     targets = [f"{one} (unseen)" if one in subject.spec.targets else one for one in subject.data.domain_names]
     figure = embedding_figure(*both, subject.data.classes, targets, method)
@@ -75,12 +75,12 @@ def draw_embedding(
 
 
 def draw_separation(found: Mapping[str, tuple[Embedding, Embedding]], folder: Path, setting: str) -> list[Path]:
-    """Draw how far the features tell classes and domains apart, before and after, by optimizer; return the files.
+    """Draw how well the features separate classes and domains before and after training; return the files.
 
     Args:
-        found: before and after, by name of the optimizer.
-        folder: where to.
-        setting: what was trained, for the caption.
+        found: features before and after training, by name of the optimizer.
+        folder: folder to write to.
+        setting: description of the runs, for the caption.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -108,7 +108,7 @@ def draw_separation(found: Mapping[str, tuple[Embedding, Embedding]], folder: Pa
         axis.set_ylim(len(labels) - 0.5, -0.5)
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
         caption = (
-            "How far the features of held-out images tell classes and domains apart, before and after training: "
+            "How well the features of held-out images separate classes and domains, before and after training: "
             f"{setting}. Left the mean silhouette coefficient, right the accuracy of a cross-validated linear probe."
         )
         header = ("optimizer", "training", "groups", "silhouette", "probe", "chance")
@@ -119,10 +119,10 @@ def figure_embedding(study: Study, output: Path, trial_seed: int = 0, method: Pr
     """Train every method of a study at its defaults, draw its features before and after, and return the files.
 
     Args:
-        study: has one data set and at most one set of targets; without targets its first domain is left out.
-        output: the folder of the figures; runs that it holds are not trained again.
+        study: a study with one data set and at most one set of targets; without targets its first domain is left out.
+        output: folder of the figures; runs that it holds are not trained again.
         trial_seed: number of the trial.
-        method: of projecting, "pca" or "umap".
+        method: projection to two dimensions, "pca" or "umap".
 
     Raises:
         ValueError: the study is not valid, or its parts cannot work together.

@@ -1,4 +1,4 @@
-"""How flat the loss is around trained weights, at the sources and at the target."""
+"""The flatness of the loss around trained weights, on the sources and on the target."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from shiftproof.figures.traces import Subject
 from shiftproof.training import reproducible
 
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""Relative changes of the filters."""
+"""Sizes of the changes to every filter, relative to its norm."""
 IMAGES = 16
-"""Held-out images per source domain, and as many of the target as of all sources."""
+"""Number of held-out images per source domain; the target has as many as all sources together."""
 _SIDES = {"sources": "-", "target": ":"}
 
 
 class Flatness(NamedTuple):
-    """The surroundings of one model, for one set of images.
+    """The loss around the weights of one model, for one set of images.
 
     Attributes:
-        measured: at `shiftproof.diagnostics.sharpness`'s default radius.
-        increases: of the loss at `RADII`, on average over directions.
+        measured: sharpness at the default radius of `shiftproof.diagnostics.sharpness`.
+        increases: increase of the loss at each of `RADII`, averaged over directions.
     """
 
     measured: Sharpness
@@ -45,11 +45,11 @@ def held_out(subject: Subject) -> dict[str, list[Batch]]:
 
 
 def flatness(subject: Subject, model: nn.Module) -> dict[str, Flatness]:
-    """Measure the surroundings of a model at the sources and at the target.
+    """Measure the loss around a model's weights on the sources and on the target.
 
     Args:
-        subject: the run; it says which images.
-        model: as trained.
+        subject: the run, which determines the images.
+        model: the trained model.
     """
     with reproducible():
         return {
@@ -65,9 +65,9 @@ def draw_flatness(found: Mapping[str, Mapping[str, Flatness]], folder: Path, set
     """Draw the loss around the weights against the distance, and return the files.
 
     Args:
-        found: by name of the optimizer, at the sources and at the target.
-        folder: where to.
-        setting: what was trained, for the caption.
+        found: flatness by name of the optimizer, on "sources" and "target".
+        folder: folder to write to.
+        setting: description of the runs, for the caption.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -19,19 +19,19 @@ from shiftproof.studies import Study
 from shiftproof.training import reproducible
 
 POINTS = 21
-"""Of the grid on a plane, along each direction."""
+"""Number of grid points along each direction of a plane."""
 
 
 def draw_paths(subject: Subject, traces: Mapping[str, Trace], folder: Path) -> list[Path]:
-    """Draw the paths of runs that begin with the same weights on the plane in which they move most; return the files.
+    """Draw the paths of runs that start from the same weights, on the plane in which they move most; return the files.
 
     Args:
-        subject: one of the runs; it says which images, and how the model is built.
-        traces: by name of the optimizer.
-        folder: where to.
+        subject: one of the runs, which determines the images and the model.
+        traces: traces by name of the optimizer.
+        folder: folder to write to.
     """
     plane = principal_plane([list(trace.path) for trace in traces.values()])
-    model = subject.algorithm()  # its buffers are those of the start, where the plane of several paths has its origin
+    model = subject.algorithm()  # with the start's buffers, because the plane of several paths has its origin there
     if len(traces) == 1:
         model = subject.algorithm(next(iter(traces.values())).state)
     xs, ys = plane.grid(POINTS)
@@ -41,7 +41,7 @@ def draw_paths(subject: Subject, traces: Mapping[str, Trace], folder: Path) -> l
             losses = losses_on_plane(model, F.cross_entropy, batches, plane, xs, ys, _shown_by(bar))
         label = "loss of the sources" if side == "sources" else "loss of the unseen domain"
         figure = plane_figure(plane, xs, ys, losses, list(traces), label)
-        assert plane.explained is not None  # noqa: S101  (paths made it)
+        assert plane.explained is not None  # noqa: S101  (the plane was made from paths)
         caption = (
             f"Paths of training on the plane of their two principal directions, which hold {plane.explained[0]:.0%} "
             f"and {plane.explained[1]:.0%} of their squared distance from its origin, and the mean {label} on "
@@ -78,11 +78,11 @@ def _loss_rows(xs: Tensor, ys: Tensor, losses: Tensor) -> list[tuple[object, ...
 
 
 def draw_simulation(optimizers: Sequence[str], folder: Path) -> list[Path]:
-    """Run optimizers on the simulated landscape at their registered hyperparameters but the learning rate, and draw it.
+    """Run optimizers on the simulated landscape at their default hyperparameters except the learning rate; draw it.
 
     Args:
-        optimizers: their registered names.
-        folder: where to.
+        optimizers: names of the optimizers.
+        folder: folder to write to.
 
     Returns:
         The files.
@@ -98,8 +98,8 @@ def figure_landscape(study: Study, output: Path, trial_seed: int = 0) -> list[Pa
     """Draw where optimizers end on the simulated landscape, and the paths and surroundings of real runs.
 
     Args:
-        study: has one data set and at most one set of targets; without targets its first domain is left out.
-        output: the folder of the figures; runs that it holds are not trained again.
+        study: a study with one data set and at most one set of targets; without targets its first domain is left out.
+        output: folder of the figures; runs that it holds are not trained again.
         trial_seed: number of the trial.
 
     Returns:

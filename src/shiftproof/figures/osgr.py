@@ -1,4 +1,4 @@
-"""The one-step generalization ratio of real training, beside what the moments of the gradients say."""
+"""The one-step generalization ratio (OSGR) of real training, and its prediction from the gradients' moments."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from shiftproof.studies import Study
 from shiftproof.training import reproducible
 
 HALF = 128
-"""Images per source domain that the moments of one half of the samples are of, at most."""
+"""Most images per source domain in each of the two halves that moments are computed from."""
 MOMENTS_AT = 5
-"""Snapshots of a path that moments are taken at."""
-_FAR = 1e3  # beyond any axis: matplotlib leaves out what is infinite, which would look certain
+"""Number of snapshots of a path at which moments are computed."""
+_FAR = 1e3  # beyond any axis, because matplotlib would leave out infinite bounds, and the value would look certain
 _PRECONDITIONERS = {
     "sgd": "SGD", "adam": "Adam", "uniform": "uniform", "genie": "Corollary 2", "genie_step": "GENIE's step"
 }  # fmt: skip
@@ -41,7 +41,7 @@ _TITLES = {
 
 
 def windows(trace: Trace) -> dict[str, list[tuple[int, Ratio]]]:
-    """Return every ratio over windows of `RATIO_SPAN` measurements that share none, with the last step of each."""
+    """Return every ratio over disjoint windows of `RATIO_SPAN` measurements, each with its last step."""
     steps, contributions = [int(record["step"]) for record in trace.records], trace.contributions
     found: dict[str, list[tuple[int, Ratio]]] = {name: [] for name in _TITLES}
     for end in range(min(RATIO_SPAN, len(steps)), len(steps) + 1, RATIO_SPAN):
@@ -54,9 +54,9 @@ def draw_osgr(traces: Mapping[str, Trace], folder: Path, setting: str) -> list[P
     """Draw the measured ratios over training, and return the files.
 
     Args:
-        traces: by name of the optimizer.
-        folder: where to.
-        setting: what was trained, for the caption.
+        traces: traces by name of the optimizer.
+        folder: folder to write to.
+        setting: description of the runs, for the caption.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def draw_osgr(traces: Mapping[str, Trace], folder: Path, setting: str) -> list[P
         for axis, title in zip(axes.flat, _TITLES.values(), strict=True):
             axis.axhline(0, color="#999999", linewidth=0.6)
             axis.set_title(title)
-        for row in axes:  # the values decide: bands may be unbounded
+        for row in axes:  # limits follow the values, because bands may be unbounded
             values = [value for axis in row for line in axis.get_lines() for value in line.get_ydata()]
             low, high = min([0.0, *values]), max([1.0, *values])
             for axis in row:
@@ -105,7 +105,7 @@ def snapshot_moments(subject: Subject, trace: Trace) -> dict[int, tuple[Gradient
 
     Args:
         subject: the run.
-        trace: of it.
+        trace: its trace.
     """
     inputs = subject.inputs
     samples = [inputs.sample(domain, "out", 2 * HALF) for domain in inputs.sources]
@@ -130,13 +130,13 @@ def draw_osgr_of_moments(
     folder: Path,
     setting: str,
 ) -> list[Path]:
-    """Draw what the corollaries make of the gradients' moments along each path, and return the files.
+    """Draw the ratios that the corollaries predict from the gradients' moments along each path; return the files.
 
     Args:
-        moments: of two halves of the samples, by optimizer and step.
-        images: of a step.
-        folder: where to.
-        setting: what was trained, for the caption.
+        moments: moments of two halves of the samples, by optimizer and step.
+        images: number of images per step.
+        folder: folder to write to.
+        setting: description of the runs, for the caption.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -176,7 +176,7 @@ def draw_osgr_of_moments(
 def _more_of_moments(
     step: int, halves: tuple[GradientMoments, GradientMoments], images: int
 ) -> list[tuple[object, ...]]:
-    """Return what else the moments say: how much is noise, and how far GENIE's step is from Corollary 2."""
+    """Return more rows from the moments: the share of noise, and how far GENIE's step is from Corollary 2."""
     noise = torch.cat([half.flat("noise") for half in halves]).double().mean()
     half = halves[0]
     varies = half.flat("within") > 0
@@ -192,8 +192,8 @@ def figure_osgr(study: Study, output: Path, trial_seed: int = 0) -> list[Path]:
     """Train every method of a study at its defaults, draw its one-step generalization ratios, and return the files.
 
     Args:
-        study: has one data set and at most one set of targets; without targets its first domain is left out.
-        output: the folder of the figures; runs that it holds are not trained again.
+        study: a study with one data set and at most one set of targets; without targets its first domain is left out.
+        output: folder of the figures; runs that it holds are not trained again.
         trial_seed: number of the trial.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How much an optimizer's result depends on its hyperparameters."""
+"""The sensitivity of an optimizer's result to its hyperparameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shiftproof.tables import estimate, write_csv
 LR_FACTORS = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)
 """Multiples of an optimizer's default learning rate."""
 GENIE_VALUES: Mapping[str, Sequence[float]] = {"dropout": (0.1, 0.4, 0.6, 0.8), "beta": (0.8, 0.9, 0.95, 0.99)}
-"""The values of GENIE's own two hyperparameters, one varied at a time."""
+"""The values of GENIE's own two hyperparameters, which are varied one at a time."""
 _LABELS = {"lr": "learning rate / default", "dropout": "dropout probability", "beta": "factor of the averages"}
 
 
@@ -25,12 +25,12 @@ class Sensitivity(NamedTuple):
     """Accuracies at one value of one hyperparameter, all others at their defaults.
 
     Attributes:
-        optimizer: its name.
+        optimizer: name of the optimizer.
         hyperparameter: "lr", "dropout" or "beta".
-        value: of the hyperparameter.
-        relative: of a learning rate, its multiple of the default; else the value.
+        value: value of the hyperparameter.
+        relative: for a learning rate, its multiple of the default; else the value.
         trial: number of the trial.
-        unseen: accuracy on the target, in [0, 1], at the step of the best validation; None of a failed run.
+        unseen: accuracy on the target, in [0, 1], at the step of the best validation; None for a failed run.
         validation: accuracy on the sources' held-out images at that step.
     """
 
@@ -46,12 +46,12 @@ class Sensitivity(NamedTuple):
 def measure_sensitivity(study: Study, output: Path, jobs: int) -> list[Sensitivity]:
     """Train every optimizer of a study at several values of its hyperparameters, as comparisons do.
 
-    Every optimizer is a study of its own in the output, which can be read, and continued, as any other.
+    Every optimizer gets its own study in the output, which can be read and continued like any other.
 
     Args:
-        study: has one data set, one algorithm, one annealer and at most one set of targets.
-        output: the folder that holds the studies.
-        jobs: runs trained at a time.
+        study: a study with one data set, one algorithm, one annealer and at most one set of targets.
+        output: folder that holds the studies.
+        jobs: number of runs trained at a time.
 
     Raises:
         ValueError: the study is not valid.
@@ -74,7 +74,7 @@ def measure_sensitivity(study: Study, output: Path, jobs: int) -> list[Sensitivi
 
 
 def _values(study: Study, optimizer: str) -> list[tuple[str, float, float]]:
-    """Return the hyperparameter, the value and what it is drawn at, of every variant of an optimizer."""
+    """Return the hyperparameter, its value and its position in the figure for every variant of an optimizer."""
     space = OPTIMIZERS[optimizer].search_space(study.weights is not None, study.search)
     lr = float(space["lr"].default)
     values = [("lr", lr * factor, factor) for factor in LR_FACTORS]
@@ -99,9 +99,9 @@ def draw_sensitivity(measured: Sequence[Sensitivity], folder: Path, setting: str
     """Draw the accuracies against the hyperparameters, and return the files.
 
     Args:
-        measured: of one or more optimizers.
-        folder: where to.
-        setting: what was trained, for the caption.
+        measured: measurements of one or more optimizers.
+        folder: folder to write to.
+        setting: description of the runs, for the caption.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -143,7 +143,7 @@ def draw_sensitivity(measured: Sequence[Sensitivity], folder: Path, setting: str
 def _means(
     measured: Sequence[Sensitivity], optimizer: str, name: str, quantity: str
 ) -> list[tuple[float, float, float]]:
-    """Return the position, the mean in per cent and its standard error, of every value that a run finished at."""
+    """Return the position, mean in per cent and standard error of every value with a finished run."""
     found: dict[float, list[float]] = {}
     for one in measured:
         value = getattr(one, quantity)
@@ -154,12 +154,12 @@ def _means(
 
 
 def figure_sensitivity(study: Study, output: Path, jobs: int = 1) -> list[Path]:
-    """Train every optimizer of a study at several values of its hyperparameters, draw that, and return the files.
+    """Train every optimizer of a study at several values of its hyperparameters, draw it, and return the files.
 
     Args:
-        study: has one data set, one algorithm and one annealer; its first domain is left out unless it has a target.
-        output: the folder of the figures; runs that it holds are not trained again.
-        jobs: runs trained at a time.
+        study: a study with one data set, one algorithm and one annealer; without targets its first domain is left out.
+        output: folder of the figures; runs that it holds are not trained again.
+        jobs: number of runs trained at a time.
 
     Raises:
         ValueError: the study is not valid, or its parts cannot work together.

@@ -1,4 +1,4 @@
-"""Trains a run again with a recorder beside it, and keeps what the figures are drawn from."""
+"""Trains a run with a recorder, and stores the measurements that the figures show."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from shiftproof.training import (
 from shiftproof.training.callbacks import Checkpoints, ProgressBar
 
 MEASUREMENTS = 100
-"""Of a run, at most, spread evenly over its steps."""
+"""Most measurements of a run, spread evenly over its steps."""
 DIAGNOSTICS_FOLDER = "diagnostics"
 TRACES_FOLDER = "traces"
 SNAPSHOTS = 20
-"""Of the weights, at most, besides the start."""
+"""Most snapshots of a run's weights, not counting the start."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run with what it is built from.
+    """A run with everything needed to build it.
 
     Attributes:
-        spec: the run.
+        spec: the run's spec.
         data: its data set.
-        device: where it is trained and measured.
+        device: the device that trains and measures it.
         weights: file of the weights that it starts from.
     """
 
@@ -57,13 +57,13 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The optimizer, with what else is not plain."""
+        """The optimizer's name, or the whole method's if it has an annealer or another algorithm than ERM."""
         method = method_of(self.spec)
         return method.optimizer if method.algorithm == "erm" and method.annealer == "none" else str(method)
 
     @property
     def conditions(self) -> str:
-        """What is trained on what, but for the optimizer and the trial."""
+        """A description of method, data and model, without the optimizer and the trial."""
         spec = self.spec
         annealer = "" if spec.annealer == "none" else f" with {spec.annealer}"
         clipped = "" if spec.clip_norm is None else f", gradients clipped at {spec.clip_norm:g}"
@@ -76,7 +76,7 @@ class Subject:
 
     @property
     def setting(self) -> str:
-        """What was trained but for the optimizer, for captions."""
+        """A description of the run without its optimizer, for captions."""
         hparams = "defaults" if self.spec.hparam_seed == 0 else f"setting {self.spec.hparam_seed}"
         return f"{self.conditions}, {hparams}, trial {self.spec.trial_seed}"
 
@@ -87,7 +87,7 @@ class Subject:
         return size * (len(self.data.domains) - len(self.spec.targets))
 
     def check(self) -> None:
-        """Raise unless data set and weights are those that the run was planned with.
+        """Check that data set and weights are those that the run was planned with.
 
         Raises:
             ValueError: they are not.
@@ -95,7 +95,7 @@ class Subject:
         check_inputs(self.spec, self.data, self.weights)
 
     def algorithm(self, state: Mapping[str, Tensor] | None = None) -> Algorithm:
-        """Build the algorithm as it starts, or with a state, in evaluation mode."""
+        """Build the algorithm in its initial state or a given one, in evaluation mode."""
         algorithm = build_algorithm(self.spec, self.data, self.device, self.weights)
         if state is not None:
             algorithm.load_state_dict(state)
@@ -111,7 +111,7 @@ def figure_subjects(study: Study, trial_seed: int) -> list[Subject]:
     """Return the run of every method of a study at its defaults.
 
     Args:
-        study: has one data set and at most one set of targets; without targets its first domain is left out.
+        study: a study with one data set and at most one set of targets; without targets its first domain is left out.
         trial_seed: number of the trial.
 
     Raises:
@@ -127,14 +127,14 @@ def figure_subjects(study: Study, trial_seed: int) -> list[Subject]:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run left while it was trained.
+    """The measurements and snapshots of a run's training.
 
     Attributes:
-        recorder: what a `Recorder` measured, as its ``state_dict`` has it.
-        path: the trained parameters at the start and at every snapshot, flat, (1 + snapshots, elements).
-        path_steps: the steps of the snapshots, the start's 0 included.
-        buffers: of the algorithm at the snapshots, such as running statistics.
-        state: of the algorithm at the end.
+        recorder: the ``state_dict`` of the `Recorder`, with its measurements.
+        path: the trained parameters at the start and at every snapshot, flattened to (1 + snapshots, elements).
+        path_steps: the steps of the snapshots, including 0 for the start.
+        buffers: the algorithm's buffers at the snapshots, such as running statistics.
+        state: the algorithm's state at the end.
     """
 
     recorder: dict[str, Any]
@@ -151,22 +151,22 @@ class Trace:
 
     @property
     def contributions(self) -> list[StepContributions]:
-        """What the one-step generalization ratios are made of, per measurement."""
+        """The terms of the one-step generalization ratios, by measurement."""
         return [StepContributions(*one) for one in self.recorder["contributions"]]
 
 
 def trace(subject: Subject, folder: Path) -> Trace:
-    """Train a run with a recorder, or read what doing so left in a folder; killed, it continues where it stopped.
+    """Train a run with a recorder, or read the trace if a folder holds it. A killed call can be continued.
 
-    It takes the steps that the run takes, bit for bit, without its evaluations; a run whose average of weights ends it
-    early is trained to its last step.
+    The steps are the run's, bit for bit, but without its evaluations. A run that its average of weights ends early is
+    trained to its last step.
 
     Args:
         subject: the run.
-        folder: where the trace is kept.
+        folder: folder that stores the trace.
 
     Raises:
-        ValueError: the algorithm has optimizers of its own, which no recorder can stand beside.
+        ValueError: the algorithm has its own optimizers, which a recorder cannot follow.
         NonFiniteLossError: training diverged.
         DamagedFileError: a file of the trace cannot be read back.
     """
@@ -182,7 +182,7 @@ def trace(subject: Subject, folder: Path) -> Trace:
 
 
 def _train(subject: Subject, checkpoint: Path) -> dict[str, Any]:
-    """Train a run as `trace` says, and return the fields of its trace."""
+    """Train a run as in `trace`, and return the fields of its trace."""
     loop = Loop(subject.spec, subject.data, subject.device, subject.weights)
     tracing, checkpoints = _Tracing(loop), Checkpoints(checkpoint)
     loop.callbacks = [tracing, ProgressBar(subject.name), checkpoints]
@@ -200,14 +200,14 @@ class _Tracing(Callback):
     """Measures a loop's steps with a recorder, and keeps snapshots of the weights.
 
     Raises:
-        ValueError: the algorithm has optimizers of its own.
+        ValueError: the algorithm has its own optimizers.
     """
 
     name = "trace"
 
     def __init__(self, loop: Loop) -> None:
         if set(loop.algorithm.optimizers) != {"all"}:
-            raise ValueError(f"{loop.spec.algorithm} steps several optimizers; what is measured follows one")
+            raise ValueError(f"{loop.spec.algorithm} steps several optimizers; the measurements can follow only one")
         self.optimizer = loop.algorithm.optimizers["all"]
         self.recorder = Recorder(
             loop.algorithm,
@@ -225,7 +225,7 @@ class _Tracing(Callback):
     def on_update(self, loop: Loop) -> None:
         step, steps = loop.progress.step, loop.spec.steps
         self.recorder.step = step
-        if loop.algorithm.optimizers["all"] is not self.optimizer:  # it started anew, and this step was not recorded
+        if loop.algorithm.optimizers["all"] is not self.optimizer:  # a new optimizer, whose step was not recorded
             self.optimizer = loop.algorithm.optimizers["all"]
             self.recorder.follow(self.optimizer)
         if step % -(-steps // SNAPSHOTS) == 0 or step == steps:
@@ -252,7 +252,7 @@ class _Tracing(Callback):
 
 
 def _renew(checkpoint: Path, loop: Loop) -> None:
-    """Write a checkpoint of before traces shared the training loop as that loop has them."""
+    """Convert a checkpoint from before traces used the training loop into the loop's form."""
     saved = read_saved(checkpoint, "delete it to train this run from the start")
     if "recorder" in saved.get("progress", {}):
         old = saved["progress"]
@@ -263,14 +263,14 @@ def _renew(checkpoint: Path, loop: Loop) -> None:
 
 
 def traced(study: Study, output: Path, trial_seed: int) -> dict[str, tuple[Subject, Trace]]:
-    """Return the runs of a study's methods with their traces, by name; what is missing in the output is trained.
+    """Return the runs of a study's methods with their traces, by name, training those that the output lacks.
 
     Args:
         study: as for `figure_subjects`.
-        output: the folder of the figures.
+        output: folder of the figures.
         trial_seed: number of the trial.
 
     Raises:
-        ValueError: as `figure_subjects` and `trace`.
+        ValueError: as for `figure_subjects` and `trace`.
     """
     return {one.name: (one, trace(one, output / TRACES_FOLDER)) for one in figure_subjects(study, trial_seed)}

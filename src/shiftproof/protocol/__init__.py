@@ -1,4 +1,4 @@
-"""How methods are compared fairly: dialects of the protocol, settings to search and rules to select by."""
+"""The rules of a fair comparison: dialects of the protocol, settings to search and rules of selection."""
 
 from shiftproof.protocol.dialects import PROTOCOLS, Protocol
 from shiftproof.protocol.measures import training_domain_validation, validation_loss

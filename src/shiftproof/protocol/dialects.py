@@ -1,12 +1,13 @@
-"""The dialects of the DomainBed protocol: under one name, papers have run different code.
+"""The dialects of the DomainBed protocol: papers have run different code under this one name.
 
-``shiftproof`` is our own. ``domainbed`` is what gave the published table (commit 7df6f06), ``domainbed-head`` the
-code of today (commit b93c22a), ``swad`` that of SWAD and those built on it (MIRO, SAGM, GGA, GENIE).
+``shiftproof`` is our own. ``domainbed`` follows the code behind the published table (commit 7df6f06),
+``domainbed-head`` today's code (commit b93c22a), and ``swad`` the code of SWAD, on which MIRO, SAGM, GGA and GENIE
+are built.
 
-A dialect holds what code reads. It does not reproduce the reference's streams of random numbers: batches, crops and
-starts are functions of our seeds, and the methods of a trial start from the same weights, where DomainBed seeds
-every algorithm and setting apart. Crops are taken of images at the training size (see `shiftproof.data`).
-Algorithms are as their papers have them in every dialect.
+A dialect sets rules and numbers. It does not reproduce the reference's streams of random numbers: batches, crops and
+initial weights are functions of our seeds, and the methods of a trial start from the same weights, whereas DomainBed
+seeds every algorithm and setting separately. Crops are taken from images at the training size (see
+`shiftproof.data`). Algorithms follow their papers in every dialect.
 
 Sources: Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021 (arXiv 2007.01434); Cha et
 al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021 (arXiv 2102.08604).
@@ -26,27 +27,27 @@ Oracle = Literal["last", "best"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """One dialect.
+    """The rules of one dialect.
 
     Attributes:
         start: the weights that its published results started from.
         updates: default number of updates.
-        updates_domainnet: the same on DomainNet.
-        updates_from_scratch: the same on photographs without given weights, which take longer to learn; None for no
-            difference.
+        updates_domainnet: default number of updates on DomainNet.
+        updates_from_scratch: default number on photographs without given weights, which take longer to learn; None
+            for no difference.
         frequencies: default number of updates between evaluations on photographs, on DomainNet and on small images;
             None for a fifth of the updates.
-        first_update: the number that its count of updates starts at; those divisible by the frequency are followed
-            by an evaluation.
-        evaluates_last: whether the last update is followed by one in any case.
+        first_update: the number of the first update; an evaluation follows updates whose number is divisible by the
+            frequency.
+        evaluates_last: whether an evaluation always follows the last update.
         rounds_updates: whether the number of updates is rounded so that the last is evaluated.
         freeze_batch_norm: whether batch norms keep the statistics of given weights.
-        zero_classifier: whether the classifier starts at zero on given weights, else at random.
+        zero_classifier: whether the classifier on given weights starts at zero rather than at random.
         augment_validation: whether held-out images of the sources are augmented as in training; photographs only.
-        oracle: the checkpoint that the oracle takes: the last, or that of the best accuracy on the target's
-            held-out images, which asks the target at every evaluation.
-        highest_setting_wins_ties: whether the setting of the highest number wins a tie, else of the lowest.
-        draws: whether each hyperparameter draws from a generator of its own ("per_name") or all from one.
+        oracle: the checkpoint that the oracle takes: the last, or the one with the best accuracy on the target's
+            held-out images, which looks at the target at every evaluation.
+        highest_setting_wins_ties: whether ties go to the setting with the highest number rather than the lowest.
+        draws: whether each hyperparameter draws from its own generator ("per_name") or all from one ("in_order").
     """
 
     start: str
@@ -69,7 +70,7 @@ class Protocol:
 
         Args:
             dataset: name of the data set.
-            kind: of its images.
+            kind: kind of its images.
             pretrained: whether training starts from given weights.
         """
         if self.updates_from_scratch and kind == "photographs" and not pretrained:
@@ -81,8 +82,8 @@ class Protocol:
 
         Args:
             dataset: name of the data set.
-            kind: of its images.
-            steps: updates of the run.
+            kind: kind of its images.
+            steps: number of updates in the run.
         """
         if self.frequencies is None:
             return max(1, steps // 5)
@@ -96,20 +97,20 @@ class Protocol:
         return (step - 1 + self.first_update) % freq == 0 or (self.evaluates_last and step == steps)
 
     def last_evaluated(self, steps: int, freq: int) -> int:
-        """Return the number (from 1) of the last update of ``steps`` that an evaluation follows; 0 for none."""
+        """Return the number (from 1) of the last of ``steps`` updates that an evaluation follows; 0 for none."""
         if self.evaluates_last:
             return steps
         return (steps - 1 + self.first_update) // freq * freq + 1 - self.first_update
 
     def evaluations(self, steps: int, freq: int) -> int:
-        """Return how many evaluations ``steps`` updates have."""
+        """Return how many evaluations a run of ``steps`` updates has."""
         last = steps - 1 + self.first_update
         return last // freq + 1 - self.first_update + (self.evaluates_last and last % freq != 0)
 
     def rounded(self, steps: int, freq: int) -> int:
-        """Return the number of updates that is trained where ``steps`` are asked for: all, or up to an evaluation.
+        """Return how many of the ``steps`` updates asked for are trained: all, or those up to the last evaluation.
 
-        SWAD's code goes one update beyond a multiple of ``freq``; here that is rounded down, never up.
+        SWAD's code trains one update beyond a multiple of ``freq``; here the number is rounded down, never up.
         """
         return self.last_evaluated(steps, freq) if self.rounds_updates else steps
 

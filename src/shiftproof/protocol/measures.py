@@ -1,4 +1,4 @@
-"""Validations made of one evaluation of a run."""
+"""Validation scores computed from one evaluation of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def training_domain_validation(record: dict[str, Any], targets: Collection[str])
     """Return the unweighted mean accuracy on the held-out parts of the source domains.
 
     Args:
-        record: one evaluation, as a run's metrics hold it.
+        record: one evaluation from a run's metrics.
         targets: the domains that are not sources.
     """
     accuracies: list[float] = [

@@ -1,11 +1,12 @@
 """Selection rules: pure functions of recorded curves.
 
-Which rule chose a checkpoint or a setting is a term of every accuracy: only `oracle` looks at the target domain.
+Every accuracy is reported with the rule that selected its checkpoint and setting: only `oracle` looks at the target
+domain.
 
-Dialects of the protocol differ in the oracle alone: it takes the last checkpoint, in ``swad`` the best. "Last" is the
-last evaluation, which in ``domainbed`` need not follow the last update.
+Dialects of the protocol differ in the oracle alone: it takes the best checkpoint in ``swad`` and the last one
+elsewhere. "Last" means the last evaluation, which in ``domainbed`` need not follow the last update.
 
-A run with SWAD has one evaluation of its averaged weights beside the curve; rules then read that one alone.
+A run with SWAD adds one evaluation of its averaged weights to the curve, and rules then read only that one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Record = dict[str, Any]
 """One evaluation of a run: step, loss and the scores of its domains."""
 
 Pairs = Mapping[str, Sequence[Record]]
-"""Evaluations of the runs that leave out the target and one other domain, by the other's name."""
+"""Evaluations of the runs that leave out the target and one other domain, by the name of the other domain."""
 
 RULES = ("training_domain", "leave_one_domain_out", "oracle", "last")
 
@@ -34,17 +35,17 @@ def select(
     Args:
         rule: one of `RULES`.
         metrics: the run's evaluations, in order; at least one.
-        targets: the domains that it left out.
+        targets: the domains that the run left out.
         protocol: the dialect.
-        pairs: what leave-one-domain-out validation reads besides.
+        pairs: evaluations of other runs, which only leave-one-domain-out validation reads.
 
     Returns:
-        Its ``step``, the ``validation`` that chose it (None for a rule without) and, on the in part of the target,
-        ``accuracy`` and ``class_mean``, in [0, 1]; unweighted means over several targets. None where the runs that the
-        rule needs are missing.
+        The selected ``step``, its ``validation`` score (None if the rule has none) and its ``accuracy`` and
+        ``class_mean`` on the in part of the target, in [0, 1]; unweighted means over several targets. None if runs
+        that the rule needs are missing.
 
     Raises:
-        UnknownNameError: there is no such rule.
+        UnknownNameError: the rule is unknown.
     """
     metrics = [record for record in metrics if "averaged" in record] or metrics
     match rule:
@@ -72,12 +73,12 @@ def training_domain(metrics: Sequence[Record], targets: Sequence[str]) -> dict[s
 def leave_one_domain_out(metrics: Sequence[Record], targets: Sequence[str], pairs: Pairs) -> dict[str, Any] | None:
     """Select the step at which runs without the target and one more domain are best on that domain.
 
-    The validation of a step is the mean over all other domains of the accuracy on the whole in part of each, in the
-    run that left out it and the target. The earliest of the best steps that all runs have is taken, and the run that
-    left out the target alone is reported there. Equal in all dialects.
+    The validation score of a step is the mean over the other domains of each one's accuracy on its whole in part, in
+    the run that left out that domain and the target. The rule takes the earliest of the best steps that all runs
+    have, and reports the run that left out only the target at that step. All dialects agree on it.
 
     Returns:
-        As `select`; None if a run is missing, or was not told to score its targets at every evaluation.
+        As `select`; None if a run is missing or did not score its targets at every evaluation.
     """
     others = [name for name in metrics[0]["domains"] if name not in targets]
     if len(targets) != 1 or not all(name in pairs for name in others):
@@ -97,15 +98,15 @@ def leave_one_domain_out(metrics: Sequence[Record], targets: Sequence[str], pair
 
 
 def _curve(metrics: Sequence[Record]) -> dict[int | str, Record]:
-    """Return evaluations by what they have in common between runs: the step, or that their weights are averaged."""
+    """Return evaluations by a key that matches them between runs: the step, or "averaged" for averaged weights."""
     return {"averaged" if "averaged" in record else record["step"]: record for record in metrics}
 
 
 def oracle(metrics: Sequence[Record], targets: Sequence[str], protocol: Protocol) -> dict[str, Any]:
     """Select by held-out images of the target.
 
-    The last checkpoint is taken, so that only settings are chosen by the target. In ``swad`` it is the best
-    checkpoint, the earliest on a tie: the target is asked as often as there are evaluations.
+    The checkpoint is the last, so that the target chooses only among settings. In ``swad`` it is the best one, the
+    earliest on a tie, so that the target is consulted at every evaluation.
     """
     validations = [_mean([record["domains"][t]["out"]["accuracy"] for t in targets]) for record in metrics]
     chosen = validations.index(max(validations)) if protocol.oracle == "best" else len(metrics) - 1
@@ -113,7 +114,7 @@ def oracle(metrics: Sequence[Record], targets: Sequence[str], protocol: Protocol
 
 
 def last(metrics: Sequence[Record], targets: Sequence[str]) -> dict[str, Any]:
-    """Take the last checkpoint; nothing is validated, so it chooses among no settings."""
+    """Take the last checkpoint; without a validation score, this rule cannot choose among settings."""
     return _selected(metrics[-1], None, targets)
 
 

@@ -1,4 +1,4 @@
-"""The settings of a method: its hyperparameters, how a search draws their values, and what is fixed by hand."""
+"""The settings of a method: its hyperparameters, how a search draws their values, and values fixed by hand."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def search_space(
 
     Args:
         dataset: name of the data set.
-        kind: of its images; batch sizes and dropout go by it.
-        pretrained: whether training starts from given weights; learning rates and weight decay go by it. DomainBed,
-            where photographs are what has weights, knows one distinction for both.
+        kind: kind of its images, which determines batch sizes and dropout.
+        pretrained: whether training starts from given weights, which determines learning rates and weight decay.
+            DomainBed makes one distinction for both, because there photographs always start from weights.
         algorithm: name of the algorithm.
         optimizer: name of the optimizer.
         annealer: name of the annealer.
         search: "protocol" has the ranges of DomainBed at commit b93c22a; "short" searches two decades of lr
-            around a default for short runs, scales numbers of steps to those, and keeps batch size and dropout; the
-            rest is as in "protocol".
+            around a default for short runs, scales hyperparameters that count steps to such runs, fixes batch size
+            and dropout, and is otherwise as "protocol".
     """
     of_algorithm, photographs = ALGORITHMS[algorithm], kind == "photographs"
     dropouts = choice(0.0, 0.1, 0.5)
-    # DomainBed draws a dropout for small images too, whose network has none.
+    # DomainBed draws a dropout for small images too, although their network has none.
     dropout = Hparam(0.0, unused(dropouts, 0.0))
     if search == "short":
         batch_size = Hparam(32 if photographs else 16)
@@ -55,7 +55,7 @@ def search_space(
         batch_size = Hparam(64, log2_int(3, 9))
     if photographs and of_algorithm.photograph_batch_size is not None:
         fixed, drawn = of_algorithm.photograph_batch_size, batch_size.draw
-        # drawn and not used, as in DomainBed's published code and SWAD's: what is drawn after it depends on it
+        # drawn and not used, as in DomainBed's published code and SWAD's: later draws depend on it
         batch_size = Hparam(fixed, published_draw=None if drawn is None else unused(drawn, fixed))
     return {
         "data": {"batch_size": batch_size},
@@ -73,14 +73,14 @@ def setting(
     trial_seed: int,
     protocol: Protocol = PROTOCOLS["shiftproof"],
 ) -> dict[str, Value]:
-    """Return one setting by "axis.name"; what is fixed leaves the search.
+    """Return one setting by "axis.name"; fixed values replace drawn ones.
 
     Args:
         space: the hyperparameters.
-        fixed: values given by hand, by "axis.name"; those that the method does not have are passed over.
+        fixed: values given by hand, by "axis.name"; names that the method does not have are ignored.
         hparam_seed: number of the setting; 0 is the defaults.
         trial_seed: number of the trial.
-        protocol: says how the values are drawn.
+        protocol: the dialect, which determines how values are drawn.
     """
     if protocol.draws == "in_order":
         drawn = draw_in_order(_in_drawing_order(space), hparam_seed, trial_seed)
@@ -96,8 +96,8 @@ def setting(
 def draw(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
     """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
 
-    Every name draws from a generator of its own, so another hyperparameter disturbs no draw, and at one
-    ``hparam_seed`` all methods get the same quantile of each name's distribution (DomainBed, commit b93c22a).
+    Every name draws from its own generator, so that adding a hyperparameter changes no other draw, and one
+    ``hparam_seed`` gives all methods the same quantile of each name's distribution (DomainBed, commit b93c22a).
     """
     if hparam_seed == 0:
         return {name: hparam.default for name, hparam in hparams.items()}
@@ -113,8 +113,8 @@ def draw(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> di
 def draw_in_order(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
     """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
 
-    All draw from one generator, in the mapping's order, as in DomainBed's published table (commit 7df6f06) and in
-    SWAD. A name without a distribution draws nothing.
+    All names draw from one generator, in the mapping's order, as in DomainBed's published table (commit 7df6f06) and
+    in SWAD. A name without a distribution draws nothing.
     """
     if hparam_seed == 0:
         return {name: hparam.default for name, hparam in hparams.items()}
@@ -130,15 +130,15 @@ def _in_drawing_order(space: SearchSpace) -> dict[str, Hparam]:
 
 
 def _like(default: Value, value: Value) -> Value:
-    """Return a whole number as a float where a float is meant: 1 and 1.0 are one setting."""
+    """Return a whole number as a float if the default is a float: 1 and 1.0 are one setting."""
     return float(value) if isinstance(default, float) and type(value) is int else value
 
 
 def hyperparameters(algorithm: str, optimizer: str, annealer: str) -> dict[str, Hparam]:
     """Return the hyperparameters of a method, by "axis.name".
 
-    Their names, and of which kind their values are, are equal for all data and searches; defaults and distributions are
-    those of one.
+    Their names and types of values are the same for all data and searches. The defaults and distributions are those
+    of the short search on photographs, from scratch.
     """
     space = search_space("", "photographs", False, algorithm, optimizer, annealer, "short")
     return {f"{axis}.{name}": hparam for axis in space for name, hparam in space[axis].items()}
@@ -146,7 +146,7 @@ def hyperparameters(algorithm: str, optimizer: str, annealer: str) -> dict[str, 
 
 @cache
 def known_names() -> list[str]:
-    """Return the hyperparameters of all methods that there are, by "axis.name"."""
+    """Return the names of the hyperparameters of all methods, as "axis.name"."""
     methods = [
         *((algorithm, "sgd", "none") for algorithm in ALGORITHMS),
         *(("erm", optimizer, "none") for optimizer in OPTIMIZERS),
@@ -156,14 +156,14 @@ def known_names() -> list[str]:
 
 
 def check_fixed(fixed: Mapping[str, Value], methods: Iterable[Mapping[str, Hparam]]) -> None:
-    """Raise unless every fixed hyperparameter belongs to some method of the comparison and may have its value.
+    """Raise unless every fixed hyperparameter belongs to a method of the comparison and has a valid value.
 
     Args:
         fixed: values given by hand, by "axis.name".
         methods: the `hyperparameters` of every method.
 
     Raises:
-        FieldError: no method has it, or its value is of another kind than its default, or not finite.
+        FieldError: no method has the hyperparameter, or its value is not finite or not of its default's type.
     """
     valid = {name: hparam for method in methods for name, hparam in method.items()}
     for name, value in fixed.items():

@@ -16,12 +16,12 @@ class DomainAccuracy:
     """A method's accuracy on one domain that was left out.
 
     Attributes:
-        method: what was trained.
+        method: the method that was trained.
         target: the table's column; names several domains if they were left out together.
         domain: the domain that was scored.
-        accuracy: over all images, the mean over trials; None if no run finished.
-        per_class: the same by class; None for a class without images in any trial.
-        trials: trials that finished.
+        accuracy: accuracy over all images, averaged over trials; None if no run finished.
+        per_class: accuracy of each class, averaged over trials; None for a class without images in all trials.
+        trials: number of trials that finished.
     """
 
     method: Method
@@ -33,7 +33,7 @@ class DomainAccuracy:
 
 
 def domain_accuracies(results: Results, grid: Grid, method: Method) -> list[DomainAccuracy]:
-    """Return a method's accuracies on every domain that is left out, under the study's first rule."""
+    """Return a method's accuracies on every domain that is left out, by the study's first selection rule."""
     result = []
     for targets in grid.columns:
         outcomes = results.outcomes(grid, results.plan.selection[0], method, targets)
@@ -68,7 +68,7 @@ def _selected_record(outcome: Outcome) -> dict[str, Any]:
     """Return the evaluation that was selected."""
     assert outcome.selected is not None  # noqa: S101  (asked before)
     step = outcome.selected["step"]
-    # from the end: averaged weights, which rules prefer, are scored after the curve, at the step of its last point
+    # from the end, because rules prefer averaged weights, which are scored after the curve at its last step
     return next(record for record in reversed(outcome.metrics) if record["step"] == step)
 
 

@@ -1,4 +1,4 @@
-"""Training curves: what a run recorded over its steps, trial by trial and averaged."""
+"""Training curves: quantities over the steps of runs, trial by trial and averaged."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something that every evaluation of a run records.
+    """A quantity that every evaluation of a run records.
 
     Attributes:
-        name: of its files.
-        title: of its figure.
-        label: of its axis.
+        name: name of its files.
+        title: title of its figure.
+        label: label of its axis.
         percent: whether it is an accuracy in [0, 1], drawn in per cent.
-        read: its value, from an evaluation and the domains left out.
+        read: reads its value from an evaluation, given the domains left out.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Curve:
     """A quantity over the steps of a method on a target.
 
     Attributes:
-        method: what was trained.
+        method: the method that was trained.
         target: the table's column.
         trials: the points of every trial that finished, by trial seed.
     """
@@ -61,7 +61,7 @@ class Curve:
 
 
 def _unseen_accuracy(record: Record, targets: Sequence[str]) -> float:
-    """Return the accuracy on the target's held-out part, the one scored at every step, unweighted over several."""
+    """Return the accuracy on the target's held-out part, which every evaluation scores; the mean over several."""
     accuracies: list[float] = [record["domains"][target]["out"]["accuracy"] for target in targets]
     return sum(accuracies) / len(accuracies)
 
@@ -74,10 +74,10 @@ QUANTITIES = (
 
 
 def curves(results: Results, grid: Grid, quantity: Quantity) -> list[Curve]:
-    """Return the curves of a quantity, one per target and method, those without a finished run empty."""
+    """Return the curves of a quantity, one per target and method; they are empty without a finished run."""
 
     def points(outcome: Outcome) -> list[Point]:
-        evaluations = [record for record in outcome.metrics if "averaged" not in record]  # that one is no step
+        evaluations = [record for record in outcome.metrics if "averaged" not in record]  # which belongs to no step
         return [Point(record["step"], quantity.read(record, outcome.targets)) for record in evaluations]
 
     def curve(method: Method, targets: tuple[str, ...]) -> Curve:
@@ -88,7 +88,7 @@ def curves(results: Results, grid: Grid, quantity: Quantity) -> list[Curve]:
 
 
 def curves_csv(drawn: Sequence[Curve]) -> str:
-    """Return curves as CSV, one line per point of a trial or of the mean, accuracies in [0, 1]."""
+    """Return curves as CSV, with one line per point of a trial or of the mean and accuracies in [0, 1]."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*Method._fields, "target", "trial", "step", "value"])

@@ -1,4 +1,4 @@
-"""The diagnostic figures that lie beside a study and its runs."""
+"""The diagnostic figures found in the folders of a study and its runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class DiagnosticFigure:
     """A figure for the page.
 
     Attributes:
-        of: the study, or the run, that it shows.
-        file: its SVG, relative to the page; beside it lie its PNG and its numbers.
-        image: the SVG as an address that holds it.
+        of: name of the study or run that it shows.
+        file: its SVG, relative to the page, in the same folder as its PNG and its numbers.
+        image: the SVG as a data URL.
         caption: what it shows.
     """
 
@@ -29,11 +29,11 @@ class DiagnosticFigure:
 
 
 def diagnostic_figures(results: Results, output: Path) -> list[DiagnosticFigure]:
-    """Return the figures that `shiftproof figure` drew beside a study, and `shiftproof diagnose` beside its runs.
+    """Return the figures that `shiftproof figure` drew for a study, and `shiftproof diagnose` for its runs.
 
     Args:
-        results: of the study.
-        output: its folder, where the page goes.
+        results: the study's results.
+        output: the study's folder, which the page is written to.
     """
     store = Store(output)
     folders = [("all methods", output), *((_named(spec), store.folder(spec)) for spec in results.plan.distinct)]

@@ -1,4 +1,4 @@
-"""The folder of figures beside the page, and how the page itself holds an image."""
+"""The folder of figures beside the page, and images embedded in the page itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FigureFiles:
 
     Attributes:
         output: the folder of the page.
-        prefix: what their names begin with; tells the data sets of a study apart.
+        prefix: beginning of their names, which distinguishes the data sets of a study.
     """
 
     output: Path
@@ -35,5 +35,5 @@ class FigureFiles:
 
 
 def embedded(svg: bytes) -> str:
-    """Return an image as an address that holds it."""
+    """Return an image as a data URL."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

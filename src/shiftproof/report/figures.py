@@ -1,4 +1,4 @@
-"""Draws curves: a panel per target for the page, and a sheet of all panels as a file."""
+"""Draws curves: one panel per target for the page, and a sheet of all panels as a file."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from shiftproof.report.curves import Curve, Point, Quantity
 
 TITLE_SIZE = 9
 TITLE_LETTERS = 44
-"""What a panel of a sheet is wide enough for; a longer title is set smaller."""
+"""Number of letters that fit above a panel of a sheet; longer titles are set smaller."""
 SHEET_COLUMNS = 3
 MOST_WITH_TRIALS = 12
-"""The methods up to which the trials are drawn beside their mean; of more, they would hide the means."""
+"""Most methods whose trials are drawn besides their means; with more, the trials would hide the means."""
 
 
 def panel_svg(quantity: Quantity, drawn: Sequence[Curve], limits: tuple[float, float]) -> bytes:
     """Draw the curves of one target, without title and legend.
 
     Args:
-        quantity: what is drawn.
+        quantity: the quantity to draw.
         drawn: one curve per method, in the order of the study.
-        limits: of the vertical axis, equal in all panels of a quantity.
+        limits: limits of the vertical axis, the same in all panels of a quantity.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(3.4, 2.3))
-        # fixed margins, so that the axes of all panels are of one size
+        # fixed margins, so that the axes of all panels have the same size
         axes = figure.add_axes((0.135, 0.165, 0.845, 0.81))
         _draw(axes, quantity, drawn, limits)
         return saved(figure, "svg")
@@ -44,12 +44,12 @@ def sheet(quantity: Quantity, drawn: Sequence[Curve], limits: tuple[float, float
     methods = len(drawn) // len(targets)
     width, height = 0.3 + 3.2 * columns, 0.5 + 2.4 * rows
     longest = max(len(str(curve.method)) for curve in drawn)
-    legend_columns = max(1, min(methods, int(width / (0.6 + 0.065 * longest))))  # inches, of a line and of a letter
+    legend_columns = max(1, min(methods, int(width / (0.6 + 0.065 * longest))))  # inches per line and per letter
     below = 0.6 + 0.2 * -(-methods // legend_columns)
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height + below))
         grid = figure.subplots(rows, columns, squeeze=False).flat
-        # margins in inches: quicker than matplotlib's own layout, and enough for panels that are all alike
+        # margins in inches are faster than matplotlib's own layout, and suffice for panels that are all alike
         figure.subplots_adjust(
             left=0.5 / width,
             right=1 - 0.15 / width,
@@ -92,7 +92,7 @@ def _draw(axes: Axes, quantity: Quantity, drawn: Sequence[Curve], limits: tuple[
             color=color,
             linestyle=(0, dashes) if dashes else "-",
             linewidth=1.1 if many else 1.6,
-            marker="o",  # a run that is evaluated once is a point
+            marker="o",  # so that a run with a single evaluation shows as a point
             markersize=1.5 if many else 2.5,
             label=str(curve.method),
         )

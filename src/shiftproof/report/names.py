@@ -1,4 +1,4 @@
-"""Names of data sets as parts of file names and of a page's ids."""
+"""Safe names for parts of file names and of a page's ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LENGTH = 60
 
 
 def safe_names(names: Sequence[str]) -> list[str]:
-    """Return names of ASCII letters, digits, ".", "-" and "_", distinct even where case does not count."""
+    """Return names of ASCII letters, digits, ".", "-" and "_" that are distinct even if case is ignored."""
     found: list[str] = []
     for name in names:
         safe = re.sub(r"[^A-Za-z0-9.-]+", "_", name[:LENGTH]).strip("._") or "data"

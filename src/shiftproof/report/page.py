@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that needs no other, beside it the figures and the numbers behind them."""
+"""The report: one self-contained HTML page, with figures and the numbers behind them in a folder beside it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ REPORT_FILE = "report.html"
 
 
 def write_report(results: Results, output: Path) -> Path:
-    """Write the report of what there is of a study, and return the page's path.
+    """Write the report of a study, finished or not, and return the page's path.
 
     The page is `report.html`; the folder `figures` beside it holds the figures as SVG and PNG, and the numbers
-    behind them as CSV. All of it is under the study's first selection rule.
+    behind them as CSV. Everything follows the study's first selection rule.
 
     Args:
-        results: of the study.
+        results: the study's results.
         output: the folder to write to.
     """
     plan = results.plan
@@ -67,7 +67,7 @@ def write_report(results: Results, output: Path) -> Path:
 def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("shiftproof.report", ""),
-        autoescape=True,  # names of classes and domains are text, whatever they hold
+        autoescape=True,  # names of classes and domains may hold anything, even HTML
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

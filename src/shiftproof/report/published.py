@@ -1,4 +1,4 @@
-"""What measured accuracies depend on, where they stand beside published ones."""
+"""The terms of measured accuracies that are compared with published ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TERMS = (
 
 
 def measured_terms(results: Results, compared: Sequence[Comparison]) -> dict[str, str]:
-    """Return the terms of what was measured, by the data sets that something published stands beside."""
+    """Return the terms of the measured accuracies, by data set, for data sets with published results."""
     datasets = {one.dataset for one in compared}
     result = {}
     for grid in results.plan:

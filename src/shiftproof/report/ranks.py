@@ -15,8 +15,8 @@ INK = "#333333"
 RULE = "#777777"
 
 # inches
-ROW = 0.2  # a method's
-LEVEL = 0.09  # a bar's
+ROW = 0.2  # height of a method's row
+LEVEL = 0.09  # height of a level of bars
 GAP = 0.12  # between bars of a level, and around all levels
 DIFFERENCE = 0.5  # from the axis up to the critical difference, over the ticks and their title
 LEADER, NUMBER, NAME = 0.1, 0.15, 0.57  # from the ends of the axis outwards
@@ -26,23 +26,23 @@ def rank_figure(names: Sequence[str], ranks: AverageRanks) -> dict[str, bytes]:
     """Draw the diagram and return the SVG and the PNG by suffix.
 
     Args:
-        names: of the methods, in the order of the ranks; two or more.
-        ranks: of the methods; without a critical difference, none are joined.
+        names: names of the methods, at least two, in the order of the ranks.
+        ranks: ranks of the methods; without a critical difference, no bars are drawn.
     """
-    # the canvas grows with the names, and the axis keeps its size
+    # the canvas grows with the names, so that the axis keeps its size
     with rc_context({**STYLE, "savefig.bbox": "tight"}):
         figure = diagram(names, ranks)
         return {suffix: saved(figure, suffix) for suffix in ("svg", "png")}
 
 
 def diagram(names: Sequence[str], ranks: AverageRanks) -> Figure:
-    """Draw methods beside an axis of mean ranks, and bars under it that join those that cannot be told apart.
+    """Draw methods along an axis of mean ranks, with bars under it that join indistinguishable methods.
 
-    The canvas holds the axis and what is under it; labels lie outside, for a tight bounding box to take in.
+    The canvas holds the axis and the bars; labels lie outside it, within a tight bounding box.
     """
     ordered = sorted(zip(ranks.ranks, names, strict=True), key=lambda method: method[0])
     difference = ranks.critical_difference
-    end = max(len(ordered), 1 + (difference or 0))  # with few cells, the difference is longer than the axis
+    end = max(len(ordered), 1 + (difference or 0))  # with few cells, the difference can exceed the axis
     width = max(4.0, 0.22 * (end - 1))
     inch = (end - 1) / width
     bars = [] if difference is None else _bars([rank for rank, _ in ordered], difference, GAP * inch)
@@ -77,7 +77,10 @@ def _draw_axis(axes: Axes, methods: int) -> None:
 
 
 def _draw_method(axes: Axes, name: str, rank: float, y: float, edge: float, outwards: float) -> None:
-    """Lead from the rank down and out to the name, over an end of the axis; an inch outwards is so many ranks."""
+    """Draw a line from the rank down and out to the name, beyond an end of the axis.
+
+    ``outwards`` is the number of ranks per inch, negative to the left.
+    """
     side = "left" if outwards > 0 else "right"
     axes.plot([rank, rank, edge + LEADER * outwards], [0, y, y], color=RULE, linewidth=0.8, clip_on=False)
     axes.text(edge + NUMBER * outwards, y, f"{rank:.2f}", color=RULE, ha=side, va="center")
@@ -91,9 +94,9 @@ def _draw_difference(axes: Axes, difference: float) -> None:
 
 
 def _bars(ordered: Sequence[float], difference: float, gap: float) -> list[tuple[Sequence[float], int]]:
-    """The ranks and the level of each group; bars closer than the gap go on different levels."""
+    """Return the ranks and the level of each group; bars closer than the gap get different levels."""
     bars: list[tuple[Sequence[float], int]] = []
-    ends: list[float] = []  # of the last bar on each level
+    ends: list[float] = []  # end of the last bar on each level
     for first, last in indistinguishable(ordered, difference):
         free = (level for level, end in enumerate(ends) if end + gap < ordered[first])
         level = next(free, len(ends))

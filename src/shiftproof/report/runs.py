@@ -12,14 +12,14 @@ from shiftproof.training import RunSpec
 
 @dataclass(frozen=True)
 class RunEntry:
-    """A run.
+    """A run in the list of runs.
 
     Attributes:
-        spec: what was trained.
-        methods: the rows of the table that it stands in; several where what they differ in changes nothing.
-        settings: the numbers of its setting; several where their values are equal.
-        row: its line of `runs.jsonl`, None if it has not ended.
-        hparams: its hyperparameters but those that are equal in all runs.
+        spec: the run's spec.
+        methods: the rows of the table that use it; several if their difference does not affect the run.
+        settings: the numbers of its setting; several if their values are equal.
+        row: its line of `runs.jsonl`; None if it has not ended.
+        hparams: its hyperparameters, without those that are equal in all runs.
     """
 
     spec: RunSpec
@@ -30,7 +30,7 @@ class RunEntry:
 
     @property
     def status(self) -> str:
-        """How it ended: "finished" or "failed", "missing" if it has not."""
+        """How it ended: "finished" or "failed"; "missing" if it has not."""
         return "missing" if self.row is None else str(self.row["status"])
 
 

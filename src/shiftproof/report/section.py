@@ -1,4 +1,4 @@
-"""The parts of the page: what it says of a table, and of the runs on a data set."""
+"""The parts of the page: one per table, and one per data set with its runs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from shiftproof.tables import Table
 
 @dataclass(frozen=True)
 class TablePart:
-    """A table with what is derived from it.
+    """The part of the page about a table.
 
     Attributes:
-        key: what its ids end in; empty for the first of the page.
-        files: of its figure.
-        by_rule: the table under every selection rule of the study, that of the page first.
-        rank_image: the critical difference diagram, as an address; None without ranks.
+        key: suffix of its ids; empty for the first table.
+        files: files of its figure.
+        by_rule: the table under every selection rule of the study, the page's rule first.
+        rank_image: the critical difference diagram as a data URL; None without ranks.
     """
 
     key: str
@@ -42,14 +42,14 @@ class TablePart:
 
     @property
     def highest(self) -> Sequence[Method]:
-        """The methods with the highest mean, among those that finished every trial; none if nothing is compared."""
+        """The methods with the highest mean among those that finished every trial; none if there is only one."""
         cells = {row.method: row.mean for row in self.table.rows}
         means = {m: cell.accuracy.mean for m, cell in cells.items() if cell.accuracy and cell.trials == cell.planned}
         return [method for method, mean in means.items() if len(means) > 1 and mean == max(means.values())]
 
     @property
     def compared(self) -> int:
-        """The number of p-values that are corrected together."""
+        """The number of p-values that were corrected together."""
         return sum(row.adjusted_p is not None for row in self.table.rows)
 
     @property
@@ -60,7 +60,7 @@ class TablePart:
 
 
 class Panel(NamedTuple):
-    """The curves of one target, as the address of an image that the page itself holds."""
+    """The curves of one target, with the image as a data URL."""
 
     target: str
     image: str
@@ -75,16 +75,16 @@ class CurveFigure(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetPart:
-    """What the page says of the runs on one data set.
+    """The part of the page about the runs on one data set.
 
     Attributes:
-        key: what its ids end in; empty for the only one.
-        files: of its figures.
-        grid: its part of the plan.
+        key: suffix of its ids; empty for the only data set.
+        files: files of its figures.
+        grid: the data set's part of the plan.
         figures: its curves.
-        accuracies: by domain and class, of every method; empty where the names of the classes are not known.
-        settings: the chosen ones, of every method.
-        runs: all of them.
+        accuracies: accuracy by domain and class for every method; empty if the names of the classes are unknown.
+        settings: the chosen settings of every method.
+        runs: all its runs.
     """
 
     key: str
@@ -107,7 +107,7 @@ class DatasetPart:
 
 
 def write_table_part(by_rule: dict[str, Table], key: str, files: FigureFiles) -> TablePart:
-    """Write the figure of a table's ranks, if it has any, and return what the page says of the table."""
+    """Write the figure of a table's ranks, if it has any, and return the page's part about the table."""
     part = TablePart(key, files, by_rule, None)
     ranks = part.table.ranks
     if ranks is None:
@@ -118,7 +118,7 @@ def write_table_part(by_rule: dict[str, Table], key: str, files: FigureFiles) ->
 
 
 def write_dataset_part(results: Results, grid: Grid, key: str, files: FigureFiles) -> DatasetPart:
-    """Write the figures of a data set and the numbers behind them, and return what the page says of it."""
+    """Write the figures of a data set and the numbers behind them, and return the page's part about it."""
     accuracies = {method: domain_accuracies(results, grid, method) for method in grid.methods if grid.classes}
     if grid.classes:
         numbers = class_accuracy_csv(grid.classes, [one for found in accuracies.values() for one in found])

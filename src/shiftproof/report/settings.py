@@ -15,10 +15,10 @@ class ChosenSettings:
     """A method's chosen settings.
 
     Attributes:
-        method: what was trained.
-        same: the hyperparameters that are equal in all its chosen runs.
-        differing: the names of the others.
-        outcomes: one per target and trial.
+        method: the method that was trained.
+        same: the hyperparameters with equal values in all its chosen runs.
+        differing: the names of the other hyperparameters.
+        outcomes: one outcome per target and trial.
     """
 
     method: Method
@@ -28,7 +28,7 @@ class ChosenSettings:
 
 
 def chosen_settings(results: Results, grid: Grid, method: Method) -> ChosenSettings:
-    """Return what the study's first rule chose for a method, what is equal in all of it apart."""
+    """Return the settings that the study's first rule chose for a method, separating the values that are all equal."""
     found = results.outcomes(grid, results.plan.selection[0], method)
     hparams = [one.row["hparams"] for one in found if one.row]
     same = equal_in_all(hparams)
@@ -37,7 +37,7 @@ def chosen_settings(results: Results, grid: Grid, method: Method) -> ChosenSetti
 
 
 def equal_in_all(hparams: Sequence[dict[str, Any]]) -> dict[str, Value]:
-    """Return the hyperparameters that all settings have, with one value."""
+    """Return the hyperparameters that all settings have with the same value."""
     if not hparams:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""What the terms of a table mean, in plain words, and what a selection rule does."""
+"""Explanations of the terms of a table and of the selection rules, for readers of a report."""
 
 from dataclasses import fields
 
@@ -6,24 +6,24 @@ from shiftproof.studies import Study, info_of
 
 MEANINGS = {
     **{term.label: term.meaning for field in fields(Study) if (term := info_of(field).term) is not None},
-    "transductive": "which algorithms see images of the unseen domain as they predict, without labels, and how many",
+    "transductive": "algorithms that use unlabelled images of the unseen domain to predict, and how many images",
     "published start": "the weights that published results under this protocol started from",
-    "images per domain and step": "batch size, per source domain",
+    "images per domain and step": "batch size per source domain",
     "batch norm": "whether batch norms keep the statistics of the weights file",
-    "classifier start": "its weights before training, where the others come from a file",
+    "classifier start": "initial weights of the classifier, when all other weights come from a file",
     "selection": "the rule that chose every run's step and setting",
-    "results version": "of the code that trained the runs, where today's gives other numbers",
-    "runs finished": "of the runs that the study plans",
+    "results version": "version of the code that trained the runs, shown if today's code gives other numbers",
+    "runs finished": "number of the planned runs that finished",
 }
 
 RULE_MEANINGS = {
-    "training_domain": "Of every training domain some images are held out. The step at which a run is scored, and the "
-    "setting that a method is given, are those with the highest accuracy on these images, the earliest step on a tie. "
-    "Nothing is chosen by accuracy on the unseen domain.",
-    "leave_one_domain_out": "Step and setting are those with the highest mean accuracy on one training domain after "
-    "the other, each in a run that left out that domain and the target. Nothing is chosen by accuracy on the unseen "
-    "domain.",
+    "training_domain": "Some images of every training domain are held out. The step at which a run is scored and the "
+    "setting of a method are those with the highest accuracy on these images, the earliest step on a tie. Accuracy on "
+    "the unseen domain is not used to choose anything.",
+    "leave_one_domain_out": "Step and setting are those with the highest mean accuracy over the training domains, each "
+    "scored in a run that left out that domain and the target. Accuracy on the unseen domain is not used to choose "
+    "anything.",
     "oracle": "The setting, and under the protocol swad the step too, is the one with the highest accuracy on held-out "
-    "images of the unseen domain itself. In practice nobody has them.",
-    "last": "The last step. Nothing is validated, so among several settings the first that finished is taken.",
+    "images of the unseen domain itself, which nobody has in practice.",
+    "last": "The last step. There is no validation, so the first of several settings that finished is taken.",
 }

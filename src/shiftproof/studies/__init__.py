@@ -1,6 +1,6 @@
 """Studies: sets of runs, their plan and store, workers and results.
 
-What is named here is imported when it is first asked for: a command line that only parses needs no torch.
+Names are imported on first use, so that parsing a command line does not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What is wrong with a study, before anything is opened or trained."""
+"""Checks of a study's fields, which run before anything is opened or trained."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from shiftproof.training import check_device_name
 
 
 def check_study(study: Study) -> None:
-    """Raise unless every field of a study may have its value, alone and beside the others.
+    """Raise unless every field of a study has a valid value and none contradicts another.
 
     Raises:
-        FieldError: one may not.
+        FieldError: the first field that is invalid, with the reason.
     """
     _check_numbers(study)
     _check_names(study)
@@ -79,8 +79,8 @@ def _check_variants(study: Study) -> None:
 def _check_together(study: Study) -> None:
     own = {name: DATASETS[name].kind for name in study.datasets}
     if study.kind is not None and None not in own.values() and set(own.values()) != {study.kind}:
-        kinds = ", ".join(f"{name} is of {kind}" for name, kind in own.items())
-        raise FieldError("kind", f"{kinds}; kind is for the data set folder")
+        kinds = ", ".join(f"{name} has {kind}" for name, kind in own.items())
+        raise FieldError("kind", f"{kinds}; only the data set folder takes a kind")
     if study.targets is not None and not study.targets:
         raise FieldError("targets", "name at least one target")
     if study.single_source and study.targets is not None:
@@ -94,7 +94,7 @@ def _check_together(study: Study) -> None:
 
 @cache
 def names_by_field() -> Mapping[str, Registry[Any]]:
-    """Return what there is of the names that a field may have, by the field."""
+    """Return the registries of known names, by the field that takes the names."""
     literals = {
         name: get_args(one)
         for name, kind in field_types().items()
@@ -125,16 +125,16 @@ _CHECKS: Mapping[str, Callable[[str], object]] = {
     "normalisation": check_normalisation,
     "published": published,
 }
-"""The fields whose names are not listed anywhere, with what raises where one stands for nothing."""
+"""Checks of the fields whose names are not in a registry; each raises ValueError for an unknown name."""
 
 
 def check_name(field_name: str, name: str) -> None:
-    """Raise unless there is what a name in a field of a study stands for; in other fields than those of names, never.
+    """Raise if a name in a field of a study is unknown; fields that hold no names always pass.
 
     Targets and baselines depend on the rest of the study and are not checked here.
 
     Raises:
-        FieldError: there is none of that name; the message names the near ones.
+        FieldError: the name is unknown; the message suggests similar ones.
     """
     known = names_by_field()
     try:

@@ -1,4 +1,4 @@
-"""What is said of a study's field where it is declared: for the command line, the documentation and tables."""
+"""How a study declares its fields, with what the command line, the documentation and tables show of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 Declared = TypeVar("Declared", bound=type)
 
 GROUPS = ("study", "data", "model", "methods", "protocol", "training")
-"""The headings that fields stand under."""
+"""The headings that the fields are grouped under."""
 
 STUDIES = ("compare", "study")
 TRACES = ("figure balance", "figure osgr", "figure embedding", "figure landscape")
@@ -25,10 +25,10 @@ class Term(NamedTuple):
     """How tables show a field that accuracies depend on.
 
     Attributes:
-        label: what they call it.
-        meaning: the same in plain words, for readers of a report.
-        always: whether it is shown where it has its default or stands for nothing.
-        texts: what is shown in place of some values.
+        label: its name in tables.
+        meaning: its explanation for readers of a report.
+        always: whether it is shown even with its default.
+        texts: texts to show in place of some values.
     """
 
     label: str
@@ -38,13 +38,13 @@ class Term(NamedTuple):
 
 
 class One(NamedTuple):
-    """The option of commands that take a single one of what a field lists.
+    """The option of commands that take one item where the field has a list.
 
     Attributes:
         option: its spelling.
-        commands: those that have it.
-        help: what it is.
-        joins: whether several values are joined by "+" to one.
+        commands: the commands that have it.
+        help: its help text.
+        joins: whether it takes several values and joins them by "+" into one item.
     """
 
     option: str
@@ -54,16 +54,16 @@ class One(NamedTuple):
 
 
 class FieldInfo(NamedTuple):
-    """What is said of a field.
+    """How a field is documented and shown.
 
     Attributes:
-        help: what it is, in a sentence without a capital and a stop.
-        group: of `GROUPS`.
-        commands: those that take it.
-        none: what its default stands for, where that is empty.
+        help: a description that starts in lower case and has no full stop.
+        group: one of `GROUPS`.
+        commands: the commands that take the field.
+        none: what an empty default means.
         options: spellings of its option besides the field's name.
-        metavar: what stands for a value.
-        one: the option of commands that take a single one.
+        metavar: placeholder for a value.
+        one: the option of commands that take a single item.
         term: how tables show it; None if they do not.
     """
 
@@ -86,7 +86,7 @@ def described(default: Any, help: str, group: str, commands: tuple[str, ...], **
 
 
 def info_of(declared: Field[Any]) -> FieldInfo:
-    """Return what is said of a field."""
+    """Return the `FieldInfo` of a field."""
     info: FieldInfo = declared.metadata["info"]
     return info
 
@@ -102,7 +102,7 @@ def option_names(declared: Field[Any]) -> tuple[str, ...]:
 
 
 def default_text(default: Any, none: str = "") -> str:
-    """Return a default as a person reads it; ``none`` where it is empty."""
+    """Return a default as help texts show it; ``none`` if it is empty."""
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, (tuple, list)):
@@ -111,7 +111,7 @@ def default_text(default: Any, none: str = "") -> str:
 
 
 def with_attributes(declared: Declared) -> Declared:
-    """Add a section on its attributes to the docstring of a dataclass, from what is said of its fields."""
+    """Add an "Attributes" section to the docstring of a dataclass, from the `FieldInfo` of its fields."""
     lines = []
     for one in fields(declared):
         none = f" (None: {info_of(one).none})" if default_of(one) is None else ""

@@ -1,4 +1,4 @@
-"""The index of a store: the rows of runs whose results are as they were when they were read."""
+"""The index of a store: a cache of rows, valid while the results that they were made of are unchanged."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from shiftproof.training import RESULT_FILE
 
 INDEX_FILE = "index.jsonl"
 INDEX_VERSION = 2
-"""Raised whenever an unchanged result gives another row, so that no table is made of rows of earlier code."""
+"""Increment it when code makes another row of the same result, so that no table uses rows of earlier code."""
 
 Stamp = tuple[int, float] | None
-"""Size and time of change of a result, by which a change is noticed; None where there is none."""
+"""Size in bytes and time of change of a result's file, to notice changes; None if there is no file."""
 
 
 class Index:
     """Rows of a store, each with the stamps of the results that it was made of.
 
-    It saves time and holds nothing of its own: a row whose results changed does not count, a line that cannot be read
-    is passed over, and without the file all results are read. Object stores have none: nothing is appended there.
+    It only saves time: rows whose results changed and unreadable lines are ignored, and without the file all results
+    are read. Object stores have no index, because they cannot append to a file.
 
     Args:
         root: the store's folder.
@@ -41,14 +41,14 @@ class Index:
     def _take(self, line: str) -> None:
         try:
             version, stamps, row = json.loads(line)
-            if version == INDEX_VERSION and tuple(row["selection"]) == RULES:  # a later line is of a later result
+            if version == INDEX_VERSION and tuple(row["selection"]) == RULES:  # later lines replace earlier ones
                 held: list[Stamp] = [stamp and (stamp[0], stamp[1]) for stamp in stamps]
                 self._rows[row_key(row)] = held, row
         except (ValueError, TypeError, LookupError):  # a line that a crash cut short
             return
 
     def stamps(self, names: Iterable[str]) -> list[Stamp]:
-        """Return the stamps of runs' results, as they were when they were first asked for."""
+        """Return the stamps of runs' results, taken when first asked for."""
         return [self._stamp(name) for name in names]
 
     def _stamp(self, name: str) -> Stamp:
@@ -61,17 +61,17 @@ class Index:
         return self._stamps[name]
 
     def row(self, key: RowKey, names: Iterable[str]) -> Row | None:
-        """Return the row of a run at one place of a study, None unless the results that it was made of are unchanged.
+        """Return the row of a run at one place of a study; None if the results that it was made of have changed.
 
         Args:
             key: the place.
-            names: of the runs whose results it is made of, its own first.
+            names: names of the runs whose results it is made of, its own first.
         """
         stamps, row = self._rows.get(key, (None, None))
         return row if row is not None and stamps == self.stamps(names) else None
 
     def append(self, entries: Sequence[tuple[list[Stamp], Row]]) -> None:
-        """Write rows for the next reader, unless another process does so now or the store cannot be written."""
+        """Write rows for the next reader, unless another process is writing or the store cannot be written."""
         if not entries or not self._local:
             return
         text = "".join(json.dumps([INDEX_VERSION, stamps, row]) + "\n" for stamps, row in entries)

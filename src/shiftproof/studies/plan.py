@@ -1,4 +1,4 @@
-"""The plan of a study: the runs that there should be and what its tables are made of, readable without any data."""
+"""The plan of a study: its runs and everything its tables need besides results, readable without any data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shiftproof.training import SPEC_FILE, RunSpec
 
 PLAN_FILE = "study.json"
 ABSENT = "not at hand"
-"""The fingerprint of data that a plan was made without."""
+"""The fingerprint in plans that were made without the data."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Grid:
     Attributes:
         dataset: its name.
         domains: names of its domains, in order.
-        classes: names of its classes, in order; empty where the data are not at hand.
-        images: number of images of all domains.
+        classes: names of its classes, in order; empty if the data are not at hand.
+        images: number of images in all domains.
         methods: the rows of its table.
-        columns: the domains that are left out together, one entry per column.
+        columns: one entry per column of its table: the domains left out together.
         trials: number of trials.
         hparam_trials: settings per method.
         terms: what its accuracies depend on, by name.
-        runs: its runs, trial by trial, and after them those that only leave-one-domain-out validation needs.
+        runs: its runs, trial by trial, followed by those that only leave-one-domain-out validation needs.
     """
 
     dataset: str
@@ -50,7 +50,7 @@ class Grid:
 
     @property
     def at_hand(self) -> bool:
-        """Whether the data were there when this was planned."""
+        """Whether the data were available when this was planned."""
         return all(spec.data_fingerprint != ABSENT for spec in self.runs)
 
     @property
@@ -72,13 +72,13 @@ class Plan:
     """A study, run by run.
 
     Attributes:
-        name: of the study.
-        grids: its data sets.
+        name: name of the study.
+        grids: one grid per data set.
         baseline: the method that differences are taken from.
-        tune: whether a setting is chosen per target and trial, or one for all of a data set.
-        protocol: the dialect, which says how ties are broken.
-        selection: rules, the table's first.
-        published: the published table that a variant stands beside, by the variant's name.
+        tune: whether a setting is selected per target and trial, or for a whole data set.
+        protocol: the dialect, which decides ties.
+        selection: the selection rules; tables use the first.
+        published: the published table to compare each variant with, by the variant's name.
     """
 
     name: str
@@ -91,12 +91,12 @@ class Plan:
 
     @property
     def runs(self) -> list[RunSpec]:
-        """All runs; two of equal hash are one run that stands at several places."""
+        """All runs; a run with several places in the study is listed once for each."""
         return [spec for grid in self.grids for spec in grid.runs]
 
     @property
     def distinct(self) -> list[RunSpec]:
-        """The runs that there are to train."""
+        """The runs to train, each listed once."""
         return list({spec.name: spec for spec in self.runs}.values())
 
     def __iter__(self) -> Iterator[Grid]:
@@ -117,7 +117,7 @@ def read_plan(folder: Path) -> Plan:
     path = folder / PLAN_FILE
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no study: there is no {PLAN_FILE} in it")
-    remedy = "run the study again, which writes it anew and trains nothing twice"
+    remedy = "run the study again, which rewrites it and trains nothing twice"
     content = read_json(path, remedy)
     try:
         grids = tuple(_grid(entries) for entries in content.pop("grids"))
@@ -141,14 +141,14 @@ def _grid(entries: dict[str, Any]) -> Grid:
 
 
 def read_spec(entries: Any) -> RunSpec:
-    """Return a run's spec from what JSON gives of it.
+    """Return a run's spec from its parsed JSON.
 
     Raises:
-        ValueError: it is no spec of this version.
+        ValueError: it is not a spec of this version.
     """
     if not isinstance(entries, dict):
-        raise ValueError("it is no mapping")  # noqa: TRY004  (of a file's content)
-    # the version was not recorded before it was 4
+        raise ValueError("it is not a mapping")  # noqa: TRY004  (a fault of the file, not of the caller)
+    # specs before version 4 did not record their version
     values = {"results_version": 3, **entries}
     if isinstance(values.get("targets"), list):
         values["targets"] = tuple(values["targets"])
@@ -156,7 +156,7 @@ def read_spec(entries: Any) -> RunSpec:
         raise ValueError(f"this version does not know its {', '.join(sorted(unknown))}")
     for name, value in values.items():
         if type(value) not in _SPEC_TYPES[name] or (name == "targets" and not all(type(one) is str for one in value)):
-            raise ValueError(f"no valid {name}: {value!r}")
+            raise ValueError(f"invalid {name}: {value!r}")
     try:
         return RunSpec(**values)
     except TypeError as error:
@@ -167,7 +167,7 @@ def read_run_spec(folder: Path, remedy: str) -> RunSpec:
     """Return the spec of the run in a folder.
 
     Raises:
-        DamagedFileError: it is no spec of this version; the message ends in ``remedy``.
+        DamagedFileError: it is not a spec of this version; the message ends with ``remedy``.
     """
     path = folder / SPEC_FILE
     entries = read_json(path, remedy)
@@ -178,7 +178,7 @@ def read_run_spec(folder: Path, remedy: str) -> RunSpec:
 
 
 def _types(hint: Any) -> set[type]:
-    """Return the types that a value of a field may have; true is no number, and a whole number is one."""
+    """Return the exact types that a field's value may have: a float may be an int, an int may not be a bool."""
     if get_origin(hint) in (Union, UnionType):
         return set().union(*map(_types, get_args(hint)))
     if get_origin(hint) is Literal:

@@ -1,4 +1,4 @@
-"""Plans the runs of a study, and finds out what cannot work before anything is trained."""
+"""Plans the runs of a study, and finds errors before anything is trained."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Targets = tuple[str, ...]
 _TRANSDUCTIVE = (
     f"predictions use the other images of a test batch, {EVALUATION_BATCH} of one domain in the order of the split"
 )
-LISTED = 4  # different numbers that a term lists one by one
+LISTED = 4  # a term lists up to this many different numbers, and shows the range of more
 
 
 def make_plan(study: Study, *, absent: bool = False) -> Plan:
     """Plan the runs of a study.
 
     Args:
-        study: what to compare.
-        absent: plan runs on a published data set that is not at hand too; they cannot be trained.
+        study: the study to plan.
+        absent: also plan runs on published data sets that are not at hand; they cannot be trained.
 
     Raises:
         ValueError: the study does not fit its data, a hyperparameter is out of its range, or model and data do not fit.
@@ -62,7 +62,7 @@ def plan_run(study: Study, trial_seed: int, hparam_seed: int) -> RunSpec:
     """Return one run of a study that has one data set, one method and one set of targets.
 
     Args:
-        study: what to train.
+        study: the study of the run.
         trial_seed: number of the trial.
         hparam_seed: number of the setting; 0 is the defaults.
 
@@ -79,7 +79,7 @@ def plan_run(study: Study, trial_seed: int, hparam_seed: int) -> RunSpec:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What planning needs to know of a data set, whether it is at hand or not."""
+    """The facts about a data set that planning needs, whether it is at hand or not."""
 
     key: str
     name: str
@@ -137,7 +137,7 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
 
 
 def _chosen(facts: _Facts, target: str) -> Targets | None:
-    """Return the domains that a target names, in the data set's order; None if they are not this data set's."""
+    """Return the domains that a target names, in the data set's order; None if some belong to no domain of it."""
     together = [target] if target in facts.domains else target.split("+")
     if not all(name in facts.domains for name in together):
         return None
@@ -154,10 +154,10 @@ def _check_targets(study: Study, facts: Sequence[_Facts]) -> None:
 
 
 def _columns(study: Study, facts: _Facts) -> tuple[Targets, ...]:
-    """Return the domains that are left out together, one entry per column of the table."""
+    """Return one entry per column of the table: the domains left out together."""
     if len(facts.domains) == 1:
         raise ValueError(
-            f"{facts.name} has one domain only, {facts.domains[0]}: leaving it out leaves nothing to train on"
+            f"{facts.name} has only one domain, {facts.domains[0]}: leaving it out leaves nothing to train on"
         )
     if study.single_source:
         return tuple(tuple(name for name in facts.domains if name != source) for source in facts.domains)
@@ -175,7 +175,7 @@ def _columns(study: Study, facts: _Facts) -> tuple[Targets, ...]:
 
 
 def _pairs(study: Study, facts: _Facts, columns: Sequence[Targets]) -> list[Targets]:
-    """Return the pairs of domains that leave-one-domain-out validation leaves out besides the columns."""
+    """Return the pairs of domains that runs for leave-one-domain-out validation leave out."""
     if "leave_one_domain_out" not in study.selection:
         return []
     if len(facts.domains) < 3:
@@ -220,7 +220,7 @@ def _grid(study: Study, facts: _Facts) -> Grid:
 
 
 def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, trial: int, hparam_seed: int) -> RunSpec:
-    """Return the run of a method in one of its settings: the one way from a study to what is trained."""
+    """Return the run of a method in one of its settings; every `RunSpec` of a study is made here."""
     variant, protocol = study.variant(method), PROTOCOLS[study.protocol]
     steps = variant.times * (study.steps or protocol.steps(facts.name, facts.kind, study.weights is not None))
     freq = study.checkpoint_freq or protocol.checkpoint_freq(facts.name, facts.kind, steps)
@@ -229,7 +229,7 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         _space(study, facts, method),
         {**study.fixed, **variant.fixed},
         hparam_seed,
-        0 if study.tune == "shared" else trial,  # one setting for all trials is of equal values in all
+        0 if study.tune == "shared" else trial,  # a setting shared by all trials has the same values in all
         protocol,
     )
     as_in_study = {name: value for name, value in vars(study).items() if name in _SPEC_FIELDS}
@@ -265,13 +265,13 @@ def _space(study: Study, facts: _Facts, method: Method) -> SearchSpace:
 
 
 def _check_schedule(study: Study, steps: int, freq: int) -> None:
-    """Refuse runs that end before the evaluations that they are scored by."""
+    """Raise for runs that end before the evaluations that score them."""
     protocol = PROTOCOLS[study.protocol]
     at_fault = ("checkpoint_freq", "steps") if study.checkpoint_freq else ("steps", "protocol")
     if protocol.last_evaluated(steps, freq) < min(steps, freq):
         raise FieldError(
             at_fault,
-            f"the protocol {study.protocol} would evaluate step 1 only of {steps} steps with {freq} between "
+            f"the protocol {study.protocol} would evaluate only step 1 of {steps} steps, with {freq} between "
             "evaluations; ask for more steps or a smaller checkpoint_freq",
         )
     evaluations = protocol.evaluations(protocol.rounded(steps, freq), freq)
@@ -314,7 +314,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
 
 
 def _terms_of_no_field(study: Study, specs: Sequence[RunSpec]) -> dict[str, dict[str, Any]]:
-    """Return the terms that are not of a field of the study, by the field whose term they follow."""
+    """Return the terms that belong to no field of the study, by the field whose term they follow."""
     protocol = PROTOCOLS[study.protocol]
     given = study.weights is not None
     transductive = [name for name in study.algorithms if ALGORITHMS[name].transductive]
@@ -342,7 +342,7 @@ def _listed(numbers: Iterable[int]) -> int | str:
 
 
 def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> None:
-    """Split every domain and build each distinct setting once, so that what cannot work fails before training.
+    """Split every domain and build each distinct setting once, so that errors show before training.
 
     Raises:
         ValueError: a hyperparameter is out of its range, or model and data, or parts of a method, do not fit.
@@ -384,7 +384,7 @@ class _Builder:
         self._check_combination(spec, sources)
 
         def build(hparams: dict[str, Any]) -> object:
-            return ALGORITHMS[spec.algorithm](deepcopy(network), sources, **hparams)  # some change the network
+            return ALGORITHMS[spec.algorithm](deepcopy(network), sources, **hparams)  # some modify the network
 
         self._once(spec, "algorithm", [sources], build)
         self._once(spec, "optimizer", [], lambda h: OPTIMIZERS[spec.optimizer](network.classifier.parameters(), **h))
@@ -421,7 +421,11 @@ class _Builder:
         self._built.add(key)
 
     def _at_fault(self, spec: RunSpec, axis: str, build: Callable[[dict[str, Any]], object]) -> tuple[str, ...]:
-        """Return what a part fails by: hyperparameters fixed by hand, if it works at their defaults, or itself."""
+        """Return the fields to blame for an error, likeliest first.
+
+        They are the hyperparameters fixed by hand without which the part can be built, the variants if one fixes a
+        hyperparameter of it, and the part's own name.
+        """
         method, hparams = method_of(spec), spec.axis(axis)
         space = _space(self.study, self.facts, method)[axis]
 

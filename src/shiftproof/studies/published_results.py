@@ -1,4 +1,4 @@
-"""The figures of the papers, to stand beside measured ones."""
+"""The results that papers published, for comparison with measured ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import NamedTuple
 from shiftproof.base.registry import UnknownNameError
 
 SECONDS = "seconds"
-"""The data set of a published training time."""
+"""Name of the data set in the entries of published training times."""
 OVERALL = "mean"
-"""The data set of a published mean over data sets."""
+"""Name of the data set in the entries of published means over data sets."""
 
 
 class PublishedKey(NamedTuple):
-    """The cell of a published table."""
+    """The place of a figure in a published table."""
 
     algorithm: str
     optimizer: str
@@ -30,12 +30,12 @@ class Published:
     """A published figure and what it depends on.
 
     Attributes:
-        value: accuracy in [0, 1]; of the data set `SECONDS`, the training time.
-        error: standard error, in the same unit; None where none was given.
+        value: accuracy in [0, 1], or the training time in seconds for the data set `SECONDS`.
+        error: standard error in the same unit; None if none was given.
         source: where it was published.
         selection: the rule that chose the checkpoint, as published.
         tuning: how its hyperparameters were chosen.
-        note: what else sets it apart from a fair comparison.
+        note: other differences from a fair comparison.
         released_form: whether it belongs to the released form of GENIE and not to the method that was asked for.
     """
 
@@ -52,7 +52,7 @@ def published(table: str) -> dict[PublishedKey, Published]:
     """Return a published table.
 
     Raises:
-        UnknownNameError: there is no such table.
+        UnknownNameError: the table is unknown.
     """
     tables = _tables()
     if table not in tables:
@@ -61,12 +61,12 @@ def published(table: str) -> dict[PublishedKey, Published]:
 
 
 def published_for(table: str, algorithm: str, optimizer: str, annealer: str, dataset: str) -> Published | None:
-    """Return the published figure that a measured one stands beside, if there is one.
+    """Return the published figure to compare a measured one with, if there is one.
 
-    Beside GENIE in its own form stands, marked, that of the released form, which produced the published tables.
+    For GENIE in the paper's form it is that of the released form, which produced the published tables, and is marked.
 
     Raises:
-        UnknownNameError: there is no such table.
+        UnknownNameError: the table is unknown.
     """
     figures = published(table)
     key = PublishedKey(algorithm, optimizer, annealer, dataset)

@@ -1,4 +1,4 @@
-"""What there is of a study: the rows of its runs, and the run behind every number of its tables."""
+"""The results of a study so far: the rows of its runs, and the run behind every number of its tables."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Result = dict[str, Any]
 """A run's `result.json`."""
 
 RowKey = tuple[str, Method, int]
-"""A place of a study: a run may stand at several, by its method and the number of its setting."""
+"""The place of a run in a study: name, method and setting. Identical runs at several places share a name."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one method, target and trial: the run with the chosen setting, if any run finished.
+    """The result of one method, target and trial: the run with the chosen setting, if any run finished.
 
     Attributes:
-        method: what was trained.
+        method: the method that was trained.
         targets: the domains left out together.
         trial: the trial seed.
-        status: whether a run finished that the rule can choose, or else whether one failed.
-        row: the chosen run's line of `runs.jsonl`, None if there is none to choose.
-        selected: its selected checkpoint: step, validation, accuracy and class_mean; None if there is none.
+        status: "finished" if the rule can choose a finished run, else "failed" if a run failed, else "missing".
+        row: the chosen run's line of `runs.jsonl`; None without a chosen run.
+        selected: its selected checkpoint: step, validation, accuracy and class_mean; None without a chosen run.
         read_metrics: reads its evaluations.
     """
 
@@ -46,7 +46,7 @@ class Outcome:
 
     @cached_property
     def metrics(self) -> list[Record]:
-        """Its evaluations."""
+        """The evaluations of the chosen run."""
         return self.read_metrics()
 
     @property
@@ -56,11 +56,11 @@ class Outcome:
 
 
 class Results:
-    """All that there is of a study.
+    """The results of a study so far.
 
     Args:
-        plan: the runs that there should be.
-        found: the results of those that have ended, by the run's name.
+        plan: the planned runs.
+        found: the results of the runs that have ended, by the run's name.
     """
 
     def __init__(self, plan: Plan, found: Mapping[str, Result]) -> None:
@@ -94,7 +94,7 @@ class Results:
         return None if result is None else run_row(spec, result, self._pairs(grid, spec))
 
     def rows_by_method(self, grid: Grid) -> dict[Method, list[Row]]:
-        """Return the rows of a data set, those of a method in the plan's order."""
+        """Return the rows of a data set by method, in the plan's order."""
         if grid.dataset not in self._by_method:
             rows: dict[Method, list[Row]] = {}
             for spec in grid.runs:
@@ -104,7 +104,7 @@ class Results:
         return self._by_method[grid.dataset]
 
     def _pair_specs(self, grid: Grid, spec: RunSpec) -> dict[str, RunSpec]:
-        """Return the runs that leave out a run's target and one other domain, by the other."""
+        """Return the runs that leave out a run's target and one other domain, by the name of the other domain."""
         if len(spec.targets) > 1 or not spec.score_targets:
             return {}
         pairs = {}
@@ -128,8 +128,8 @@ class Results:
         """Return the outcomes of a method, on one set of targets or on all, by target and trial.
 
         Args:
-            grid: of the plan.
-            rule: the selection rule, for steps and settings.
+            grid: one of the plan's grids.
+            rule: the rule that selects steps and settings.
             method: one of the grid's.
             targets: one of the grid's columns; None for all.
         """
@@ -169,7 +169,7 @@ class Results:
     def _shared_setting(self, grid: Grid, rule: str, method: Method) -> int | None:
         """Return the setting with the highest mean validation over all targets and trials.
 
-        A setting that some cell lacks counts only where no setting has all that the others have.
+        Only the settings with results in the most cells compete.
         """
         cells = [
             {row["hparam_seed"]: row for row in self._settings(grid, method, column, trial) if _selectable(row, rule)}
@@ -194,7 +194,7 @@ class Results:
 
     @property
     def versions(self) -> list[str]:
-        """The sets of library versions that the runs were trained with."""
+        """The combinations of library versions that the runs were trained with."""
         return sorted(
             {
                 ", ".join(f"{name} {version}" for name, version in row["versions"].items())
@@ -209,8 +209,8 @@ def run_row(spec: RunSpec, result: Result, pairs: Mapping[str, Sequence[Record]]
 
     Args:
         spec: the run.
-        result: what became of it.
-        pairs: evaluations of the runs that leave out its target and one other domain, by the other.
+        result: its result.
+        pairs: evaluations of the runs that leave out its target and one other domain, by the other domain's name.
     """
     finished = result["status"] == "finished"
     protocol = PROTOCOLS[spec.protocol]
@@ -249,9 +249,9 @@ def row_key(place: RunSpec | Row) -> RowKey:
 
 
 def choose_setting(rows: Sequence[Row], rule: str, protocol: str = "shiftproof") -> Row | None:
-    """Return the run with the highest validation among the settings of one trial; None if there is none to choose.
+    """Return the run with the highest validation score among the settings of one trial; None if none can be chosen.
 
-    The dialect says which setting wins a tie. A rule that validates nothing takes the lowest setting that finished.
+    The dialect decides ties. A rule without validation scores takes the finished setting with the lowest number.
     """
     candidates = [row for row in rows if _selectable(row, rule)]
     if not candidates:

@@ -1,4 +1,4 @@
-"""Runs a study here or on a Ray cluster: what is missing, in parallel, with nothing lost."""
+"""Runs a study here or on a Ray cluster: trains its missing runs in parallel and keeps all results."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from shiftproof.training.ranks import (
 from shiftproof.training.tracking import Tracking, check_trackers
 
 TRIES = 3
-"""How often a run is begun that ends in an error or takes its worker down, before it is recorded as failed."""
+"""Attempts at a run that raises an error or kills its worker, before it is recorded as failed."""
 
 
 class RunTask(NamedTuple):
-    """What a worker needs to train one run."""
+    """Everything a worker needs to train one run."""
 
     spec: RunSpec
     folder: Path
@@ -55,7 +55,7 @@ class RunTask(NamedTuple):
 
 
 def execute(task: RunTask) -> dict[str, Any]:
-    """Train one run and return its result; the traceback of an error is left in the run's folder."""
+    """Train one run and return its result; write the traceback of an error into the run's folder."""
     with claim_run(task.folder):
         ended = read_result(task.folder)
         if has_ended(ended):  # by a process that outlived its driver or its node
@@ -64,10 +64,10 @@ def execute(task: RunTask) -> dict[str, Any]:
 
 
 def execute_elsewhere(task: RunTask) -> dict[str, Any]:
-    """Train one run where files that are here may not be.
+    """Train one run on a machine that may lack files of this one.
 
     Raises:
-        NodeError: output, data, weights or the device are not there.
+        NodeError: it lacks the output, data, weights or device.
     """
     node = socket.gethostname()
     for what, path in (
@@ -86,7 +86,7 @@ def execute_elsewhere(task: RunTask) -> dict[str, Any]:
 
 def _train_run(task: RunTask) -> dict[str, Any]:
     try:
-        # what there is to say of the data set and the methods, the study has said
+        # planning the study has printed the warnings about data set and methods already
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = open_dataset(task.dataset, task.data_dir, task.spec.image_size, task.spec.kind)
@@ -101,7 +101,7 @@ def _train_run(task: RunTask) -> dict[str, Any]:
                 tracking=task.tracking,
             )
     except Exception:
-        with suppress(OSError):  # the error itself says more than that it could not be written
+        with suppress(OSError):  # a failure to write the traceback must not hide the error itself
             (task.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         raise
 
@@ -109,8 +109,8 @@ def _train_run(task: RunTask) -> dict[str, Any]:
 def time_shares(results: Results) -> dict[str, float]:
     """Return the share of each part (data, step, evaluation, checkpoints) in the time of a study's runs.
 
-    What a process does once (starting, importing, compiling, opening the data) is in none. On a GPU, "data" launches
-    what "step" waits for.
+    No part counts work done once per process: starting, importing, compiling, opening the data. On a GPU, "data" only
+    launches work that "step" waits for.
     """
     parts: dict[str, float] = {}
     for spec in results.plan.distinct:
@@ -127,22 +127,22 @@ def run_study(
     trackers: tuple[str, ...] = (),
     on_end: Callable[[Results], object] | None = None,
 ) -> Results:
-    """Train what is missing of a study and return its results; its plan and rows are written beside the runs.
+    """Train the missing runs of a study and return its results; write its plan and rows beside the runs.
 
     Args:
-        study: what to run.
+        study: the study to run.
         output: the store's folder, on this machine or an object store; runs that it holds already are not trained
             again.
-        workers: how many processes of this machine train the runs, or the Ray cluster that does, every node of which
-            must reach output, data and weights; changes no result.
+        workers: number of processes on this machine, or a Ray cluster, every node of which must reach output, data
+            and weights; it does not affect results.
         trackers: names of the trackers that every run is written to.
-        on_end: called with what results there are, also when training is interrupted or fails, before another process
-            may work on the output.
+        on_end: called with the results so far, even when training is interrupted or fails, before another process
+            can claim the output.
 
     Raises:
         ValueError: the study is not valid, the output cannot be written, a tracker is unknown or not installed, or
-            the cluster cannot train such runs.
-        StoreBusyError: another process works on the output.
+            the cluster cannot train these runs.
+        StoreBusyError: another process is working on the output.
         DamagedFileError: a recorded result cannot be read.
         NodeError: a node does not reach output, data or weights, or lacks the device.
         OSError: there is no connection to the cluster.
@@ -172,7 +172,7 @@ def run_study(
 def _check_tracking(trackers: tuple[str, ...], output: Path) -> None:
     check_trackers(trackers)
     if trackers and not is_local(output):
-        raise ValueError(f"trackers write beside the runs, which must be on this machine or a mounted folder: {output}")
+        raise ValueError(f"trackers write beside the runs, which must then be in a local or mounted folder: {output}")
 
 
 def _tell_of_another_plan(output: Path, plan: Plan) -> None:
@@ -188,7 +188,7 @@ def _tell_of_another_plan(output: Path, plan: Plan) -> None:
 
 
 def _tags(study: str, spec: RunSpec) -> dict[str, str]:
-    """Return what a run is found by among those of a tracker."""
+    """Return the tags that identify a run in a tracker."""
     return {
         "study": study,
         "method": str(method_of(spec)),
@@ -221,7 +221,7 @@ def _train_all(
         preload(PRELOADED)
         outcomes = run_tasks(execute if is_local(store.root) else execute_elsewhere, tasks, workers, TRIES)
     with (
-        closing(outcomes),  # ends the workers before the output is released
+        closing(outcomes),  # stops the workers before the claim on the output ends
         tqdm(total=total, initial=total - len(tasks), unit="run", desc="runs") as bar,
     ):
         for outcome in outcomes:
@@ -247,24 +247,24 @@ def train_one(
     devices: int = 1,
     strategy: Strategy = "ddp",
 ) -> dict[str, Any] | None:
-    """Train the one method and target of a study in a folder of its own; return the run's line.
+    """Train the one method and target of a study in its own folder; return the run's line of `runs.jsonl`.
 
-    Processes that `torchrun` started train it together, and each of them calls this; all but the first return None.
+    Under `torchrun`, every process calls this and they train together; all but the first return None.
 
     Args:
-        study: has one data set, one method and one set of targets.
+        study: a study with one data set, one method and one set of targets.
         folder: the run's folder; a run that it holds is continued, on any number of devices.
         trial_seed: number of the trial.
         hparam_seed: number of the hyperparameter setting; 0 is the defaults.
-        trackers: names of the trackers that it is written to.
-        devices: how many, of the study's kind on this machine, train it, each in a process of its own; `torchrun`
-            has started its own number.
-        strategy: how several devices train it, "ddp" or "fsdp".
+        trackers: names of the trackers that the run is written to.
+        devices: number of this machine's devices that train it, each in its own process; `torchrun` sets its own
+            number.
+        strategy: how several devices share the run, "ddp" or "fsdp".
 
     Raises:
         ValueError: the study is not valid, the folder holds another run or cannot be written, a tracker is unknown or
-            not installed, or the run cannot be trained on so many devices.
-        StoreBusyError: another process trains in the folder.
+            not installed, or the run cannot be trained on that many devices.
+        StoreBusyError: another process is training in the folder.
         ChildProcessError: one of the processes failed.
     """
     for name, value in (("trial seed", trial_seed), ("hparam seed", hparam_seed)):
@@ -298,7 +298,7 @@ def train_one(
 
 @contextmanager
 def _own_folder(folder: Path, spec: RunSpec) -> Iterator[None]:
-    """Keep other processes out of a folder, which holds this run or none."""
+    """Keep other processes out of a folder, and raise ValueError if it holds another run."""
     with claim(folder):
         remedy = "choose another output, or delete the folder to train from the start"
         if (folder / SPEC_FILE).exists() and read_run_spec(folder, remedy).name != spec.name:
@@ -309,15 +309,15 @@ def _own_folder(folder: Path, spec: RunSpec) -> Iterator[None]:
 def _train_rank(
     spec: RunSpec, study: Study, folder: Path, trackers: tuple[str, ...], ranks: Ranks, device: torch.device
 ) -> None:
-    """Train a run that has not ended; one of the processes that do so."""
-    ended = torch.tensor(ranks.first and read_result(folder) is not None, device=device)  # the first has the folder
+    """Train a run as one of the processes that share it, unless it has ended."""
+    ended = torch.tensor(ranks.first and read_result(folder) is not None, device=device)  # the first owns the folder
     if bool(ranks.agreed(ended.float())):
         return
     with tqdm(total=spec.steps, unit="step", desc=str(method_of(spec)), disable=not ranks.first) as bar:
 
         def show(step: int, loss: float) -> None:
             if bar.n == 0:
-                bar.initial = bar.n = step - 1  # resumed: the speed is that of the steps taken now
+                bar.initial = bar.n = step - 1  # after a resumption, the speed is measured on new steps only
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update(step - bar.n)
 

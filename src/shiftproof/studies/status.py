@@ -1,4 +1,4 @@
-"""What a study has done so far, read beside the process that works on it."""
+"""The progress of a study, which can be read while another process works on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shiftproof.studies.store import LOCK_FILE, Store
 from shiftproof.training import METRICS_FILE, RESULT_FILE, SPEC_FILE, RunSpec
 
 PACE = 20
-"""Runs that the pace is taken from, the last that ended."""
+"""Number of most recently ended runs that the pace is computed from."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Status:
     """The state of a study.
 
     Attributes:
-        plan: the runs that there should be.
-        finished: runs that finished, by data set.
+        plan: the planned runs.
+        finished: number of runs that finished, by data set.
         failed: runs that failed, with their reasons.
         begun: runs that have begun and not ended, with the last evaluated step.
-        working: whether a process works on the study; None on an object store, which cannot tell.
-        seconds_left: until it is done, at the pace of the last runs; None while nothing tells.
+        working: whether a process is working on the study; None on an object store, which has no locks.
+        seconds_left: time until it is done, at the pace of the last runs; None until two runs have ended.
     """
 
     plan: Plan
@@ -40,13 +40,17 @@ class Status:
         """Return the status for a terminal."""
         total, finished = len(self.plan.distinct), self.finished.total()
         waiting = total - finished - len(self.failed) - len(self.begun)
-        worker = {True: "a process works on it", False: "no process works on it", None: "it may be worked on"}
+        worker = {
+            True: "a process is working on it",
+            False: "no process is working on it",
+            None: "a process may be working on it",
+        }
         lines = [
             f"{self.plan.name}: {finished} of {total} runs finished, {len(self.failed)} failed, {len(self.begun)} "
             f"begun, {waiting} waiting; {worker[self.working]}"
         ]
         if self.working and self.seconds_left is not None:
-            lines.append(f"at the pace of the last runs it is done in {duration(self.seconds_left)}")
+            lines.append(f"{duration(self.seconds_left)} left at the pace of the last runs")
         planned = Counter(spec.dataset for spec in self.plan.distinct)
         if len(planned) > 1:
             lines += [f"  {dataset}: {self.finished[dataset]} of {runs} runs" for dataset, runs in planned.items()]
@@ -56,7 +60,7 @@ class Status:
 
 
 def read_status(folder: Path) -> Status:
-    """Read the state of the study that a folder holds, also while a process works on it.
+    """Read the state of the study that a folder holds, even while a process is working on it.
 
     Raises:
         FileNotFoundError: the folder holds no study.
@@ -78,7 +82,7 @@ def read_status(folder: Path) -> Status:
         else:
             failed.append((spec, row["error"]))
     left = len(plan.distinct) - len(ended)
-    resumed = (folder / PLAN_FILE).stat().st_mtime  # written whenever a process begins to work on it
+    resumed = (folder / PLAN_FILE).stat().st_mtime  # every process writes the plan before its first run
     pace = _seconds_left(sorted(moment for moment in ended if moment > resumed), left)
     return Status(plan, finished, failed, begun, _claimed(folder), pace)
 
@@ -86,7 +90,7 @@ def read_status(folder: Path) -> Status:
 def _last_step(metrics: Path) -> int:
     try:
         return int(json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])["step"])
-    except (FileNotFoundError, ValueError, TypeError, LookupError):  # one that has just begun, or writes it anew
+    except (FileNotFoundError, ValueError, TypeError, LookupError):  # the run has just begun, or is writing the file
         return 0
 
 
@@ -98,12 +102,12 @@ def _claimed(folder: Path) -> bool | None:
             return False
     except TimeoutError:
         return True
-    except OSError:  # a folder that cannot be written is not being worked on from here
+    except OSError:  # no process here can work on a folder that cannot be written
         return False
 
 
 def _seconds_left(ended: list[float], left: int) -> float | None:
-    """Return the time of ``left`` runs at the pace of the last runs that ended, given when they did."""
+    """Return the time that ``left`` runs take at the pace of the last runs, given the times at which runs ended."""
     last = ended[-PACE:]
     if len(last) < 2:
         return None

@@ -1,4 +1,4 @@
-"""The store of a study: one folder per run holds the truth; `runs.jsonl` and the tables are rebuilt from it."""
+"""The store of a study: one folder per run is the only record; `runs.jsonl` and the tables are rebuilt from them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ LOCK_FILE = ".lock"
 
 
 class StoreBusyError(OSError):
-    """Another process works on the same output."""
+    """Another process is working on the same output."""
 
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, which is made if need be.
+    """Make a folder if need be, and keep other processes out of it.
 
-    Object stores have no locks: there nothing is kept out.
+    Object stores have no locks, so nothing is kept out of them.
 
     Raises:
         ValueError: the folder cannot be made or written.
-        StoreBusyError: another process has it.
+        StoreBusyError: another process has claimed it.
     """
     with ExitStack() as held:
         try:
@@ -48,24 +48,24 @@ def claim(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def claim_run(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder of a run, which is made if need be; wait for one that has it.
+    """Make the folder of a run if need be, wait for a process that has claimed it, and keep others out.
 
-    What still trains there is left of a driver or a node that died, and ends soon. The operating system releases the
-    lock of a process that dies. Object stores have no locks, and nothing is kept out.
+    A process that still trains there survived a driver or node that died, and ends soon. The operating system
+    releases the lock of a process that dies. Object stores have no locks, so nothing is kept out of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = f"another process trains the run in {folder}; waiting for it"
+    waiting = f"another process is training the run in {folder}; waiting for it"
     with locked(folder / LOCK_FILE, waiting) if is_local(folder) else nullcontext():
         yield
 
 
 def has_ended(result: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
-    """Return whether a run need not be trained again: it has a result, and not of a failure that may pass."""
+    """Return whether a run is done: it has a result that is not a failure worth retrying."""
     return result is not None and not result.get("retry")
 
 
 class Store:
-    """The output folder of a study; write to it while it is claimed.
+    """The output folder of a study; claim it before writing to it.
 
     Args:
         root: the folder.
@@ -87,7 +87,7 @@ class Store:
         return read_result(self.folder(spec))
 
     def results(self, plan: Plan) -> Results:
-        """Read what there is of a study, every run once.
+        """Read the results of a study so far, every run once.
 
         Raises:
             DamagedFileError: a result cannot be read.
@@ -95,9 +95,9 @@ class Store:
         return StoredResults(plan, self.root)
 
     def record_failure(self, spec: RunSpec, error: str) -> dict[str, Any]:
-        """Record that a run failed for a reason that may pass; it is tried again the next time.
+        """Record a failure that is worth retrying, so that the next process trains the run again.
 
-        Returns what is recorded of it: the result of another process that ended it stays.
+        Returns the recorded result, which is that of another process if it ended the run meanwhile.
         """
         held = self.result(spec)
         if has_ended(held):
@@ -116,7 +116,7 @@ class Store:
         return result
 
     def missing(self, plan: Plan) -> list[RunSpec]:
-        """Return the runs that have not ended, and those whose failure may pass.
+        """Return the runs to train: those that have not ended, and those whose failure is worth retrying.
 
         Raises:
             DamagedFileError: a result cannot be read.
@@ -127,7 +127,7 @@ class Store:
     def write_runs(self, results: Results) -> None:
         """Rebuild `runs.jsonl`: the runs of a study and, after them, all others that the store holds.
 
-        One that cannot be read, as one of another version, is named on the standard error and passed over.
+        Runs that cannot be read, of another version for example, are skipped and named on the standard error.
         """
         planned = {spec.name for spec in results.plan.runs}
         others = []
@@ -137,14 +137,14 @@ class Store:
             try:
                 if (result := read_result(folder)) is not None:
                     others.append(run_row(read_spec(result["spec"]), result))
-            except Exception as error:  # nobody knows what is in it
+            except Exception as error:  # the file may hold anything
                 reason = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
-                print(f"passed over: {folder}, no run of this study or version: {reason}", file=sys.stderr)
+                print(f"skipped: {folder}, not a run of this study or version: {reason}", file=sys.stderr)
         write_json_lines(self.root / "runs.jsonl", results.rows + others)
 
 
 def read_results(folder: Path) -> Results:
-    """Read what there is of the study that a folder holds.
+    """Read the results so far of the study that a folder holds.
 
     Raises:
         FileNotFoundError: the folder holds no study.

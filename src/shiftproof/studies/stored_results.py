@@ -1,4 +1,4 @@
-"""The results of a study that lie in a store, of which only rows are kept in memory."""
+"""The results of a study in a store, keeping only rows in memory."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from shiftproof.studies.results import Result, Results, Row, row_key, run_row
 from shiftproof.training import RESULT_FILE, RESULT_REMEDY, RunSpec, read_result
 
 UNSEEN_SECONDS = 2
-"""Reading that takes longer shows its progress."""
+"""Time in seconds after which reading shows its progress."""
 _MISFITS = (ArithmeticError, LookupError, ValueError)
-"""What a result raises that is of other domains than its spec."""
+"""Errors that a result raises if it does not match its spec, with other domains for example."""
 
 
 class StoredResults(Results):
-    """Reads results when they are needed and drops them: evaluations of many runs are more than memory holds.
+    """Results that are read when needed and then dropped: the evaluations of many runs would not fit into memory.
 
     Rows of results that did not change come from the store's index.
 
     Args:
-        plan: the runs that there should be.
+        plan: the planned runs.
         root: the store's folder.
 
     Raises:
@@ -41,7 +41,7 @@ class StoredResults(Results):
             for grid in plan:
                 for spec in tqdm(grid.runs, f"reading {grid.dataset}", unit="run", delay=UNSEEN_SECONDS, leave=False):
                     self.row(grid, spec)
-        finally:  # what was read need not be read again
+        finally:  # after an error too, so that the next reader need not start over
             self._index.append(self._new)
 
     def _read(self, name: str) -> Result | None:
@@ -51,7 +51,7 @@ class StoredResults(Results):
         names = [one.name for one in (spec, *self._pair_specs(grid, spec).values())]
         row = self._index.row(row_key(spec), names)
         if row is None:
-            stamps = self._index.stamps(names)  # before they are read: what changes meanwhile counts as changed
+            stamps = self._index.stamps(names)  # before reading, so that changes during it are noticed later
             try:
                 row = super()._make_row(grid, spec)
             except _MISFITS as error:
@@ -61,7 +61,7 @@ class StoredResults(Results):
         return row
 
     def _damaged(self, specs: Sequence[RunSpec], error: Exception) -> Exception:
-        """Return the error of the first of these runs whose result is none of its spec."""
+        """Return an error about the first of these runs whose result does not match its spec."""
         if isinstance(error, DamagedFileError):
             return error
         for spec in specs:

@@ -1,4 +1,4 @@
-"""A study: which methods are compared on which data, described without opening any."""
+"""A study: which methods to compare on which data and how, described without opening the data."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from shiftproof.studies.field_info import (
     with_attributes,
 )
 
-# What trains is imported in functions: the command line reads the fields without it.
+# Functions import torch and the training code themselves: the command line reads the fields without either.
 if TYPE_CHECKING:
     import torch
 
 
 class Method(NamedTuple):
-    """What a table compares: a row of it."""
+    """A method to compare: one row of a table."""
 
     algorithm: str
     optimizer: str
@@ -44,13 +44,13 @@ class Method(NamedTuple):
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of running a method: what it changes against the study.
+    """One way of running a method, as changes to the study.
 
     Attributes:
-        name: how tables call it; empty for the only one.
-        times: multiplies the steps.
-        fixed: hyperparameters that it fixes, by "axis.name"; only methods that have them all are run this way.
-        published: the published table that its rows stand beside; None for the study's.
+        name: its name in tables; empty for the only variant.
+        times: factor for the number of steps.
+        fixed: hyperparameters that it fixes, by "axis.name"; only methods that have all of them get this variant.
+        published: the published table to compare its rows with; None for the study's.
     """
 
     name: str
@@ -68,13 +68,13 @@ class Study:
     """A grid of runs. Every method gets the same targets, trials and number of settings.
 
     Raises:
-        FieldError: a field is unknown, out of its range or contradicts another, before anything is opened or trained.
+        FieldError: a value is unknown, out of its range or contradicts another field; nothing is opened or trained yet.
     """
 
-    name: str = described("comparison", "what the study is called", "study", ("study",), metavar="TEXT")
+    name: str = described("comparison", "name of the study", "study", ("study",), metavar="TEXT")
     published: str | None = described(
         None,
-        "published table that its results stand beside",
+        "published table to compare the results with",
         "study",
         ("study",),
         none="no table",
@@ -82,7 +82,7 @@ class Study:
     )
     datasets: tuple[str, ...] = described(
         ("rotated_digits",),
-        "data sets, by name; with several, each takes the targets that are its own",
+        "names of the data sets; with several, each leaves out those targets that are its own domains",
         "data",
         ALL,
         options=("--dataset",),
@@ -93,15 +93,15 @@ class Study:
         "folder that holds the data sets",
         "data",
         ALL,
-        none="embedded ones, which need none",
+        none="none; embedded data sets need no folder",
         metavar="DIR",
     )
     algorithms: tuple[str, ...] = described(
         ("erm",),
-        "algorithms, which say what is minimised",
+        "algorithms, which define what is minimised",
         "methods",
         STUDIES,
-        one=One("--algorithm", ("train", *FIGURES), "algorithm, which says what is minimised"),
+        one=One("--algorithm", ("train", *FIGURES), "algorithm, which defines what is minimised"),
     )
     optimizers: tuple[str, ...] = described(
         ("sgd", "adam", "sam", "genie"),
@@ -119,14 +119,14 @@ class Study:
     )
     variants: tuple[Variant, ...] = described(
         (Variant(""),),
-        "ways of running every method; an option names those of the study's file",
+        "ways of running every method, defined in the study's file; the option selects some by name",
         "methods",
         ("study",),
-        none="one, which changes nothing",
+        none="one that changes nothing",
     )
     baseline: str | None = described(
         None,
-        "method that differences are taken from, as tables print it: 'erm + sgd'",
+        "method that the others are compared with, written as in tables: 'erm + sgd'",
         "methods",
         STUDIES,
         none="the first",
@@ -134,18 +134,18 @@ class Study:
     )
     targets: tuple[str, ...] | None = described(
         None,
-        "domains that are left out one by one, and A+B together",
+        "domains to leave out, one at a time; A+B leaves out both together",
         "protocol",
         STUDIES,
         none="each in turn",
         metavar="DOMAIN",
         one=One(
-            "--target", ("train", *FIGURES, "bench data", *COSTS), "domains that are left out together", joins=True
+            "--target", ("train", *FIGURES, "bench data", *COSTS), "domains to leave out, all together", joins=True
         ),
     )
     selection: tuple[str, ...] = described(
         ("training_domain", "oracle", "last"),
-        "rules that choose steps and settings, the table's first: training_domain, leave_one_domain_out, oracle, last",
+        "selection rules, of which tables show the first: training_domain, leave_one_domain_out, oracle, last",
         "protocol",
         STUDIES,
         metavar="RULE",
@@ -159,27 +159,27 @@ class Study:
     )
     trials: int = described(
         3,
-        "number of trials, each with its own split, start and batches",
+        "number of trials, each with its own split, initial weights and batches",
         "protocol",
         (*STUDIES, "figure sensitivity"),
         metavar="N",
         term=Term(
             "trials",
-            "times that everything was repeated, each with its own split of the images, start and batches",
+            "number of repetitions, each with its own split of the images, initial weights and batches",
             always=True,
         ),
     )
     hparam_trials: int = described(
         1,
-        "number of settings that every method chooses from by validation; the first is its defaults",
+        "number of hyperparameter settings per method, the first its defaults; validation selects one",
         "protocol",
         STUDIES,
         metavar="N",
-        term=Term("settings per method", "hyperparameter settings that every method chose from", always=True),
+        term=Term("settings per method", "hyperparameter settings tried for every method", always=True),
     )
     search: Search = described(
         "short",
-        "defaults and ranges that settings are drawn from: short, for a few hundred steps, or protocol, DomainBed's",
+        "defaults and ranges of the hyperparameters: short, for a few hundred steps, or protocol, as in DomainBed",
         "protocol",
         (*RUNS, *COSTS),
         term=Term(
@@ -204,14 +204,14 @@ class Study:
         RUNS,
         none="the protocol's number",
         metavar="N",
-        term=Term("steps between evaluations", "how often a run is scored, and a step can be selected", always=True),
+        term=Term("steps between evaluations", "how often a run is scored; scored steps can be selected", always=True),
     )
     model: str | None = described(
         None,
         "network to train",
         "model",
         ALL,
-        none="a small one on small images; photographs need one named",
+        none="a small one for small images; photographs need a name",
         term=Term("model", "the network", always=True),
     )
     precision: Precision = described(
@@ -219,11 +219,11 @@ class Study:
         "precision of the forward passes: float32 or bf16",
         "training",
         (*RUNS, "bench data", "bench diagnostics"),
-        term=Term("precision", "of the forward passes", always=True),
+        term=Term("precision", "number format of the forward passes", always=True),
     )
     device: str = described(
         "cpu",
-        "device that trains: cpu, cuda, cuda:1, ...; a cluster may have one that this machine lacks",
+        "device to train on: cpu, cuda, cuda:1, ...; on a cluster, this machine need not have it",
         "training",
         ALL,
         metavar="DEVICE",
@@ -231,46 +231,46 @@ class Study:
     )
     tune: Tuning = described(
         "per_target",
-        "how settings are chosen: per_target and trial, or shared, one for each method and data set",
+        "whether every target and trial selects a setting (per_target) or a data set shares one (shared)",
         "protocol",
         STUDIES,
         term=Term(
             "tuning",
-            "what a setting was chosen for; where this is not given, for every target and trial",
+            "how settings were selected; if not shown, separately for every target and trial",
             texts={"shared": "one setting for all targets and trials"},
         ),
     )
     single_source: bool = described(
         False,
-        "train on one domain, with all others as targets, every domain in turn",
+        "train on one domain at a time, with all others as targets",
         "protocol",
         STUDIES,
         term=Term(
             "sources",
-            "what a run was trained on; where this is not given, on all domains but the target",
+            "the domains that a run was trained on; if not shown, all but the target",
             texts={True: "one domain"},
         ),
     )
     kind: Kind | None = described(
         None,
-        "kind of the images in a folder of your own: photographs or small_images; size and augmentation go by it",
+        "kind of the images in your own folder, which sets size and augmentation: photographs or small_images",
         "data",
         ALL,
-        none="what a look at the files says",
-        term=Term("kind", "of a folder's images: photographs are cropped, flipped and changed in colour in training"),
+        none="inferred from the files",
+        term=Term("kind", "kind of the images; photographs are cropped, flipped and changed in colour in training"),
     )
     image_size: int | None = described(
         None,
         "side of the images in pixels",
         "data",
         ALL,
-        none="the model's for photographs, else their own",
+        none="the model's for photographs, else the images' own",
         metavar="PIXELS",
         term=Term("image size", "side of the images, in pixels"),
     )
     weights: Path | None = described(
         None,
-        "file of weights to start from, safetensors or torch; learning rates depend on whether there is one",
+        "file of weights to start from, safetensors or torch; it changes the learning rates of the search",
         "model",
         ALL,
         none="a random start",
@@ -286,25 +286,25 @@ class Study:
         metavar="MEAN,STD",
         term=Term(
             "normalisation",
-            "mean and standard deviation of pixels from 0 to 1 that the weights were trained with; where this is not "
-            "given, those that go with the model's name",
+            "mean and standard deviation, for pixels from 0 to 1, that the weights were trained with; if not shown, "
+            "those of the named model",
         ),
     )
     split: SplitRule = described(
         "random",
-        "how images are held out: random, as in DomainBed, or grouped, with drawings of one photograph on one side",
+        "how images are held out: random, as in DomainBed, or grouped, which keeps drawings of one photograph together",
         "data",
         (*RUNS, *COSTS),
         term=Term("split", "how the held-out images of a domain are chosen"),
     )
     compile: bool = described(
         False,
-        "compile the featurizer with torch.compile: the same to rounding, faster on a GPU",
+        "compile the featurizer with torch.compile: faster on a GPU, with the same results up to rounding",
         "training",
         ALL,
         term=Term(
             "compiled",
-            "what was turned into code of its own, which computes the same to rounding",
+            "the part compiled to faster code, whose results are the same up to rounding",
             texts={True: "the featurizer, by torch.compile"},
         ),
     )
@@ -318,23 +318,23 @@ class Study:
     )
     clip_norm: float | None = described(
         None,
-        "largest norm of the gradient",
+        "norm to clip the gradient to",
         "training",
         (*RUNS, "bench diagnostics"),
         none="no clipping",
         metavar="X",
-        term=Term("clip norm", "largest norm of the gradient"),
+        term=Term("clip norm", "norm that the gradient was clipped to"),
     )
     averaging: Averaging = described(
         "none",
         "average of the weights over the steps: none, swad or ema",
         "training",
         (*STUDIES, "train", "figure sensitivity"),
-        term=Term("averaging", "of the weights over the steps; the averaged weights are scored"),
+        term=Term("averaging", "how the weights were averaged over the steps; the averaged weights are scored"),
     )
     fixed: dict[str, Value] = described(
         {},
-        "hyperparameters fixed by hand for all methods, which leave the search, as in optimizer.lr=0.03",
+        "hyperparameters to fix for all methods instead of searching them, as in optimizer.lr=0.03",
         "methods",
         (*RUNS, *COSTS),
         none="none",
@@ -349,7 +349,7 @@ class Study:
         check_study(self)
 
     def device_here(self) -> torch.device:
-        """Return the device, to train on this machine.
+        """Return the device for training on this machine.
 
         Raises:
             FieldError: this machine does not have it.
@@ -363,7 +363,7 @@ class Study:
 
     @property
     def combinations(self) -> list[Method]:
-        """Every algorithm with every annealer and optimizer, in no variant."""
+        """Every algorithm with every annealer and optimizer, without variants."""
         return [
             Method(algorithm, optimizer, annealer)
             for algorithm in self.algorithms
@@ -373,7 +373,7 @@ class Study:
 
     @property
     def methods(self) -> list[Method]:
-        """The rows of the table: every method in every variant that it has the hyperparameters of."""
+        """The rows of the table: every method in every variant whose hyperparameters it has."""
         from shiftproof.protocol import hyperparameters
 
         result = []
@@ -384,11 +384,11 @@ class Study:
 
     @property
     def baseline_method(self) -> Method:
-        """The method that differences are taken from."""
+        """The method that the others are compared with."""
         return next(method for method in self.methods if self.baseline in (None, str(method)))
 
     def only(self, method: Method) -> Study:
-        """Return the study of one of its methods alone; what is fixed for others is left out."""
+        """Return the study reduced to one of its methods, without hyperparameters fixed for others only."""
         from shiftproof.protocol import hyperparameters
 
         known = hyperparameters(*method[:3])

@@ -1,4 +1,4 @@
-"""Opens the data sets of a study, with the model and the size of images that go with their kind."""
+"""Opens the data sets of a study, and finds the model and image size for their kind of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shiftproof.models import Normalisation, default_image_size, stated_normalis
 from shiftproof.studies.study import Study
 
 SMALL_MODEL = "small_lenet"
-"""What small images in a folder are trained with where no model is named."""
+"""The default model for a folder of small images."""
 
 
 def open_data(study: Study, dataset: str) -> DomainDataset:
@@ -29,7 +29,7 @@ def open_data(study: Study, dataset: str) -> DomainDataset:
 
 
 def data_folder(study: Study, dataset: str) -> Path | None:
-    """Return the folder that holds a data set of a study; an embedded one beside others has none."""
+    """Return the folder that holds a data set of a study; None for an embedded data set among others."""
     embedded = DATASETS[dataset].embedded
     if study.data_dir is None or (embedded and not all(DATASETS[name].embedded for name in study.datasets)):
         return None
@@ -38,16 +38,16 @@ def data_folder(study: Study, dataset: str) -> Path | None:
 
 @lru_cache(maxsize=2)
 def open_dataset(name: str, data_dir: Path | None, image_size: int | None, kind: Kind | None) -> DomainDataset:
-    """Open a data set by name, a folder of one's own with the kind of its images; a process opens it once."""
+    """Open a data set by name, once per process; ``kind`` is for folders of unpublished images."""
     entry = DATASETS[name]
     return entry.open(data_dir, image_size) if entry.kind else entry.open(data_dir, image_size, kind)
 
 
 def kind_of(study: Study, dataset: str) -> Kind:
-    """Return the kind of a data set's images: its own, else what the study states, else by a look at the files.
+    """Return the kind of a data set's images: its own, else the study's, else inferred from the files.
 
     Raises:
-        FolderError: the folder that is looked at is missing or not laid out as a data set.
+        FolderError: the folder to infer it from is missing or not laid out as a data set.
     """
     return DATASETS[dataset].kind or study.kind or _look(data_folder(study, dataset)).kind
 
@@ -62,13 +62,13 @@ def model_of(study: Study, dataset: str) -> str:
     if known is not None:
         return known
     if study.weights is not None:
-        raise FieldError("model", f"no model is named: name the one that {study.weights.name} holds the weights of")
+        raise FieldError("model", f"no model is named: name the one whose weights {study.weights.name} holds")
     if kind_of(study, dataset) == "photographs":
         name = dataset if study.data_dir is None or DATASETS[dataset].kind else study.data_dir.name
         raise FieldError(
             "model",
             f"the images of {name} are photographs, and no model is named. Give one with weights to start from (model "
-            "resnet18 and a file of weights, as torchvision or timm has them). A model alone is trained from scratch, "
+            "resnet18 and a file of weights from torchvision or timm). A model alone is trained from scratch, "
             "which takes far more images and steps. If they are digits, characters or spectrograms, set kind to "
             "small_images",
         )
@@ -76,9 +76,9 @@ def model_of(study: Study, dataset: str) -> str:
 
 
 def image_size_of(study: Study, dataset: str) -> int | None:
-    """Return the side to which a data set's images are resized; None for sets that have a size of their own.
+    """Return the side in pixels to which a data set's images are resized; None for data sets of a fixed size.
 
-    Photographs have what the model is made for, unless the study states a size; small images their own.
+    Unless the study states a size, it is the model's for photographs and the images' own for small images.
     """
     fixed_size = DATASETS[dataset].kind == "small_images"
     if study.image_size is not None:
@@ -92,11 +92,11 @@ def image_size_of(study: Study, dataset: str) -> int | None:
 
 
 def normalisation_of(study: Study, channels: int) -> Normalisation | None:
-    """Return the normalisation of images that a study or its weights file states; None where the model's name decides.
+    """Return the normalisation of images that a study or its weights file states; None to use the model's.
 
     Raises:
-        FieldError: it is of images of another number of channels, or the weights file cannot be read.
-        FileNotFoundError: there is no such weights file.
+        FieldError: it does not fit the number of channels, or the weights file cannot be read.
+        FileNotFoundError: the weights file does not exist.
     """
     if study.normalisation is not None:
         return Normalisation.parse(study.normalisation, channels)
@@ -104,7 +104,7 @@ def normalisation_of(study: Study, channels: int) -> Normalisation | None:
 
 
 def say_normalisation(study: Study, model: str, normalisation: Normalisation) -> None:
-    """Say how images are normalised for given weights, and what this was taken from."""
+    """Print how images are normalised for given weights, and where the normalisation comes from."""
     if study.weights is None:
         return
     if study.normalisation is not None:
@@ -112,20 +112,20 @@ def say_normalisation(study: Study, model: str, normalisation: Normalisation) ->
     elif stated_normalisation(study.weights, len(normalisation.mean)) is not None:
         source = "as the file states; set normalisation to override this"
     else:
-        source = f"as model {model} has it; set normalisation if the weights were trained with another"
+        source = f"the default of model {model}; set normalisation if the weights were trained with another"
     _say(f"{study.weights.name}: normalisation {normalisation}, {source}")
 
 
 @lru_cache(maxsize=16)
 def _say(line: str) -> None:
-    """Print a line, once in a process."""
+    """Print a line, once per process."""
     print(line, file=sys.stderr)
 
 
 @lru_cache(maxsize=2)
 def _look(folder: Path | None) -> Look:
-    """Look at the files of a folder, once in a process, and say what they are taken for."""
+    """Infer the kind of images in a folder, once per process, and print the result."""
     look = look_at_folder(folder)
     size = f" of {look.small_size} x {look.small_size} pixels" if look.kind == "small_images" else ""
-    print(f"{folder}: taken for {look.kind}{size} ({look.text}); set kind to override this", file=sys.stderr)
+    print(f"{folder}: treated as {look.kind}{size} ({look.text}); set kind to override this", file=sys.stderr)
     return look

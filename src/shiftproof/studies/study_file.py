@@ -1,4 +1,4 @@
-"""Study files: a study in YAML, at the paper's scale and at smaller ones, whose errors name the line."""
+"""Study files: studies in YAML at the paper's scale and at smaller ones. Errors name the line."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ _SMOKE: Mapping[str, Any] = {
     "normalisation": None,
     "image_size": None,
 }
-"""What a smoke run always has: it needs no file but the study's."""
+"""The fields that the smoke scale always sets, so that it needs no file but the study's."""
 
 
 class StudyFileError(ValueError):
-    """A study file that cannot be read or that describes no study; the message names the file and the line."""
+    """A study file cannot be read or does not describe a valid study; the message names the file and the line."""
 
 
 class _Pair(NamedTuple):
-    """A key of a mapping and what stands behind it."""
+    """A key of a mapping and its value."""
 
     key: yaml.Node
     value: yaml.Node
 
 
 class _Entry(NamedTuple):
-    """The value of a field, the key that set it and where it stands."""
+    """The value of a field, with the nodes of the key that set it and of the value."""
 
     value: Any
     key: yaml.Node
@@ -64,23 +64,23 @@ _Entries = dict[str, _Entry]
 def read_study(path: Path, scale: Scale = "paper", overrides: Mapping[str, Any] = {}) -> tuple[Study, list[str]]:
     """Read a study file.
 
-    The top level of the file is the study at the paper's scale; `scales` changes fields of it. The smoke scale
-    always runs a small network on the embedded digits. A name that stands for nothing is refused in every scale of the
-    file, also in one that is not read; variants that none of the study's methods can be run in are left out.
+    The top level of the file is the study at the paper's scale, and `scales` changes some of its fields. The smoke
+    scale always runs a small network on the embedded digits. Unknown names are errors in every scale of the file, even
+    in one that is not asked for. Variants that fit none of the study's methods are left out.
 
     Args:
         path: the file.
-        scale: which of its scales.
-        overrides: fields of the study that win over the file's, from the command line; names that the file has there
-            instead may have gone since. Nothing of them is left out. Variants may be given by the names that they have
-            in the file; hyperparameters are fixed besides the file's.
+        scale: the scale to read.
+        overrides: fields from the command line, which replace the file's; names that they replace are not checked, and
+            none of them is left out. Variants may be given by their names in the file; hyperparameters are fixed in
+            addition to the file's.
 
     Returns:
-        The study, and one line for every variant that was left out of it.
+        The study, and one line for every variant that was left out.
 
     Raises:
-        StudyFileError: there is no such file, it is no YAML, or it describes no study.
-        FieldError: an override is at fault, alone or beside what the file says.
+        StudyFileError: the file does not exist, is not YAML or does not describe a valid study.
+        FieldError: an override is invalid, by itself or together with the file.
     """
     scales = _scales(path)
     _check_names(scales, overrides)
@@ -102,13 +102,13 @@ def read_study(path: Path, scale: Scale = "paper", overrides: Mapping[str, Any] 
 
 @contextmanager
 def naming_lines(path: Path, scale: Scale, overrides: Mapping[str, Any]) -> Iterator[None]:
-    """Name the line of the file in errors of a field that show only when the data are open.
+    """Name the file's line in errors of a field that show only after the data are opened.
 
     The arguments are those of `read_study`.
 
     Raises:
-        StudyFileError: for a `FieldError` inside that the file is to blame for.
-        FieldError: for one that an override is to blame for.
+        StudyFileError: a `FieldError` was raised inside, for a field that the file sets.
+        FieldError: one was raised inside, for an override.
     """
     try:
         yield
@@ -124,9 +124,9 @@ def _entries_of(path: Path, scales: Mapping[str, _Entries], scale: Scale) -> _En
 
 
 def _placed(error: FieldError, path: Path, entries: _Entries, overrides: Mapping[str, Any]) -> ValueError:
-    """Return an error that says where the first of an error's fields that was given stands.
+    """Return the error with the line of the first of its fields that was given.
 
-    That of an override stays a `FieldError`, of that field alone: whoever gave it knows where.
+    If that field is an override, the error stays a `FieldError`, about that field alone: the caller knows its place.
     """
     for field in error.fields:
         if field in overrides or field in overrides.get("fixed", {}):
@@ -137,7 +137,7 @@ def _placed(error: FieldError, path: Path, entries: _Entries, overrides: Mapping
 
 
 def _key(field: str, entries: _Entries) -> yaml.Node | None:
-    """Return the key that sets a field or a hyperparameter, that of the variants if one of them does."""
+    """Return the key that sets a field or a hyperparameter; the key of the variants if one of them sets it."""
     if field in entries:
         return entries[field].key
     if "fixed" in entries and field in entries["fixed"].value:
@@ -153,7 +153,7 @@ def _values(entries: _Entries) -> dict[str, Any]:
 
 
 def _chosen(variants: Sequence[Variant | str], entries: _Entries) -> tuple[Variant, ...]:
-    """Return the variants of the command line, those of the file where it names them."""
+    """Return the variants given on the command line, taking those given by name from the file."""
     known = {variant.name: variant for variant in entries["variants"].value} if "variants" in entries else {}
     for variant in variants:
         if isinstance(variant, str) and variant not in known:
@@ -161,7 +161,7 @@ def _chosen(variants: Sequence[Variant | str], entries: _Entries) -> tuple[Varia
     return tuple(known[variant] if isinstance(variant, str) else variant for variant in variants)
 
 
-# What the file says, scale by scale
+# Reading the file, scale by scale
 
 
 def _scales(path: Path) -> dict[str, _Entries]:
@@ -205,7 +205,7 @@ def _entries(pairs: Mapping[str, _Pair]) -> _Entries:
 
 
 def _check_names(scales: Mapping[str, _Entries], overrides: Mapping[str, Any]) -> None:
-    """Raise for the first name in any scale that stands for nothing, unless the command line wins over its field."""
+    """Raise for the first unknown name in any scale, unless the command line overrides its field."""
     for entries in scales.values():
         for field, (value, _, node) in entries.items():
             if field not in overrides:
@@ -223,7 +223,7 @@ def _check_name(field: str, name: Any, node: yaml.Node) -> None:
 
 
 def _mapping(node: yaml.Node, what: str, kind: str, valid: Collection[str] | None = None) -> dict[str, _Pair]:
-    """Return the keys of a mapping, each once and, if `valid` is given, one of them."""
+    """Return the pairs of a mapping by key. Raise for a repeated key or one that is not in `valid`, if given."""
     if not isinstance(node, yaml.MappingNode):
         raise _error(node, f"{what} must be a mapping, not {_describe(node)}")
     result: dict[str, _Pair] = {}
@@ -243,7 +243,7 @@ def _mapping(node: yaml.Node, what: str, kind: str, valid: Collection[str] | Non
 
 
 def _convert(node: yaml.Node, kind: Any, what: str) -> Any:
-    """Return the value of a node as the type of a field; `what` is how errors call it."""
+    """Return the value of a node as the type of a field; `what` is its name in errors."""
     if NoneType in get_args(kind):
         if _is_null(node):
             return None
@@ -293,12 +293,12 @@ def _scalar(node: yaml.Node, kind: Any, what: str) -> Any:
 
 
 def _path(text: str) -> Path:
-    if not text:  # it would be the current folder
+    if not text:  # Path would make it the current folder
         raise ValueError(text)
     return with_home(text)
 
 
-# The text is parsed here and not by YAML, for which 1e-3 is a word and the domain 0 a number.
+# The text is not parsed by YAML, for which 1e-3 is a word and the domain 0 a number.
 _SCALARS: Mapping[Any, tuple[Callable[[str], Any], str]] = {
     int: (int, "a whole number"),
     float: (float, "a number"),
@@ -323,11 +323,11 @@ def _error(node: yaml.Node, message: str) -> StudyFileError:
     return StudyFileError(f"{node.start_mark.name}, line {node.start_mark.line + 1}: {message}")
 
 
-# What no method of the study has
+# Variants that fit no method of the study
 
 
 def _leave_out_variants(entries: _Entries, given: Mapping[str, Any]) -> list[str]:
-    """Take the variants that no method can be run in out of the file's; return a line for each."""
+    """Remove the file's variants that fit no method; return a line for each."""
     methods = _hyperparameters({**vars(Study()), **_values(entries), **given})
     if "variants" not in entries or not methods:
         return []
@@ -341,7 +341,7 @@ def _leave_out_variants(entries: _Entries, given: Mapping[str, Any]) -> list[str
 
 
 def _hyperparameters(values: Mapping[str, Any]) -> list[set[str]]:
-    """Return the hyperparameters of every method, by "axis.name"; of none where the study will refuse a name."""
+    """Return the hyperparameters of every method, as "axis.name"; nothing if a name is unknown, as `Study` will say."""
     try:
         return [set(hyperparameters(*method)) for method in product(*(values[field] for field in _METHODS))]
     except UnknownNameError:

@@ -1,4 +1,4 @@
-"""What a study costs here: passes counted, hours from a few timed steps."""
+"""The cost of a study on this machine: its passes, counted, and its hours, estimated from a few timed steps."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from shiftproof.studies.study_data import open_data
 from shiftproof.training import Inputs, RunSpec, build_steps
 
 TIMED_PHOTOGRAPHS = 4  # per source domain: enough to see the cost of one, few enough for large networks
-LEAST_STEPS, LEAST_SECONDS = 2, 0.3  # that are timed, after one that is not
-STAND_IN_IMAGES = 40  # per domain of a data set that is not at hand
+LEAST_STEPS, LEAST_SECONDS = 2, 0.3  # timed at least, after one step of warm-up
+STAND_IN_IMAGES = 40  # per domain, for a data set that is not at hand
 HOLDOUT = 0.2
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the runs of a data set cost.
+    """The cost of the runs on a data set.
 
     Attributes:
         dataset: its name.
-        at_hand: whether it was there; else images of noise stood in for it.
+        at_hand: whether it was available; otherwise images of noise stood in for it.
         runs: number of runs.
         passes: forward and backward passes of all their steps.
-        hours: of one run after the other on this machine, without starting and opening data.
+        hours: time of all runs one after the other on this machine, without starting and opening data.
     """
 
     dataset: str
@@ -46,19 +46,19 @@ class Cost:
 
 
 def study_costs(study: Study, plan: Plan, runs: Sequence[RunSpec]) -> list[Cost]:
-    """Return what runs of a study cost on this machine, data set by data set.
+    """Return the cost of a study's runs on this machine, by data set.
 
-    A step is timed once per algorithm and once per optimizer, without annealers; their costs are taken to multiply, and
-    an annealer's passes, of which there may be fewer, to cost what an optimizer's do. Photographs are timed
-    with `TIMED_PHOTOGRAPHS` per domain, and the time is scaled to the images of a run.
+    A step is timed once per algorithm and once per optimizer, without annealers. The estimate assumes that these costs
+    multiply, and that an annealer's passes, counted at their maximum, cost as much as an optimizer's. Photographs are
+    timed with `TIMED_PHOTOGRAPHS` per domain, and the time is scaled to a run's number of images.
 
     Args:
-        study: what to compare.
+        study: the study.
         plan: its plan.
-        runs: those to count, all of the plan or what is missing.
+        runs: the runs to count: all of the plan or the missing ones.
     """
     costs: list[Cost] = []
-    timed: dict[Hashable, float] = {}  # data sets of images of one size share what is timed
+    timed: dict[Hashable, float] = {}  # data sets whose images have the same size share timings
     for grid, key in zip(plan, study.datasets, strict=True):
         mine = [spec for spec in runs if spec.dataset == grid.dataset]
         data = open_data(study, key) if grid.at_hand else _stand_in(key, grid)
@@ -141,14 +141,14 @@ class _Meter:
 
 
 def _passes(spec: RunSpec, domains: int) -> float:
-    """Return the passes of a run, those of its annealer at most."""
+    """Return the passes of a run, with the most that its annealer can take."""
     passes = OPTIMIZERS[spec.optimizer].passes
     annealer = ANNEALERS[spec.annealer](**spec.axis("annealer"))
     return spec.steps * passes + annealer.planned_passes(domains - len(spec.targets), spec.steps, passes)
 
 
 def _median_time(work: Callable[[int], None]) -> float:
-    """Return the median time of a call, with one thread, as runs have it."""
+    """Return the median time of a call in seconds, on one thread, as in runs."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

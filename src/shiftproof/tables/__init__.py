@@ -1,4 +1,4 @@
-"""What results say, as tables: statistics, comparisons, and their text in several formats."""
+"""Tables of results: statistics, comparisons with published results, and text in several formats."""
 
 from shiftproof.tables.formats import FORMATS, as_csv, as_latex, as_markdown, as_text, write_csv
 from shiftproof.tables.statistics import AverageRanks, estimate, indistinguishable

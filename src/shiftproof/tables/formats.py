@@ -31,8 +31,8 @@ class Block:
     """A table as entries.
 
     Attributes:
-        title: what its numbers are, with their unit.
-        head: names of its columns; the first is of the rows' names.
+        title: what the numbers are, with their unit.
+        head: names of the columns; the first heads the rows' names.
         rows: entries, one per column.
         notes: lines below it.
     """
@@ -47,7 +47,7 @@ def as_text(results: Results, rule: str | None = None, baseline: str | None = No
     """Return the tables of a study for a terminal.
 
     Args:
-        results: of the study.
+        results: the study's results.
         rule: the selection rule; None for the study's first.
         baseline: the method that differences are taken from; None for the study's.
 
@@ -69,7 +69,7 @@ def as_markdown(results: Results, rule: str | None = None, baseline: str | None 
 
     parts = []
     for block in blocks(results, rule, baseline):
-        lines = [f"**{markdown(block.title).strip()}**", ""]  # with a space inside it is not bold
+        lines = [f"**{markdown(block.title).strip()}**", ""]  # a space beside the asterisks would prevent bold
         if block.rows:
             lines.append("| " + " | ".join(entry(Entry(name)) for name in block.head) + " |")
             lines.append("|---|" + "---:|" * (len(block.head) - 1))
@@ -112,9 +112,9 @@ def as_latex(results: Results, rule: str | None = None, baseline: str | None = N
 
 
 def as_csv(results: Results, rule: str | None = None, baseline: str | None = None) -> str:
-    """Return the tables of a study as CSV, a line per table, method and column, accuracies in [0, 1].
+    """Return the tables of a study as CSV, with a line per table, method and column and accuracies in [0, 1].
 
-    Without ``rule``, under all rules of the study. The arguments are those of `as_text`.
+    Without ``rule``, the tables of all rules of the study follow each other. The arguments are those of `as_text`.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -153,7 +153,7 @@ def as_csv(results: Results, rule: str | None = None, baseline: str | None = Non
 def write_csv(results: Results, output: Path) -> Path:
     """Write the tables of a study as `table.csv` into its output folder, and return the file's path.
 
-    What no encoding has, as of the name of a folder, is escaped.
+    Characters that cannot be encoded, as in the name of a folder, are escaped.
     """
     path = output / "table.csv"
     write_bytes(path, as_csv(results).encode(errors="backslashreplace"))
@@ -169,10 +169,10 @@ FORMATS: dict[str, Callable[[Results, str | None, str | None], str]] = {
 
 
 def blocks(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Block]:
-    """Return all that the tables of a study say, block by block; the arguments are those of `as_text`."""
+    """Return the tables of a study as blocks, in order; the arguments are those of `as_text`."""
     by_rule = {one: build_tables(results, one, baseline) for one in results.plan.selection}
     chosen = rule or results.plan.selection[0]
-    tables = by_rule.get(chosen) or build_tables(results, chosen, baseline)  # which refuses an unknown rule
+    tables = by_rule.get(chosen) or build_tables(results, chosen, baseline)  # raises for an unknown rule
     found = []
     for i, table in enumerate(tables):
         found.append(_accuracy_block(table))
@@ -218,7 +218,7 @@ def _accuracy_block(table: Table) -> Block:
 
 
 def _annealer_blocks(table: Table) -> list[Block]:
-    """Show what the annealers did, where one reports it."""
+    """Show the annealers' measurements, if any reports them."""
     digits = {"similarity_before": 6, "similarity_after": 6, "accepted": 1, "extra_passes": 1, "seconds": 1}
 
     def entry(value: float | None, places: int) -> Entry:
@@ -281,7 +281,7 @@ def _difference_block(table: Table) -> Block:
 
 
 def _selection_block(table: Table, by_rule: Mapping[str, Table]) -> Block:
-    """Show the mean under every selection rule, and what picking by the target would have added."""
+    """Show the mean under every selection rule, and how much picking by the target would have added."""
     rows = [
         [
             Entry(str(row.method)),
@@ -297,7 +297,7 @@ def _selection_block(table: Table, by_rule: Mapping[str, Table]) -> Block:
         rows,
         [
             f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "
-            "published best-of-sweep figures hold such a part."
+            "published best-of-sweep figures include such a gain."
         ],
     )
 
@@ -356,7 +356,7 @@ def _published_blocks(results: Results, compared: Sequence[Comparison]) -> list[
 
 
 def _time_blocks(results: Results, table: Table) -> list[Block]:
-    """Show training times beside published ones, both relative to the baseline's: machines differ."""
+    """Show training times beside published ones, both relative to the baseline's, because machines differ."""
 
     def published_seconds(method: Method) -> float | None:
         name = results.plan.published.get(method.variant)

@@ -1,4 +1,4 @@
-"""Names and numbers as text of one line, and as they must stand in Markdown and LaTeX to be read as what they are."""
+"""Escaping of names and numbers for one line of text, for Markdown and for LaTeX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def one_line(text: str) -> str:
-    """Return a text without line breaks and with escapes in place of what cannot be printed."""
+    """Return a text without line breaks, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else _unprintable(c) for c in text)
 
 
@@ -16,15 +16,15 @@ def _unprintable(character: str) -> str:
 
 _MARKDOWN = re.compile(
     r"[\\`*|~$]"
-    r"|(?<![^\W_])_|_(?![^\W_])"  # not within a word, where it is itself
-    r"|](?=[(\[:])"  # of a link
+    r"|(?<![^\W_])_|_(?![^\W_])"  # within a word, an underscore needs no escape
+    r"|](?=[(\[:])"  # the end of a link's text
 )
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
 def markdown(text: str) -> str:
-    """Return a text for Markdown, of tables too, that shows it as it is."""
+    """Escape a text for Markdown, including its tables."""
     escaped = _MARKDOWN.sub(r"\\\g<0>", one_line(text))
     return _TAG.sub("&lt;", _ENTITY.sub("&amp;", escaped))
 
@@ -42,5 +42,5 @@ _LATEX = {
 
 
 def latex(text: str) -> str:
-    """Return a text for LaTeX that shows it as it is."""
+    """Escape a text for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in one_line(text))

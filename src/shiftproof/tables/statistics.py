@@ -1,4 +1,4 @@
-"""How sure a comparison is: errors and paired differences over trials, tests and ranks over cells of a table."""
+"""Statistics of a comparison: errors and paired differences over trials, tests and ranks over cells of a table."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-DECIMALS = 12  # of accuracies; means that differ by less differ by rounding, and are tied
-SIGNIFICANCE = 0.05  # of the critical difference
+DECIMALS = 12  # accuracies that differ by less differ only by rounding, and count as tied
+SIGNIFICANCE = 0.05  # level of the critical difference
 
 
 class Estimate(NamedTuple):
-    """A mean over trials and its standard error, None with one trial."""
+    """A mean over trials and its standard error, which is None with one trial."""
 
     mean: float
     error: float | None
 
 
 class Difference(NamedTuple):
-    """A mean paired difference, its confidence interval and the p-value of no difference, None with one trial."""
+    """A mean paired difference; its confidence interval and p-value are None with one trial or equal differences."""
 
     mean: float
     low: float | None
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
 
 
 class SignCount(NamedTuple):
-    """In how many cells one method beats another, and the sign test's p-value, None where all cells are tied."""
+    """How many cells one method wins against another, and the sign test's p-value, None if all cells are tied."""
 
     wins: int
     losses: int
@@ -44,9 +44,9 @@ class AverageRanks(NamedTuple):
 
     Attributes:
         ranks: the mean rank of each method, 1 the best.
-        cells: how many the mean is over.
+        cells: number of cells that the mean is over.
         friedman_p: p-value of the hypothesis that all methods are equally good; None with one method or cell, or
-            where all are tied.
+            if all are tied.
         critical_difference: mean ranks at least this far apart differ at the 5 % level; None with one method or cell.
     """
 
@@ -57,7 +57,7 @@ class AverageRanks(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return mean and standard error (n - 1) of independent values, at least one."""
+    """Return the mean and standard error (n - 1) of one or more independent values."""
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return Estimate(mean, None)
@@ -68,12 +68,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 def paired_difference(values: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> Difference:
     """Return the mean of values minus baseline, pair by pair, with Student's t interval and two-sided paired t-test.
 
-    Differences that are all equal tell nothing of their spread, so they have no interval and no p-value: with few
-    trials and small sets of images they are a coincidence, not certainty.
+    Differences that are all equal get no interval and no p-value: they do not show how far differences spread, and
+    with few trials on small sets of images they are a coincidence, not certainty.
 
     Args:
         values: one per trial.
-        baseline: of the same trials, in the same order.
+        baseline: the baseline's values for the same trials, in the same order.
         confidence: coverage of the interval.
     """
     mean, error = estimate([a - b for a, b in zip(values, baseline, strict=True)])
@@ -89,7 +89,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], confid
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Return the p-values adjusted for their number, so that they bound the chance of any false discovery.
 
-    A None stays None and does not count. Holm, "A simple sequentially rejective multiple test procedure",
+    A None stays None and is not counted. Holm, "A simple sequentially rejective multiple test procedure",
     Scandinavian Journal of Statistics 1979.
     """
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
@@ -102,13 +102,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def sign_count(values: Sequence[float], baseline: Sequence[float]) -> SignCount:
-    """Count the cells in which values are above the baseline, with the exact two-sided sign test, ties dropped.
+    """Count the cells above and below the baseline, with the exact two-sided sign test, which drops ties.
 
     Args:
         values: one per cell.
-        baseline: of the same cells, in the same order.
+        baseline: the baseline's values for the same cells, in the same order.
     """
-    from scipy import stats  # here and below: its import would take a second of every training process
+    from scipy import stats  # here and below, because importing it would cost every training process a second
 
     gains = [round(a - b, DECIMALS) for a, b in zip(values, baseline, strict=True)]
     wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
@@ -125,7 +125,7 @@ def average_ranks(scores: Sequence[Sequence[float]]) -> AverageRanks:
         scores: by method, then by cell; higher is better, and ties share their mean rank.
 
     Raises:
-        ValueError: if there is no cell, or methods differ in their number of cells.
+        ValueError: there is no cell, or methods differ in their number of cells.
     """
     from scipy import stats
 
@@ -147,7 +147,7 @@ def indistinguishable(ranks: Sequence[float], critical_difference: float) -> lis
     """Return the largest groups of two or more methods whose mean ranks differ by less than the critical difference.
 
     Returns:
-        The positions of the first and the last of each group, in the order of ascending ranks.
+        The positions of the first and last method of each group, in order of ascending ranks.
     """
     ordered = sorted(ranks)
     groups: list[tuple[int, int]] = []
@@ -159,7 +159,7 @@ def indistinguishable(ranks: Sequence[float], critical_difference: float) -> lis
 
 
 def _friedman_p(ranks: np.ndarray) -> float | None:
-    """The chi-square test on mean ranks, corrected for ties by the variance that the ranks really have."""
+    """Return the p-value of the chi-square test on mean ranks, corrected for ties by the ranks' actual variance."""
     from scipy import stats
 
     methods, cells = ranks.shape
@@ -172,7 +172,7 @@ def _friedman_p(ranks: np.ndarray) -> float | None:
 
 
 def _critical_difference(methods: int, cells: int) -> float:
-    """Nemenyi's, from the studentized range with infinite degrees of freedom."""
+    """Return Nemenyi's critical difference, from the studentized range with infinite degrees of freedom."""
     from scipy import stats
 
     q = float(stats.studentized_range.ppf(1 - SIGNIFICANCE, methods, np.inf)) / math.sqrt(2)

@@ -33,7 +33,7 @@ from shiftproof.tables.statistics import (
 from shiftproof.training import RESULTS_VERSION
 
 Scores = dict[int, float]
-"""A quantity by trial, of the trials that have it."""
+"""A quantity by trial, for the trials that have it."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Cell:
     """One entry of a table.
 
     Attributes:
-        accuracy: over the trials that finished, None if none has.
-        class_mean: the same for the mean over classes.
+        accuracy: mean accuracy over the trials that finished, None if none has.
+        class_mean: the mean over classes of the accuracy on each class, likewise.
         difference: from the baseline, over the trials that finished for both.
-        trials: trials that finished.
-        planned: trials of the study.
-        failed: whether a trial that did not finish failed (else it has not run yet).
+        trials: number of trials that finished.
+        planned: number of trials in the study.
+        failed: whether a trial failed; trials that are neither finished nor failed have not run yet.
     """
 
     accuracy: Estimate | None
@@ -59,18 +59,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method's row: its cells by column and for their mean, what they say together, and its cost.
+    """A method's row: its cells, their mean and comparison with the baseline, and the method's cost.
 
     Attributes:
-        method: what was trained.
-        cells: by column.
-        mean: of the columns, within each trial.
+        method: the method that was trained.
+        cells: its cells by column.
+        mean: the mean of the columns, taken within each trial.
         adjusted_p: p-value of the mean's difference, corrected for the number of rows by Holm's method.
         signs: on how many targets it is above and below the baseline.
         sweep_gain: what picking steps and settings by the target's accuracy (the oracle) would have added to the mean.
-        passes_per_step: forward and backward passes of one step, the annealer's included.
+        passes_per_step: forward and backward passes of one step, including the annealer's.
         seconds: mean wall time of a run.
-        annealing: what the annealer did, by quantity: means over runs; empty where it reports nothing.
+        annealing: the annealer's measurements by name, as means over runs; empty if it reports none.
     """
 
     method: Method
@@ -90,12 +90,12 @@ class Table:
 
     Attributes:
         title: the data set, or the name of the study for the table over several.
-        rule: the selection rule, for steps and settings.
+        rule: the rule that selected steps and settings.
         columns: targets, or data sets.
         rows: one per method.
         baseline: the method that differences are taken from.
-        ranked: the methods that have a score on every target with a score, in the order of ``ranks``.
-        ranks: their average ranks over targets; None with fewer than two of them.
+        ranked: the methods with a score on every target, in the order of ``ranks``.
+        ranks: their average ranks over targets; None with fewer than two such methods.
         terms: what the accuracies depend on, by name.
         failures: a line per failed run, with its reason.
     """
@@ -115,10 +115,10 @@ class Comparison(NamedTuple):
     """A measured accuracy beside the published one.
 
     Attributes:
-        method: what was trained.
-        dataset: on what; "mean" is over all data sets of the published table.
+        method: the method that was trained.
+        dataset: the data set; "mean" stands for the mean over all data sets of the published table.
         measured: the mean over its targets.
-        published: what was published of it, or of its released form.
+        published: the published result of the method, or of its released form.
     """
 
     method: Method
@@ -133,12 +133,12 @@ class _Part(NamedTuple):
 
 
 def build_tables(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Table]:
-    """Build the tables of a study: with several data sets one over all of them, and one of each.
+    """Build the tables of a study: one per data set, after one over all of them if there are several.
 
     Args:
-        results: runs that are missing show as missing.
+        results: the study's results; missing runs are shown as missing.
         rule: the selection rule; None for the study's first.
-        baseline: the method that differences are taken from, as tables print it; None for the study's.
+        baseline: the method that differences are taken from, written as in tables; None for the study's.
 
     Raises:
         UnknownNameError: the study has no such rule or method.
@@ -164,7 +164,7 @@ def build_tables(results: Results, rule: str | None = None, baseline: str | None
 
 
 def comparisons(results: Results, tables: Sequence[Table]) -> list[Comparison]:
-    """Return the accuracies of a study's tables beside published ones, where it has a published table."""
+    """Return the accuracies of a study's tables that its published tables report too, with the published ones."""
     found = []
     names = {grid.dataset for grid in results.plan}
     over = tables[: len(tables) - len(results.plan.grids)]
@@ -174,7 +174,7 @@ def comparisons(results: Results, tables: Sequence[Table]) -> list[Comparison]:
             if name is None or row.mean.accuracy is None:
                 continue
             if dataset == OVERALL and names != {key.dataset for key in published(name)} - {OVERALL, SECONDS}:
-                continue  # a mean over other data sets
+                continue  # the published mean is over other data sets
             figure = published_for(name, *row.method[:3], dataset)
             if figure is not None:
                 found.append(Comparison(row.method, dataset, row.mean.accuracy, figure))
@@ -185,10 +185,10 @@ class _Builder:
     """Builds one table.
 
     Args:
-        results: of the study.
+        results: the study's results.
         rule: the selection rule.
         baseline: the method that differences are taken from.
-        columns: the targets that each column is the mean of.
+        columns: the targets over which each column takes the mean.
     """
 
     def __init__(self, results: Results, rule: str, baseline: Method, columns: dict[str, list[_Part]]) -> None:
@@ -260,7 +260,7 @@ class _Builder:
         return self.results.outcome(part.grid, rule or self.rule, method, part.targets, trial)
 
     def _column(self, method: Method, parts: Sequence[_Part], quantity: str, rule: str | None = None) -> Scores:
-        """Return the mean over the parts of a column, of the trials that have them all."""
+        """Return the mean over the parts of a column, by trial, for the trials that have all parts."""
         result = {}
         for trial in range(self.trials):
             picked = [self._outcome(method, part, trial, rule).selected for part in parts]
@@ -270,7 +270,7 @@ class _Builder:
         return result
 
     def _over_columns(self, method: Method, quantity: str, rule: str) -> Scores:
-        """Return the unweighted mean over the columns, of the trials that have them all."""
+        """Return the unweighted mean over the columns, by trial, for the trials that have all columns."""
         columns = [self._column(method, parts, quantity, rule) for parts in self.columns.values()]
         return {
             trial: sum(column[trial] for column in columns) / len(columns)
@@ -324,7 +324,7 @@ class _Builder:
 
 
 def _annealing(reports: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
-    """Return the mean of every quantity over the runs that have it, None where none has."""
+    """Return the mean of every quantity over the runs that have it, None if none has."""
     means: dict[str, float | None] = {}
     for name in reports[0] if reports else ():
         values = [value for report in reports if (value := report.get(name)) is not None]

@@ -1,4 +1,4 @@
-"""One run: its specification, its step, its loop and the model it keeps."""
+"""One run: its specification, its steps, its training loop and the model it keeps."""
 
 from shiftproof.protocol import PROTOCOLS, Protocol
 from shiftproof.training.averaging import CONVERGENCE

@@ -1,7 +1,7 @@
 """Averages of the weights over the steps of a run: SWAD and the exponential moving average.
 
-Floating-point tensors of the algorithm's state are averaged, buffers included; of integers the latest are kept. What
-an average remembers is a bounded number of copies of the weights, all of it in the run's checkpoints.
+Floating-point tensors of the algorithm's state are averaged, buffers included; integer tensors keep their latest
+values. An average holds a bounded number of copies of the weights, all of which the run's checkpoints include.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 from shiftproof.training.spec import RunSpec
 
 State = dict[str, Tensor]
-"""Weights and buffers by name, as a module's ``state_dict()`` has them."""
+"""Weights and buffers by name, as in a module's ``state_dict()``."""
 
 CONVERGENCE = 3
 PATIENCE = 6
 TOLERANCE = 1.3
 TOLERANCE_VLCS = 1.2
-"""SWAD's published N_s and N_e, in evaluations, and its r."""
+"""SWAD's published N_s and N_e, in evaluations, and r, for all data sets and for VLCS."""
 
 EMA_DECAY = 0.999
 
@@ -33,7 +33,7 @@ def copy_state(state: Mapping[str, Tensor]) -> State:
 
 
 def _blend(average: State, state: Mapping[str, Tensor], weight: float) -> None:
-    """Move an average towards a state, in place, by ``weight`` of the way."""
+    """Move an average towards a state, in place, by the fraction ``weight`` of the way."""
     for name, tensor in average.items():
         if tensor.is_floating_point():
             tensor.lerp_(state[name].detach(), weight)
@@ -49,7 +49,7 @@ class EMA:
     """Exponential moving average of the weights.
 
     After update number t (from 1) the average keeps min(0.999, (1 + t) / (10 + t)) of itself, as in TensorFlow's
-    ``ExponentialMovingAverage``: the start weights are forgotten soon, from t = 8,990 the decay is constant.
+    ``ExponentialMovingAverage``: the initial weights are forgotten soon, and the decay is constant from t = 8,990.
 
     Args:
         start: the weights before the first update.
@@ -59,21 +59,21 @@ class EMA:
         self.average = copy_state(start)
 
     def update(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Take in the weights after update number ``step``."""
+        """Add the weights after update number ``step`` to the average."""
         _blend(self.average, state, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it remembers, of tensors and plain Python values."""
+        """Return its state as tensors and plain Python values."""
         return {"average": self.average}
 
     def load_state_dict(self, content: dict[str, Any], like: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` gave, on the device of ``like``."""
+        """Restore the state that `state_dict` returned, on the device of ``like``."""
         self.average = _to_device_of(like, content["average"])
 
 
 @dataclass
 class Segment:
-    """The mean of the weights after neighbouring updates.
+    """The mean of the weights over consecutive updates.
 
     Attributes:
         first: number of the first update.
@@ -88,7 +88,7 @@ class Segment:
     loss: float = math.inf
 
     def extend(self, state: Mapping[str, Tensor], last: int) -> None:
-        """Take in the mean of the weights from the update after the present last one to update ``last``."""
+        """Add the mean of the weights over the updates that follow, up to number ``last``."""
         _blend(self.average, state, (last - self.last) / (last - self.first + 1))
         self.last = last
 
@@ -96,18 +96,17 @@ class Segment:
 class SWAD:
     """Stochastic weight averaging, densely, over the flat part of the validation loss.
 
-    The average starts at the first evaluation whose validation loss is the lowest of three from it on. It ends before
-    six evaluations all of whose losses exceed 1.3 (VLCS: 1.2) times the mean of those three; training stops there.
-    What lies between, every update counts once: those since the evaluation before the first too. At the end of
-    training, evaluations at the tail that exceed the threshold are left out.
+    The average starts at the first evaluation whose validation loss is the lowest among itself and the next two. It
+    ends before six evaluations in a row whose losses all exceed 1.3 (VLCS: 1.2) times the mean loss of those three;
+    training stops there. Every update in between counts once, including those since the evaluation before the first.
+    At the end of training, trailing evaluations above the threshold are left out.
 
     Source: Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021 (arXiv 2102.08604),
-    algorithm 1. The authors' code differs from it in that it counts the updates around the start several times and
-    takes in earlier ones below the threshold, and in what it returns where the loss never converges: here, the last
-    weights.
+    algorithm 1. The authors' code differs: it counts the updates around the start several times, adds earlier ones
+    below the threshold, and returns other weights if the loss never converges (here, the last).
 
     Args:
-        tolerance: r, the factor between the mean loss at the start and the threshold.
+        tolerance: r, the ratio of the threshold to the mean loss at the start.
     """
 
     def __init__(self, tolerance: float) -> None:
@@ -115,18 +114,18 @@ class SWAD:
         self.dead = False
         self._threshold: float | None = None
         self._running: Segment | None = None  # since the last evaluation
-        self._pending: list[Segment] = []  # between evaluations, not in the average
+        self._pending: list[Segment] = []  # segments between evaluations that are not in the average yet
         self._average: Segment | None = None
 
     def update(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Take in the weights after update number ``step``."""
+        """Add the weights after update number ``step`` to the segment since the last evaluation."""
         if self._running is None:
             self._running = Segment(step, step, copy_state(state))
         else:
             self._running.extend(state, step)
 
     def evaluated(self, loss: float) -> None:
-        """Take in the validation loss after the last update; it may end the average (``dead``)."""
+        """Record the validation loss after the last update; it may end the average by setting ``dead``."""
         assert self._running is not None  # noqa: S101 - an evaluation follows an update
         self._running.loss = loss
         self._pending.append(self._running)
@@ -146,7 +145,7 @@ class SWAD:
         return self._average
 
     def _take_in(self) -> bool:
-        """Move the earliest pending segment into the average, unless all that are pending exceed the threshold."""
+        """Move the earliest pending segment into the average, unless all pending ones exceed the threshold."""
         losses = [segment.loss for segment in self._pending]
         if self._threshold is None or not losses or min(losses) > self._threshold:
             return False
@@ -158,7 +157,7 @@ class SWAD:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it remembers, of tensors and plain Python values."""
+        """Return its state as tensors and plain Python values."""
         return {
             "dead": self.dead,
             "threshold": self._threshold,
@@ -168,7 +167,7 @@ class SWAD:
         }
 
     def load_state_dict(self, content: dict[str, Any], like: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` gave, on the device of ``like``."""
+        """Restore the state that `state_dict` returned, on the device of ``like``."""
 
         def segment(entries: dict[str, Any]) -> Segment:
             return Segment(**{**entries, "average": _to_device_of(like, entries["average"])})
@@ -180,10 +179,10 @@ class SWAD:
 
 
 def build_average(spec: RunSpec, start: Mapping[str, Tensor]) -> EMA | SWAD | None:
-    """Build the average that a run asks for, None for none.
+    """Build the average that a run asks for; None if it asks for none.
 
     Args:
-        spec: of the run.
+        spec: the run's spec.
         start: the weights before the first update.
     """
     match spec.averaging:

@@ -1,4 +1,4 @@
-"""Builds what takes a run's steps, as a function of its spec alone."""
+"""Builds the parts that take a run's steps. Only the spec determines them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from shiftproof.training.step import StepBuilder
 def build_steps(
     spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks = ALONE
 ) -> StepBuilder:
-    """Build what takes a run's steps: network, algorithm, optimizers and annealer, as functions of the spec alone.
+    """Build the network, algorithm, optimizers and annealer that take a run's steps.
 
     Args:
-        spec: what determines the run.
+        spec: the run's spec, which alone determines the result.
         dataset: the data set that the spec names.
-        device: where to train.
+        device: the device to train on.
         weights: file of the weights to start from.
         ranks: the processes that train the run.
 
@@ -50,9 +50,9 @@ def build_steps(
 def build_algorithm(
     spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks = ALONE
 ) -> Algorithm:
-    """Build a run's network and algorithm as they start, without optimizers: also of runs whose optimizer was removed.
+    """Build a run's network and algorithm in their initial state, without optimizers.
 
-    The arguments and errors are those of `build_steps`.
+    It works for runs whose optimizer has been removed. The arguments and errors are those of `build_steps`.
     """
     protocol = PROTOCOLS[spec.protocol]
     network = build_network(
@@ -70,7 +70,7 @@ def build_algorithm(
         torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))
         sources = len(dataset.domains) - len(spec.targets)
         algorithm = ALGORITHMS[spec.algorithm](network, sources, **spec.axis("algorithm"))
-        # FSDP2 shards no weights with the channels last
+        # FSDP2 cannot shard weights in channels-last format
         algorithm.to(device).to(memory_format=torch.contiguous_format if ranks.sharded else torch.channels_last)
         if spec.compile:
             algorithm.network.featurizer.compile()

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: everything that continuing it needs, in one file that is whole or absent."""
+"""Checkpoints of a run: everything needed to continue it, in one file that is never half-written."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from shiftproof.training.ranks import (
 def save_checkpoint(path: Path, algorithm: Algorithm, progress: dict[str, Any], ranks: Ranks = ALONE) -> None:
     """Write the algorithm, its optimizers and the run's progress, atomically.
 
-    What is sharded over ranks is written whole, so that any number of them can continue.
+    Tensors sharded over ranks are written whole, so that any number of ranks can continue.
 
     Args:
         path: the file.
-        algorithm: saved with its optimizers.
-        progress: what else the run must remember, of tensors and plain Python values.
-        ranks: the processes that train the run; all of them call this, and the first writes.
+        algorithm: the algorithm, saved with its optimizers.
+        progress: the rest of the run's state, as tensors and plain Python values.
+        ranks: the processes that train the run; all of them must call this, and the first writes.
     """
     state = {
         "algorithm": full_state(algorithm),
@@ -49,8 +49,8 @@ def load_checkpoint(path: Path, algorithm: Algorithm, entries: set[str]) -> dict
 
     Args:
         path: the file.
-        algorithm: restored with its optimizers.
-        entries: what the progress must hold.
+        algorithm: the algorithm, restored with its optimizers.
+        entries: names that the progress must have.
 
     Raises:
         DamagedFileError: the file is incomplete or altered.
@@ -70,18 +70,18 @@ def load_checkpoint(path: Path, algorithm: Algorithm, entries: set[str]) -> dict
 
 
 def read_saved(path: Path, remedy: str) -> dict[str, Any]:
-    """Return what `torch.save` wrote, of tensors and plain Python values, on the CPU.
+    """Return the tensors, on the CPU, and plain Python values that `torch.save` wrote.
 
     Args:
         path: the file.
-        remedy: what to do if it is damaged.
+        remedy: advice for the error message if it is damaged.
 
     Raises:
         DamagedFileError: the file is incomplete or altered.
     """
     try:
         with path.open("rb") as file:
-            with zipfile.ZipFile(file) as archive:  # torch does not compare the checksums that it writes
+            with zipfile.ZipFile(file) as archive:  # torch does not verify the checksums that it writes
                 altered = archive.testzip()
             if altered is not None:
                 raise DamagedFileError(path, f"checksum of {altered}", remedy)

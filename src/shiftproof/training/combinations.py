@@ -1,4 +1,4 @@
-"""Which data, algorithm, optimizer and annealer can work together."""
+"""Checks that data, algorithm, optimizer and annealer can work together."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from shiftproof.training.spec import RunSpec
 
 
 def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> None:
-    """Raise, before anything is trained, if the parts of a run cannot work together.
+    """Check before training that the parts of a run can work together.
 
     Args:
-        spec: the run.
+        spec: the run's spec.
         num_domains: number of source domains.
         ranks: the processes that train it.
 
@@ -38,7 +38,7 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
     if OPTIMIZERS[spec.optimizer].needs_graph and not algorithm.keeps_graph:
         raise FieldError(
             ("optimizers", "algorithms"),
-            f"{spec.optimizer} differentiates the gradient, and {spec.algorithm} leaves one without a graph: take "
+            f"{spec.optimizer} differentiates the gradient, but the gradient of {spec.algorithm} has no graph: use "
             "another optimizer",
         )
     if spec.accumulate > 1 and not algorithm.accumulates:
@@ -50,19 +50,19 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
     if spec.compile and OPTIMIZERS[spec.optimizer].needs_graph:
         raise FieldError(
             ("compile", "optimizers"),
-            f"{spec.optimizer} differentiates the gradient, which torch.compile cannot: leave out compile",
+            f"{spec.optimizer} differentiates the gradient, which torch.compile does not support: leave out compile",
         )
     if spec.compile and spec.axis("algorithm").get("first_order") is False:
         raise FieldError(
             ("compile", "algorithm.first_order", "algorithms"),
-            f"{spec.algorithm} differentiates the gradient, which torch.compile cannot: leave out compile, or set "
-            "algorithm.first_order",
+            f"{spec.algorithm} differentiates the gradient, which torch.compile does not support: leave out compile, "
+            "or set algorithm.first_order",
         )
     if spec.averaging == "swad" and not algorithm.pools_domains:
         raise FieldError(
             ("averaging", "algorithms"),
-            f"swad re-estimates batch norms from the images of all domains together, and {spec.algorithm} reads those "
-            "of one at a time: take ema, or no averaging",
+            f"swad re-estimates batch norms from the images of all domains together, but {spec.algorithm} reads one "
+            "domain at a time: use ema, or no averaging",
         )
     try:
         ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)
@@ -88,11 +88,11 @@ def _check_ranks(spec: RunSpec, num_domains: int, ranks: Ranks) -> None:
     if OPTIMIZERS[spec.optimizer].needs_graph:
         raise FieldError(
             "optimizers",
-            f"{spec.optimizer} trains on one device, not {ranks.size}: it differentiates the gradient, and their sum "
-            "over devices is not differentiable",
+            f"{spec.optimizer} trains on one device, not {ranks.size}: it differentiates the gradient, and a sum of "
+            "gradients over devices is not differentiable",
         )
     if ranks.sharded and algorithm.reads_heads:
-        raise FieldError("algorithms", f"{spec.algorithm} reads the weights of its heads, which fsdp shards: take ddp")
+        raise FieldError("algorithms", f"{spec.algorithm} reads the weights of its heads, which fsdp shards: use ddp")
     batch_size = spec.axis("data")["batch_size"]
     if batch_size % (spec.accumulate * ranks.size):
         parts = f"{spec.accumulate} parts on " if spec.accumulate > 1 else ""

@@ -1,4 +1,4 @@
-"""Devices."""
+"""Checks of device names and of the devices themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def check_device_name(device: str) -> None:
-    """Raise ValueError unless torch knows such devices, on this machine or another."""
+    """Raise ValueError unless torch knows this kind of device; this machine need not have one."""
     try:
         torch.device(device)
     except RuntimeError as error:
@@ -14,7 +14,7 @@ def check_device_name(device: str) -> None:
 
 
 def check_device(device: str) -> torch.device:
-    """Return the device of a name; raise ValueError unless torch can use it here."""
+    """Return the named device; raise ValueError unless torch can use it on this machine."""
     check_device_name(device)
     try:
         float(torch.zeros(1, device=device))

@@ -21,16 +21,18 @@ def evaluate(
     """Score predictions.
 
     Args:
-        predict: gives logits (n, classes) of normalised images, in evaluation mode.
+        predict: maps normalised images to logits (n, classes), in evaluation mode.
         batches: normalised images and labels.
         num_classes: number of classes.
-        precision: as in training.
+        precision: precision of the forward passes, as in training.
 
     Returns:
-        ``count`` of images, ``accuracy`` over all of them (top 1, in [0, 1]), ``per_class``, the accuracy of every
-        class, None for a class without images, and ``loss``, the mean cross-entropy in nats, None if it is not finite.
+        ``count``, the number of images; ``accuracy`` over all of them (top 1, in [0, 1]); ``per_class``, the accuracy
+        of every class, None for a class without images; and ``loss``, the mean cross-entropy in nats, None if it is
+        not finite.
     """
-    sums: list[Tensor] = []  # of a batch: losses, images by class, right ones by class; read at the end, all at once
+    # per batch: loss, images by class, correct ones by class; read all at once, because reading waits for a GPU
+    sums: list[Tensor] = []
     for images, labels in batches:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = predict(images)

@@ -1,4 +1,4 @@
-"""The images of a run: its splits, the batches of a step and the passes of an evaluation."""
+"""The images of a run: splits, batches for training steps and batches for evaluations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shiftproof.training.spec import RunSpec
 Part = Literal["in", "out"]
 EVALUATION_BATCH = 64
 GPU_EVALUATION_BATCH = 512
-"""What keeps a GPU busy; predictions that depend on the images beside them are made 64 at a time there too."""
+"""Large enough for a GPU; predictions that depend on the rest of the batch use `EVALUATION_BATCH` there too."""
 
 
 class Inputs:
@@ -30,10 +30,10 @@ class Inputs:
 
     Args:
         dataset: the data set.
-        spec: names the targets and determines splits and batches.
-        normalisation: of the network's input.
-        device: where batches go.
-        ranks: the processes that train the run: each fills its own rows of a step's batches; the others are NaN.
+        spec: the run's spec, which names the targets and determines splits and batches.
+        normalisation: normalisation of the network's input.
+        device: the device of the batches.
+        ranks: the processes that train the run; each fills only its own rows of a step's batches, the rest are NaN.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Inputs:
         return self._drawn(self.sources, candidates, self._batch_size, self._seed, step)
 
     def fresh_batches(self, step: int) -> list[Batch]:
-        """Return a batch of every source domain's held-out images, drawn and augmented as those of training are."""
+        """Return a batch of every source domain's held-out images, drawn and augmented as in training."""
         candidates = [self._splits[domain].out for domain in self.sources]
         return self._drawn(self.sources, candidates, self._batch_size, torch_seed(self._seed, "fresh"), step)
 
     def unseen_batch(self, step: int) -> Batch:
-        """Return images of the targets, together as many as a step trains on, drawn and augmented as those are."""
+        """Return as many images of the targets as a step trains on, drawn and augmented as in training."""
         candidates = [np.arange(len(self._dataset.domains[domain])) for domain in self.targets]
         size = -(-self._batch_size * len(self.sources) // len(self.targets))
         batches = self._drawn(self.targets, candidates, size, torch_seed(self._seed, "unseen"), step)
@@ -88,18 +88,18 @@ class Inputs:
         ]
 
     def _own_rows(self, domain: int, indices: NDArray[np.int64], seed: int, step: int) -> Tensor:
-        """Return the normalised images of a batch; those that other ranks compute the features of are NaN."""
+        """Return the normalised images of a batch; rows whose features other ranks compute are NaN."""
         own = slice(self._ranks.rank, None, self._ranks.size)
         images = self._prepared(self._augmented(domain, indices, own, seed, step))
         if self._ranks.size == 1:
             return images
-        whole = images.new_full((len(indices), *images.shape[1:]), math.nan)  # so that nothing reads them unseen
+        whole = images.new_full((len(indices), *images.shape[1:]), math.nan)  # so that using them by mistake shows
         whole = whole.contiguous(memory_format=torch.channels_last)
         whole[own] = images
         return whole
 
     def _augmented(self, domain: int, indices: NDArray[np.int64], own: slice, seed: int, step: int) -> Tensor:
-        """Return images at some positions of a batch as floats in [0, 1], photographs augmented."""
+        """Return the rows ``own`` of a batch as floats in [0, 1], augmented if they are photographs."""
         images = self._pixels(domain, indices[own])
         if not self._photographs:
             return images.float() / 255
@@ -109,13 +109,14 @@ class Inputs:
     def evaluation_batches(self, domain: int, part: Part, step: int = 0) -> Iterator[Batch]:
         """Yield all images of one part of a domain, in order, at the evaluation after step number ``step``.
 
-        They are plain, except that some dialects augment the sources' held-out photographs.
+        They are not augmented, except for the sources' held-out photographs in some dialects.
         """
         indices = self._splits[domain].out if part == "out" else self._splits[domain].in_
         draws = None
         if self._augments_validation and part == "out" and domain in self.sources:
             size = self._dataset.image_shape[-1]
-            draws = draw_augmentations(len(indices), size, self._seed, -step, domain)  # training's steps are above 0
+            # negative, because training draws with positive steps
+            draws = draw_augmentations(len(indices), size, self._seed, -step, domain)
         for start in range(0, len(indices), self._evaluation_batch):
             batch = slice(start, start + self._evaluation_batch)
             pixels = self._pixels(domain, indices[batch])
@@ -123,17 +124,17 @@ class Inputs:
             yield self._prepared(images), self._labels(domain, indices[batch])
 
     def sample(self, domain: int, part: Part, count: int) -> Batch:
-        """Return up to ``count`` plain images of one part of a domain, the same ones always."""
+        """Return up to ``count`` images of one part of a domain without augmentation, always the same ones."""
         split = self._splits[domain].out if part == "out" else self._splits[domain].in_
         chosen = split[:count]  # the splits are in random order
         return self._prepared(self._pixels(domain, chosen).float() / 255), self._labels(domain, chosen)
 
     def _prepared(self, pixels: Tensor) -> Tensor:
-        # convolutions are up to 2.5 times as fast with the channels last
+        # convolutions are up to 2.5 times as fast in channels-last format
         return self._normalisation(pixels).contiguous(memory_format=torch.channels_last)
 
     def _pixels(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
-        # fancy indexing copies the chosen images, also out of a memory-mapped array
+        # fancy indexing copies the chosen images, even out of a memory-mapped array
         return on_device(self._dataset.domains[domain].images[indices], self._device)
 
     def _labels(self, domain: int, indices: NDArray[np.int64]) -> Tensor:

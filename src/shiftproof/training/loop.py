@@ -1,4 +1,4 @@
-"""The one training loop, and what it tells whoever hooks into it."""
+"""The training loop and its callbacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
 STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 20}
-"""How often the host looks at the losses, for which it waits for a GPU, between evaluations; 1 for other devices."""
+"""Steps between two readings of the losses, which make the host wait for a GPU; 1 for other devices."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -28,64 +28,63 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Callback:
-    """Acts at the moments of a training loop; every hook does nothing unless overridden.
+    """Base class for actions at certain moments of a training loop; every hook does nothing unless overridden.
 
-    A loop calls one hook of all its callbacks, in their order, before it goes on. After every update it calls
-    `on_update`. When it has read the losses of the updates since it last did, it calls `on_loss` for each of them, then
-    `on_pause` once. A callback that evaluates calls `Loop.record`, which calls `on_evaluation`. `on_end` or
-    `on_divergence` come last; where anything else is raised, neither is called.
+    A loop calls a hook on all its callbacks, in order, before it goes on. After every update it calls `on_update`.
+    Whenever it reads the losses of the latest updates, it calls `on_loss` for each of them, then `on_pause` once. A
+    callback that evaluates calls `Loop.record`, which calls `on_evaluation`. `on_end` or `on_divergence` comes last;
+    neither is called after any other exception.
 
     Attributes:
-        name: of what it remembers, in the checkpoints of the loop; empty where it remembers nothing.
+        name: key of its state in the loop's checkpoints; empty if it has no state.
     """
 
     name = ""
 
     def on_start(self, loop: Loop) -> None:
-        """Act before the first step that is taken now: what a checkpoint holds has been restored."""
+        """Act before the first step, after a checkpoint has been restored if there is one."""
 
     def on_update(self, loop: Loop) -> None:
-        """Act after an update: the device may still be computing it, and its loss is not known."""
+        """Act after an update; the device may still be computing it, and its loss is not known yet."""
 
     def on_loss(self, loop: Loop, step: int, loss: float) -> None:
-        """Act on the loss of a step, which is finite; the loop may be up to `STEPS_BETWEEN_READS` further."""
+        """Act on the finite loss of a step; the loop may be up to `STEPS_BETWEEN_READS` steps ahead."""
 
     def on_pause(self, loop: Loop) -> None:
-        """Act where the losses of all steps so far are known: at least after every step that is to be evaluated."""
+        """Act when the losses of all steps so far are known, which is at least after every step due for evaluation."""
 
     def on_evaluation(self, loop: Loop, record: dict[str, Any]) -> None:
-        """Act on an evaluation, whose weights are in the network."""
+        """Act on an evaluation, while the network has the weights that were evaluated."""
 
     def on_end(self, loop: Loop) -> None:
         """Act after the last step."""
 
     def on_divergence(self, loop: Loop) -> None:
-        """Act where training diverged."""
+        """Act after training diverged."""
 
     def state_dict(self) -> Any:
-        """Return what it remembers, of tensors and plain Python values."""
+        """Return its state as tensors and plain Python values."""
 
     def load_state_dict(self, state: Any) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
 
 
 class Loop:
-    """Takes the steps of a run and tells its callbacks.
+    """Takes the steps of a run and calls its callbacks.
 
-    What is trained follows from the spec alone; callbacks may look, keep and stop. All ranks have the same callbacks.
-
-    The arguments and errors are those of `build_steps`.
+    The spec alone determines what is trained; callbacks may observe, save and stop it. All ranks must have the same
+    callbacks. The arguments and errors are those of `build_steps`.
 
     Attributes:
-        spec: as given.
-        dataset: as given.
-        device: as given.
-        ranks: as given.
+        spec: the run's spec.
+        dataset: the data set.
+        device: the device that trains.
+        ranks: the processes that train the run.
         steps: takes a step.
         inputs: the images.
-        progress: how far it has come.
-        callbacks: told, in their order; set them before `run`.
-        stopped: whether a callback has ended the training before its last step.
+        progress: the state of the loop.
+        callbacks: the callbacks, in the order of calling; set them before `run`.
+        stopped: a callback sets it to end the training before the last step.
     """
 
     def __init__(
@@ -97,11 +96,11 @@ class Loop:
         self.progress = Progress()
         self.callbacks: Sequence[Callback] = ()
         self.stopped = False
-        self._unread: list[Tensor] = []  # losses of the last steps, where the host does not wait for every one
+        self._unread: list[Tensor] = []  # losses of the last steps that the host has not read yet
 
     @property
     def algorithm(self) -> Algorithm:
-        """What is trained."""
+        """The algorithm, with the network that is trained."""
         return self.steps.algorithm
 
     @property
@@ -111,7 +110,7 @@ class Loop:
         return PROTOCOLS[spec.protocol].evaluated(self.progress.step, spec.steps, spec.checkpoint_freq)
 
     def run(self) -> None:
-        """Take all steps that are left.
+        """Take all remaining steps.
 
         Raises:
             NonFiniteLossError: training diverged.
@@ -130,18 +129,18 @@ class Loop:
             callback.on_end(self)
 
     def record(self, record: dict[str, Any]) -> None:
-        """Add an evaluation to the metrics and tell the callbacks of it."""
+        """Add an evaluation to the metrics and pass it to the callbacks."""
         self.progress.metrics.append(record)
         for callback in self.callbacks:
             callback.on_evaluation(self, record)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what continuing needs beside the algorithm and its optimizers, of the callbacks too."""
+        """Return the state of the loop and its callbacks, without the algorithm and its optimizers."""
         remembered = {callback.name: callback.state_dict() for callback in self.callbacks if callback.name}
         return {**vars(self.progress), **self.steps.state_dict(), **remembered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; what is of callbacks that are not there now is passed over."""
+        """Restore the state that `state_dict` returned, ignoring callbacks that are not there now."""
         self.progress = Progress(**{name: state[name] for name in vars(self.progress)})
         self.steps.load_state_dict(state)
         for callback in self.callbacks:
@@ -164,7 +163,7 @@ class Loop:
                 callback.on_pause(self)
 
     def _read_losses(self) -> None:
-        """Look at the losses of the last steps; the host waits for a GPU here."""
+        """Read the losses of the last steps; the host waits for a GPU here."""
         with self.progress.timed("step"):
             losses = self.ranks.agreed(torch.stack(self._unread)).tolist()
         self._unread = []

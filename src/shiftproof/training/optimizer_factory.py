@@ -1,4 +1,4 @@
-"""How the optimizers of a run are built, for an algorithm that knows none of them."""
+"""The factory that gives an algorithm its optimizers, so that the algorithm need not know which they are."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class RunOptimizers:
 
         Args:
             params: the parameters.
-            name: with the run's seed, the key of its random numbers; "all" has the run's seed itself.
-            lr_ratio: its learning rate over the run's, above 0.
-            weight_decay: None for the run's.
-            beta1: the decay of the first moment, in [0, 1), for optimizers with Adam's ``betas``, None for their own;
-                others pass over it.
-            beta2: the same of the second moment.
+            name: determines its random numbers together with the run's seed; "all" uses the run's seed itself.
+            lr_ratio: ratio of its learning rate to the run's, above 0.
+            weight_decay: its weight decay; None for the run's.
+            beta1: decay of the first moment, in [0, 1), for optimizers with Adam's ``betas``; None for their default.
+                Others ignore it.
+            beta2: decay of the second moment, likewise.
 
         Raises:
             ValueError: an argument or a hyperparameter is out of range.

@@ -1,4 +1,4 @@
-"""What a training loop remembers of the steps so far."""
+"""The state of a training loop: steps, times and evaluations so far."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ WORK: tuple[Work, ...] = ("data", "step", "evaluation", "checkpoints")
 
 @dataclass
 class Progress:
-    """How far a training loop has come.
+    """The state of a training loop.
 
     Attributes:
         step: number of the last step, 0 before the first.
         seconds: wall time so far, by kind of work.
         metrics: the evaluations so far, each with its ``step``, the mean ``loss`` of the training batches since the
-            one before, and ``domains``: the scores by domain and part.
+            previous evaluation, and ``domains``: the scores by domain and part.
     """
 
     step: int = 0

@@ -1,4 +1,4 @@
-"""What a recorded result must hold: a file that another version or a hand has written may hold anything."""
+"""Checks of a recorded result, whose file another version or a person may have written."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _ENTRIES = {"spec", "status", "error", "seconds", "passes", "metrics"}
 
 
 def check_result(result: Any) -> None:
-    """Raise unless what JSON gives of a result can be read as one; entries that nothing reads may be anything.
+    """Check that parsed JSON is a result. Entries that nothing reads may be anything.
 
     Raises:
-        ValueError: entries are missing or of another kind; the message names the first.
+        ValueError: an entry is missing or invalid; the message names the first.
     """
     if not isinstance(result, dict) or not result.keys() >= _ENTRIES:
         raise ValueError("entries are missing")
@@ -37,7 +37,7 @@ def check_result(result: Any) -> None:
 
 
 def _are_records(metrics: list[Any]) -> bool:
-    """Return whether these are evaluations, all of the same domains."""
+    """Return whether these are evaluations on the same domains."""
     return all(map(_is_record, metrics)) and len({tuple(record["domains"]) for record in metrics}) <= 1
 
 

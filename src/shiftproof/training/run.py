@@ -1,4 +1,4 @@
-"""One run: train on the source domains, evaluate, keep the selected model; killed, it continues where it stopped."""
+"""One run: train on the source domains, evaluate, keep the selected model. A killed run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RESULT_FILE = "result.json"
 SPEC_FILE = "spec.json"
 ERROR_FILE = "error.txt"
 VERSIONED = ("torch", "torchvision", "timm", "numpy", "pillow")
-"""Packages that stand beside a result with their versions."""
+"""Packages whose versions are recorded with a result."""
 RESULT_REMEDY = "delete it to train this run again"
 
 
@@ -63,26 +63,25 @@ def train(
 ) -> dict[str, Any]:
     """Train one run in its folder, from its checkpoint if there is one, and return its result.
 
-    A diverged run returns a result too: it is recorded as failed, because training it again would end alike.
-    Any other error is raised.
+    A run that diverges returns a result with status "failed", because training it again would diverge again. Any
+    other error is raised.
 
     Args:
-        spec: what determines the result.
+        spec: the run's spec, which alone determines the result.
         dataset: the data set that the spec names.
-        folder: the run's own; created if need be.
-        device: where to train.
+        folder: the run's own folder; created if need be.
+        device: the device to train on.
         weights: file of the weights to start from.
-        on_progress: told of every step.
-        on_record: told of every evaluation.
-        tracking: trackers that every evaluation is written to too; None for none.
-        ranks: the processes that train the run; each calls this, with its own device, and the first of them writes
-            files and trackers; ``on_progress`` and ``on_record`` are called by all. Any number can continue what any
-            other began.
+        on_progress: called after every step with its number and loss.
+        on_record: called with every evaluation.
+        tracking: trackers that also receive every evaluation; None for none.
+        ranks: the processes that train the run. Each calls this with its own device; all call ``on_progress`` and
+            ``on_record``, and the first writes files and trackers. A different number of processes can continue it.
 
     Raises:
         DamagedFileError: the folder holds a damaged checkpoint.
         ValueError: a part of the spec is not valid or its parts cannot work together, data set or weights are not the
-            spec's, or a tracker has no such name or is not installed.
+            spec's, or a tracker is unknown or not installed.
     """
     check_inputs(spec, dataset, weights)
     check_combination(spec, len(dataset.domains) - len(spec.targets), ranks)
@@ -93,7 +92,7 @@ def train(
     with reproducible(), closing(Trackers(tracked, folder)) as trackers:
         warm_up(spec, dataset, device, weights, ranks)
         if device.type != "cpu" or ranks.size > 1:
-            gc.collect()  # what is compiled or sharded lies in cycles, and the device would hold the weights twice
+            gc.collect()  # compiled and sharded modules are in reference cycles, and would keep a copy of the weights
         loop = Loop(spec, dataset, device, weights, ranks)
         checkpoints = Checkpoints(folder / CHECKPOINT_FILE)
         loop.callbacks = [
@@ -118,7 +117,7 @@ def train(
 
 
 def _keepers(loop: Loop, folder: Path) -> list[Callback]:
-    """Return what scores the weights and keeps the model: of SWAD the average, else that of the selected step."""
+    """Return the callbacks that score weights and keep a model: SWAD's average, else the selected step's model."""
     averaging = averaging_callback(loop, folder)
     if averaging is None:
         return [Evaluation(), Selection(folder)]
@@ -145,7 +144,7 @@ def _result(loop: Loop, status: str, error: str | None) -> dict[str, Any]:
 
 
 def check_inputs(spec: RunSpec, dataset: DomainDataset, weights: Path | None) -> None:
-    """Raise unless data set and weights are those that a run was planned with.
+    """Check that data set and weights are those that a run was planned with.
 
     Raises:
         ValueError: they are not.
@@ -157,7 +156,7 @@ def check_inputs(spec: RunSpec, dataset: DomainDataset, weights: Path | None) ->
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """Compute with one thread, so that the number of workers changes no result, and with fixed convolutions."""
+    """Compute on one thread, so that the number of workers affects no result, and with deterministic convolutions."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -168,7 +167,7 @@ def reproducible() -> Iterator[None]:
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of all tensors of a state, in their order."""
+    """Return the SHA-256 of all tensors of a state, in order, as hexadecimal digits."""
     digest = hashlib.sha256()
     for tensor in state.values():
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

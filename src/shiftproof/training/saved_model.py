@@ -27,12 +27,12 @@ DESCRIPTION_FILE = "model.json"
 
 
 class SavedModel(nn.Module):
-    """A trained network with what is needed to use it.
+    """A trained network with everything needed to use it.
 
     Attributes:
         network: maps normalised images (n, channels, height, width) to logits (n, classes).
         classes: the class names.
-        image_shape: (channels, height, width) of its input.
+        image_shape: shape (channels, height, width) of its input.
     """
 
     def __init__(self, network: Network, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> None:
@@ -47,7 +47,7 @@ class SavedModel(nn.Module):
         return logits
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Turn a picture into a normalised tensor (channels, height, width), as images were validated."""
+        """Turn a picture into a normalised tensor (channels, height, width), as in validation."""
         channels, size, _ = self.image_shape
         return self.normalise(torch.from_numpy(to_pixels(image, size, 1 if channels == 1 else 3)[None]))[0]
 
@@ -65,7 +65,7 @@ def save_model(
     classes: tuple[str, ...],
     image_shape: tuple[int, int, int],
 ) -> None:
-    """Keep a network with some weights in a run's folder, file by file; the algorithm's name tells its parts."""
+    """Save a network with some weights in a run's folder; the algorithm's name tells `load` which parts it adds."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     write_bytes(folder / WEIGHTS_FILE, save(tensors, {NORMALISATION: str(network.normalisation)}))
     write_json(
@@ -100,7 +100,7 @@ def load(run: str | Path) -> SavedModel:
     try:
         classes, image_shape = tuple(description["classes"]), tuple(description["image_shape"])
         network = build_network(description["model"], image_shape, len(classes), dropout=0.0, seed=0)
-        # not recorded by versions whose algorithms trained networks as built; one of the user's may not be registered
+        # early versions, whose algorithms added no parts, did not record it; a user's own may not be registered
         if (algorithm := description.get("algorithm", "erm")) in ALGORITHMS:
             network = ALGORITHMS[algorithm].extend(network)
         network.normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
@@ -119,11 +119,11 @@ def evaluate_folder(run: str | Path, data_dir: Path, device: str = "cpu") -> dic
 
     Args:
         run: the run's folder.
-        data_dir: ``<class>/<image>`` or ``<domain>/<class>/<image>``.
-        device: where to evaluate.
+        data_dir: folder of ``<class>/<image>`` or ``<domain>/<class>/<image>``.
+        device: the device to evaluate on.
 
     Returns:
-        By domain, ``count``, ``accuracy``, ``per_class`` and ``loss``, as `evaluate` gives them.
+        ``count``, ``accuracy``, ``per_class`` and ``loss`` by domain, as in `evaluate`.
 
     Raises:
         FileNotFoundError: the run holds no model.

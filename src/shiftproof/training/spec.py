@@ -1,4 +1,4 @@
-"""What determines the result of a run, and the hash that names it."""
+"""The specification of a run, which determines its result, and the hash that names the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from shiftproof.base.hparams import Value, is_finite
 from shiftproof.base.randomness import seed_hash
 
 RESULTS_VERSION = 6
-"""Raised whenever the same spec gives other numbers than before, so that no table mixes the two."""
+"""Increment it when code gives other numbers for the same spec, so that no table mixes the two."""
 _LABELS = ("hparam_seed", "variant")
 _LATER = ("averaging", "score_targets", "compile", "kind", "normalisation")
-"""Fields that are not in the hash at their defaults: runs from before they were added keep their names."""
+"""Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
 
 @dataclass(frozen=True)
@@ -25,39 +25,40 @@ class RunSpec:
 
     Attributes:
         dataset: name of the data set.
-        data_fingerprint: identifies its content.
-        algorithm: what is minimised.
-        optimizer: how a step is taken.
-        annealer: what happens around a step.
+        data_fingerprint: hash of its content.
+        algorithm: name of the algorithm, which defines what is minimised.
+        optimizer: name of the optimizer, which takes the steps.
+        annealer: name of the annealer, which acts around every step.
         targets: the domains left out; all others are sources.
-        trial_seed: number of the trial; it determines the splits, the start and the batches, so that methods
-            are compared in pairs.
-        hparam_seed: number of the hyperparameter setting; 0 is the defaults. A label: settings of equal values are
-            one run.
-        hparams: their values, by "axis.name".
-        steps: updates.
-        checkpoint_freq: steps between evaluations; the protocol says which step the count starts at.
+        trial_seed: number of the trial. It determines the splits, the initial weights and the batches, so that methods
+            can be compared in pairs.
+        hparam_seed: number of the hyperparameter setting; 0 is the defaults. It is a label outside the hash: settings
+            with equal values are one run.
+        hparams: values of the hyperparameters, by "axis.name".
+        steps: number of updates.
+        checkpoint_freq: steps between evaluations; the protocol determines where the count starts.
         model: name of the model.
         image_size: side of the images in pixels; None for the data set's own.
         split: how the held-out images are chosen ("random", "grouped").
         weights: fingerprint of the weights that training starts from; None for a random start.
-        accumulate: parts that a batch is split into for its gradient.
-        clip_norm: largest norm of the gradient; None for no clipping.
-        precision: of the forward passes.
-        compile: whether the featurizer is compiled by ``torch.compile``.
+        accumulate: number of parts that a batch is split into for its gradient.
+        clip_norm: norm that the gradient is clipped to; None for no clipping.
+        precision: precision of the forward passes.
+        compile: whether ``torch.compile`` compiles the featurizer.
         device: type of the device ("cpu", "cuda").
         protocol: dialect of the DomainBed protocol, by its name in `PROTOCOLS`.
-        averaging: of the weights over the steps: "none", "swad" or "ema" (see `shiftproof.training.averaging`).
-        score_targets: whether the in parts of the targets are scored at every evaluation, as leave-one-domain-out
-            validation needs it; else only where a rule reports them.
-        kind: of the images, of a folder of one's own; None for the data set's, and in earlier results, in which folders
-            were of photographs.
-        normalisation: of the images, where it is stated; None for that of the weights file or the model.
-        variant: what distinguishes the run's row in a table. A label, as `hparam_seed` is.
-        results_version: of the code that trains it, so that tables of earlier results can still be read.
+        averaging: average of the weights over the steps: "none", "swad" or "ema" (see
+            `shiftproof.training.averaging`).
+        score_targets: whether the in parts of the targets are scored at every evaluation, for leave-one-domain-out
+            validation; else only at steps that a rule reports.
+        kind: kind of the images in a user's folder; None for published data sets, and in earlier results, whose
+            folders held photographs.
+        normalisation: normalisation of the images, if stated; None for that of the weights file or the model.
+        variant: name of the variant in tables. It is a label outside the hash, like `hparam_seed`.
+        results_version: `RESULTS_VERSION` of the code that trains it, so that earlier results stay readable.
 
     Raises:
-        ValueError: a number is not finite; JSON, in which runs are recorded, could not hold it.
+        ValueError: a number is not finite, so that the JSON record of the run could not hold it.
     """
 
     dataset: str
@@ -107,7 +108,7 @@ class RunSpec:
 
     @property
     def seed(self) -> int:
-        """The seed of all its random numbers; equal for all methods of one trial and target."""
+        """The seed of all its random numbers, the same for all methods of one trial and target."""
         return seed_hash(self.dataset, self.targets, self.trial_seed)
 
     def axis(self, axis: str) -> dict[str, Any]:

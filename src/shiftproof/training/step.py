@@ -1,4 +1,4 @@
-"""The one place that builds a step."""
+"""The training step, put together from an algorithm, an optimizer and an annealer."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from shiftproof.base.randomness import seed_generators, torch_seed
 
 @dataclass
 class StepBuilder:
-    """Takes the steps of a run, whatever its algorithm, optimizer and annealer.
+    """Takes the steps of a run with any algorithm, optimizer and annealer.
 
-    A closure seeds torch's generators from (seed, step), zeroes the gradients, lets the algorithm leave its own,
-    the annealer edit them, clips, and returns the detached loss. Two calls at the same parameters give the same
-    loss and gradients bit for bit, so a multi-pass optimizer sees one objective.
+    A closure seeds torch's generators from (seed, step), clears the gradients, lets the algorithm compute them and the
+    annealer edit them, clips them and returns the detached loss. Two calls at the same parameters give the same loss
+    and gradients bit for bit, so that a multi-pass optimizer sees one objective.
 
     Attributes:
-        algorithm: leaves gradients.
+        algorithm: computes the gradients.
         annealer: acts around a step.
         seed: the run's seed.
         create_graph: whether the optimizer needs the graph of the backward pass.
-        accumulate: parts that each domain's batch is split into; gradients and losses are averaged over them.
-        clip_norm: largest norm of the gradient; None for no clipping.
+        accumulate: number of parts that each domain's batch is split into; gradients and losses are averaged over them.
+        clip_norm: norm that the gradient is clipped to; None for no clipping.
         precision: "float32", or "bf16" for autocast.
-        evaluated: batches of a domain that closures have evaluated so far, but for those of what is trained beside
-            the network.
+        evaluated: number of domain batches that closures have evaluated so far, without those for parts that are
+            trained beside the network.
     """
 
     algorithm: Algorithm
@@ -49,16 +49,16 @@ class StepBuilder:
 
     @property
     def passes(self) -> float:
-        """Passes over a batch of every source domain so far, an int where whole; the annealer counts its own."""
+        """Passes over a batch of every source domain so far, an int if whole; the annealer counts its own passes."""
         whole, rest = divmod(self.evaluated, self.algorithm.num_domains)
         return self.evaluated / self.algorithm.num_domains if rest else whole
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was counted so far, of plain Python values; all else is of the algorithm and its optimizers."""
+        """Return the counts so far as plain Python values; the algorithm and its optimizers hold all other state."""
         return {"evaluated": self.evaluated, "annealer": self.annealer.totals}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.evaluated, self.annealer.totals = state["evaluated"], state["annealer"]
 
     def take(self, batches: Sequence[Batch], step: int) -> Tensor:
@@ -66,19 +66,19 @@ class StepBuilder:
         parameters = [p for p in self.algorithm.parameters() if p.requires_grad]
 
         def make_closure(part: Sequence[Batch], *, annealed: bool = True) -> Closure:
-            # an algorithm may make several, of other batches
+            # an algorithm may ask for several closures, on batches of its own
             return self._closure(part, batches if annealed else None, step, parameters)
 
         searched = [p for p in self.algorithm.network.featurizer.parameters() if p.requires_grad]
         seed_generators(torch_seed(self.seed, "annealer", step), parameters[0].device)
-        # bfloat16 would round away what a search changes
+        # bfloat16 would round away the changes that a search makes
         self.annealer.before_step(parameters, step, self._domain_losses(batches, autocast=False), searched)
         return self.algorithm.update(batches, step, make_closure)
 
     def _domain_losses(
         self, batches: Sequence[Batch], seen: list[Tensor] | None = None, *, autocast: bool = True
     ) -> DomainLosses:
-        """Return what evaluates the loss of each domain; the values are appended to ``seen``."""
+        """Return functions that evaluate the loss of each domain and append the detached values to ``seen``."""
 
         def domain_loss(domain: int) -> Tensor:
             with self._autocast(batches) if autocast else nullcontext():
@@ -90,9 +90,10 @@ class StepBuilder:
         return [partial(domain_loss, domain) for domain in range(len(batches))]
 
     def _annealer_passes_suffice(self, batches: Sequence[Batch]) -> bool:
-        """Whether the annealer evaluates the domains and the mean of their gradients is that of the objective.
+        """Return whether the annealer's own passes give the gradient of the objective, so that no other is needed.
 
-        Batch norms that train would see domains instead of their union; a subclass of ERM may minimise anything.
+        Batch norms in training mode would see single domains instead of their union, and subclasses of ERM may
+        minimise anything.
         """
         return (
             self.annealer.leaves_mean
@@ -109,7 +110,7 @@ class StepBuilder:
     def _closure(
         self, batches: Sequence[Batch], domains: Sequence[Batch] | None, step: int, parameters: Sequence[Tensor]
     ) -> Closure:
-        """Return the closure of some batches; the annealer reads those of all domains, and acts if there are any."""
+        """Return the closure on ``batches``; the annealer edits its gradients by ``domains``, unless they are None."""
         parts = split_batches(batches, self.accumulate)
 
         def closure() -> Tensor:
@@ -141,7 +142,7 @@ def split_batches(batches: Sequence[Batch], parts: int) -> list[list[Batch]]:
     """Split every domain's batch into equal parts, each with all domains.
 
     Raises:
-        ValueError: a batch cannot be divided into so many equal parts.
+        ValueError: a batch cannot be divided into that many equal parts.
     """
     for images, _ in batches:
         if len(images) % parts:

@@ -68,7 +68,7 @@ def test_images_go_by_location_and_by_every_kind_of_animal_in_use():
 
 def test_file_names_cannot_lead_elsewhere():
     bad = {**TEST, "images": [{"id": "f", "file_name": "../f.jpg", "location": 100}]}
-    with pytest.raises(ArchiveError, match=r"test\.json: '\.\./f\.jpg' is no name of a file"):
+    with pytest.raises(ArchiveError, match=r"test\.json: '\.\./f\.jpg' is not the name of a file"):
         image_folders([(Path("test.json"), bad)])
 
 
@@ -77,8 +77,8 @@ def test_file_names_cannot_lead_elsewhere():
     [
         ({"images": []}, "there is no 'categories'"),
         ({**TEST, "images": [{"id": "f", "location": 100}]}, "there is no 'file_name'"),
-        ({**TEST, "annotations": [{"image_id": "f", "category_id": 9}]}, "image 'f' is of category '9', which has no"),
-        ([TEST], "is not of COCO's form"),
+        ({**TEST, "annotations": [{"image_id": "f", "category_id": 9}]}, "image 'f' has category '9', which has no"),
+        ([TEST], "is not in COCO's format"),
     ],
 )
 def test_annotations_of_another_form_are_named(content, message):
@@ -111,7 +111,7 @@ def test_a_damaged_archive_is_removed_and_the_next_call_fetches_it_anew(server, 
     files = remote(server, {f"{letter}.jpg": bytes(5000) for letter in "abf"})
     whole = server.files["/images.tar.gz"].content
     server.serve("images.tar.gz", whole[:-3])
-    with pytest.raises(ArchiveError, match=r"images\.tar\.gz was damaged and is removed"):
+    with pytest.raises(ArchiveError, match=r"images\.tar\.gz was damaged and has been removed"):
         fetch_camera_traps(*files, tmp_path / "downloads", tmp_path / "set")
     server.serve("images.tar.gz", whole)
     fetch_camera_traps(*files, tmp_path / "downloads", tmp_path / "set")

@@ -76,7 +76,7 @@ def test_a_finished_one_says_so_without_asking_the_network(domainnet, tmp_path, 
     assert main(["data", "get", "domainnet", "--output", str(tmp_path)]) == 1  # it is not the published one
     printed = capsys.readouterr().out
     assert "terms: " in printed
-    assert "differs from what is published: 2 classes instead of 345" in printed
+    assert "differs from the published data set: 2 classes instead of 345" in printed
     assert printed.endswith(f"it is there already: {tmp_path / 'domain_net'}\n")
 
 
@@ -170,7 +170,7 @@ def test_downloads_that_cannot_be_removed_are_a_remark(domainnet, tmp_path):
 def test_commands_that_write_or_read_here_refuse_other_places(capsys, arguments, what):
     with pytest.raises(SystemExit):
         main([*arguments, "s3://bucket/x"])
-    assert f"this takes a {what} of this machine, not s3://bucket/x" in capsys.readouterr().err
+    assert f"expected a {what} on this machine, not s3://bucket/x" in capsys.readouterr().err
 
 
 def test_a_folder_that_was_there_is_left_alone(domainnet, tmp_path):

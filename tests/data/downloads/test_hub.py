@@ -77,9 +77,9 @@ def test_what_an_interrupted_call_left_is_not_kept(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "classes", "error", "message"),
     [
-        ([("../up", 0, "a.png")], CLASSES, ArchiveError, "no name of a file"),
-        ([("photo", 0, "..")], CLASSES, ArchiveError, "no name of a file"),
-        ([("photo", 0, "a.png")], ["a/b", "c"], ArchiveError, "no name of a file"),
+        ([("../up", 0, "a.png")], CLASSES, ArchiveError, "not the name of a file"),
+        ([("photo", 0, "..")], CLASSES, ArchiveError, "not the name of a file"),
+        ([("photo", 0, "a.png")], ["a/b", "c"], ArchiveError, "not the name of a file"),
         ([("photo", 2, "a.png")], CLASSES, ValueError, "row 0 has label 2, but there are 2 classes"),
         ([("photo", 0, "a.png")], None, ValueError, r"a\.parquet: the schema does not name the classes"),
         ([*ROWS, ("photo", None, "a.png")], CLASSES, ValueError, r"a\.parquet: row 5 has no label"),

@@ -65,8 +65,8 @@ def test_a_cluster_without_what_a_run_reserves_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--cpus-per-run", "2"], "--cpus-per-run is an option of --backend ray"),
-        (["--address", "auto"], "--address is an option of --backend ray"),
+        (["--cpus-per-run", "2"], "--cpus-per-run needs --backend ray"),
+        (["--address", "auto"], "--address needs --backend ray"),
         (["--backend", "rya"], "unknown backend 'rya'. Did you mean ray"),
         (["--backend", "ray", "--gpus-per-run", "2"], "GPUs per run must be between 0 and 1"),
         (["--backend", "ray", "--gpus-per-run", "0.5"], "runs on the CPU use no GPU"),

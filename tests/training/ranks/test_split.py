@@ -148,7 +148,7 @@ def test_a_rank_prepares_its_own_rows_as_one_device_does():
         ),
         ("ddp", {"annealer": "gga_l"}, "gga_l trains on one device, not 3: it compares the gradients of whole domains"),
         ("ddp", {"optimizer": "adahessian"}, "adahessian trains on one device, not 3: it differentiates the gradient"),
-        ("fsdp", {"algorithm": "rsc"}, "rsc reads the weights of its heads, which fsdp shards: take ddp"),
+        ("fsdp", {"algorithm": "rsc"}, "rsc reads the weights of its heads, which fsdp shards: use ddp"),
         (
             "ddp",
             {"algorithm": "mixup"},
@@ -172,8 +172,8 @@ def test_every_other_algorithm_says_why_it_trains_on_one_device():
     [
         ("cpu", 2, "fdsp", "unknown strategy 'fdsp'; the strategies are ddp, fsdp"),
         ("cpu", 0, "ddp", "devices must be at least 1, not 0"),
-        ("cuda:1", 2, "ddp", "several devices are of the kind cpu or cuda, not cuda:1"),
-        ("cuda", 1000, "ddp", "1000 GPUs are asked for, and there are"),
+        ("cuda:1", 2, "ddp", "several devices must be of the kind cpu or cuda, not cuda:1"),
+        ("cuda", 1000, "ddp", "1000 GPUs were requested, but there are"),
     ],
 )
 def test_devices_that_are_not_there_are_refused(device, devices, strategy, message):
@@ -239,7 +239,7 @@ def _end(ranks, device):
     ("work", "message"),
     [
         (_fail, "process 1 of 2 failed: OSError: No space left:\nall of it"),
-        (_end, "process 1 of 2 was ended: process 1 terminated with signal SIGKILL"),
+        (_end, "process 1 of 2 was killed: process 1 terminated with signal SIGKILL"),
     ],
 )
 def test_the_error_of_a_process_is_told(work, message):

@@ -1,4 +1,4 @@
-"""Published data sets, fetched from where they are and laid out as `shiftproof.data` opens them."""
+"""Downloads of published data sets, laid out so that `shiftproof.data` opens them."""
 
 from shiftproof.data.downloads.archives import ArchiveError
 from shiftproof.data.downloads.get import Obtained, get_dataset

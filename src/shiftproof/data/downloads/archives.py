@@ -1,4 +1,4 @@
-"""Archives, unpacked without letting a name in them choose where a file goes."""
+"""Unpacks archives safely: no name in an archive can put a file outside its folder."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _DAMAGE = (zipfile.BadZipFile, tarfile.ReadError, gzip.BadGzipFile, zlib.error, 
 
 
 class ArchiveError(ValueError):
-    """An archive that is damaged, or that would write outside its folder."""
+    """An archive is damaged, or would write outside its folder."""
 
 
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar archive; progress goes to the standard error.
 
     Args:
-        archive: the file; its suffix tells which it is (.zip, .tar, .tar.gz, ...).
-        folder: where to, created if need be.
+        archive: the file; its suffix determines the format (.zip, .tar, .tar.gz, ...).
+        folder: the folder to unpack into; created if need be.
 
     Raises:
-        ArchiveError: a name in it is absolute or leads out of the folder, it holds a link, is encrypted or compressed
-            in a way that is not known, or is damaged; a damaged one is removed, so that it is fetched again.
+        ArchiveError: a name in it is absolute or leads out of the folder, it holds a link, is encrypted, uses an
+            unknown compression, or is damaged; a damaged archive is removed, so that it is fetched again.
     """
     with removed_if_damaged(archive):
         if archive.suffix == ".zip":
@@ -38,17 +38,17 @@ def unpack(archive: Path, folder: Path) -> None:
 
 @contextmanager
 def removed_if_damaged(archive: Path) -> Iterator[None]:
-    """Remove an archive that proves damaged while it is read.
+    """Remove an archive if reading it shows that it is damaged.
 
     Raises:
-        ArchiveError: it did.
+        ArchiveError: it was damaged.
     """
     try:
         yield
     except _DAMAGE as error:
         archive.unlink()
         raise ArchiveError(
-            f"{archive} was damaged and is removed ({error}); the same command fetches it anew"
+            f"{archive} was damaged and has been removed ({error}); the same command fetches it again"
         ) from error
 
 
@@ -64,7 +64,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
         for member in tqdm(members, desc=archive.name, unit="file"):
             try:
                 opened.extract(member, folder)
-            except RuntimeError as error:  # encrypted, or of a compression that zipfile does not have
+            except RuntimeError as error:  # encrypted, or a compression that zipfile does not know
                 raise ArchiveError(f"{archive}: {member.filename}: {error}") from error
 
 
@@ -74,9 +74,9 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as opened:
         for member in tqdm(opened, desc=archive.name, unit="file"):
             if member.isdir() and PurePosixPath(member.name) == PurePosixPath("."):
-                continue  # the folder that was packed: `tar -c .` has it as a member
+                continue  # `tar -c .` adds the packed folder itself as a member
             check_inside(member.name, archive)
-            if member.issym() or member.islnk():  # one that stays inside may lead out once its folder is moved
+            if member.issym() or member.islnk():  # even a link inside may lead out once its folder is moved
                 raise ArchiveError(f"{archive}: {member.name} is a link")
             try:
                 opened.extract(member, folder, filter="data")
@@ -86,7 +86,7 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
 
 
 def read_to_end(archive: tarfile.TarFile) -> None:
-    """Read what lies behind the last member: tarfile does not, and the checksum of gzip is the very last.
+    """Read an archive beyond its last member, as tarfile does not, because gzip's checksum is at the very end.
 
     Raises:
         BadGzipFile: the checksum is wrong.
@@ -96,11 +96,11 @@ def read_to_end(archive: tarfile.TarFile) -> None:
 
 
 def check_inside(name: str, where: Path) -> None:
-    """Raise unless a relative path stays below the folder that it is taken relative to.
+    """Raise unless a relative path stays inside its folder.
 
     Args:
-        name: the path, as a file from elsewhere gives it.
-        where: that file, for the message.
+        name: the path, from a downloaded file.
+        where: the downloaded file, for the message.
 
     Raises:
         ArchiveError: the path is empty or absolute, has a drive, or goes up.
@@ -111,15 +111,15 @@ def check_inside(name: str, where: Path) -> None:
 
 
 def check_plain(name: str, where: Path) -> str:
-    """Return a name if it is that of one file or folder, not hidden.
+    """Return a name if it is a plain name of a file or folder that is not hidden.
 
     Args:
-        name: the name, as a file from elsewhere gives it.
-        where: that file, for the message.
+        name: the name, from a downloaded file.
+        where: the downloaded file, for the message.
 
     Raises:
         ArchiveError: it is not.
     """
     if not name or name.startswith(".") or any(sign in name for sign in "/\\:\0"):
-        raise ArchiveError(f"{where}: '{name}' is no name of a file or folder")
+        raise ArchiveError(f"{where}: '{name}' is not the name of a file or folder")
     return name

@@ -1,7 +1,8 @@
-"""TerraIncognita, made of Caltech's camera traps as DomainBed makes it.
+"""TerraIncognita, made from Caltech's camera traps as DomainBed makes it.
 
-Four locations are the domains, ten kinds of animal the classes. An image has an annotation per animal seen; one that
-shows two kinds goes into both folders. Source: Beery, Van Horn and Perona, "Recognition in Terra Incognita", ECCV 2018.
+Four locations are the domains, and ten kinds of animal the classes. An image has one annotation per animal seen; an
+image of two kinds goes into both folders. Source: Beery, Van Horn and Perona, "Recognition in Terra Incognita", ECCV
+2018.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ def fetch_camera_traps(images: RemoteFile, annotations: RemoteFile, downloads: P
 
     Args:
         images: a tar archive of image files.
-        annotations: a tar archive of JSON files in COCO's form, with a location per image.
-        downloads: for the archives.
-        folder: for the images; made anew.
+        annotations: a tar archive of JSON files in COCO's format, with a location per image.
+        downloads: folder for the archives.
+        folder: folder for the images; removed first if it exists.
 
     Returns:
         Remarks: how many images are in two folders.
 
     Raises:
         DownloadError: a file cannot be fetched.
-        ArchiveError: an archive is damaged, holds unsafe names, or lacks images that are annotated; annotations are
-            not of the expected form.
+        ArchiveError: an archive is damaged, holds unsafe names, or lacks annotated images; annotations do not have
+            the expected format.
     """
     image_archive, annotation_archive = download(images, downloads), download(annotations, downloads)
     unpacked = downloads / "annotations"
@@ -50,7 +51,7 @@ def fetch_camera_traps(images: RemoteFile, annotations: RemoteFile, downloads: P
 
 
 def _annotations(folder: Path) -> Iterator[tuple[Path, Any]]:
-    """Read the JSON files of a folder, but for hidden ones, which macOS puts beside the true ones."""
+    """Read the JSON files of a folder, except hidden ones, which macOS adds."""
     for file in sorted(folder.rglob("*.json")):
         if file.name.startswith("."):
             continue
@@ -61,16 +62,16 @@ def _annotations(folder: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def image_folders(annotations: Iterable[tuple[Path, Any]]) -> dict[str, list[str]]:
-    """Return the folders (`location_<n>/<class>`) that every image goes to, by its file name.
+    """Return the folders (`location_<n>/<class>`) of every image, by its file name.
 
-    One pass over images and annotations each.
+    It makes one pass over images and one over annotations.
 
     Args:
-        annotations: files with what they hold: `images` (id, file_name, location), `annotations` (image_id,
-            category_id) and `categories` (id, name), which may share images and categories.
+        annotations: files with their contents: `images` (id, file_name, location), `annotations` (image_id,
+            category_id) and `categories` (id, name). Files may share images and categories.
 
     Raises:
-        ArchiveError: a file lacks one of these, a file name is not that of one file, or a category is not known.
+        ArchiveError: a file lacks one of these, a file name is not a plain name, or a category is unknown.
     """
     categories: dict[Any, str] = {}
     names: dict[Any, tuple[str, str]] = {}
@@ -85,13 +86,13 @@ def image_folders(annotations: Iterable[tuple[Path, Any]]) -> dict[str, list[str
         except KeyError as error:
             raise ArchiveError(f"{file}: there is no {error}") from error
         except TypeError as error:
-            raise ArchiveError(f"{file} is not of COCO's form: {error}") from error
+            raise ArchiveError(f"{file} is not in COCO's format: {error}") from error
     folders: dict[str, list[str]] = {}
     for image_id, category_id, file in labels:
         if image_id not in names:
             continue
         if category_id not in categories:
-            raise ArchiveError(f"{file}: image '{image_id}' is of category '{category_id}', which has no name")
+            raise ArchiveError(f"{file}: image '{image_id}' has category '{category_id}', which has no name")
         if categories[category_id] in CLASSES:
             name, location = names[image_id]
             place = f"location_{location}/{categories[category_id]}"

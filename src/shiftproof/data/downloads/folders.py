@@ -1,4 +1,4 @@
-"""Data sets whose archives hold the folders of the domains already, and MNIST's files."""
+"""Data sets whose archives already hold folders of domains, and MNIST's files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from shiftproof.data.downloads.http import RemoteFile, download
 
 
 def fetch_folders(archives: Sequence[RemoteFile], inside: str, downloads: Path, folder: Path) -> list[str]:
-    """Fetch archives and move the domains that they hold into a folder.
+    """Fetch archives and move their domains into a folder.
 
-    An archive is removed once it is unpacked, and not fetched again if what comes after it is interrupted.
+    An archive is removed once it is unpacked, and not fetched again if a later one is interrupted.
 
     Args:
-        archives: to fetch, one after the other.
-        inside: the folder in them that holds the domains; "." where they lie at the top.
-        downloads: for the archives.
-        folder: for the domains; created if need be.
+        archives: the archives.
+        inside: the folder of the domains in every archive; "." for the top.
+        downloads: folder for the archives.
+        folder: folder for the domains; created if need be.
 
     Returns:
         Remarks.
@@ -45,7 +45,7 @@ def fetch_folders(archives: Sequence[RemoteFile], inside: str, downloads: Path, 
             if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
         ]
         for domain in domains:
-            shutil.rmtree(folder / domain.name, ignore_errors=True)  # of a move that was interrupted
+            shutil.rmtree(folder / domain.name, ignore_errors=True)  # left by a move that was interrupted
             domain.rename(folder / domain.name)
         write_json(unpacked, [domain.name for domain in domains])
         archive.unlink()
@@ -59,24 +59,24 @@ def fetch_without_duplicates(
     """Fetch archives as `fetch_folders` does, and remove the images on a list, as DomainBed does for DomainNet.
 
     Args:
-        archives: to fetch; the domains lie at their top.
-        duplicates: a text file of paths `<domain>/<class>/<image>`, one a line.
-        downloads: for archives and list.
-        folder: for the domains; created if need be.
+        archives: the archives, with the domains at their top.
+        duplicates: a text file of paths `<domain>/<class>/<image>`, one per line.
+        downloads: folder for the archives and the list.
+        folder: folder for the domains; created if need be.
 
     Returns:
         Remarks: how many images were removed.
 
     Raises:
         DownloadError: a file cannot be fetched.
-        ArchiveError: an archive is damaged, or it or the list holds unsafe names.
+        ArchiveError: an archive is damaged, or an archive or the list holds unsafe names.
     """
     remarks = fetch_folders(archives, ".", downloads, folder)
     listing = download(duplicates, downloads)
     names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
     for name in names:
         check_inside(name, listing)
-    record = downloads / f"{duplicates.name}.removed"  # an interrupted call counts too
+    record = downloads / f"{duplicates.name}.removed"  # so that images removed by an interrupted call are counted
     before = read_json(record, "remove it") if record.exists() else []
     removed = sorted({*before, *(name for name in names if (folder / name).is_file())})
     write_json(record, removed)
@@ -89,12 +89,12 @@ def fetch_without_duplicates(
 
 
 def fetch_mnist(files: Sequence[RemoteFile], downloads: Path, folder: Path) -> list[str]:
-    """Fetch MNIST's compressed idx files and write them unpacked to `<folder>/raw`, as torchvision has them.
+    """Fetch MNIST's compressed idx files and unpack them into `<folder>/raw`, as torchvision does.
 
     Args:
-        files: named `<idx file>.gz`.
-        downloads: for the compressed files.
-        folder: called MNIST in the end.
+        files: the files, named `<idx file>.gz`.
+        downloads: folder for the compressed files.
+        folder: folder of the result, which will be named MNIST in the end.
 
     Returns:
         Remarks.

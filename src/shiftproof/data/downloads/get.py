@@ -1,4 +1,4 @@
-"""Fetching a published data set: whole or not there, and continued where it was interrupted."""
+"""Fetches a published data set. Its folder appears only when complete, and interrupted downloads continue."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Obtained:
 
     Attributes:
         root: its folder.
-        fetched: whether this call fetched it; False where it was there.
-        counts: number of images by domain and class (of MNIST: by part and digit).
-        differences: from what is published, in words.
-        remarks: how it was made, and what of it could not be cleaned up.
+        fetched: whether this call fetched it; False if it was there already.
+        counts: number of images by domain and class (for MNIST by part and digit).
+        differences: differences from the published data set, in words.
+        remarks: how it was made, and what could not be cleaned up.
     """
 
     root: Path
@@ -33,30 +33,30 @@ class Obtained:
     remarks: tuple[str, ...]
 
     def text(self) -> str:
-        """Return what is there, as a table and words."""
+        """Return the counts as a table, followed by remarks and differences."""
         lines = [*counts_table(self.counts), *self.remarks]
-        lines += [f"differs from what is published: {difference}" for difference in self.differences]
+        lines += [f"differs from the published data set: {difference}" for difference in self.differences]
         return "\n".join([*lines, f"{'written' if self.fetched else 'it is there already'}: {self.root}"])
 
 
 def get_dataset(name: str, output: Path) -> Obtained:
     """Fetch a published data set into `<output>/<its folder>`, where `shiftproof.data` opens it.
 
-    The folder appears when it is whole, with its source, date, counts and terms in `source.json`. Until then the
-    work is in `<its folder>.downloads` and `<its folder>.partial`, which the next call continues; progress goes to
-    the standard error. Counts that differ from what is published do not keep a data set from being finished.
+    The folder appears when complete, with its source, date, counts and terms in `source.json`. Until then the work is
+    in `<its folder>.downloads` and `<its folder>.partial`, which the next call continues. Progress goes to the
+    standard error. Counts that differ from the published ones do not stop the data set from being completed.
 
     Args:
         name: one of `SOURCES`.
-        output: created if need be.
+        output: folder of data sets; created if need be.
 
     Raises:
-        UnknownNameError: there is no such data set.
-        FileExistsError: the folder is there and was not made by this function.
+        UnknownNameError: the data set is unknown.
+        FileExistsError: the folder exists and was not made by this function.
         DownloadError: a file cannot be fetched.
         ArchiveError: an archive is damaged or unsafe.
         FolderError: a class is missing or empty in a domain, so that the data set could not be opened.
-        ValueError: files are not of the expected form, or a library is not installed.
+        ValueError: files do not have the expected format, or a library is not installed.
     """
     source = SOURCES[name]
     root, downloads = output / source.folder, output / f"{source.folder}.downloads"
@@ -67,7 +67,7 @@ def get_dataset(name: str, output: Path) -> Obtained:
         if fetched:
             if root.exists():
                 raise FileExistsError(
-                    f"{root} is there and was not fetched by this command; see `shiftproof data check`"
+                    f"{root} exists already and was not fetched by this command; see `shiftproof data check`"
                 )
             remarks = source.fetch(downloads, part)
             counts, differences = source.count(part)
@@ -89,7 +89,7 @@ def get_dataset(name: str, output: Path) -> Obtained:
 
 
 def _remove(downloads: Path) -> list[str]:
-    """Remove the folder of the downloads, and return a remark if that cannot be done."""
+    """Remove the folder of the downloads, and return a remark if that fails."""
     try:
         shutil.rmtree(downloads)
     except FileNotFoundError:

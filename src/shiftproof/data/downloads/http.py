@@ -1,4 +1,4 @@
-"""Files from the network: continued where they broke off, and kept only if length and checksum are right."""
+"""Downloads files: continues broken downloads, and keeps a file only if its length and checksum are right."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GOOGLE_DRIVE = "drive.google.com"
 
 
 class DownloadError(OSError):
-    """A file could not be fetched whole; the message names its address and where it was to go."""
+    """A file could not be fetched completely; the message names its address and its destination."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class RemoteFile:
 
     Attributes:
         url: its address.
-        name: what it is called here.
-        checksum: algorithm and hexadecimal digest, as in "md5:d41d..."; None where none is known.
-        size: in bytes; None where it is not known beforehand.
+        name: name of the downloaded file.
+        checksum: algorithm and hexadecimal digest, as in "md5:d41d..."; None if unknown.
+        size: size in bytes; None if unknown.
     """
 
     url: str
@@ -44,18 +44,18 @@ class RemoteFile:
 
 
 def download(file: RemoteFile, folder: Path) -> Path:
-    """Fetch a file into a folder and return its path; one that is there already was verified when it came.
+    """Fetch a file into a folder and return its path; a file that is there already is not fetched again.
 
-    What has arrived is kept beside it as `<name>.partial` and continued, by itself after a broken connection as
-    long as every attempt gets further, else by the next call. Progress goes to the standard error.
+    Received data are kept in `<name>.partial`. After a broken connection this call continues the download as long as
+    every attempt gets further; otherwise the next call does. Progress goes to the standard error.
 
     Args:
         file: the file.
-        folder: created if need be.
+        folder: the folder; created if need be.
 
     Raises:
         DownloadError: the server refuses or cannot be reached, the connection keeps breaking, length or checksum
-            are wrong, or the file cannot be written. What has a wrong checksum is removed.
+            are wrong, or the file cannot be written. A file with a wrong length or checksum is removed.
         ValueError: a library that the file needs is not installed.
     """
     path = folder / file.name
@@ -73,7 +73,7 @@ def download(file: RemoteFile, folder: Path) -> Path:
 
 
 def _verify(file: RemoteFile, partial: Path) -> None:
-    """Raise and remove the file unless its length and checksum are the known ones."""
+    """Remove the file and raise DownloadError if its length or checksum is wrong."""
     size = partial.stat().st_size
     if file.size not in (None, size):
         partial.unlink()
@@ -89,11 +89,11 @@ def _verify(file: RemoteFile, partial: Path) -> None:
 
 
 def _from_google_drive(file: RemoteFile, partial: Path) -> None:
-    """Fetch with gdown, which answers Google's question about large files and continues broken downloads."""
+    """Fetch with gdown, which confirms Google's prompt for large files and continues broken downloads."""
     gdown = require("gdown", "data")
     try:
         gdown.download(url=file.url, output=str(partial), resume=True)
-    except Exception as error:  # of gdown's own types and of requests'
+    except Exception as error:  # it raises its own types and those of requests
         raise DownloadError(
             f"{file.url} -> {partial}: {str(error).partition(chr(10))[0]} "
             f"(what has arrived is in {partial}*.part; the same command continues there)"
@@ -101,14 +101,14 @@ def _from_google_drive(file: RemoteFile, partial: Path) -> None:
 
 
 class _Received(NamedTuple):
-    """How an attempt ended: the length that was announced for the whole file, and what broke it off, if anything."""
+    """The end of an attempt: the length announced for the whole file, and the error that stopped it, if any."""
 
     expected: int | None
     broken: str | None
 
 
 def _from_server(file: RemoteFile, partial: Path) -> None:
-    """Write the partial file until it is as long as the server says."""
+    """Fetch the partial file until it has the length that the server announces."""
     reached = partial.stat().st_size if partial.exists() else 0
     while True:
         received = _receive(file, partial)
@@ -126,7 +126,7 @@ def _from_server(file: RemoteFile, partial: Path) -> None:
 
 
 def _receive(file: RemoteFile, partial: Path) -> _Received:
-    """Ask for what the partial file lacks and append it; where the server sends all of it, begin anew."""
+    """Request the missing end of the partial file and append it; start over if the server sends the whole file."""
     start = partial.stat().st_size if partial.exists() else 0
     request = Request(file.url, headers={"User-Agent": "shiftproof"})  # noqa: S310  (addresses are ours)
     if start:
@@ -139,13 +139,13 @@ def _receive(file: RemoteFile, partial: Path) -> _Received:
         stated = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
         whole = int(stated[1]) if stated else file.size
         if whole == start:
-            return _Received(start, None)  # it is all there
+            return _Received(start, None)  # the partial file is complete
         if whole is None:
             raise DownloadError(
-                f"{file.url} -> {partial}: the server has nothing after the {start} bytes that are there, and does not "
-                "say how long the file is; without the partial file the same command begins anew"
+                f"{file.url} -> {partial}: the server has nothing after the {start} bytes received, and does not state "
+                "the file's length; remove the partial file and the same command starts over"
             ) from error
-        partial.unlink()  # of another file
+        partial.unlink()  # it belongs to another version of the file
         return _receive(file, partial)
     except (HTTPException, OSError) as error:
         return _Received(None, _reason(error))
@@ -156,12 +156,12 @@ def _receive(file: RemoteFile, partial: Path) -> _Received:
         expected = None if length is None else start + int(length)
         try:
             return _Received(expected, _append(response, partial, start, expected))
-        except OSError as error:  # no space on the disk, say
+        except OSError as error:  # the disk may be full
             raise DownloadError(f"{file.url} -> {partial}: cannot be written: {_reason(error)}") from error
 
 
 def _append(response: HTTPResponse, partial: Path, start: int, expected: int | None) -> str | None:
-    """Write an answer behind the first `start` bytes, and return what broke it off.
+    """Write a response after the first `start` bytes, and return the error that cut it short, if any.
 
     Raises:
         OSError: it cannot be written.
@@ -188,6 +188,6 @@ def _reason(error: Exception) -> str:
 
 
 def _continues(response: HTTPResponse, start: int) -> bool:
-    """Return whether an answer begins where it was asked to."""
+    """Return whether a response begins at the requested position."""
     given = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return response.status == HTTPStatus.PARTIAL_CONTENT and given is not None and int(given[1]) == start

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: parquet files with the columns image, domain and label."""
+"""Data sets on the Hugging Face hub: parquet files with the columns image, domain and label."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _COLUMNS = {"image.bytes": "BYTE_ARRAY", "image.path": "BYTE_ARRAY", "domain": "
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A data set of the hub.
+    """A data set on the hub.
 
     Attributes:
         repository: owner and name.
         revision: the commit.
-        checksums: of files, by path, where they are known here; of all others the hub's own are taken.
+        checksums: known checksums of files, by path; for other files the hub's own are used.
     """
 
     repository: str
@@ -40,16 +40,16 @@ def fetch_from_hub(dataset: HubDataset, downloads: Path, folder: Path) -> list[s
     """Fetch a data set and write it as `<folder>/<domain>/<class>/<image>`.
 
     Args:
-        dataset: what to fetch.
-        downloads: for the parquet files.
-        folder: for the images.
+        dataset: the data set.
+        downloads: folder for the parquet files.
+        folder: folder for the images.
 
     Returns:
         Remarks.
 
     Raises:
         DownloadError: the hub refuses or cannot be reached, or a file arrives damaged.
-        ValueError: the files are not of the expected form, or a library is not installed.
+        ValueError: the files do not have the expected format, or a library is not installed.
     """
     require("pyarrow.parquet", "data")
     files = [download(file, downloads) for file in hub_files(dataset)]
@@ -57,21 +57,21 @@ def fetch_from_hub(dataset: HubDataset, downloads: Path, folder: Path) -> list[s
 
 
 def hub_files(dataset: HubDataset, endpoint: str | None = None) -> list[RemoteFile]:
-    """List the parquet files of a data set, with the SHA-256 sums that the hub states.
+    """List the parquet files of a data set, with the hub's SHA-256 sums.
 
     Args:
         dataset: the data set.
         endpoint: address of the hub; None for the usual one.
 
     Raises:
-        DownloadError: the hub cannot be asked, or has no such files.
+        DownloadError: the hub cannot be reached, or has no such files.
         ValueError: huggingface_hub is not installed.
     """
     hub = require("huggingface_hub", "data")
     repository, revision = dataset.repository, dataset.revision
     try:
         found = hub.HfApi(endpoint=endpoint).dataset_info(repository, revision=revision, files_metadata=True)
-    except Exception as error:  # of the library's types and of those of the HTTP library under it
+    except Exception as error:  # it raises its own types and those of its HTTP library
         raise DownloadError(f"the hub does not list {repository} at {revision}: {error}") from error
     files = []
     for entry in sorted(found.siblings or (), key=lambda entry: str(entry.rfilename)):
@@ -89,13 +89,13 @@ def hub_files(dataset: HubDataset, endpoint: str | None = None) -> list[RemoteFi
 def write_images(files: Sequence[Path], folder: Path) -> list[str]:
     """Write the images of parquet files, byte for byte, as `<folder>/<domain>/<class>/<image>`.
 
-    An image keeps the name that its row states, where these are unique within every class of a domain: the order of
-    files, and with it DomainBed's splits, then are the original ones. Else it is named by its row.
+    Images keep the names in their rows if these are unique within every class of a domain, so that the order of files,
+    and with it DomainBed's splits, is the original one. Otherwise they are named by row number.
 
     Args:
-        files: with the columns image (bytes and path), domain (text) and label (a number whose names the schema
-            holds, as the library datasets writes them), in order.
-        folder: made anew.
+        files: the files in order, with the columns image (bytes and path), domain (text) and label (a number, named in
+            the schema as by the library datasets).
+        folder: folder for the images; removed first if it exists.
 
     Returns:
         Remarks.
@@ -147,7 +147,7 @@ def _check_columns(opened: Any, file: Path) -> None:
 
 
 def _class_names(opened: Any, file: Path) -> list[str]:
-    """Return the names of the labels, which the library datasets keeps in the schema's metadata."""
+    """Return the names of the labels, which the library datasets stores in the schema's metadata."""
     try:
         metadata = json.loads(opened.schema_arrow.metadata[b"huggingface"])
         names = metadata["info"]["features"]["label"]["names"]
@@ -160,7 +160,7 @@ def _rows(opened: Mapping[Path, Any], columns: list[str]) -> Iterator[tuple[Path
     """Yield file, number and columns of every row.
 
     Raises:
-        ValueError: one has no image, domain or label.
+        ValueError: a row has no image, domain or label.
     """
     for file, one in opened.items():
         rows = chain.from_iterable(batch.to_pylist() for batch in one.iter_batches(_BATCH, columns=columns))

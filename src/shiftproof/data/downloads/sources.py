@@ -1,7 +1,7 @@
-"""Where the published data sets are, and on what terms. docs/data.md says what of this was tried.
+"""The sources of the published data sets and their terms. docs/data.md lists which of them were tried.
 
-Checksums and revisions were taken from public code that states them; none is made up, and where none was found
-there is none. A hub's checksums are read from the hub.
+Checksums and revisions come from public code that states them; files without a known checksum have none here. Those
+of the hub are read from the hub.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shiftproof.data.mnist import FOLDER as MNIST_FOLDER
 from shiftproof.data.mnist import count_mnist
 
 Fetch = Callable[[Path, Path], list[str]]
-"""Called with a folder for downloads and one for the result; returns remarks. Interrupted, it is called again."""
+"""Called with a folder for downloads and one for the result; returns remarks. Called again after an interruption."""
 
 
 class Count(NamedTuple):
-    """Number of images by domain and class, and how it differs from what is published, in words."""
+    """The number of images by domain and class, and the differences from the published numbers, in words."""
 
     counts: dict[str, dict[str, int]]
     differences: tuple[str, ...]
@@ -38,13 +38,13 @@ class Source:
 
     Attributes:
         title: its name in papers.
-        folder: what its folder is called, so that `shiftproof.data` finds it.
+        folder: name of its folder, under which `shiftproof.data` finds it.
         origin: where it is fetched from.
-        size: of what is fetched, roughly.
+        size: approximate size of the download.
         terms: licence or terms of use.
         fetch: fetches it.
-        count: counts what was fetched, in a folder of any name.
-        notes: what to know of it.
+        count: counts the images in a folder of any name.
+        notes: remarks for the user.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """Return what to know before it is fetched."""
+        """Return what a user should know before fetching it."""
         lines = [f"{self.title}, {self.size}", f"source: {self.origin}", f"terms: {self.terms}"]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -185,7 +185,7 @@ SOURCES.register(
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
 _MNIST_SOURCE = Source(
-    "MNIST, which RotatedMNIST and ColoredMNIST are made of",
+    "MNIST, from which RotatedMNIST and ColoredMNIST are made",
     MNIST_FOLDER,
     "torchvision's mirror of yann.lecun.com/exdb/mnist",
     "12 MB",

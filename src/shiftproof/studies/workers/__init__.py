@@ -1,4 +1,4 @@
-"""Where the runs of a study are trained: in processes of this machine or on a Ray cluster."""
+"""Workers that train the runs of a study: processes on this machine or a Ray cluster."""
 
 from shiftproof.studies.workers.processes import run_tasks
 from shiftproof.studies.workers.ray import RayCluster, run_on_ray

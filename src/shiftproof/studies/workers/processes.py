@@ -1,4 +1,4 @@
-"""A pool of worker processes that outlives the death of a worker and ends with its parent."""
+"""A pool of worker processes that survives the death of a worker and ends with its parent."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shiftproof.studies.workers.retries import NodeError, Retries, Task, TaskOut
 
 
 class WorkerStartError(ChildProcessError):
-    """Worker processes end before they can work."""
+    """Worker processes die before they can take a task."""
 
     def __init__(self, exit_code: int | None) -> None:
         super().__init__(
-            f"worker processes end while they start (exit code {exit_code}); a script that runs a study must do so "
+            f"worker processes die while starting (exit code {exit_code}); a script that runs a study must do so "
             'under `if __name__ == "__main__":`, because workers import it too'
         )
 
@@ -32,7 +32,7 @@ class _Worker(Generic[Task]):
         context: Any = multiprocessing.get_context(START_METHOD)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work, dict(os.environ)), daemon=True)
-        with _interrupts_ignored():  # the process inherits it: an interrupt is the parent's to handle
+        with _interrupts_ignored():  # the process inherits this, because the parent handles interrupts
             self.process.start()
         theirs.close()
         self.index: int | None = None
@@ -40,17 +40,17 @@ class _Worker(Generic[Task]):
 
     def start(self, index: int, task: Task) -> None:
         self.index = index
-        with suppress(OSError):  # a worker that has just died is found dead when its outcome is asked for
+        with suppress(OSError):  # if the worker has just died, outcome() will notice
             self.connection.send(task)
 
     def outcome(self) -> TaskOutcome | None:
-        """Return the outcome of the task in work, None while there is none.
+        """Return the outcome of the current task, None while there is none.
 
         Raises:
             EOFError: the process ended without an outcome.
             NodeError: the task raised it.
         """
-        alive = self.process.is_alive()  # asked first: what a process sent before its end is still received
+        alive = self.process.is_alive()  # checked before polling, so that a dead worker's last message is not missed
         if not self.connection.poll():
             if alive:
                 return None
@@ -74,7 +74,7 @@ class _Worker(Generic[Task]):
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # other threads get none and may set nothing
+    if threading.current_thread() is not threading.main_thread():  # others get no signals and cannot set handlers
         yield
         return
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -97,16 +97,16 @@ def run_tasks(
 ) -> Generator[TaskOutcome, None, None]:
     """Do the tasks in parallel processes and yield their outcomes as they come.
 
-    Workers stay alive between tasks. A task that raises, or whose worker dies, is done again after the others.
+    Workers stay alive between tasks. A task that raises or whose worker dies is retried after the others.
 
     Args:
-        work: a function at the top level of a module; what it raises becomes its task's error.
+        work: a function at the top level of a module; an exception that it raises becomes the task's error.
         tasks: picklable values.
         jobs: number of processes.
-        attempts: how often a task may raise or take its worker down before that is its error.
+        attempts: how often a task may raise or kill its worker before it counts as failed.
 
     Raises:
-        WorkerStartError: so many workers in a row ended while they started.
+        WorkerStartError: ``attempts`` workers in a row died while starting.
         NodeError: a task raised it.
     """
     retries = Retries(len(tasks), attempts)
@@ -117,7 +117,7 @@ def run_tasks(
         while remaining:
             for i, worker in enumerate(workers):
                 if worker.index is None and retries.waiting:
-                    if not worker.process.is_alive():  # it died between tasks: nobody's fault
+                    if not worker.process.is_alive():  # it died between tasks, through no fault of theirs
                         worker.stop()
                         workers[i] = worker = _Worker(work)
                     index = retries.waiting.popleft()
@@ -130,14 +130,14 @@ def run_tasks(
                 except NodeError:
                     raise
                 except (EOFError, OSError):
-                    worker.process.join(1)  # its end of the pipe closes a moment before it has ended
+                    worker.process.join(1)  # its end of the pipe closes a moment before the process ends
                     worker.stop()
                     failed_starts = 0 if worker.ready else failed_starts + 1
                     if failed_starts == attempts:
                         raise WorkerStartError(worker.process.exitcode) from None
                     outcome = _death(worker)
                     workers[workers.index(worker)] = _Worker(work)
-                # one that dies while it starts has not seen its task
+                # a worker that dies while starting has not seen its task
                 if outcome is None or (final := retries.final(outcome, counts=worker.ready)) is None:
                     continue
                 remaining -= 1

@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster, as `pool.run_tasks` does them in processes of this machine."""
+"""Tasks on a Ray cluster, like `processes.run_tasks` in processes on this machine."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from shiftproof.base.extras import require
 from shiftproof.studies.workers.retries import NodeError, Retries, Task, TaskOutcome, attempt
 
 LOOK_SECONDS = 10
-"""How often the nodes are looked at while no task ends."""
+"""Time in seconds between looks at the nodes while no task ends."""
 
 
 @dataclass(frozen=True)
 class RayCluster:
-    """Where runs are trained, and what each of them takes there.
+    """A Ray cluster that trains runs, and the resources that each run reserves.
 
     Attributes:
-        address: of a cluster that exists, as ``ray.init`` takes it; None for one of this machine alone, which is
+        address: address of a running cluster, as ``ray.init`` takes it; None for one on this machine alone, which is
             started for the study and ends with it.
         cpus_per_run: CPUs that a run reserves.
-        gpus_per_run: GPUs that a run reserves, at most one; with a fraction several runs share a GPU.
-        jobs: runs trained at a time; None for as many as there are resources for.
+        gpus_per_run: GPUs that a run reserves, at most one; with a fraction, several runs share a GPU.
+        jobs: number of runs trained at a time; None for as many as the resources allow.
 
     Raises:
         ValueError: a number is out of its range.
@@ -64,20 +64,20 @@ def run_on_ray(
 ) -> Generator[TaskOutcome, None, None]:
     """Do the tasks on a cluster and yield their outcomes as they come.
 
-    A task that raises, or whose worker dies, is done again after the others; so is one whose node dies, which does not
-    count, because it says nothing of the task. While no node has what a task reserves, tasks wait for one.
+    A task that raises or whose worker dies is retried after the others. So is a task whose node dies, but that does
+    not count as an attempt, because it was not the task's fault. Tasks wait until a node has the resources for them.
 
     Args:
-        work: a function at the top level of a module that every node can import; what it raises becomes its task's
-            error, with the node's name.
+        work: a function at the top level of a module that every node can import; an exception that it raises becomes
+            the task's error, with the node's name.
         tasks: picklable values.
-        cluster: where, and what a task reserves.
-        attempts: how often a task may raise or take its worker down before that is its error.
+        cluster: the cluster, and the resources that a task reserves.
+        attempts: how often a task may raise or kill its worker before it counts as failed.
 
     Raises:
         OSError: there is no connection to the cluster.
         NodeError: a task raised it, or a node cannot import the work.
-        ValueError: the cluster that is started here has not what a task reserves.
+        ValueError: the cluster started here lacks the resources that a task reserves.
     """
     if not tasks:
         return
@@ -98,7 +98,7 @@ def run_on_ray(
                 if not places and not told:
                     print(f"{lack} now; waiting for one", file=sys.stderr)
                 told = not places
-                # a few more than there are places for: nodes that come find work, and clusters that grow see a need
+                # more tasks than places, so that new nodes find work and autoscaling clusters see demand
                 limit = 2 * max(places, 1) if cluster.jobs is None else cluster.jobs
                 while retries.waiting and len(running) < limit:
                     index = retries.waiting.popleft()
@@ -109,10 +109,10 @@ def run_on_ray(
                 index = running.pop(done[0])
                 try:
                     value, error = ray.get(done[0])
-                except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):  # or its value went with it
+                except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):  # the node took the value along
                     retries.waiting.append(index)
                     continue
-                except ray.exceptions.RayTaskError as crash:  # not from the work, whose errors are caught there
+                except ray.exceptions.RayTaskError as crash:  # not from `work`, whose errors `attempt` catches
                     raise NodeError(f"a node cannot begin a task: {_reason(crash)}") from crash
                 except ray.exceptions.RayError as crash:
                     value, error = None, str(crash).partition("\n")[0]
@@ -130,13 +130,13 @@ def _attempt(work: Callable[[Task], Any], task: Task) -> tuple[Any, str | NodeEr
 
 
 def _reason(crash: Exception) -> str:
-    """Return the cause of a traceback as Ray prints it, which is its last line, and the first, which says where."""
+    """Return the last line of a traceback as Ray prints it, the cause, followed by the first, the place."""
     lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", str(crash)).splitlines() if line.strip()]
     return f"{lines[-1]}, in {lines[0]}"
 
 
 def _places(cluster: RayCluster) -> int:
-    """Return how many tasks the nodes that are alive can do at a time."""
+    """Return how many tasks the living nodes can do at a time."""
     import ray
 
     places = 0
@@ -145,7 +145,7 @@ def _places(cluster: RayCluster) -> int:
             has = node["Resources"]
             here = int(has.get("CPU", 0) // cluster.cpus_per_run)
             if cluster.gpus_per_run > 0:
-                here = min(here, int(has.get("GPU", 0)) * int(1 / cluster.gpus_per_run))  # none is on two GPUs
+                here = min(here, int(has.get("GPU", 0)) * int(1 / cluster.gpus_per_run))  # no task spans two GPUs
             places += here
     return places
 
@@ -153,11 +153,11 @@ def _places(cluster: RayCluster) -> int:
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
     """Connect to a cluster, or start one here that ends with the connection."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone unless asked for
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage by default
     import ray
 
     try:
-        # without an address Ray would take up a cluster that an earlier process of its own left, dead or alive
+        # without "local", Ray would join a cluster that an earlier process left behind, dead or alive
         ray.init(address or "local", include_dashboard=None if address else False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         where = "start Ray" if address is None else f"connect to the Ray cluster at {address}"

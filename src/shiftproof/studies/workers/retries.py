@@ -1,4 +1,4 @@
-"""Tasks that are done again where they failed, wherever they are done."""
+"""Retries of failed tasks, for processes and for Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Task = TypeVar("Task")
 
 
 class TaskOutcome(NamedTuple):
-    """How a task ended: its number and its value, or the error that it raised or that ended its worker."""
+    """The end of a task: its number and its value, or the error that it raised or that killed its worker."""
 
     task: int
     value: Any
@@ -18,18 +18,18 @@ class TaskOutcome(NamedTuple):
 
 
 class NodeError(OSError):
-    """The machine that a task came to can do none: it is not the task's fault, and ends them all."""
+    """A machine cannot do any task. This is not the task's fault, so it is not retried and stops all tasks."""
 
 
 class Retries:
-    """The tasks that wait to be done, among them those that failed and are done again after the others.
+    """The queue of waiting tasks, to whose end failed tasks return.
 
     Args:
-        tasks: how many there are; they are known by their number.
-        attempts: how often a task may fail before that is its outcome.
+        tasks: number of tasks; each is identified by its number.
+        attempts: how often a task may fail before the failure is its outcome.
 
     Attributes:
-        waiting: the numbers of the tasks that wait.
+        waiting: the numbers of the waiting tasks.
     """
 
     def __init__(self, tasks: int, attempts: int) -> None:
@@ -38,11 +38,11 @@ class Retries:
         self._failures: Counter[int] = Counter()
 
     def final(self, outcome: TaskOutcome, *, counts: bool = True) -> TaskOutcome | None:
-        """Return the outcome of a task if it is its last; None if the task waits to be done again.
+        """Return the outcome of a task if it is final; None if the task waits for another attempt.
 
         Args:
-            outcome: of one attempt.
-            counts: whether a failure says something of the task; one that does not is followed by another attempt.
+            outcome: the outcome of one attempt.
+            counts: whether a failure counts as one of the task's attempts.
         """
         if outcome.error is None:
             return outcome
@@ -54,16 +54,16 @@ class Retries:
 
 
 def attempt(work: Callable[[Task], Any], task: Task, where: str = "") -> tuple[Any, str | NodeError | None]:
-    """Do a task and return its value, or its error as text; of a `NodeError`, the error itself.
+    """Do a task and return its value, or its error as text; a `NodeError` is returned itself.
 
     Args:
         work: does the task.
-        task: what it takes.
-        where: what is said of the place after an error.
+        task: its argument.
+        where: a text appended to an error, to name the place.
     """
     try:
         return work(task), None
     except NodeError as error:
         return None, error
-    except Exception as error:  # whatever a task raises is its outcome; the others go on
+    except Exception as error:  # becomes the task's outcome, while other tasks go on
         return None, f"{type(error).__name__}: {error}{where}"

@@ -1,4 +1,4 @@
-"""What hooks into the training loop, each for one purpose."""
+"""Callbacks of the training loop, one per purpose."""
 
 from shiftproof.training.callbacks.averaging import AveragedWeights, FlatAverage, averaging_callback
 from shiftproof.training.callbacks.checkpoints import Checkpoints

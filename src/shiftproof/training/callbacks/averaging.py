@@ -1,4 +1,4 @@
-"""Averages the weights along a training loop."""
+"""Averages the weights during a training loop."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from shiftproof.training.loop import Callback, Loop
 from shiftproof.training.ranks import full_state
 
 BATCH_NORM_STEPS = 500
-"""Training batches that SWAD's code re-estimates batch norms from."""
+"""Number of training batches from which SWAD's code re-estimates batch norms."""
 
 
 class AveragedWeights(Callback):
-    """Takes the weights after every update into an average.
+    """Adds the weights after every update to an average.
 
     Args:
-        average: takes them in.
-        algorithm: whose weights they are.
+        average: the average.
+        algorithm: the algorithm whose weights are averaged.
     """
 
     name = "average"
@@ -47,12 +47,12 @@ class AveragedWeights(Callback):
 
 
 class FlatAverage(AveragedWeights):
-    """Averages as SWAD does, ends the training where SWAD ends its average, and scores and keeps that.
+    """Averages as SWAD does, stops training when SWAD's average ends, and scores and saves the average.
 
     Args:
-        average: takes the weights and the validation losses in.
-        algorithm: whose weights they are.
-        folder: the run's own.
+        average: the average, which also needs the validation losses.
+        algorithm: the algorithm whose weights are averaged.
+        folder: the run's folder.
     """
 
     average: SWAD
@@ -65,12 +65,12 @@ class FlatAverage(AveragedWeights):
         loop.stopped = self.average.dead
 
     def on_evaluation(self, loop: Loop, record: dict[str, Any]) -> None:
-        if "averaged" not in record:  # else it is of the average itself
+        if "averaged" not in record:  # records with it are evaluations of the average itself
             self.average.evaluated(validation_loss(record, loop.spec.targets))
             loop.stopped = self.average.dead
 
     def on_end(self, loop: Loop) -> None:
-        """Score and keep the average, beside the curve; the last weights where it averaged nothing."""
+        """Add a score of the average to the curve and save the average; the last weights if it averaged nothing."""
         step, metrics = loop.progress.step, loop.progress.metrics
         with loop.progress.timed("evaluation"):
             average = self.average.finish()
@@ -86,11 +86,11 @@ class FlatAverage(AveragedWeights):
 
 
 def averaging_callback(loop: Loop, folder: Path) -> AveragedWeights | None:
-    """Build the callback of the average that a run asks for, None for none.
+    """Build the callback for the average that a run asks for; None if it asks for none.
 
     Args:
-        loop: whose weights are averaged, before its first step.
-        folder: the run's own.
+        loop: the loop whose weights are averaged, before its first step.
+        folder: the run's folder.
     """
     average = build_average(loop.spec, full_state(loop.algorithm))
     if isinstance(average, SWAD):
@@ -99,7 +99,7 @@ def averaging_callback(loop: Loop, folder: Path) -> AveragedWeights | None:
 
 
 def _estimate_batch_norm(loop: Loop) -> None:
-    """Take the statistics of batch norms that are not frozen from the training batches that would follow."""
+    """Re-estimate batch norms, unless they are frozen, from the training batches that would come next."""
     network, spec, step = loop.algorithm.network, loop.spec, loop.progress.step
     if network.freeze_batch_norm:
         return

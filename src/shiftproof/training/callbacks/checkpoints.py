@@ -1,4 +1,4 @@
-"""Keeps all that continuing a training loop needs, so that it may be killed anywhere."""
+"""Saves everything needed to continue a training loop, so that it can be killed at any time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class Checkpoints(Callback):
-    """Saves a loop after every evaluation, and where `CHECKPOINT_SECONDS` have passed since it last did.
+    """Saves a loop after every evaluation, and when `CHECKPOINT_SECONDS` have passed since it last did.
 
-    Make it the last of the callbacks, so that it saves what the others have done.
+    It must be the last callback, so that it saves the others' latest state.
 
     Args:
         path: the file.
@@ -25,11 +25,11 @@ class Checkpoints(Callback):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._evaluated = False  # since it last saved
+        self._evaluated = False  # whether there was an evaluation since it last saved
         self._saved = 0.0
 
     def restore(self, loop: Loop) -> None:
-        """Bring a loop with its callbacks to where the file left it, if there is one; before `Loop.run`.
+        """Restore a loop and its callbacks from the file, if there is one; call this before `Loop.run`.
 
         Raises:
             DamagedFileError: the file is incomplete or altered.
@@ -53,6 +53,6 @@ class Checkpoints(Callback):
             self._evaluated = False
 
     def _is_late(self, loop: Loop) -> bool:
-        """Whether the time has come, which the clock of the first rank says for all."""
+        """Return whether it is time to save, by the clock of the first rank."""
         late = time.perf_counter() - self._saved > CHECKPOINT_SECONDS
         return bool(loop.ranks.agreed(torch.tensor(float(late), device=loop.device)))

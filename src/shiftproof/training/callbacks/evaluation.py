@@ -1,4 +1,4 @@
-"""Scores what a training loop has reached, where its dialect says so."""
+"""Scores the weights during a training loop, at the steps that its dialect sets."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from shiftproof.training.ranks import full_state, load_full_state
 
 
 class Evaluation(Callback):
-    """Scores only what the selection rules read: all held-out parts, at the end the rest of the target too.
+    """Scores only the parts that selection rules read: all held-out parts, and at the end the rest of the target.
 
     Args:
-        average: a moving average whose weights are scored in place of those that are trained; None for none.
+        average: a moving average whose weights are scored instead of the trained ones; None for the trained ones.
     """
 
     name = "losses"
 
     def __init__(self, average: EMA | None = None) -> None:
         self._average = average
-        self._losses: list[float] = []  # since the last evaluation
+        self._losses: list[float] = []  # of the steps since the last evaluation
 
     def on_loss(self, loop: Loop, step: int, loss: float) -> None:
         self._losses.append(loss)
@@ -65,7 +65,7 @@ def _check_finite(loop: Loop) -> None:
 
 
 def _check_heads(loop: Loop) -> None:
-    """Raise RuntimeError where the heads, which every rank trains for itself, have come apart."""
+    """Raise RuntimeError if the heads, which every rank trains separately, have diverged between ranks."""
     if loop.ranks.size > 1 and not loop.ranks.sharded:
         inside = set(loop.algorithm.network.featurizer.parameters())
         heads = [p.detach().double().sum() for p in loop.algorithm.parameters() if p not in inside]
@@ -76,8 +76,8 @@ def score_domains(loop: Loop, whole_targets: bool) -> dict[str, dict[str, Any]]:
     """Score the held-out parts of all domains, by domain and part.
 
     Args:
-        loop: whose network is scored, as it is.
-        whole_targets: whether the in parts of the targets are scored too.
+        loop: the loop whose network is scored in its present state.
+        whole_targets: whether to score the in parts of the targets too.
     """
     scores: dict[str, dict[str, Any]] = {}
     for domain, name in enumerate(loop.dataset.domain_names):
@@ -87,7 +87,7 @@ def score_domains(loop: Loop, whole_targets: bool) -> dict[str, dict[str, Any]]:
 
 
 def score_part(loop: Loop, domain: int, part: Part) -> dict[str, Any]:
-    """Score one part of a domain; what it returns is described at `evaluate`."""
+    """Score one part of a domain and return the scores as `evaluate` does."""
     batches = loop.inputs.evaluation_batches(domain, part, loop.progress.step)
     loop.algorithm.eval()
     score = evaluate(loop.algorithm.predict, batches, len(loop.dataset.classes), loop.spec.precision)
@@ -97,7 +97,7 @@ def score_part(loop: Loop, domain: int, part: Part) -> dict[str, Any]:
 
 @contextmanager
 def weights_in_place(algorithm: Algorithm, state: State | None) -> Iterator[None]:
-    """Put other weights in the place of those that are trained, for a ``with`` block; None leaves them."""
+    """Replace the trained weights by others during a ``with`` block; None keeps them."""
     if state is None:
         yield
         return

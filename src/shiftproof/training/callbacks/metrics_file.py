@@ -1,4 +1,4 @@
-"""Keeps the curve of a run in a file while it trains."""
+"""Writes the curve of a run to a file while it trains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shiftproof.training.loop import Callback, Loop
 
 
 class MetricsFile(Callback):
-    """Writes the evaluations, a line each: what a checkpoint holds at the start, every one as it is made.
+    """Writes the evaluations, one per line: those from a checkpoint at the start, later ones as they are made.
 
     Args:
         path: the file; only the first rank writes it.
@@ -26,7 +26,7 @@ class MetricsFile(Callback):
         self._write(loop)
 
     def on_end(self, loop: Loop) -> None:
-        self._write(loop)  # the selected step may have been scored further
+        self._write(loop)  # the selected step may have got more scores
 
     def _write(self, loop: Loop) -> None:
         if loop.ranks.first:

@@ -1,4 +1,4 @@
-"""Tells the caller of a training loop, and who sits before it, how far it has come."""
+"""Reports the progress of a training loop to its caller and on the screen."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ OnProgress = Callable[[int, float], None]
 """Called after every step with its number and loss."""
 
 OnRecord = Callable[[dict[str, Any]], None]
-"""Called after every evaluation with its record, as the run's metrics hold it."""
+"""Called after every evaluation with its record, as in the run's metrics."""
 
 
 class ReportSteps(Callback):
-    """Tells a function of every step.
+    """Calls a function after every step.
 
     Args:
         on_progress: the function.
@@ -31,7 +31,7 @@ class ReportSteps(Callback):
 
 
 class ReportEvaluations(Callback):
-    """Tells a function of every evaluation.
+    """Calls a function after every evaluation.
 
     Args:
         on_record: the function.
@@ -45,10 +45,10 @@ class ReportEvaluations(Callback):
 
 
 class ProgressBar(Callback):
-    """Shows a bar of the steps.
+    """Shows a progress bar of the steps.
 
     Args:
-        description: stands before it.
+        description: text in front of the bar.
     """
 
     def __init__(self, description: str) -> None:

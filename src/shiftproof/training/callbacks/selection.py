@@ -1,4 +1,4 @@
-"""Keeps the model of the step with the highest validation."""
+"""Saves the model of the step with the highest validation score."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from shiftproof.training.saved_model import save_model
 
 
 class Selection(Callback):
-    """Keeps the model of the evaluation with the highest training-domain validation, the earliest on a tie.
+    """Saves the model of the evaluation with the highest training-domain validation score, the earliest on a tie.
 
-    The file is written at the end and not before: what another process has left of the run's folder is then never half
-    of this one.
+    It writes the files only at the end, so that they never mix with files that another process left in the folder.
 
     Args:
-        folder: the run's own.
+        folder: the run's folder.
     """
 
     name = "selected"
@@ -43,12 +42,12 @@ class Selection(Callback):
         self._keep(loop)
 
     def _score_targets(self, loop: Loop) -> None:
-        """Score what is reported of the selected step: once, at the end, is cheaper than at every step so far."""
+        """Score the selected step on whole targets; once at the end is cheaper than at every evaluation."""
         record = _selected(loop)
         with weights_in_place(loop.algorithm, self._weights):
             for domain in loop.inputs.targets:
                 scores = record["domains"][loop.dataset.domain_names[domain]]
-                if "in" not in scores:  # the last step has it
+                if "in" not in scores:  # the last step has been scored on it
                     scores["in"] = score_part(loop, domain, "in")
 
     def _keep(self, loop: Loop) -> None:
@@ -68,7 +67,7 @@ def _selected(loop: Loop) -> dict[str, Any]:
 
 
 def keep_model(loop: Loop, folder: Path) -> None:
-    """Write the network of a loop, as it is, into a run's folder."""
+    """Write the network of a loop in its present state into a run's folder."""
     network, dataset = loop.algorithm.network, loop.dataset
     weights = full_state(network)
     if loop.ranks.first:

@@ -1,4 +1,4 @@
-"""Writes a run to trackers of experiments while it trains."""
+"""Writes a run to experiment trackers while it trains."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from shiftproof.training.tracking import OpenTrackers, TrackedRun, Tracking, che
 
 
 class Trackers(Callback):
-    """Opens trackers, writes every evaluation to them, those of before first, and how the run ended.
+    """Opens trackers and writes to them the evaluations so far, every new one, and how the run ended.
 
     Args:
-        tracking: which trackers, where and how labelled.
-        folder: the run's own.
+        tracking: the trackers, their folder and the run's tags.
+        folder: the run's folder.
 
     Raises:
-        ValueError: there is no tracker of a name, or it is not installed.
+        ValueError: a tracker is unknown or not installed.
     """
 
     def __init__(self, tracking: Tracking, folder: Path) -> None:
@@ -43,6 +43,6 @@ class Trackers(Callback):
             self._open.end("failed")
 
     def close(self) -> None:
-        """Let go of files and connections, however the loop ended."""
+        """Close files and connections, however the loop ended."""
         if self._open is not None:
             self._open.close()

@@ -1,4 +1,4 @@
-"""One run on several devices: what each has of it, and how their processes are started."""
+"""One run on several devices: how they share the work, and how their processes are started."""
 
 from shiftproof.training.ranks.launch import PRELOADED, check_devices, from_torchrun, launch, torchrun_group
 from shiftproof.training.ranks.split import (

@@ -1,4 +1,4 @@
-"""The processes that train one run: those that `torchrun` started, or our own on this machine."""
+"""The processes that train one run, started by `torchrun` or by ourselves on this machine."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from shiftproof.base.processes import START_METHOD, adopt, end_with_parent, prel
 from shiftproof.training.ranks.split import STRATEGIES, Ranks, Strategy
 
 Work = Callable[[Ranks, torch.device], None]
-"""What a process does, given its place and its device."""
+"""The work of a process, given its rank and its device."""
 PRELOADED = "shiftproof.training.preload"
-"""Imports what training needs."""
+"""The module that imports everything that training needs."""
 
 
 def check_devices(device: str, devices: int, strategy: str) -> None:
-    """Raise ValueError unless a run can be trained so: on ``devices`` of the kind ``device``, by ``strategy``."""
+    """Raise ValueError unless a run can be trained on ``devices`` devices of the kind ``device`` by ``strategy``."""
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown strategy '{strategy}'; the strategies are {', '.join(STRATEGIES)}")
     if devices < 1:
@@ -35,9 +35,9 @@ def check_devices(device: str, devices: int, strategy: str) -> None:
     elif devices == 1:
         return
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"several devices are of the kind cpu or cuda, not {device}")
+        raise ValueError(f"several devices must be of the kind cpu or cuda, not {device}")
     if device == "cuda" and devices > torch.cuda.device_count():
-        raise ValueError(f"{devices} GPUs are asked for, and there are {torch.cuda.device_count()}")
+        raise ValueError(f"{devices} GPUs were requested, but there are {torch.cuda.device_count()}")
 
 
 def from_torchrun() -> bool:
@@ -47,11 +47,11 @@ def from_torchrun() -> bool:
 
 @contextmanager
 def torchrun_group(device: str, strategy: Strategy) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the processes that `torchrun` started and give this one's place and device.
+    """Join the processes that `torchrun` started, and yield this one's `Ranks` and device.
 
     Args:
         device: "cpu" or "cuda".
-        strategy: how the run is trained on them.
+        strategy: how the processes share the run.
     """
     end_with_parent()
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -60,16 +60,16 @@ def torchrun_group(device: str, strategy: Strategy) -> Iterator[tuple[Ranks, tor
 
 
 def launch(work: Work, device: str, devices: int, strategy: Strategy) -> None:
-    """Do some work in as many processes as there are devices, and wait for all of them.
+    """Do some work in one process per device, and wait for all of them.
 
     Args:
-        work: picklable.
+        work: the work; it must be picklable.
         device: "cpu" or "cuda".
         devices: number of processes.
-        strategy: how they train a run.
+        strategy: how the processes share a run.
 
     Raises:
-        ChildProcessError: the work raised in one of them; the others are ended.
+        ChildProcessError: one of the processes raised or died; the others are stopped.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = (work, device, devices, strategy, Path(folder), dict(os.environ))
@@ -81,20 +81,20 @@ def launch(work: Work, device: str, devices: int, strategy: Strategy) -> None:
             while not processes.join():
                 pass
         except ProcessException as error:
-            # One that was ended is the cause; others lost the connection to it, and may have been found dead first.
-            # The signal by which torch ends the rest says nothing.
+            # A process killed by a signal is the cause. Others lost the connection to it, and may have been found dead
+            # first; SIGTERM is how torch stops the rest.
             for rank, process in enumerate(processes.processes):
                 if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
                     ended = signal.Signals(-process.exitcode).name
                     raise ChildProcessError(
-                        f"process {rank} of {devices} was ended: process {rank} terminated with signal {ended}"
+                        f"process {rank} of {devices} was killed: process {rank} terminated with signal {ended}"
                     ) from error
-            # the first that was written is the cause; the others lost the connection to that process
+            # the first error written is the cause; the other processes lost the connection to that one
             if errors := sorted(Path(folder).glob("*.error"), key=lambda file: file.stat().st_mtime_ns):
                 reason = errors[0].read_text(encoding="utf-8")
                 raise ChildProcessError(f"process {errors[0].stem} of {devices} failed: {reason}") from error
             ended = str(error).strip().splitlines()[-1]
-            raise ChildProcessError(f"process {error.error_index} of {devices} was ended: {ended}") from error
+            raise ChildProcessError(f"process {error.error_index} of {devices} was killed: {ended}") from error
 
 
 def _work(
@@ -106,7 +106,7 @@ def _work(
     folder: Path,
     environment: Mapping[str, str],
 ) -> None:
-    end_with_parent()  # torch sends an interrupt, which one that waits for others does not see
+    end_with_parent()  # torch only sends an interrupt, which a process waiting for others does not notice
     adopt(environment)
     try:
         with _group(Ranks(rank, devices, strategy), device, rank, (folder / "meeting").as_uri()) as (ranks, own):
@@ -126,4 +126,4 @@ def _group(ranks: Ranks, device: str, local: int, meeting: str) -> Iterator[tupl
     )
     yield ranks, own
     distributed.barrier()
-    distributed.destroy_process_group()  # not after an error: it would wait for others that wait for this process
+    distributed.destroy_process_group()  # not after an error, when it would wait for processes that wait for this one

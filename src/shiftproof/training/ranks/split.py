@@ -1,9 +1,9 @@
-"""One run on several devices: every rank computes the features of its rows, and all else of all rows.
+"""One run on several devices: every rank computes the features of its own rows, and everything else for all rows.
 
-The featurizer takes a batch's rows ``rank, rank + size, ...`` and gives the features of all: its outputs are gathered,
-differentiably. So an objective sees what it sees on one device, whatever it compares; the loss, the heads and their
-gradients are the same on every rank, and no rank needs to know of the others. Only the gradients of the featurizer are
-of a rank's own rows; DDP or FSDP2 average them.
+On each rank the featurizer computes rows ``rank, rank + size, ...`` of a batch, and its outputs are gathered
+differentiably from all ranks. So every objective sees the same features as on one device, and loss, heads and their
+gradients are the same on every rank. Only the featurizer's gradients are those of a rank's own rows, which DDP or
+FSDP2 average.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Ranks(NamedTuple):
     """The place of this process among those that train a run.
 
     Attributes:
-        rank: its number.
-        size: how many there are.
-        strategy: "ddp", a whole network on every rank, or "fsdp", parameters, gradients and the optimizer's state
-            sharded over the ranks (FSDP2).
+        rank: the number of this process.
+        size: the number of processes.
+        strategy: "ddp" for a whole network on every rank, or "fsdp" for parameters, gradients and the optimizer's
+            state sharded over the ranks (FSDP2).
     """
 
     rank: int = 0
@@ -47,7 +47,7 @@ class Ranks(NamedTuple):
 
     @property
     def sharded(self) -> bool:
-        """Whether this process holds a part of the parameters only."""
+        """Whether this process holds only a part of the parameters."""
         return self.size > 1 and self.strategy == "fsdp"
 
     def agreed(self, values: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Ranks(NamedTuple):
         return values
 
     def check_same(self, what: str, value: Tensor) -> None:
-        """Raise RuntimeError unless a scalar, not NaN, is the same on all ranks, which wait for one another here."""
+        """Raise RuntimeError unless a scalar is the same on all ranks and not NaN; ranks wait for each other here."""
         if self.size == 1:
             return
         values = [torch.empty_like(value) for _ in range(self.size)]
@@ -67,7 +67,7 @@ class Ranks(NamedTuple):
             raise RuntimeError(f"the devices differ in {what}: {', '.join(str(one.item()) for one in values)}")
 
     def all(self, condition: Tensor) -> bool:
-        """Return whether a condition, a scalar tensor, holds on every rank."""
+        """Return whether a scalar tensor is true on every rank."""
         if self.size > 1:
             condition = condition.to(torch.float32, copy=True)
             distributed.all_reduce(condition, op=distributed.ReduceOp.MIN)
@@ -78,10 +78,10 @@ ALONE = Ranks()
 
 
 class _Gathered(torch.autograd.Function):
-    """The rows of all ranks, of equally many each, interleaved: row i is of rank i modulo the number of ranks.
+    """The rows of all ranks, equally many of each, interleaved: row i comes from rank i modulo the number of ranks.
 
-    All ranks compute the same loss of them. So the gradient of a rank's rows needs no communication; it is multiplied
-    by the number of ranks, by which DDP and FSDP2 divide the sum.
+    All ranks compute the same loss from them, so the gradient of a rank's rows needs no communication. It is multiplied
+    by the number of ranks, because DDP and FSDP2 divide the sum by it.
     """
 
     @staticmethod
@@ -99,11 +99,11 @@ class _Gathered(torch.autograd.Function):
 
 
 class _Replica(DistributedDataParallel):
-    """DDP whose state has the names of the module that it holds, so that it fits any number of ranks."""
+    """DDP whose state has the names of the wrapped module, so that it fits any number of ranks."""
 
     def __init__(self, module: nn.Module) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the new name of the argument is not in older versions
+            warnings.simplefilter("ignore", FutureWarning)  # older versions lack the argument's new name
             super().__init__(module, broadcast_buffers=False)
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
 
@@ -117,15 +117,15 @@ def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) 
 
 
 def split_over_ranks(algorithm: Algorithm, ranks: Ranks) -> None:
-    """Let the algorithm's network compute on every rank the features of its own rows; before optimizers are built.
+    """Make the network compute only its own rows' features on every rank; call this before building optimizers.
 
     Args:
-        algorithm: on its device, the same on every rank.
-        ranks: of an initialised process group.
+        algorithm: the algorithm on its device, identical on every rank.
+        ranks: the ranks of an initialised process group.
 
     Raises:
-        ValueError: the featurizer's batch norms follow the batches, on CPUs, or it draws at random: neither would be
-            as on one device.
+        ValueError: results would differ from one device, because the featurizer has batch norms in training mode, on
+            CPUs, or draws random numbers.
     """
     if ranks.size == 1:
         return
@@ -141,14 +141,14 @@ def split_over_ranks(algorithm: Algorithm, ranks: Ranks) -> None:
 
 
 def _gather_features(featurizer: nn.Module, ranks: Ranks) -> None:
-    """Let a featurizer compute the features of this rank's rows and give those of all."""
-    count = 0  # of the images that are on their way through it
+    """Make a featurizer compute the features of this rank's rows and return those of all rows."""
+    count = 0  # number of images in the current forward pass
 
     def own_rows(_: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
         nonlocal count
         (images,) = arguments
         count = len(images)
-        # equally many on all ranks: where there are too few, the last row once more
+        # all ranks need equally many rows, so the last row is repeated if there are too few
         own = torch.arange(ranks.rank, -(-count // ranks.size) * ranks.size, ranks.size, device=images.device)
         return images[own.clamp_max(count - 1)]
 
@@ -161,17 +161,17 @@ def _gather_features(featurizer: nn.Module, ranks: Ranks) -> None:
 
 
 def synchronised(featurizer: nn.Module) -> nn.Module:
-    """Return a featurizer whose batch norms that follow the batches see those of all ranks."""
+    """Return a featurizer whose batch norms in training mode see the batches of all ranks."""
     if not any(isinstance(module, _BatchNorm) and module.training for module in featurizer.modules()):
         return featurizer
-    from timm.layers import convert_sync_batchnorm  # timm's batch norms hold activations, which torch's would lose
+    from timm.layers import convert_sync_batchnorm  # keeps the activations inside timm's batch norms, unlike torch's
 
     converted: nn.Module = convert_sync_batchnorm(featurizer)
     return converted
 
 
 def check_featurizer(featurizer: nn.Module, device: torch.device) -> None:
-    """Raise ValueError if parts of a batch have other features than the whole; see `split_over_ranks`."""
+    """Raise ValueError if parts of a batch get other features than the whole batch; see `split_over_ranks`."""
     for name, module in featurizer.named_modules():
         if isinstance(module, _BatchNorm) and module.training and device.type == "cpu":
             raise ValueError(
@@ -191,7 +191,7 @@ def _drops(module: nn.Module) -> bool:
 
 
 def _shard(algorithm: Algorithm) -> None:
-    """Shard the featurizer child by child, and the other modules that have parameters of their own."""
+    """Shard the featurizer child by child, and every other module that has its own parameters."""
     from torch.distributed.fsdp import fully_shard
 
     featurizer = algorithm.network.featurizer
@@ -206,7 +206,7 @@ def _shard(algorithm: Algorithm) -> None:
 
 
 def _called(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the children that a module calls, of sequences their members; lists are not called themselves."""
+    """Yield the children that a module calls, replacing containers by their members: lists are not called."""
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
             yield from _called(child)
@@ -215,31 +215,31 @@ def _called(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def full_state(module: nn.Module) -> State:
-    """Return a module's state with whole tensors; if it is sharded all ranks must ask."""
+    """Return a module's state with whole tensors; all ranks must call this if it is sharded."""
     return {name: _whole(tensor) for name, tensor in module.state_dict().items()}
 
 
 def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state of whole tensors, of which a sharded module keeps its parts.
+    """Load a state of whole tensors; a sharded module keeps only its parts.
 
     Raises:
-        RuntimeError: the state is not of this module.
+        RuntimeError: the state does not fit this module.
     """
     own = module.state_dict()
     module.load_state_dict({name: _like(value, own.get(name)) for name, value in state.items()})
 
 
 def full_optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Return an optimizer's state with whole tensors; if it is sharded all ranks must ask."""
+    """Return an optimizer's state with whole tensors; all ranks must call this if it is sharded."""
     state = optimizer.state_dict()
     return {**state, "state": {i: {k: _whole(v) for k, v in own.items()} for i, own in state["state"].items()}}
 
 
 def load_full_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state of whole tensors, of which one of sharded parameters keeps its parts.
+    """Load an optimizer's state of whole tensors; with sharded parameters it keeps only its parts.
 
     Raises:
-        ValueError: the state is not of such an optimizer.
+        ValueError: the state does not fit this optimizer.
         KeyError: likewise.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -252,7 +252,7 @@ def _whole(value: Any) -> Any:
 
 
 def _like(value: Any, like: Any) -> Any:
-    """Return a whole tensor as a part where it is the value of a sharded tensor."""
+    """Return a whole tensor sharded like ``like``, if that is sharded and has the same shape."""
     if not _is_sharded(like) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -1,4 +1,4 @@
-"""Trackers of experiments: TensorBoard, MLflow and W&B behind one interface."""
+"""Experiment trackers: TensorBoard, MLflow and W&B behind one interface."""
 
 from shiftproof.training.tracking.registry import TRACKERS, TrackerEntry, check_trackers
 from shiftproof.training.tracking.track import OpenTrackers, TrackerWarning, Tracking

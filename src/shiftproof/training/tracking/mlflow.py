@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 DATABASE = "mlflow.db"
 RUN_TAG = "shiftproof.run"
-"""The tag that a run is found by when it is continued: its spec's name."""
+"""The tag that holds the name of a run's spec, by which a continued run is found."""
 
 
 class MLflowTracker:
-    """Writes to the store that MLflow is set up for (``MLFLOW_TRACKING_URI``), else into an SQLite database.
+    """Writes to the store that MLflow is set up for (``MLFLOW_TRACKING_URI``), else to an SQLite database.
 
     Args:
-        run: what is tracked.
+        run: the run to track.
     """
 
     def __init__(self, run: TrackedRun) -> None:
@@ -33,7 +33,7 @@ class MLflowTracker:
             self._client = mlflow.MlflowClient()
         else:
             waiting = f"another process opens {run.shared / DATABASE}; waiting for it"
-            with locked(run.shared / f".{DATABASE}.lock", waiting):  # two workers that make one database spoil it
+            with locked(run.shared / f".{DATABASE}.lock", waiting):  # two workers creating one database would damage it
                 self._client = mlflow.MlflowClient(f"sqlite:///{(run.shared / DATABASE).resolve()}")
         experiment = _experiment(self._client, os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
         tracked = self._find(experiment, run)
@@ -57,7 +57,7 @@ class MLflowTracker:
         return found[0] if found else None
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Write what is not there yet, in one call."""
+        """Write the numbers that are not there yet, in one call."""
         from mlflow.entities import Metric
 
         milliseconds = time.time_ns() // 1_000_000
@@ -74,18 +74,18 @@ class MLflowTracker:
         self._client.set_terminated(self._id, "FINISHED" if status == "finished" else "FAILED")
 
     def close(self) -> None:
-        """Leave nothing open: every call is complete."""
+        """Do nothing, because no call leaves anything open."""
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
-    """Return the id of an experiment, which is made if need be."""
+    """Return the id of an experiment, creating it if need be."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
             return str(client.create_experiment(name))
-        except MlflowException:  # another worker was faster, or it fails again
+        except MlflowException:  # another worker may have been faster; else raise below
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise

@@ -18,8 +18,8 @@ class TrackerEntry:
     """One tracker.
 
     Attributes:
-        title: what it is called.
-        modules: what has to be importable.
+        title: its name in messages.
+        modules: modules that it needs to import.
         open: opens it for a run.
     """
 
@@ -35,13 +35,13 @@ TRACKERS.register("wandb", TrackerEntry("W&B", ("wandb",), WandbTracker))
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """Raise unless the trackers can be used.
+    """Check that trackers can be used.
 
     Args:
-        names: their names.
+        names: the names of the trackers.
 
     Raises:
-        ValueError: there is no tracker of a name, or it is not installed.
+        ValueError: a tracker is unknown or not installed.
     """
     for name in names:
         entry = TRACKERS[name]

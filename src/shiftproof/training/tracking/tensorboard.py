@@ -1,4 +1,4 @@
-"""A run's curve for TensorBoard."""
+"""Writes a run's curve for TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FOLDER = "tensorboard"
 
 
 class TensorBoardTracker:
-    """Writes event files into a folder of the run's.
+    """Writes event files into a folder inside the run's.
 
     Args:
-        run: what is tracked.
+        run: the run to track.
     """
 
     def __init__(self, run: TrackedRun) -> None:
@@ -23,14 +23,14 @@ class TensorBoardTracker:
 
         folder = run.folder / FOLDER
         known = folder.exists()
-        # averaged weights are scored at the step of the last evaluation, so what is dropped begins with that one
+        # the last step may have two evaluations, one of averaged weights, so purge and rewrite that step
         self._first = run.kept[-1]["step"] if known and run.kept else 0
         self._writer = SummaryWriter(folder, purge_step=self._first)
         self._last = 0
-        if not known:  # texts are never dropped
+        if not known:  # texts are never purged
             self._write_text("spec", json.dumps(asdict(run.spec), indent=2))
             self._write_text("tags", json.dumps(dict(run.tags), indent=2))
-            self._writer.flush()  # a run that is killed early has them too
+            self._writer.flush()  # so that a run killed early has them too
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         """Write an evaluation, unless it was written before the run was killed."""

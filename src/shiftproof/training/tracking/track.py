@@ -1,4 +1,4 @@
-"""Writes one run to any number of trackers, none of which can end it."""
+"""Writes one run to any number of trackers, whose errors cannot stop it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class TrackerWarning(RuntimeWarning):
 
 @dataclass(frozen=True)
 class Tracking:
-    """What a run is written to while it trains; changes no result.
+    """The trackers that a run is written to while it trains; they do not affect its result.
 
     Attributes:
-        trackers: names.
-        folder: where those that keep all runs in one place write, if they are not set up for another; None for the
-            run's own.
-        tags: what the run is found by among others, beside its spec.
+        trackers: names of the trackers.
+        folder: where trackers that keep all runs in one place write, unless they are set up for another place; None
+            for the run's own folder.
+        tags: labels that identify the run among others, in addition to its spec.
     """
 
     trackers: tuple[str, ...] = ()
@@ -34,11 +34,11 @@ class Tracking:
 
 
 class OpenTrackers:
-    """The trackers of one run; one that fails is warned of and left out from then on.
+    """The open trackers of one run; a tracker that fails causes a warning and is dropped.
 
     Args:
-        names: of trackers.
-        run: what is tracked.
+        names: names of the trackers.
+        run: the run to track.
     """
 
     def __init__(self, names: Iterable[str], run: TrackedRun) -> None:
@@ -51,7 +51,7 @@ class OpenTrackers:
             self.write(record)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write one evaluation, as the run's metrics hold it."""
+        """Write one evaluation from the run's metrics."""
         scalars = self._run.scalars(record)
         self._each(lambda tracker: tracker.write(scalars, record["step"]))
 
@@ -60,7 +60,7 @@ class OpenTrackers:
         self._each(lambda tracker: tracker.end(status))
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""
         self._each(lambda tracker: tracker.close())
 
     def _each(self, call: Callable[[Tracker], None]) -> None:

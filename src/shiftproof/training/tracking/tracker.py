@@ -1,4 +1,4 @@
-"""What a tracker of experiments is, and the run that it is opened for."""
+"""The interface of an experiment tracker, and the run that it is opened for."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from shiftproof.protocol import training_domain_validation
 from shiftproof.training.spec import RunSpec
 
 PROJECT = "shiftproof"
-"""What trackers that group runs call the group, if they are not set up for another."""
+"""Default name of the group, in trackers that group runs."""
 LONGEST_TITLE = 128
-"""Characters that W&B takes; databases of MLflow take 250."""
+"""Most characters that W&B allows in a run's title; databases of MLflow allow 250."""
 LONGEST_PART = 100
-"""Characters of a domain in the name of a metric: MLflow takes 250 in all."""
+"""Most characters of a domain in the name of a metric: MLflow allows 250 in all."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run, as a tracker needs it.
+    """A run with everything that a tracker needs to know of it.
 
     Attributes:
-        spec: what determines its result.
-        folder: its own.
-        shared: where trackers keep what all runs share, if they are not set up for another place.
-        tags: what it is found by among others, beside its spec.
-        kept: its evaluations so far, as its metrics hold them: none of a new run, those before its checkpoint of a
+        spec: the run's spec.
+        folder: the run's folder.
+        shared: default folder for data that a tracker shares between runs.
+        tags: labels that identify the run among others, in addition to its spec.
+        kept: its evaluations so far, from its metrics: none for a new run, those before the checkpoint for a
             continued one.
     """
 
@@ -42,7 +42,7 @@ class TrackedRun:
 
     @property
     def title(self) -> str:
-        """What it is called beside others, in at most `LONGEST_TITLE` characters."""
+        """Its name among other runs, in at most `LONGEST_TITLE` characters."""
         spec = self.spec
         parts = (spec.algorithm, spec.optimizer, spec.annealer, spec.variant)
         method = " + ".join(part for part in parts if part not in ("none", ""))
@@ -51,7 +51,7 @@ class TrackedRun:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Its tags."""
+        """Its tags as encodable text."""
         return {name: encodable(text) for name, text in self.tags.items()}
 
     @property
@@ -68,8 +68,8 @@ class TrackedRun:
     def scalars(self, record: dict[str, Any]) -> dict[str, float]:
         """Return the numbers of an evaluation by name.
 
-        They are ``loss``, ``validation`` and ``accuracy/<domain>/<part>``, the domain by its name of `plain_names`;
-        those of averaged weights are in a group of their own, ``averaged``.
+        They are ``loss``, ``validation`` and ``accuracy/<domain>/<part>``, with the domain's name from `plain_names`.
+        Names for averaged weights begin with ``averaged/``.
         """
         names = plain_names(record["domains"])
         scalars = {"loss": record["loss"], "validation": training_domain_validation(record, self.spec.targets)}
@@ -81,11 +81,10 @@ class TrackedRun:
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """Return names that every tracker takes as one part of a metric's name, by the names that they stand for.
+    """Return names that every tracker accepts as one part of a metric's name, by the original names.
 
-    They are of letters, digits, ".", "-", "_" and spaces, others replaced by "_", and not longer than `LONGEST_PART`
-    before what may follow. Names that this makes equal, also where case or spaces do not count, end in a hash of their
-    own.
+    Characters other than letters, digits, ".", "-", "_" and spaces become "_", and names are cut to `LONGEST_PART`
+    characters. Names that are then equal, ignoring case and spaces, get a hash of the original appended.
     """
     plain = {name: _plain(name) for name in names}
     counts = Counter(map(_compared, plain.values()))
@@ -94,11 +93,11 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
 
 def _plain(name: str) -> str:
     short = re.sub(r"[^\w. -]", "_", name[:LONGEST_PART])
-    return short if short.strip(".") else "_" * max(1, len(short))  # "." and ".." are no names of files
+    return short if short.strip(".") else "_" * max(1, len(short))  # "." and ".." cannot name files
 
 
 def _compared(plain: str) -> str:
-    return plain.replace(" ", "_").casefold()  # TensorBoard writes spaces so
+    return plain.replace(" ", "_").casefold()  # TensorBoard writes spaces as underscores
 
 
 def _hash(name: str) -> str:
@@ -106,23 +105,23 @@ def _hash(name: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return a text in which bytes that were no text, as in the name of a folder, are escapes."""
+    """Return a text whose undecodable bytes, which names of folders may have, are escaped."""
     return text.encode(errors="backslashreplace").decode()
 
 
 class Tracker(Protocol):
-    """Keeps the curve of one run; opened with its `TrackedRun`, of which every evaluation kept is written first."""
+    """Stores the curve of one run. It is opened with a `TrackedRun`, whose earlier evaluations are written first."""
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Write an evaluation, lastingly, unless it is there: a run that was killed may come to it again.
+        """Write an evaluation durably, unless it is there already, as after a run was killed and continued.
 
         Args:
             scalars: its numbers by name.
-            step: the step that it was made after; evaluations come in order.
+            step: the step that it follows; evaluations come in order.
         """
 
     def end(self, status: str) -> None:
         """Write that the run has ended, "finished" or "failed"."""
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""

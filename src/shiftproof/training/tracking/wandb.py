@@ -1,4 +1,4 @@
-"""A run at Weights & Biases."""
+"""Writes a run to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from shiftproof.training.tracking.tracker import PROJECT, TrackedRun
 
 LONGEST_TAG = 64
-"""Characters that W&B takes."""
+"""Most characters that W&B allows in a tag."""
 
 
 class WandbTracker:
-    """Writes as W&B is set up (``WANDB_MODE``, ``WANDB_PROJECT``, ...); into local files where nobody is logged in.
+    """Writes as W&B is set up (``WANDB_MODE``, ``WANDB_PROJECT``, ...), or to local files if nobody is logged in.
 
     Args:
-        run: what is tracked.
+        run: the run to track.
     """
 
     def __init__(self, run: TrackedRun) -> None:
@@ -31,7 +31,7 @@ class WandbTracker:
             name=run.title,
             config={**run.parameters, **run.labels},
             tags=[f"{name}: {value}"[:LONGEST_TAG] for name, value in run.labels.items()],
-            reinit="create_new",  # a run that is open in this process is somebody else's
+            reinit="create_new",  # a run already open in this process belongs to other code
             settings=wandb.Settings(silent=True, console="off"),
         )
         self._run.define_metric("*", step_metric="step")
@@ -39,16 +39,16 @@ class WandbTracker:
         self._exit_code = 1
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Write an evaluation unless the server has it, under its number: two may be made after one step."""
+        """Write an evaluation unless the server has it. It is numbered, because two may follow the same step."""
         if self._evaluations >= self._run.starting_step:
             self._run.log({"step": step, **scalars}, step=self._evaluations)
         self._evaluations += 1
 
     def end(self, status: str) -> None:
-        """Write the status beside the last numbers."""
+        """Write the status to the run's summary."""
         self._run.summary["status"] = status
         self._exit_code = 0 if status == "finished" else 1
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         self._run.finish(exit_code=self._exit_code)
