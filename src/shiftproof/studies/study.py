@@ -13,7 +13,6 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value
 from shiftproof.studies.field_info import (
     ALL,
-    COSTS,
     FIGURES,
     RUNS,
     STUDIES,
@@ -139,9 +138,7 @@ class Study:
         STUDIES,
         none="each in turn",
         metavar="DOMAIN",
-        one=One(
-            "--target", ("train", *FIGURES, "bench data", *COSTS), "domains that are left out together", joins=True
-        ),
+        one=One("--target", ("train", *FIGURES, "bench data"), "domains that are left out together", joins=True),
     )
     selection: tuple[str, ...] = described(
         ("training_domain", "oracle", "last"),
@@ -154,7 +151,7 @@ class Study:
         "shiftproof",
         "dialect of the benchmark protocol: shiftproof, domainbed, domainbed-head or swad",
         "protocol",
-        (*RUNS, *COSTS),
+        RUNS,
         term=Term("protocol", "the rules of splitting, training and scoring", always=True),
     )
     trials: int = described(
@@ -181,7 +178,7 @@ class Study:
         "short",
         "defaults and ranges that settings are drawn from: short, for a few hundred steps, or protocol, DomainBed's",
         "protocol",
-        (*RUNS, *COSTS),
+        RUNS,
         term=Term(
             "search",
             "the distributions that settings are drawn from; setting 0 is a method's defaults",
@@ -218,7 +215,7 @@ class Study:
         "float32",
         "precision of the forward passes: float32 or bf16",
         "training",
-        (*RUNS, "bench data", "bench diagnostics"),
+        (*RUNS, "bench data"),
         term=Term("precision", "of the forward passes", always=True),
     )
     device: str = described(
@@ -281,7 +278,7 @@ class Study:
         None,
         "normalisation of the images that the weights were trained with: imagenet, half or MEAN,STD",
         "model",
-        (*RUNS, *COSTS),
+        RUNS,
         none="the file's, else the model's",
         metavar="MEAN,STD",
         term=Term(
@@ -294,7 +291,7 @@ class Study:
         "random",
         "how images are held out: random, as in DomainBed, or grouped, with drawings of one photograph on one side",
         "data",
-        (*RUNS, *COSTS),
+        RUNS,
         term=Term("split", "how the held-out images of a domain are chosen"),
     )
     compile: bool = described(
@@ -312,7 +309,7 @@ class Study:
         1,
         "number of parts that a batch is split into for its gradient",
         "training",
-        (*RUNS, "bench diagnostics"),
+        RUNS,
         metavar="N",
         term=Term("accumulate", "parts that a batch is split into for its gradient"),
     )
@@ -320,7 +317,7 @@ class Study:
         None,
         "largest norm of the gradient",
         "training",
-        (*RUNS, "bench diagnostics"),
+        RUNS,
         none="no clipping",
         metavar="X",
         term=Term("clip norm", "largest norm of the gradient"),
@@ -336,7 +333,7 @@ class Study:
         {},
         "hyperparameters fixed by hand for all methods, which leave the search, as in optimizer.lr=0.03",
         "methods",
-        (*RUNS, *COSTS),
+        RUNS,
         none="none",
         options=("--set",),
         metavar="AXIS.NAME=VALUE",
