@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from shiftproof.base.files import write_bytes
 from shiftproof.studies import SECONDS, Method, Results, published_for
@@ -116,38 +116,54 @@ def as_csv(results: Results, rule: str | None = None, baseline: str | None = Non
 
     Without ``rule``, under all rules of the study. The arguments are those of `as_text`.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     rules = results.plan.selection if rule is None else (rule,)
-    tables = [table for one in rules for table in build_tables(results, one, baseline)]
-    terms = list(dict.fromkeys(name for table in tables for name in table.terms))
-    annealing = list(dict.fromkeys(name for table in tables for row in table.rows for name in row.annealing))
-    writer.writerow(
-        [
-            *("table", *Method._fields, "target", "accuracy", "standard_error", "class_mean"),
-            *("difference", "difference_low", "difference_high", "p", "adjusted_p"),
-            *("trials_finished", "failed", "sweep_gain", "passes_per_step", "seconds"),
-            *(f"annealer_{name}" for name in annealing),
-            *terms,
-        ]
-    )
-    for table in tables:
-        for row in table.rows:
-            for column, cell in [*row.cells.items(), (_mean_name(table), row.mean)]:
-                whole = cell is row.mean
-                writer.writerow(
-                    [
-                        *(table.title, *row.method, column, *(cell.accuracy or (None, None))),
-                        cell.class_mean.mean if cell.class_mean else None,
-                        *(cell.difference or (None,) * len(Difference._fields)),
-                        *(row.adjusted_p if whole else None, cell.trials, cell.failed),
-                        row.sweep_gain.mean if whole and row.sweep_gain else None,
-                        *(row.passes_per_step, row.seconds),
-                        *(row.annealing.get(name) for name in annealing),
-                        *(table.terms.get(name) for name in terms),
-                    ]
-                )
+    lines = [line for one in rules for table in build_tables(results, one, baseline) for line in _csv_lines(table)]
+    names = dict.fromkeys(name for part in zip(*lines, strict=True) for values in part for name in values)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**line.measured, **line.annealing, **line.terms} for line in lines)
     return file.getvalue()
+
+
+class _CSVLine(NamedTuple):
+    """A line of CSV, by the names of its columns: what was measured, what annealers did and the terms come in turn."""
+
+    measured: dict[str, Any]
+    annealing: dict[str, Any]
+    terms: dict[str, Any]
+
+
+def _csv_lines(table: Table) -> Iterator[_CSVLine]:
+    """Yield a line for every method and column, and one for the mean of the columns, which is tested."""
+    for row in table.rows:
+        annealing = {f"annealer_{name}": value for name, value in row.annealing.items()}
+        for column, cell in row.cells.items():
+            yield _CSVLine(_measured(table, row, column, cell), annealing, table.terms)
+        tested = {"adjusted_p": row.adjusted_p, "sweep_gain": row.sweep_gain.mean if row.sweep_gain else None}
+        yield _CSVLine(_measured(table, row, _mean_name(table), row.mean) | tested, annealing, table.terms)
+
+
+def _measured(table: Table, row: MethodRow, column: str, cell: Cell) -> dict[str, Any]:
+    difference = cell.difference
+    return {
+        "table": table.title,
+        **row.method._asdict(),
+        "target": column,
+        "accuracy": cell.accuracy.mean if cell.accuracy else None,
+        "standard_error": cell.accuracy.error if cell.accuracy else None,
+        "class_mean": cell.class_mean.mean if cell.class_mean else None,
+        "difference": difference.mean if difference else None,
+        "difference_low": difference.low if difference else None,
+        "difference_high": difference.high if difference else None,
+        "p": difference.p if difference else None,
+        "adjusted_p": None,
+        "trials_finished": cell.trials,
+        "failed": cell.failed,
+        "sweep_gain": None,
+        "passes_per_step": row.passes_per_step,
+        "seconds": row.seconds,
+    }
 
 
 def write_csv(results: Results, output: Path) -> Path:
@@ -170,20 +186,23 @@ FORMATS: dict[str, Callable[[Results, str | None, str | None], str]] = {
 
 def blocks(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Block]:
     """Return all that the tables of a study say, block by block; the arguments are those of `as_text`."""
-    by_rule = {one: build_tables(results, one, baseline) for one in results.plan.selection}
     chosen = rule or results.plan.selection[0]
-    tables = by_rule.get(chosen) or build_tables(results, chosen, baseline)  # which refuses an unknown rule
+    tables = build_tables(results, chosen, baseline)
+    by_rule = [tables if one == chosen else build_tables(results, one, baseline) for one in results.plan.selection]
     found = []
-    for i, table in enumerate(tables):
+    for table in tables:
         found.append(_accuracy_block(table))
         found += _annealer_blocks(table)
         if len(table.rows) > 1:
             found.append(_difference_block(table))
-        found.append(_selection_block(table, {one: same[i] for one, same in by_rule.items()}))
+        found.append(
+            _selection_block(table, [same for one in by_rule for same in one if same.dataset == table.dataset])
+        )
         if table.ranks is not None:
             found.append(_rank_block(table))
     found += _published_blocks(results, comparisons(results, tables))
-    found += _time_blocks(results, tables[0])
+    for table in [one for one in tables if one.dataset is None] or tables:
+        found += _time_blocks(results, table)
     for table in tables:
         found.append(Block(f"Terms: {_terms(table)}", [], []))
     failures = list(dict.fromkeys(line for table in tables for line in table.failures))
@@ -280,12 +299,12 @@ def _difference_block(table: Table) -> Block:
     )
 
 
-def _selection_block(table: Table, by_rule: Mapping[str, Table]) -> Block:
+def _selection_block(table: Table, by_rule: Sequence[Table]) -> Block:
     """Show the mean under every selection rule, and what picking by the target would have added."""
     rows = [
         [
             Entry(str(row.method)),
-            *(Entry(_accuracy(same.rows[i].mean)) for same in by_rule.values()),
+            *(Entry(_accuracy(same.rows[i].mean)) for same in by_rule),
             Entry(_signed(row.sweep_gain)),
             Entry(_interval(row.sweep_gain)),
         ]
@@ -293,7 +312,7 @@ def _selection_block(table: Table, by_rule: Mapping[str, Table]) -> Block:
     ]
     return Block(
         f"{table.title}: mean by selection rule, %",
-        ["method", *by_rule, "picked on target", "95 % interval"],
+        ["method", *(same.rule for same in by_rule), "picked on target", "95 % interval"],
         rows,
         [
             f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "

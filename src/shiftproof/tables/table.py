@@ -89,7 +89,8 @@ class Table:
     """A table of a study.
 
     Attributes:
-        title: the data set, or the name of the study for the table over several.
+        title: the data set, or the name of the study for the overall table.
+        dataset: what it is of; None for the overall table, whose columns are data sets.
         rule: the selection rule, for steps and settings.
         columns: targets, or data sets.
         rows: one per method.
@@ -101,6 +102,7 @@ class Table:
     """
 
     title: str
+    dataset: str | None
     rule: str
     columns: list[str]
     rows: list[MethodRow]
@@ -133,7 +135,7 @@ class _Part(NamedTuple):
 
 
 def build_tables(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Table]:
-    """Build the tables of a study: with several data sets one over all of them, and one of each.
+    """Build the tables of a study: one of each data set, and where there are several an overall one before them.
 
     Args:
         results: runs that are missing show as missing.
@@ -151,15 +153,13 @@ def build_tables(results: Results, rule: str | None = None, baseline: str | None
         raise UnknownNameError("method of this study", baseline, [str(method) for method in methods])
     first = plan.baseline if baseline is None else next(m for m in methods if str(m) == baseline)
     chosen = rule or plan.selection[0]
-    tables = [
-        _Builder(results, chosen, first, {"+".join(targets): [_Part(grid, targets)] for targets in grid.columns}).table(
-            grid.dataset, [grid]
-        )
-        for grid in plan
-    ]
+    tables = []
     if len(plan.grids) > 1:
         columns = {grid.dataset: [_Part(grid, targets) for targets in grid.columns] for grid in plan}
-        tables.insert(0, _Builder(results, chosen, first, columns).table(plan.name, list(plan.grids)))
+        tables.append(_Builder(results, chosen, first, columns).table(None, list(plan.grids)))
+    for grid in plan:
+        columns = {"+".join(targets): [_Part(grid, targets)] for targets in grid.columns}
+        tables.append(_Builder(results, chosen, first, columns).table(grid.dataset, [grid]))
     return tables
 
 
@@ -167,8 +167,8 @@ def comparisons(results: Results, tables: Sequence[Table]) -> list[Comparison]:
     """Return the accuracies of a study's tables beside published ones, where it has a published table."""
     found = []
     names = {grid.dataset for grid in results.plan}
-    over = tables[: len(tables) - len(results.plan.grids)]
-    for table, dataset in [*((t, OVERALL) for t in over), *((t, t.title) for t in tables[len(over) :])]:
+    for table in tables:
+        dataset = OVERALL if table.dataset is None else table.dataset
         for row in table.rows:
             name = results.plan.published.get(row.method.variant)
             if name is None or row.mean.accuracy is None:
@@ -196,7 +196,7 @@ class _Builder:
         self.parts = [part for parts in columns.values() for part in parts]
         self.trials = self.parts[0].grid.trials
 
-    def table(self, title: str, grids: Sequence[Grid]) -> Table:
+    def table(self, dataset: str | None, grids: Sequence[Grid]) -> Table:
         rows = [self._row(method, grids) for method in grids[0].methods]
         others = [row for row in rows if row.method != self.baseline]
         adjusted = dict(
@@ -208,7 +208,8 @@ class _Builder:
         )
         ranked, ranks = self._ranks([row.method for row in rows])
         return Table(
-            title,
+            self.results.plan.name if dataset is None else dataset,
+            dataset,
             self.rule,
             list(self.columns),
             [replace(row, adjusted_p=adjusted.get(row.method)) for row in rows],
