@@ -11,12 +11,13 @@ from shiftproof.data.dataset import DATASETS, DatasetNotFoundError, Domain, Doma
 from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder
 from shiftproof.data.images import ImageError, decode, to_pixels
 from shiftproof.data.kinds import Look
-from shiftproof.data.splits import Split, grouped_split, random_split, split_domain
+from shiftproof.data.splits import HOLDOUT_FRACTION, Split, grouped_split, random_split, split_domain
 from shiftproof.data.transfer import on_device
 from shiftproof.data.tree import FolderError
 
 __all__ = [
     "DATASETS",
+    "HOLDOUT_FRACTION",
     "KINDS",
     "SPLIT_RULES",
     "Augmentations",
