@@ -17,7 +17,7 @@ from shiftproof.algorithms import Algorithm
 from shiftproof.base.files import write_bytes
 from shiftproof.data import DomainDataset
 from shiftproof.diagnostics import Recorder, StepContributions, flat_weights
-from shiftproof.studies import Study, method_of, open_data, plan_run
+from shiftproof.studies import Study, open_data, plan_run
 from shiftproof.training import (
     Callback,
     Inputs,
@@ -58,7 +58,7 @@ class Subject:
     @property
     def name(self) -> str:
         """The optimizer, with what else is not plain."""
-        method = method_of(self.spec)
+        method = self.spec.method
         return method.optimizer if method.algorithm == "erm" and method.annealer == "none" else str(method)
 
     @property

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from shiftproof.base.choices import Averaging, Kind, Precision, Search, SplitRule, Tuning
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value
+from shiftproof.base.method import Method
 from shiftproof.studies.field_info import (
     ALL,
     FIGURES,
@@ -26,19 +27,6 @@ from shiftproof.studies.field_info import (
 # What trains is imported in functions: the command line reads the fields without it.
 if TYPE_CHECKING:
     import torch
-
-
-class Method(NamedTuple):
-    """What a table compares: a row of it."""
-
-    algorithm: str
-    optimizer: str
-    annealer: str = "none"
-    variant: str = ""
-
-    def __str__(self) -> str:
-        name = " + ".join(part for part in self[:3] if part != "none")
-        return f"{name}, {self.variant}" if self.variant else name
 
 
 @dataclass(frozen=True)

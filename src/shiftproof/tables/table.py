@@ -15,7 +15,6 @@ from shiftproof.studies import (
     Outcome,
     Published,
     Results,
-    method_of,
     published,
     published_for,
 )
@@ -340,8 +339,7 @@ def _paired(values: Scores, baseline: Scores) -> Difference | None:
 
 def _failures(results: Results, grid: Grid) -> list[str]:
     return [
-        f"{method_of(spec)} on {row['target']}, trial {row['trial_seed']}, setting {row['hparam_seed']}: "
-        + row["error"].partition("\n")[0]
+        f"{spec.label()}: " + row["error"].partition("\n")[0]
         for spec in grid.runs
         if (row := results.row(grid, spec)) and row["status"] == "failed"
     ]
