@@ -20,7 +20,15 @@ from shiftproof.report.published import measured_terms
 from shiftproof.report.section import write_dataset_part, write_table_part
 from shiftproof.report.terms import MEANINGS, RULE_MEANINGS
 from shiftproof.studies import Results
-from shiftproof.tables import Table, build_tables, comparisons
+from shiftproof.tables import (
+    Table,
+    annealer_block,
+    build_tables,
+    comparisons,
+    difference_note,
+    selection_note,
+    transductive_note,
+)
 
 REPORT_FILE = "report.html"
 
@@ -76,4 +84,6 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    for said in (annealer_block, difference_note, selection_note, transductive_note):
+        environment.globals[said.__name__] = said
     return environment.get_template("report.html.jinja")

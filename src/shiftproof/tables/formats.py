@@ -7,16 +7,15 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from shiftproof.base.files import write_bytes
 from shiftproof.studies import SECONDS, Method, Results, published_for
+from shiftproof.tables.marks import Mark, marks
 from shiftproof.tables.markup import latex, markdown, one_line
+from shiftproof.tables.notes import difference_note, selection_note, transductive_note
 from shiftproof.tables.statistics import Difference, Estimate
 from shiftproof.tables.table import Cell, Comparison, MethodRow, Table, build_tables, comparisons
-
-MEAN = "mean"
-Mark = Literal["best", "second"]
 
 
 class Entry(NamedTuple):
@@ -141,7 +140,7 @@ def _csv_lines(table: Table) -> Iterator[_CSVLine]:
         for column, cell in row.cells.items():
             yield _CSVLine(_measured(table, row, column, cell), annealing, table.terms)
         tested = {"adjusted_p": row.adjusted_p, "sweep_gain": row.sweep_gain.mean if row.sweep_gain else None}
-        yield _CSVLine(_measured(table, row, _mean_name(table), row.mean) | tested, annealing, table.terms)
+        yield _CSVLine(_measured(table, row, table.mean_name, row.mean) | tested, annealing, table.terms)
 
 
 def _measured(table: Table, row: MethodRow, column: str, cell: Cell) -> dict[str, Any]:
@@ -192,7 +191,8 @@ def blocks(results: Results, rule: str | None = None, baseline: str | None = Non
     found = []
     for table in tables:
         found.append(_accuracy_block(table))
-        found += _annealer_blocks(table)
+        if (annealer := annealer_block(table)) is not None:
+            found.append(annealer)
         if len(table.rows) > 1:
             found.append(_difference_block(table))
         found.append(
@@ -211,10 +211,6 @@ def blocks(results: Results, rule: str | None = None, baseline: str | None = Non
     return found
 
 
-def _mean_name(table: Table) -> str:
-    return MEAN if MEAN not in table.columns else "mean of all"
-
-
 def _terms(table: Table) -> str:
     return "; ".join(f"{name} {value}" for name, value in table.terms.items())
 
@@ -230,14 +226,14 @@ def _accuracy_block(table: Table) -> Block:
     ]  # fmt: skip
     return Block(
         f"{table.title}: accuracy on unseen domains, %",
-        ["method", *table.columns, _mean_name(table), "passes/step", "s/run"],
+        ["method", *table.columns, table.mean_name, "passes/step", "s/run"],
         rows,
-        [f"Transductive: {table.terms['transductive']}."] if "transductive" in table.terms else [],
+        [note] if (note := transductive_note(table)) else [],
     )
 
 
-def _annealer_blocks(table: Table) -> list[Block]:
-    """Show what the annealers did, where one reports it."""
+def annealer_block(table: Table) -> Block | None:
+    """Return what the annealers did, None where none reports it."""
     digits = {"similarity_before": 6, "similarity_after": 6, "accepted": 1, "extra_passes": 1, "seconds": 1}
 
     def entry(value: float | None, places: int) -> Entry:
@@ -249,29 +245,20 @@ def _annealer_blocks(table: Table) -> list[Block]:
         if row.annealing
     ]
     if not rows:
-        return []
-    return [
-        Block(
-            f"{table.title}: the annealer, mean over runs",
-            ["method", "similarity before", "after", "accepted", "extra passes", "s"],
-            rows,
-            [
-                "Similarity: cosine of the source domains' gradients, for gga the least of all pairs, for gga_l their "
-                "mean; extra passes are in passes/step, each over all source domains."
-            ],
-        )
-    ]
+        return None
+    return Block(
+        f"{table.title}: the annealer, mean over runs",
+        ["method", "similarity before", "after", "accepted", "extra passes", "s"],
+        rows,
+        [
+            "Similarity: cosine of the source domains' gradients, for gga the least of all pairs, for gga_l their "
+            "mean; extra passes are in passes/step, each over all source domains."
+        ],
+    )
 
 
 def _marked(cells: Sequence[Cell]) -> list[Entry]:
-    """Mark the highest and second highest of the cells that finished every trial, where there are several."""
-    means = [c.accuracy.mean if c.accuracy and c.trials == c.planned else None for c in cells]
-    order = sorted({mean for mean in means if mean is not None}, reverse=True)
-    marks: dict[float, Mark] = dict(zip(order[:2], ("best", "second"), strict=False)) if len(cells) > 1 else {}
-    return [
-        Entry(_accuracy(cell), None if mean is None else marks.get(mean))
-        for cell, mean in zip(cells, means, strict=True)
-    ]
+    return [Entry(_accuracy(cell), mark) for cell, mark in zip(cells, marks(cells), strict=True)]
 
 
 def _difference_block(table: Table) -> Block:
@@ -288,14 +275,11 @@ def _difference_block(table: Table) -> Block:
         ]
         return [Entry(text) for text in texts]
 
-    tested = sum(row.adjusted_p is not None for row in rows)
     return Block(
         f"{table.title}: difference from {table.baseline}, points, paired by trial",
-        ["method", _mean_name(table), "95 % interval", "p (Holm)", "won-lost-tied", *table.columns],
+        ["method", table.mean_name, "95 % interval", "p (Holm)", "won-lost-tied", *table.columns],
         [entries(row) for row in rows],
-        [f"p-values of Student's t over trials, corrected for {tested} comparisons; won-lost-tied counts targets."]
-        if tested > 1
-        else [],
+        [difference_note(table)] if table.compared > 1 else [],
     )
 
 
@@ -314,16 +298,12 @@ def _selection_block(table: Table, by_rule: Sequence[Table]) -> Block:
         f"{table.title}: mean by selection rule, %",
         ["method", *(same.rule for same in by_rule), "picked on target", "95 % interval"],
         rows,
-        [
-            f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "
-            "published best-of-sweep figures hold such a part."
-        ],
+        [selection_note(table)],
     )
 
 
 def _rank_block(table: Table) -> Block:
     assert table.ranks is not None  # noqa: S101  (asked before)
-    order = sorted(zip(table.ranks.ranks, table.ranked, strict=True), key=lambda pair: pair[0])
     ranks = table.ranks
     notes = [
         f"Over {ranks.cells} targets; Friedman p {_p(ranks.friedman_p)}; critical difference at 5 % "
@@ -332,7 +312,7 @@ def _rank_block(table: Table) -> Block:
     return Block(
         f"{table.title}: average rank over targets, 1 the best",
         ["method", "rank"],
-        [[Entry(str(method)), Entry(f"{rank:.2f}")] for rank, method in order],
+        [[Entry(str(method)), Entry(f"{rank:.2f}")] for rank, method in table.ranking],
         notes,
     )
 

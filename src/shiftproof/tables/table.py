@@ -111,6 +111,22 @@ class Table:
     terms: dict[str, Any]
     failures: list[str]
 
+    @property
+    def mean_name(self) -> str:
+        """What the mean of the columns is called beside them."""
+        return "mean of all" if "mean" in self.columns else "mean"
+
+    @property
+    def compared(self) -> int:
+        """The number of p-values that are corrected together."""
+        return sum(row.adjusted_p is not None for row in self.rows)
+
+    @property
+    def ranking(self) -> list[tuple[float, Method]]:
+        """The average ranks, the best first."""
+        ranks = self.ranks.ranks if self.ranks else []
+        return sorted(zip(ranks, self.ranked, strict=True), key=lambda pair: pair[0])
+
 
 class Comparison(NamedTuple):
     """A measured accuracy beside the published one.
