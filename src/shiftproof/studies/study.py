@@ -266,7 +266,7 @@ class Study:
         None,
         "normalisation of the images that the weights were trained with: imagenet, half or MEAN,STD",
         "model",
-        RUNS,
+        (*RUNS, "bench data"),
         none="the file's, else the model's",
         metavar="MEAN,STD",
         term=Term(
