@@ -8,7 +8,6 @@ from typing import Any
 
 from shiftproof.studies import Study
 from shiftproof.studies.field_info import (
-    ALL,
     FIGURES,
     GROUPS,
     default_of,
@@ -24,7 +23,6 @@ HEADER = (
     "| Field | Option | Default | What it is | In tables | Commands |",
     "|---|---|---|---|---|---|",
 )
-WHOLE = {"figure": FIGURES, "bench": tuple(name for name in ALL if name.startswith("bench"))}
 
 
 def table() -> str:
@@ -51,10 +49,9 @@ def _row(declared: Field[Any]) -> str:
 
 
 def _commands(names: list[str]) -> list[str]:
-    """Return the names of commands, one for those that all take a field."""
-    for name, several in WHOLE.items():
-        if set(several) <= set(names):
-            names = [*(one for one in names if one not in several), name]
+    """Return the names of commands, "figure" for all figures."""
+    if set(FIGURES) <= set(names):
+        return [*(one for one in names if one not in FIGURES), "figure"]
     return names
 
 

@@ -4,6 +4,8 @@ from itertools import islice
 
 import pytest
 import torch
+from PIL import Image
+from PIL.ExifTags import Base
 
 from shiftproof.bench import bench_data, data_table
 from shiftproof.bench.data import Costs, _Loaders, run_time
@@ -76,6 +78,11 @@ def test_all_ways_are_measured_on_equal_terms(root):
 
 
 def test_the_usual_way_evaluates_the_same_pixels(root):
+    turned = root / "art" / "cat" / "0.png"
+    with Image.open(turned) as image:
+        exif = image.getexif()
+        exif[Base.Orientation] = 6  # seen turned to the right
+        image.save(turned, exif=exif)
     study = _study(root)
     network = build_network("small_conv", (3, 16, 16), 2, dropout=0.0, seed=0)
     stream = _Loaders(
@@ -108,6 +115,7 @@ def test_the_usual_way_augments_a_batch_of_every_source(root):
 def test_the_command_writes_json(root, tmp_path, capsys):
     output = tmp_path / "bench.json"
     options = ["--data-dir", str(root), "--target", "sketch", "--model", "small_conv", "--image-size", "16"]
+    options += ["--normalisation", "half"]
     assert main(["bench", "data", *options, "--batch-size", "2", "--steps", "1", "--output", str(output)]) == 0
     assert "one evaluation, s" in capsys.readouterr().out
     result = json.loads(output.read_text())

@@ -99,7 +99,6 @@ def test_help_ends_in_the_default_of_the_command():
         ("figure sensitivity", "trials", "1"),
         ("figure osgr", "targets", "the first"),
         ("bench data", "model", "resnet18"),
-        ("bench annealer", "targets", "all but three domains"),
     ):
         [field] = [field for field in fields(Study) if field.name == name]
         assert _option(command, field).help.endswith(f"(default: {default})")
@@ -151,11 +150,6 @@ def test_one_target_is_joined_and_one_method_is_one():
         "figure agreement --averaging swad",
         "figure agreement --optimizers adam sgd",
         "figure sensitivity --selection oracle",
-        "bench annealer --steps 5",
-        "bench annealer --precision bf16",
-        "bench annealer --accumulate 2",
-        "bench diagnostics --checkpoint-freq 5",
-        "bench diagnostics --averaging swad",
         "bench data --target 0 --data-dir here --clip-norm 1",
     ],
 )
@@ -165,7 +159,7 @@ def test_a_command_refuses_what_it_would_ignore(command, capsys):
     assert "unrecognized arguments: --" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["figure agreement", "figure osgr", "bench annealer", "bench diagnostics"])
+@pytest.mark.parametrize("command", ["figure agreement", "figure osgr"])
 def test_a_command_of_one_data_set_refuses_two(command, capsys):
     assert main([*command.split(), "--datasets", "rotated_digits", "colored_digits"]) == 1
     assert "one data set, not rotated_digits, colored_digits" in capsys.readouterr().err

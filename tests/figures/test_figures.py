@@ -227,7 +227,7 @@ def test_a_finished_run_is_diagnosed_and_its_report_shows_it(
     assert main(["study", "report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     assert page.count('<figure class="diagnostic">') == len(drawn)
-    assert "erm + adam on rotated_digits, 0 unseen, trial 0" in page
+    assert "erm + adam on rotated_digits, 0, trial 0, setting 0" in page
 
 
 def test_the_report_shows_the_runs_of_all_settings(tmp_path: Path) -> None:
@@ -240,9 +240,9 @@ def test_the_report_shows_the_runs_of_all_settings(tmp_path: Path) -> None:
         (folder / "osgr.txt").write_text("seen")
     results: Any = SimpleNamespace(plan=SimpleNamespace(distinct=specs))
     assert [figure.of for figure in diagnostic_figures(results, tmp_path)] == [
-        "erm + genie on rotated_digits, 0 unseen, trial 0",
-        "erm + genie on rotated_digits, 0 unseen, setting 3, trial 0",
-        "erm + genie on colored_digits, plus90 unseen, trial 0",
+        "erm + genie on rotated_digits, 0, trial 0, setting 0",
+        "erm + genie on rotated_digits, 0, trial 0, setting 3",
+        "erm + genie on colored_digits, plus90, trial 0, setting 0",
     ]
 
 

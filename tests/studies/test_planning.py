@@ -13,7 +13,7 @@ from shiftproof.data import DATASETS
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol.settings import draw
 from shiftproof.studies import FieldError, Method, Study, Variant, make_plan, read_plan
-from shiftproof.studies.plan import ABSENT, PLAN_FILE, method_of
+from shiftproof.studies.plan import ABSENT, PLAN_FILE
 from shiftproof.training import PROTOCOLS
 
 
@@ -85,7 +85,7 @@ def test_a_variant_is_run_by_the_methods_that_have_what_it_fixes():
     assert [str(method) for method in plan.grids[0].methods] == [
         "erm + sgd, default", "erm + sgd, twice", "erm + genie, default", "erm + genie, half", "erm + genie, twice",
     ]  # fmt: skip
-    by_method = {str(method_of(spec)): spec for spec in plan.runs}
+    by_method = {str(spec.method): spec for spec in plan.runs}
     assert by_method["erm + genie, half"].hparams["optimizer.dropout"] == 0.5
     assert (by_method["erm + sgd, twice"].steps, by_method["erm + sgd, twice"].checkpoint_freq) == (20, 4)
     assert plan.grids[0].terms["steps"] == "10 20"

@@ -195,7 +195,11 @@ def test_a_method_whose_every_setting_failed_is_failed_under_shared_tuning_too()
 
 def test_a_study_may_have_the_name_of_a_data_set(several):
     named = dataclasses.replace(several.plan, name="rotated_digits")
-    text = as_text(Results(named, {spec.name: several.result(spec) for spec in named.distinct}))
+    results = Results(named, {spec.name: several.result(spec) for spec in named.distinct})
+    text = as_text(results)
+    assert [(table.title, table.dataset) for table in build_tables(results)] == [
+        ("rotated_digits", None), ("rotated_digits", "rotated_digits"), ("colored_digits", "colored_digits")
+    ]  # fmt: skip
     assert [block for block in as_text(several).split("\n\n") if block.startswith("rotated_digits: mean by")] == [
         block for block in text.split("\n\n") if block.startswith("rotated_digits: mean by")
     ][1:]
@@ -262,6 +266,8 @@ def test_the_formats_say_the_same(several):
     lines = [row for row in _lines(as_csv(several)) if (row["table"], row["target"]) == ("two sets", "mean")]
     assert len(lines) == 2 * 3  # rules
     assert float(lines[1]["accuracy"]) == pytest.approx(over.rows[1].mean.accuracy.mean)
+    whole = {(row["table"], row["target"]) for row in _lines(as_csv(several)) if row["sweep_gain"]}
+    assert whole == {(table.title, "mean") for table in build_tables(several)}
     assert set(FORMATS) == {"text", "markdown", "latex", "csv"}
 
 

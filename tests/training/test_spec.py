@@ -26,6 +26,13 @@ def test_fields_that_are_added_later_leave_the_names_of_runs_as_they_were():
     assert dataclasses.replace(SPEC, results_version=4).name == "c23fd8d88644dd7b"
 
 
+def test_a_run_is_called_as_tables_call_its_method():
+    spec = dataclasses.replace(SPEC, annealer="gga", variant="2x", targets=("30", "45"))
+    assert str(spec.method) == "erm + adam + gga, 2x"
+    assert spec.label() == "erm + adam + gga, 2x on 30+45, trial 1, setting 2"
+    assert spec.label(dataset=True) == "erm + adam + gga, 2x on rotated_digits, 30+45, trial 1, setting 2"
+
+
 @pytest.mark.parametrize(
     "change",
     [

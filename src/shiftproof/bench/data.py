@@ -20,14 +20,13 @@ from textwrap import fill
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, Subset
 from torchvision import transforms
-from torchvision.datasets.folder import default_loader
 
 from shiftproof.algorithms import Batch
-from shiftproof.data import DomainDataset, DomainFiles, Split, labelled_images, split_domain
+from shiftproof.data import DomainDataset, DomainFiles, Split, labelled_images, split_domain, upright
 from shiftproof.models import Network
 from shiftproof.studies import Study, make_plan, open_data
 from shiftproof.training import (
@@ -385,14 +384,15 @@ class _Loaders(_Way):
 class _Files(Dataset[tuple[Tensor, int]]):
     """The image files of a domain, decoded at every access."""
 
-    def __init__(self, files: DomainFiles, transform: Callable[[Image], Tensor]) -> None:
+    def __init__(self, files: DomainFiles, transform: Callable[[Image.Image], Tensor]) -> None:
         self._files, self._transform = files, transform
 
     def __len__(self) -> int:
         return len(self._files.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._transform(default_loader(self._files.paths[index])), int(self._files.labels[index])
+        with Image.open(self._files.paths[index]) as image:
+            return self._transform(upright(image).convert("RGB")), int(self._files.labels[index])
 
 
 def _loader(images: Dataset[tuple[Tensor, int]], batch_size: int, workers: int) -> DataLoader[Any]:

@@ -1,4 +1,4 @@
-"""The commands that measure what runs cost: bench data, optimizer, annealer, diagnostics, store."""
+"""The commands that measure what runs cost: bench data, optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from shiftproof.cli.command import Command, Commands
 
 _ONE_METHOD = {"optimizers": ("adam",)}
-_NONE = {"targets": "all but three domains"}
 
 
 def add_commands(commands: Commands) -> None:
@@ -29,16 +28,6 @@ def _add_bench(parser: Command) -> None:
         help="time the step of every optimizer against fused AdamW",
         add=_add_optimizer,
         run=_optimizer,
-    )
-    commands.add_parser("annealer", help="time GGA's search against the released one", add=_add_annealer, run=_annealer)
-    commands.add_parser(
-        "diagnostics",
-        help="time diagnostics against a plain backward pass",
-        add=_add_diagnostics,
-        run=_diagnostics,
-    )
-    commands.add_parser(
-        "store", help="time reading and writing a store of many made-up runs", add=_add_store, run=_store
     )
 
 
@@ -56,25 +45,6 @@ def _add_optimizer(parser: Command) -> None:
     parser.add_argument("--elements", type=int, metavar="N", help="step one tensor of N elements instead of a model")
     add_device(parser)
     add_option(parser, "--rounds", type=int, default=15, metavar="N", help="measurements of each")
-    _add_output(parser)
-
-
-def _add_annealer(parser: Command) -> None:
-    add_fields(parser, "bench annealer", defaults=_ONE_METHOD, none=_NONE)
-    add_option(parser, "--candidates", type=int, default=100, metavar="N", help="candidates per search")
-    add_option(parser, "--rounds", type=int, default=3, metavar="N", help="searches of each kind")
-    _add_output(parser)
-
-
-def _add_diagnostics(parser: Command) -> None:
-    add_fields(parser, "bench diagnostics", defaults=_ONE_METHOD, none=_NONE)
-    add_option(parser, "--samples", type=int, default=256, metavar="N", help="images per domain")
-    add_option(parser, "--rounds", type=int, default=10, metavar="N", help="measurements of each")
-    _add_output(parser)
-
-
-def _add_store(parser: Command) -> None:
-    add_option(parser, "--runs", type=int, default=10_000, metavar="N", help="least number of runs in the store")
     _add_output(parser)
 
 
@@ -104,26 +74,3 @@ def _optimizer(options: argparse.Namespace) -> int:
 
     result = bench_optimizer(options.model, elements=options.elements, device=options.device, rounds=options.rounds)
     return _shown(result, optimizer_table(result), options.output)
-
-
-def _annealer(options: argparse.Namespace) -> int:
-    from shiftproof.bench import annealer_table, bench_annealer
-
-    study = study_of(options, "a benchmark takes")
-    result = bench_annealer(study, candidates=options.candidates, rounds=options.rounds)
-    return _shown(result, annealer_table(result), options.output)
-
-
-def _diagnostics(options: argparse.Namespace) -> int:
-    from shiftproof.bench import bench_diagnostics, diagnostics_table
-
-    study = study_of(options, "a benchmark takes")
-    result = bench_diagnostics(study, samples=options.samples, rounds=options.rounds)
-    return _shown(result, diagnostics_table(result), options.output)
-
-
-def _store(options: argparse.Namespace) -> int:
-    from shiftproof.bench import bench_store, store_table
-
-    result = bench_store(options.runs)
-    return _shown(result, store_table(result), options.output)

@@ -9,14 +9,15 @@ from shiftproof.data.cache import CacheError, UnreadableImagesError
 from shiftproof.data.check import check_data
 from shiftproof.data.dataset import DATASETS, DatasetNotFoundError, Domain, DomainDataset, Outline
 from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder
-from shiftproof.data.images import ImageError, decode, to_pixels
+from shiftproof.data.images import ImageError, decode, to_pixels, upright
 from shiftproof.data.kinds import Look
-from shiftproof.data.splits import Split, grouped_split, random_split, split_domain
+from shiftproof.data.splits import HOLDOUT_FRACTION, Split, grouped_split, random_split, split_domain
 from shiftproof.data.transfer import on_device
 from shiftproof.data.tree import FolderError
 
 __all__ = [
     "DATASETS",
+    "HOLDOUT_FRACTION",
     "KINDS",
     "SPLIT_RULES",
     "Augmentations",
@@ -46,4 +47,5 @@ __all__ = [
     "random_split",
     "split_domain",
     "to_pixels",
+    "upright",
 ]

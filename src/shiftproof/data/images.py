@@ -85,7 +85,7 @@ def to_pixels(image: Image.Image, size: int, channels: Literal[1, 3] = 3) -> NDA
     Raises:
         ValueError: the picture's mode is not supported.
     """
-    converted = _eight_bits(_upright(image)).convert(_MODES[channels])
+    converted = _eight_bits(upright(image)).convert(_MODES[channels])
     pixels = np.asarray(converted.resize((size, size), Image.Resampling.BILINEAR))
     return pixels.reshape(size, size, channels).transpose(2, 0, 1).copy()
 
@@ -95,8 +95,8 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Return the image rotated by its EXIF orientation, or unchanged if it has none.
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image as its EXIF orientation says that it is seen; as it is, if that says nothing.
 
     Pillow's own ``exif_transpose`` also rewrites the tags, and fails on damaged ones.
     """

@@ -17,7 +17,7 @@ from shiftproof.algorithms import Algorithm
 from shiftproof.base.files import write_bytes
 from shiftproof.data import DomainDataset
 from shiftproof.diagnostics import Recorder, StepContributions, flat_weights
-from shiftproof.studies import Study, method_of, open_data, plan_run
+from shiftproof.studies import Study, open_data, plan_run
 from shiftproof.training import (
     Callback,
     Inputs,
@@ -57,8 +57,8 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The optimizer's name, or the whole method's if it has an annealer or another algorithm than ERM."""
-        method = method_of(self.spec)
+        """The optimizer, with what else is not plain."""
+        method = self.spec.method
         return method.optimizer if method.algorithm == "erm" and method.annealer == "none" else str(method)
 
     @property

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from shiftproof.figures import DIAGNOSTICS_FOLDER
 from shiftproof.report.figure_files import embedded
-from shiftproof.studies import Results, Store, method_of
-from shiftproof.training import RunSpec
+from shiftproof.studies import Results, Store
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,10 @@ def diagnostic_figures(results: Results, output: Path) -> list[DiagnosticFigure]
         output: the study's folder, which the page is written to.
     """
     store = Store(output)
-    folders = [("all methods", output), *((_named(spec), store.folder(spec)) for spec in results.plan.distinct)]
+    folders = [
+        ("all methods", output),
+        *((spec.label(dataset=True), store.folder(spec)) for spec in results.plan.distinct),
+    ]
     return [
         DiagnosticFigure(
             of, str(svg.relative_to(output)), embedded(svg.read_bytes()), caption.read_text("utf-8").strip()
@@ -45,8 +47,3 @@ def diagnostic_figures(results: Results, output: Path) -> list[DiagnosticFigure]
         for svg in sorted((folder / DIAGNOSTICS_FOLDER).glob("*.svg"))
         if (caption := svg.with_suffix(".txt")).exists()
     ]
-
-
-def _named(spec: RunSpec) -> str:
-    setting = f", setting {spec.hparam_seed}" if spec.hparam_seed else ""
-    return f"{method_of(spec)} on {spec.dataset}, {'+'.join(spec.targets)} unseen{setting}, trial {spec.trial_seed}"

@@ -20,7 +20,15 @@ from shiftproof.report.published import measured_terms
 from shiftproof.report.section import write_dataset_part, write_table_part
 from shiftproof.report.terms import MEANINGS, RULE_MEANINGS
 from shiftproof.studies import Results
-from shiftproof.tables import build_tables, comparisons
+from shiftproof.tables import (
+    Table,
+    annealer_block,
+    build_tables,
+    comparisons,
+    difference_note,
+    selection_note,
+    transductive_note,
+)
 
 REPORT_FILE = "report.html"
 
@@ -40,14 +48,18 @@ def write_report(results: Results, output: Path) -> Path:
     keys = safe_names([grid.dataset for grid in plan]) if several else [""]
     folders = [FigureFiles(output, f"{key}_" if several else "") for key in keys]
     by_rule = {rule: build_tables(results, rule) for rule in plan.selection}
-    tables = [dict(zip(by_rule, each, strict=True)) for each in zip(*by_rule.values(), strict=True)]
     compared = comparisons(results, by_rule[plan.selection[0]])
+
+    def tables(dataset: str | None) -> dict[str, Table]:
+        """Return the table of a data set, or the overall one, under every rule."""
+        return {rule: table for rule, found in by_rule.items() for table in found if table.dataset == dataset}
+
     page = _template().render(
         plan=plan,
-        overview=write_table_part(tables[0], "", FigureFiles(output)) if several else None,
+        overview=write_table_part(tables(None), "", FigureFiles(output)) if several else None,
         parts=[
-            (write_table_part(table, key, files), write_dataset_part(results, grid, key, files))
-            for table, grid, key, files in zip(tables[-len(keys) :], plan.grids, keys, folders, strict=True)
+            (write_table_part(tables(grid.dataset), key, files), write_dataset_part(results, grid, key, files))
+            for grid, key, files in zip(plan.grids, keys, folders, strict=True)
         ],
         compared=compared,
         diagnostics=diagnostic_figures(results, output),
@@ -72,4 +84,6 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    for said in (annealer_block, difference_note, selection_note, transductive_note):
+        environment.globals[said.__name__] = said
     return environment.get_template("report.html.jinja")

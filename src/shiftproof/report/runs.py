@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shiftproof.base.hparams import Value
 from shiftproof.report.settings import equal_in_all
-from shiftproof.studies import Grid, Method, Results, Row, method_of
+from shiftproof.studies import Grid, Method, Results, Row
 from shiftproof.training import RunSpec
 
 
@@ -56,7 +56,7 @@ def run_list(results: Results, grid: Grid) -> RunList:
     entries = [
         RunEntry(
             specs[0],
-            list(dict.fromkeys(map(method_of, specs))),
+            list(dict.fromkeys(spec.method for spec in specs)),
             sorted({spec.hparam_seed for spec in specs}),
             results.row(grid, specs[0]),
             {name: value for name, value in specs[0].hparams.items() if name not in same},

@@ -16,7 +16,7 @@ from shiftproof.report.ranks import rank_figure
 from shiftproof.report.runs import RunEntry, RunList, run_list
 from shiftproof.report.settings import ChosenSettings, chosen_settings
 from shiftproof.studies import Grid, Method, Results
-from shiftproof.tables import Table
+from shiftproof.tables import Table, marks
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,10 @@ class TablePart:
 
     @property
     def highest(self) -> Sequence[Method]:
-        """The methods with the highest mean among those that finished every trial; none if there is only one."""
-        cells = {row.method: row.mean for row in self.table.rows}
-        means = {m: cell.accuracy.mean for m, cell in cells.items() if cell.accuracy and cell.trials == cell.planned}
-        return [method for method, mean in means.items() if len(means) > 1 and mean == max(means.values())]
-
-    @property
-    def compared(self) -> int:
-        """The number of p-values that were corrected together."""
-        return sum(row.adjusted_p is not None for row in self.table.rows)
-
-    @property
-    def ranking(self) -> list[tuple[float, Method]]:
-        """The average ranks, the best first."""
-        ranks = self.table.ranks.ranks if self.table.ranks else []
-        return sorted(zip(ranks, self.table.ranked, strict=True), key=lambda pair: pair[0])
+        """The methods with the highest mean, among those that finished every trial; none if nothing is compared."""
+        rows = self.table.rows
+        marked = zip(rows, marks([row.mean for row in rows]), strict=True)
+        return [row.method for row, mark in marked if mark == "best"]
 
 
 class Panel(NamedTuple):
@@ -149,5 +138,5 @@ def _ranks_csv(part: TablePart) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*Method._fields, "rank"])
-    writer.writerows([*method, rank] for rank, method in part.ranking)
+    writer.writerows([*method, rank] for rank, method in part.table.ranking)
     return file.getvalue()

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shiftproof.base.field_error import FieldError
+    from shiftproof.base.method import Method
     from shiftproof.studies.checks import names_by_field
     from shiftproof.studies.field_info import GROUPS, One, default_of, default_text, info_of, option_names
     from shiftproof.studies.index import INDEX_FILE
-    from shiftproof.studies.plan import Grid, Plan, method_of, read_plan, read_run_spec
+    from shiftproof.studies.plan import Grid, Plan, read_plan, read_run_spec
     from shiftproof.studies.planning import make_plan, plan_run
     from shiftproof.studies.published_results import OVERALL, SECONDS, Published, published, published_for
     from shiftproof.studies.results import Outcome, Results, Row
     from shiftproof.studies.runner import run_study, time_shares, train_one
     from shiftproof.studies.status import Status, read_status
     from shiftproof.studies.store import Store, StoreBusyError, read_results
-    from shiftproof.studies.study import Method, Study, Variant, field_types
+    from shiftproof.studies.study import Study, Variant, field_types
     from shiftproof.studies.study_data import open_data, open_dataset
     from shiftproof.studies.study_file import StudyFileError, naming_lines, read_study
     from shiftproof.studies.timing import plan_text, study_costs
@@ -30,7 +31,7 @@ _PLACES = {
     "Grid": "shiftproof.studies.plan",
     "INDEX_FILE": "shiftproof.studies.index",
     "OVERALL": "shiftproof.studies.published_results",
-    "Method": "shiftproof.studies.study",
+    "Method": "shiftproof.base.method",
     "One": "shiftproof.studies.field_info",
     "Outcome": "shiftproof.studies.results",
     "Plan": "shiftproof.studies.plan",
@@ -50,7 +51,6 @@ _PLACES = {
     "field_types": "shiftproof.studies.study",
     "info_of": "shiftproof.studies.field_info",
     "make_plan": "shiftproof.studies.planning",
-    "method_of": "shiftproof.studies.plan",
     "names_by_field": "shiftproof.studies.checks",
     "naming_lines": "shiftproof.studies.study_file",
     "open_data": "shiftproof.studies.study_data",
@@ -97,7 +97,6 @@ __all__ = [
     "field_types",
     "info_of",
     "make_plan",
-    "method_of",
     "names_by_field",
     "naming_lines",
     "open_data",

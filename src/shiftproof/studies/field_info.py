@@ -16,8 +16,7 @@ STUDIES = ("compare", "study")
 TRACES = ("figure balance", "figure osgr", "figure embedding", "figure landscape")
 FIGURES = (*TRACES, "figure agreement", "figure sensitivity")
 RUNS = (*STUDIES, "train", *FIGURES)
-COSTS = ("bench annealer", "bench diagnostics")
-ALL = (*RUNS, "bench data", *COSTS)
+ALL = (*RUNS, "bench data")
 """The commands that take fields; "study" is for both `study plan` and `study run`."""
 
 

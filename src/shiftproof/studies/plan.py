@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from shiftproof.base.choices import Tuning
 from shiftproof.base.files import DamagedFileError, read_json, write_bytes
-from shiftproof.studies.study import Method
+from shiftproof.base.method import Method
 from shiftproof.training import SPEC_FILE, RunSpec
 
 PLAN_FILE = "study.json"
@@ -63,7 +63,7 @@ class Grid:
         """The runs by method, domains left out and trial; one per setting, in order."""
         result: dict[tuple[Method, tuple[str, ...], int], list[RunSpec]] = {}
         for spec in self.runs:
-            result.setdefault((method_of(spec), spec.targets, spec.trial_seed), []).append(spec)
+            result.setdefault((spec.method, spec.targets, spec.trial_seed), []).append(spec)
         return result
 
 
@@ -187,8 +187,3 @@ def _types(hint: Any) -> set[type]:
 
 
 _SPEC_TYPES = {name: _types(hint) for name, hint in get_type_hints(RunSpec).items()}
-
-
-def method_of(spec: RunSpec) -> Method:
-    """Return the row of the table that a run belongs to."""
-    return Method(spec.algorithm, spec.optimizer, spec.annealer, spec.variant)

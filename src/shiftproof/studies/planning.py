@@ -16,14 +16,15 @@ from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.choices import Kind
 from shiftproof.base.field_error import FieldError
+from shiftproof.base.method import Method
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, split_domain
 from shiftproof.models import Network, build_network, weights_fingerprint
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS, SearchSpace, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
-from shiftproof.studies.plan import ABSENT, Grid, Plan, method_of
-from shiftproof.studies.study import Method, Study
+from shiftproof.studies.plan import ABSENT, Grid, Plan
+from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say_normalisation
 from shiftproof.training import CONVERGENCE, EVALUATION_BATCH, RunSpec, check_combination
 
@@ -404,7 +405,7 @@ class _Builder:
         return self._networks[dropout]
 
     def _check_combination(self, spec: RunSpec, sources: int) -> None:
-        key = json.dumps([sources, spec.steps, str(method_of(spec)), spec.hparams])
+        key = json.dumps([sources, spec.steps, str(spec.method), spec.hparams])
         if key not in self._built:
             check_combination(spec, sources)
             self._built.add(key)
@@ -421,12 +422,8 @@ class _Builder:
         self._built.add(key)
 
     def _at_fault(self, spec: RunSpec, axis: str, build: Callable[[dict[str, Any]], object]) -> tuple[str, ...]:
-        """Return the fields to blame for an error, likeliest first.
-
-        They are the hyperparameters fixed by hand without which the part can be built, the variants if one fixes a
-        hyperparameter of it, and the part's own name.
-        """
-        method, hparams = method_of(spec), spec.axis(axis)
+        """Return what a part fails by: hyperparameters fixed by hand, if it works at their defaults, or itself."""
+        method, hparams = spec.method, spec.axis(axis)
         space = _space(self.study, self.facts, method)[axis]
 
         def works_with_default(names: Sequence[str]) -> bool:

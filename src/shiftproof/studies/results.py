@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
+from shiftproof.base.method import Method
 from shiftproof.protocol import PROTOCOLS, RULES, Record, select
-from shiftproof.studies.plan import Grid, Plan, method_of
-from shiftproof.studies.study import Method
+from shiftproof.studies.plan import Grid, Plan
 from shiftproof.training import RunSpec
 
 Row = dict[str, Any]
@@ -99,7 +99,7 @@ class Results:
             rows: dict[Method, list[Row]] = {}
             for spec in grid.runs:
                 if (row := self.row(grid, spec)) is not None:
-                    rows.setdefault(method_of(spec), []).append(row)
+                    rows.setdefault(spec.method, []).append(row)
             self._by_method[grid.dataset] = rows
         return self._by_method[grid.dataset]
 
@@ -110,7 +110,7 @@ class Results:
         pairs = {}
         for other in grid.domains:
             targets = tuple(name for name in grid.domains if name in (*spec.targets, other))
-            for pair in grid.settings.get((method_of(spec), targets, spec.trial_seed), []):
+            for pair in grid.settings.get((spec.method, targets, spec.trial_seed), []):
                 if pair.hparam_seed == spec.hparam_seed and other not in spec.targets:
                     pairs[other] = pair
         return pairs
@@ -244,7 +244,7 @@ def run_row(spec: RunSpec, result: Result, pairs: Mapping[str, Sequence[Record]]
 def row_key(place: RunSpec | Row) -> RowKey:
     """Return the place of a run, or of its row."""
     if isinstance(place, RunSpec):
-        return place.name, method_of(place), place.hparam_seed
+        return place.name, place.method, place.hparam_seed
     return place["run"], Method(*(place[name] for name in Method._fields)), place["hparam_seed"]
 
 

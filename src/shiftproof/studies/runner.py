@@ -18,7 +18,7 @@ from tqdm import tqdm
 from shiftproof.algorithms import SingleDomainWarning
 from shiftproof.base.files import DamagedFileError, is_local, with_home
 from shiftproof.base.processes import preload
-from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan, read_run_spec
+from shiftproof.studies.plan import PLAN_FILE, Plan, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.store import Store, claim, claim_run, has_ended
@@ -191,7 +191,7 @@ def _tags(study: str, spec: RunSpec) -> dict[str, str]:
     """Return the tags that identify a run in a tracker."""
     return {
         "study": study,
-        "method": str(method_of(spec)),
+        "method": str(spec.method),
         "target": "+".join(spec.targets),
         "trial": str(spec.trial_seed),
         "setting": str(spec.hparam_seed),
@@ -228,12 +228,11 @@ def _train_all(
             spec = specs[outcome.task]
             result = outcome.value or store.record_failure(spec, outcome.error or "no reason was given")
             row = run_row(spec, result)
-            name = f"{method_of(spec)} on {row['target']}, trial {spec.trial_seed}, setting {spec.hparam_seed}"
             if row["status"] == "failed":
-                bar.write(f"failed: {name}: {row['error']}", file=sys.stderr)
+                bar.write(f"failed: {spec.label()}: {row['error']}", file=sys.stderr)
             else:
                 accuracy = row["selection"]["training_domain"]["accuracy"]
-                bar.set_postfix_str(f"{name}: {100 * accuracy:.1f} %", refresh=False)
+                bar.set_postfix_str(f"{spec.label()}: {100 * accuracy:.1f} %", refresh=False)
             bar.update()
 
 
@@ -313,7 +312,7 @@ def _train_rank(
     ended = torch.tensor(ranks.first and read_result(folder) is not None, device=device)  # the first owns the folder
     if bool(ranks.agreed(ended.float())):
         return
-    with tqdm(total=spec.steps, unit="step", desc=str(method_of(spec)), disable=not ranks.first) as bar:
+    with tqdm(total=spec.steps, unit="step", desc=str(spec.method), disable=not ranks.first) as bar:
 
         def show(step: int, loss: float) -> None:
             if bar.n == 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shiftproof.base.files import is_local, locked
-from shiftproof.studies.plan import PLAN_FILE, Plan, method_of, read_plan
+from shiftproof.studies.plan import PLAN_FILE, Plan, read_plan
 from shiftproof.studies.store import LOCK_FILE, Store
 from shiftproof.training import METRICS_FILE, RESULT_FILE, SPEC_FILE, RunSpec
 
@@ -54,8 +54,8 @@ class Status:
         planned = Counter(spec.dataset for spec in self.plan.distinct)
         if len(planned) > 1:
             lines += [f"  {dataset}: {self.finished[dataset]} of {runs} runs" for dataset, runs in planned.items()]
-        lines += [f"  begun: {_name(spec)}: step {step} of {spec.steps}" for spec, step in self.begun]
-        lines += [f"  failed: {_name(spec)}: {reason}" for spec, reason in self.failed]
+        lines += [f"  begun: {spec.label(dataset=True)}: step {step} of {spec.steps}" for spec, step in self.begun]
+        lines += [f"  failed: {spec.label(dataset=True)}: {reason}" for spec, reason in self.failed]
         return "\n".join(lines)
 
 
@@ -119,10 +119,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
-
-
-def _name(spec: RunSpec) -> str:
-    return (
-        f"{method_of(spec)} on {spec.dataset}, {'+'.join(spec.targets)}, trial {spec.trial_seed}, "
-        f"setting {spec.hparam_seed}"
-    )

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from shiftproof.base.choices import Averaging, Kind, Precision, Search, SplitRule, Tuning
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value
+from shiftproof.base.method import Method
 from shiftproof.studies.field_info import (
     ALL,
-    COSTS,
     FIGURES,
     RUNS,
     STUDIES,
@@ -27,19 +27,6 @@ from shiftproof.studies.field_info import (
 # Functions import torch and the training code themselves: the command line reads the fields without either.
 if TYPE_CHECKING:
     import torch
-
-
-class Method(NamedTuple):
-    """A method to compare: one row of a table."""
-
-    algorithm: str
-    optimizer: str
-    annealer: str = "none"
-    variant: str = ""
-
-    def __str__(self) -> str:
-        name = " + ".join(part for part in self[:3] if part != "none")
-        return f"{name}, {self.variant}" if self.variant else name
 
 
 @dataclass(frozen=True)
@@ -139,9 +126,7 @@ class Study:
         STUDIES,
         none="each in turn",
         metavar="DOMAIN",
-        one=One(
-            "--target", ("train", *FIGURES, "bench data", *COSTS), "domains to leave out, all together", joins=True
-        ),
+        one=One("--target", ("train", *FIGURES, "bench data"), "domains that are left out together", joins=True),
     )
     selection: tuple[str, ...] = described(
         ("training_domain", "oracle", "last"),
@@ -154,7 +139,7 @@ class Study:
         "shiftproof",
         "dialect of the benchmark protocol: shiftproof, domainbed, domainbed-head or swad",
         "protocol",
-        (*RUNS, *COSTS),
+        RUNS,
         term=Term("protocol", "the rules of splitting, training and scoring", always=True),
     )
     trials: int = described(
@@ -181,7 +166,7 @@ class Study:
         "short",
         "defaults and ranges of the hyperparameters: short, for a few hundred steps, or protocol, as in DomainBed",
         "protocol",
-        (*RUNS, *COSTS),
+        RUNS,
         term=Term(
             "search",
             "the distributions that settings are drawn from; setting 0 is a method's defaults",
@@ -218,8 +203,8 @@ class Study:
         "float32",
         "precision of the forward passes: float32 or bf16",
         "training",
-        (*RUNS, "bench data", "bench diagnostics"),
-        term=Term("precision", "number format of the forward passes", always=True),
+        (*RUNS, "bench data"),
+        term=Term("precision", "of the forward passes", always=True),
     )
     device: str = described(
         "cpu",
@@ -281,7 +266,7 @@ class Study:
         None,
         "normalisation of the images that the weights were trained with: imagenet, half or MEAN,STD",
         "model",
-        (*RUNS, *COSTS),
+        (*RUNS, "bench data"),
         none="the file's, else the model's",
         metavar="MEAN,STD",
         term=Term(
@@ -294,7 +279,7 @@ class Study:
         "random",
         "how images are held out: random, as in DomainBed, or grouped, which keeps drawings of one photograph together",
         "data",
-        (*RUNS, *COSTS),
+        RUNS,
         term=Term("split", "how the held-out images of a domain are chosen"),
     )
     compile: bool = described(
@@ -312,7 +297,7 @@ class Study:
         1,
         "number of parts that a batch is split into for its gradient",
         "training",
-        (*RUNS, "bench diagnostics"),
+        RUNS,
         metavar="N",
         term=Term("accumulate", "parts that a batch is split into for its gradient"),
     )
@@ -320,7 +305,7 @@ class Study:
         None,
         "norm to clip the gradient to",
         "training",
-        (*RUNS, "bench diagnostics"),
+        RUNS,
         none="no clipping",
         metavar="X",
         term=Term("clip norm", "norm that the gradient was clipped to"),
@@ -336,7 +321,7 @@ class Study:
         {},
         "hyperparameters to fix for all methods instead of searching them, as in optimizer.lr=0.03",
         "methods",
-        (*RUNS, *COSTS),
+        RUNS,
         none="none",
         options=("--set",),
         metavar="AXIS.NAME=VALUE",

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.randomness import generator
-from shiftproof.data import DATASETS, Domain, DomainDataset
+from shiftproof.data import DATASETS, HOLDOUT_FRACTION, Domain, DomainDataset
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.studies.plan import Grid, Plan
@@ -21,9 +21,8 @@ from shiftproof.studies.study_data import open_data
 from shiftproof.training import Inputs, RunSpec, build_steps
 
 TIMED_PHOTOGRAPHS = 4  # per source domain: enough to see the cost of one, few enough for large networks
-LEAST_STEPS, LEAST_SECONDS = 2, 0.3  # timed at least, after one step of warm-up
-STAND_IN_IMAGES = 40  # per domain, for a data set that is not at hand
-HOLDOUT = 0.2
+LEAST_STEPS, LEAST_SECONDS = 2, 0.3  # that are timed, after one that is not
+STAND_IN_IMAGES = 40  # per domain of a data set that is not at hand
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,9 @@ class _Meter:
         protocol = PROTOCOLS[spec.protocol]
         evaluations = protocol.evaluations(spec.steps, spec.checkpoint_freq)
         whole = spec.score_targets or protocol.oracle == "best"
-        rest = (1 - HOLDOUT) * target * (evaluations if whole else min(evaluations, 2))  # the selected and the last
-        return evaluations * HOLDOUT * self.grid.images + rest
+        times = evaluations if whole else min(evaluations, 2)  # the selected and the last
+        rest = (1 - HOLDOUT_FRACTION) * target * times
+        return evaluations * HOLDOUT_FRACTION * self.grid.images + rest
 
     def _step(self, kind: tuple[str, str], sources: int) -> float:
         """Return the seconds of a step."""

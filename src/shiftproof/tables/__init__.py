@@ -1,6 +1,8 @@
 """Tables of results: statistics, comparisons with published results, and text in several formats."""
 
-from shiftproof.tables.formats import FORMATS, as_csv, as_latex, as_markdown, as_text, write_csv
+from shiftproof.tables.formats import FORMATS, annealer_block, as_csv, as_latex, as_markdown, as_text, write_csv
+from shiftproof.tables.marks import marks
+from shiftproof.tables.notes import difference_note, selection_note, transductive_note
 from shiftproof.tables.statistics import AverageRanks, estimate, indistinguishable
 from shiftproof.tables.table import Comparison, Table, build_tables, comparisons
 
@@ -9,13 +11,18 @@ __all__ = [
     "AverageRanks",
     "Comparison",
     "Table",
+    "annealer_block",
     "as_csv",
     "as_latex",
     "as_markdown",
     "as_text",
     "build_tables",
     "comparisons",
+    "difference_note",
     "estimate",
     "indistinguishable",
+    "marks",
+    "selection_note",
+    "transductive_note",
     "write_csv",
 ]

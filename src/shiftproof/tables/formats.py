@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from shiftproof.base.files import write_bytes
 from shiftproof.studies import SECONDS, Method, Results, published_for
+from shiftproof.tables.marks import Mark, marks
 from shiftproof.tables.markup import latex, markdown, one_line
+from shiftproof.tables.notes import difference_note, selection_note, transductive_note
 from shiftproof.tables.statistics import Difference, Estimate
 from shiftproof.tables.table import Cell, Comparison, MethodRow, Table, build_tables, comparisons
-
-MEAN = "mean"
-Mark = Literal["best", "second"]
 
 
 class Entry(NamedTuple):
@@ -116,38 +115,54 @@ def as_csv(results: Results, rule: str | None = None, baseline: str | None = Non
 
     Without ``rule``, the tables of all rules of the study follow each other. The arguments are those of `as_text`.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     rules = results.plan.selection if rule is None else (rule,)
-    tables = [table for one in rules for table in build_tables(results, one, baseline)]
-    terms = list(dict.fromkeys(name for table in tables for name in table.terms))
-    annealing = list(dict.fromkeys(name for table in tables for row in table.rows for name in row.annealing))
-    writer.writerow(
-        [
-            *("table", *Method._fields, "target", "accuracy", "standard_error", "class_mean"),
-            *("difference", "difference_low", "difference_high", "p", "adjusted_p"),
-            *("trials_finished", "failed", "sweep_gain", "passes_per_step", "seconds"),
-            *(f"annealer_{name}" for name in annealing),
-            *terms,
-        ]
-    )
-    for table in tables:
-        for row in table.rows:
-            for column, cell in [*row.cells.items(), (_mean_name(table), row.mean)]:
-                whole = cell is row.mean
-                writer.writerow(
-                    [
-                        *(table.title, *row.method, column, *(cell.accuracy or (None, None))),
-                        cell.class_mean.mean if cell.class_mean else None,
-                        *(cell.difference or (None,) * len(Difference._fields)),
-                        *(row.adjusted_p if whole else None, cell.trials, cell.failed),
-                        row.sweep_gain.mean if whole and row.sweep_gain else None,
-                        *(row.passes_per_step, row.seconds),
-                        *(row.annealing.get(name) for name in annealing),
-                        *(table.terms.get(name) for name in terms),
-                    ]
-                )
+    lines = [line for one in rules for table in build_tables(results, one, baseline) for line in _csv_lines(table)]
+    names = dict.fromkeys(name for part in zip(*lines, strict=True) for values in part for name in values)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**line.measured, **line.annealing, **line.terms} for line in lines)
     return file.getvalue()
+
+
+class _CSVLine(NamedTuple):
+    """A line of CSV, by the names of its columns: what was measured, what annealers did and the terms come in turn."""
+
+    measured: dict[str, Any]
+    annealing: dict[str, Any]
+    terms: dict[str, Any]
+
+
+def _csv_lines(table: Table) -> Iterator[_CSVLine]:
+    """Yield a line for every method and column, and one for the mean of the columns, which is tested."""
+    for row in table.rows:
+        annealing = {f"annealer_{name}": value for name, value in row.annealing.items()}
+        for column, cell in row.cells.items():
+            yield _CSVLine(_measured(table, row, column, cell), annealing, table.terms)
+        tested = {"adjusted_p": row.adjusted_p, "sweep_gain": row.sweep_gain.mean if row.sweep_gain else None}
+        yield _CSVLine(_measured(table, row, table.mean_name, row.mean) | tested, annealing, table.terms)
+
+
+def _measured(table: Table, row: MethodRow, column: str, cell: Cell) -> dict[str, Any]:
+    difference = cell.difference
+    return {
+        "table": table.title,
+        **row.method._asdict(),
+        "target": column,
+        "accuracy": cell.accuracy.mean if cell.accuracy else None,
+        "standard_error": cell.accuracy.error if cell.accuracy else None,
+        "class_mean": cell.class_mean.mean if cell.class_mean else None,
+        "difference": difference.mean if difference else None,
+        "difference_low": difference.low if difference else None,
+        "difference_high": difference.high if difference else None,
+        "p": difference.p if difference else None,
+        "adjusted_p": None,
+        "trials_finished": cell.trials,
+        "failed": cell.failed,
+        "sweep_gain": None,
+        "passes_per_step": row.passes_per_step,
+        "seconds": row.seconds,
+    }
 
 
 def write_csv(results: Results, output: Path) -> Path:
@@ -169,31 +184,31 @@ FORMATS: dict[str, Callable[[Results, str | None, str | None], str]] = {
 
 
 def blocks(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Block]:
-    """Return the tables of a study as blocks, in order; the arguments are those of `as_text`."""
-    by_rule = {one: build_tables(results, one, baseline) for one in results.plan.selection}
+    """Return all that the tables of a study say, block by block; the arguments are those of `as_text`."""
     chosen = rule or results.plan.selection[0]
-    tables = by_rule.get(chosen) or build_tables(results, chosen, baseline)  # raises for an unknown rule
+    tables = build_tables(results, chosen, baseline)
+    by_rule = [tables if one == chosen else build_tables(results, one, baseline) for one in results.plan.selection]
     found = []
-    for i, table in enumerate(tables):
+    for table in tables:
         found.append(_accuracy_block(table))
-        found += _annealer_blocks(table)
+        if (annealer := annealer_block(table)) is not None:
+            found.append(annealer)
         if len(table.rows) > 1:
             found.append(_difference_block(table))
-        found.append(_selection_block(table, {one: same[i] for one, same in by_rule.items()}))
+        found.append(
+            _selection_block(table, [same for one in by_rule for same in one if same.dataset == table.dataset])
+        )
         if table.ranks is not None:
             found.append(_rank_block(table))
     found += _published_blocks(results, comparisons(results, tables))
-    found += _time_blocks(results, tables[0])
+    for table in [one for one in tables if one.dataset is None] or tables:
+        found += _time_blocks(results, table)
     for table in tables:
         found.append(Block(f"Terms: {_terms(table)}", [], []))
     failures = list(dict.fromkeys(line for table in tables for line in table.failures))
     if failures:
         found.append(Block("Failed runs:", [], [], [f"  {line}" for line in failures]))
     return found
-
-
-def _mean_name(table: Table) -> str:
-    return MEAN if MEAN not in table.columns else "mean of all"
 
 
 def _terms(table: Table) -> str:
@@ -211,14 +226,14 @@ def _accuracy_block(table: Table) -> Block:
     ]  # fmt: skip
     return Block(
         f"{table.title}: accuracy on unseen domains, %",
-        ["method", *table.columns, _mean_name(table), "passes/step", "s/run"],
+        ["method", *table.columns, table.mean_name, "passes/step", "s/run"],
         rows,
-        [f"Transductive: {table.terms['transductive']}."] if "transductive" in table.terms else [],
+        [note] if (note := transductive_note(table)) else [],
     )
 
 
-def _annealer_blocks(table: Table) -> list[Block]:
-    """Show the annealers' measurements, if any reports them."""
+def annealer_block(table: Table) -> Block | None:
+    """Return what the annealers did, None where none reports it."""
     digits = {"similarity_before": 6, "similarity_after": 6, "accepted": 1, "extra_passes": 1, "seconds": 1}
 
     def entry(value: float | None, places: int) -> Entry:
@@ -230,29 +245,20 @@ def _annealer_blocks(table: Table) -> list[Block]:
         if row.annealing
     ]
     if not rows:
-        return []
-    return [
-        Block(
-            f"{table.title}: the annealer, mean over runs",
-            ["method", "similarity before", "after", "accepted", "extra passes", "s"],
-            rows,
-            [
-                "Similarity: cosine of the source domains' gradients, for gga the least of all pairs, for gga_l their "
-                "mean; extra passes are in passes/step, each over all source domains."
-            ],
-        )
-    ]
+        return None
+    return Block(
+        f"{table.title}: the annealer, mean over runs",
+        ["method", "similarity before", "after", "accepted", "extra passes", "s"],
+        rows,
+        [
+            "Similarity: cosine of the source domains' gradients, for gga the least of all pairs, for gga_l their "
+            "mean; extra passes are in passes/step, each over all source domains."
+        ],
+    )
 
 
 def _marked(cells: Sequence[Cell]) -> list[Entry]:
-    """Mark the highest and second highest of the cells that finished every trial, where there are several."""
-    means = [c.accuracy.mean if c.accuracy and c.trials == c.planned else None for c in cells]
-    order = sorted({mean for mean in means if mean is not None}, reverse=True)
-    marks: dict[float, Mark] = dict(zip(order[:2], ("best", "second"), strict=False)) if len(cells) > 1 else {}
-    return [
-        Entry(_accuracy(cell), None if mean is None else marks.get(mean))
-        for cell, mean in zip(cells, means, strict=True)
-    ]
+    return [Entry(_accuracy(cell), mark) for cell, mark in zip(cells, marks(cells), strict=True)]
 
 
 def _difference_block(table: Table) -> Block:
@@ -269,23 +275,20 @@ def _difference_block(table: Table) -> Block:
         ]
         return [Entry(text) for text in texts]
 
-    tested = sum(row.adjusted_p is not None for row in rows)
     return Block(
         f"{table.title}: difference from {table.baseline}, points, paired by trial",
-        ["method", _mean_name(table), "95 % interval", "p (Holm)", "won-lost-tied", *table.columns],
+        ["method", table.mean_name, "95 % interval", "p (Holm)", "won-lost-tied", *table.columns],
         [entries(row) for row in rows],
-        [f"p-values of Student's t over trials, corrected for {tested} comparisons; won-lost-tied counts targets."]
-        if tested > 1
-        else [],
+        [difference_note(table)] if table.compared > 1 else [],
     )
 
 
-def _selection_block(table: Table, by_rule: Mapping[str, Table]) -> Block:
-    """Show the mean under every selection rule, and how much picking by the target would have added."""
+def _selection_block(table: Table, by_rule: Sequence[Table]) -> Block:
+    """Show the mean under every selection rule, and what picking by the target would have added."""
     rows = [
         [
             Entry(str(row.method)),
-            *(Entry(_accuracy(same.rows[i].mean)) for same in by_rule.values()),
+            *(Entry(_accuracy(same.rows[i].mean)) for same in by_rule),
             Entry(_signed(row.sweep_gain)),
             Entry(_interval(row.sweep_gain)),
         ]
@@ -293,18 +296,14 @@ def _selection_block(table: Table, by_rule: Mapping[str, Table]) -> Block:
     ]
     return Block(
         f"{table.title}: mean by selection rule, %",
-        ["method", *by_rule, "picked on target", "95 % interval"],
+        ["method", *(same.rule for same in by_rule), "picked on target", "95 % interval"],
         rows,
-        [
-            f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "
-            "published best-of-sweep figures include such a gain."
-        ],
+        [selection_note(table)],
     )
 
 
 def _rank_block(table: Table) -> Block:
     assert table.ranks is not None  # noqa: S101  (asked before)
-    order = sorted(zip(table.ranks.ranks, table.ranked, strict=True), key=lambda pair: pair[0])
     ranks = table.ranks
     notes = [
         f"Over {ranks.cells} targets; Friedman p {_p(ranks.friedman_p)}; critical difference at 5 % "
@@ -313,7 +312,7 @@ def _rank_block(table: Table) -> Block:
     return Block(
         f"{table.title}: average rank over targets, 1 the best",
         ["method", "rank"],
-        [[Entry(str(method)), Entry(f"{rank:.2f}")] for rank, method in order],
+        [[Entry(str(method)), Entry(f"{rank:.2f}")] for rank, method in table.ranking],
         notes,
     )
 

@@ -15,7 +15,6 @@ from shiftproof.studies import (
     Outcome,
     Published,
     Results,
-    method_of,
     published,
     published_for,
 )
@@ -89,8 +88,9 @@ class Table:
     """A table of a study.
 
     Attributes:
-        title: the data set, or the name of the study for the table over several.
-        rule: the rule that selected steps and settings.
+        title: the data set, or the name of the study for the overall table.
+        dataset: what it is of; None for the overall table, whose columns are data sets.
+        rule: the selection rule, for steps and settings.
         columns: targets, or data sets.
         rows: one per method.
         baseline: the method that differences are taken from.
@@ -101,6 +101,7 @@ class Table:
     """
 
     title: str
+    dataset: str | None
     rule: str
     columns: list[str]
     rows: list[MethodRow]
@@ -109,6 +110,22 @@ class Table:
     ranks: AverageRanks | None
     terms: dict[str, Any]
     failures: list[str]
+
+    @property
+    def mean_name(self) -> str:
+        """What the mean of the columns is called beside them."""
+        return "mean of all" if "mean" in self.columns else "mean"
+
+    @property
+    def compared(self) -> int:
+        """The number of p-values that are corrected together."""
+        return sum(row.adjusted_p is not None for row in self.rows)
+
+    @property
+    def ranking(self) -> list[tuple[float, Method]]:
+        """The average ranks, the best first."""
+        ranks = self.ranks.ranks if self.ranks else []
+        return sorted(zip(ranks, self.ranked, strict=True), key=lambda pair: pair[0])
 
 
 class Comparison(NamedTuple):
@@ -133,7 +150,7 @@ class _Part(NamedTuple):
 
 
 def build_tables(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Table]:
-    """Build the tables of a study: one per data set, after one over all of them if there are several.
+    """Build the tables of a study: one of each data set, and where there are several an overall one before them.
 
     Args:
         results: the study's results; missing runs are shown as missing.
@@ -151,15 +168,13 @@ def build_tables(results: Results, rule: str | None = None, baseline: str | None
         raise UnknownNameError("method of this study", baseline, [str(method) for method in methods])
     first = plan.baseline if baseline is None else next(m for m in methods if str(m) == baseline)
     chosen = rule or plan.selection[0]
-    tables = [
-        _Builder(results, chosen, first, {"+".join(targets): [_Part(grid, targets)] for targets in grid.columns}).table(
-            grid.dataset, [grid]
-        )
-        for grid in plan
-    ]
+    tables = []
     if len(plan.grids) > 1:
         columns = {grid.dataset: [_Part(grid, targets) for targets in grid.columns] for grid in plan}
-        tables.insert(0, _Builder(results, chosen, first, columns).table(plan.name, list(plan.grids)))
+        tables.append(_Builder(results, chosen, first, columns).table(None, list(plan.grids)))
+    for grid in plan:
+        columns = {"+".join(targets): [_Part(grid, targets)] for targets in grid.columns}
+        tables.append(_Builder(results, chosen, first, columns).table(grid.dataset, [grid]))
     return tables
 
 
@@ -167,8 +182,8 @@ def comparisons(results: Results, tables: Sequence[Table]) -> list[Comparison]:
     """Return the accuracies of a study's tables that its published tables report too, with the published ones."""
     found = []
     names = {grid.dataset for grid in results.plan}
-    over = tables[: len(tables) - len(results.plan.grids)]
-    for table, dataset in [*((t, OVERALL) for t in over), *((t, t.title) for t in tables[len(over) :])]:
+    for table in tables:
+        dataset = OVERALL if table.dataset is None else table.dataset
         for row in table.rows:
             name = results.plan.published.get(row.method.variant)
             if name is None or row.mean.accuracy is None:
@@ -196,7 +211,7 @@ class _Builder:
         self.parts = [part for parts in columns.values() for part in parts]
         self.trials = self.parts[0].grid.trials
 
-    def table(self, title: str, grids: Sequence[Grid]) -> Table:
+    def table(self, dataset: str | None, grids: Sequence[Grid]) -> Table:
         rows = [self._row(method, grids) for method in grids[0].methods]
         others = [row for row in rows if row.method != self.baseline]
         adjusted = dict(
@@ -208,7 +223,8 @@ class _Builder:
         )
         ranked, ranks = self._ranks([row.method for row in rows])
         return Table(
-            title,
+            self.results.plan.name if dataset is None else dataset,
+            dataset,
             self.rule,
             list(self.columns),
             [replace(row, adjusted_p=adjusted.get(row.method)) for row in rows],
@@ -339,8 +355,7 @@ def _paired(values: Scores, baseline: Scores) -> Difference | None:
 
 def _failures(results: Results, grid: Grid) -> list[str]:
     return [
-        f"{method_of(spec)} on {row['target']}, trial {row['trial_seed']}, setting {row['hparam_seed']}: "
-        + row["error"].partition("\n")[0]
+        f"{spec.label()}: " + row["error"].partition("\n")[0]
         for spec in grid.runs
         if (row := results.row(grid, spec)) and row["status"] == "failed"
     ]

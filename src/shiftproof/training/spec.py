@@ -10,6 +10,7 @@ from typing import Any
 
 from shiftproof.base.choices import Averaging, Kind, Precision, SplitRule
 from shiftproof.base.hparams import Value, is_finite
+from shiftproof.base.method import Method
 from shiftproof.base.randomness import seed_hash
 
 RESULTS_VERSION = 6
@@ -105,6 +106,25 @@ class RunSpec:
         }
         text = json.dumps(facts, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def method(self) -> Method:
+        """The row of the table that it belongs to."""
+        return Method(self.algorithm, self.optimizer, self.annealer, self.variant)
+
+    @property
+    def numbers(self) -> str:
+        """The numbers of its trial and its setting, as its label ends in them."""
+        return f"trial {self.trial_seed}, setting {self.hparam_seed}"
+
+    def label(self, *, dataset: bool = False) -> str:
+        """Return what people call it, as in "erm + sam, 2x on sketch, trial 0, setting 0".
+
+        Args:
+            dataset: whether the data set is named, as in "erm + sam, 2x on PACS, sketch, trial 0, setting 0".
+        """
+        where = f"{self.dataset}, " if dataset else ""
+        return f"{self.method} on {where}{'+'.join(self.targets)}, {self.numbers}"
 
     @property
     def seed(self) -> int:

@@ -301,6 +301,12 @@ def test_mlflow_takes_every_name(make_spec, tmp_path):
     assert run.title.endswith(", trial 0, setting 0")
 
 
+def test_a_run_is_called_as_tables_call_it(make_spec, tmp_path):
+    run = TrackedRun(make_spec(variant="2x"), tmp_path, tmp_path, {}, ())
+    assert run.title == run.spec.label()
+    assert run.title.startswith("erm + adam, 2x on ")
+
+
 def test_nothing_is_tracked_unless_asked_for(digits, make_spec, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

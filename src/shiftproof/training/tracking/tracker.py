@@ -42,12 +42,9 @@ class TrackedRun:
 
     @property
     def title(self) -> str:
-        """Its name among other runs, in at most `LONGEST_TITLE` characters."""
-        spec = self.spec
-        parts = (spec.algorithm, spec.optimizer, spec.annealer, spec.variant)
-        method = " + ".join(part for part in parts if part not in ("none", ""))
-        rest = f", trial {spec.trial_seed}, setting {spec.hparam_seed}"
-        return f"{method} on {self._targets}"[: LONGEST_TITLE - len(rest)] + rest
+        """What it is called beside others, in at most `LONGEST_TITLE` characters."""
+        end = f", {self.spec.numbers}"  # the names before it may be cut
+        return encodable(self.spec.label()).removesuffix(end)[: LONGEST_TITLE - len(end)] + end
 
     @property
     def labels(self) -> dict[str, str]:
@@ -59,11 +56,7 @@ class TrackedRun:
         """Its spec by flat names: hyperparameters by "axis.name", the targets joined by "+"."""
         facts = asdict(self.spec)
         hparams: dict[str, Any] = facts.pop("hparams")
-        return {**facts, "targets": self._targets, **hparams}
-
-    @property
-    def _targets(self) -> str:
-        return encodable("+".join(self.spec.targets))
+        return {**facts, "targets": encodable("+".join(self.spec.targets)), **hparams}
 
     def scalars(self, record: dict[str, Any]) -> dict[str, float]:
         """Return the numbers of an evaluation by name.

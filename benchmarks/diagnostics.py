@@ -1,7 +1,11 @@
-"""The cost of diagnostics: gradient moments relative to a backward pass, and recorded steps to plain ones."""
+"""What gradient moments cost beside a backward pass, and a recorder beside a step.
+
+Printed by `python -m benchmarks.diagnostics`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.command import add_output, add_study, show, study_of
 from shiftproof.base.batch import Batch
 from shiftproof.diagnostics import Recorder, gradient_moments
 from shiftproof.studies import Study, open_data, plan_run
@@ -149,3 +154,21 @@ def _loop(network: nn.Module, domains: Sequence[Batch]) -> None:
             for total, square, gradient in zip(sums, squares, gradients, strict=True):
                 total.add_(gradient)
                 square.addcmul_(gradient, gradient)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time the diagnostics and show what they took."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.diagnostics", description="Time what diagnostics cost beside a backward pass."
+    )
+    add_study(parser)
+    parser.add_argument("--samples", type=int, default=256, metavar="N", help="per domain (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="turns of each (default: %(default)s)")
+    add_output(parser)
+    options = parser.parse_args(arguments)
+    result = bench_diagnostics(study_of(options), samples=options.samples, rounds=options.rounds)
+    show(result, diagnostics_table(result), options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from shiftproof.bench.diagnostics import bench_diagnostics, diagnostics_table
+from benchmarks.diagnostics import bench_diagnostics, diagnostics_table
 from shiftproof.studies import Study
 
 STUDY = Study(optimizers=("adam",))

@@ -1,12 +1,13 @@
-"""The cost of a store of many runs: the time to resume, show the status, make tables and read it for a report."""
+"""How long a store of many runs takes to plan, resume, table and read for a report: `python -m benchmarks.store`."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.command import add_output, show
 from shiftproof.data import DATASETS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.studies import INDEX_FILE, Plan, Store, Study, make_plan, read_plan, read_results, read_status
@@ -202,3 +204,19 @@ def _seconds(work: Callable[[], object]) -> tuple[float, float]:
     begin, begin_processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - begin, time.process_time() - begin_processor
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time what is done with a store and show what it took."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.store", description="Time what is done with a store of many runs, which are made up."
+    )
+    parser.add_argument("--runs", type=int, default=10_000, metavar="N", help="at least (default: %(default)s)")
+    add_output(parser)
+    options = parser.parse_args(arguments)
+    result = bench_store(options.runs)
+    show(result, store_table(result), options.output)
+
+
+if __name__ == "__main__":
+    main()

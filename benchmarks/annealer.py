@@ -1,7 +1,8 @@
-"""The cost of a candidate in GGA's search, compared with the search that its authors released."""
+"""What a candidate of GGA's search costs, beside that of the released search: `python -m benchmarks.annealer`."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.command import add_output, add_study, show, study_of
 from shiftproof.algorithms import Algorithm, Batch
 from shiftproof.annealing import GGA
 from shiftproof.studies import Study, open_data, plan_run
@@ -188,3 +190,21 @@ class _Released:
             counts.backward += 1
         cosines = [float(F.cosine_similarity(a, b, dim=0)) for a, b in combinations(gradients, 2)]
         return min(cosines), loss
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time the searches and show what they took."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.annealer", description="Time GGA's search beside the released one."
+    )
+    add_study(parser)
+    parser.add_argument("--candidates", type=int, default=100, metavar="N", help="of a search (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="searches of each (default: %(default)s)")
+    add_output(parser)
+    options = parser.parse_args(arguments)
+    result = bench_annealer(study_of(options), candidates=options.candidates, rounds=options.rounds)
+    show(result, annealer_table(result), options.output)
+
+
+if __name__ == "__main__":
+    main()

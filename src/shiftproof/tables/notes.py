@@ -1,0 +1,28 @@
+"""What is said of a table's numbers, on a terminal as on a page."""
+
+from __future__ import annotations
+
+from shiftproof.tables.table import Table
+
+
+def transductive_note(table: Table) -> str:
+    """Say what predictions depend on besides their own image; empty where they do not."""
+    return f"Transductive: {table.terms['transductive']}." if "transductive" in table.terms else ""
+
+
+def difference_note(table: Table) -> str:
+    """Say what stands beside the differences from the baseline."""
+    signs = "won-lost-tied counts targets."
+    if table.compared == 0:
+        return signs.capitalize()
+    if table.compared == 1:
+        return f"p-values of Student's t over trials; with 1 comparison there is nothing to correct for; {signs}"
+    return f"p-values of Student's t over trials, corrected for {table.compared} comparisons; {signs}"
+
+
+def selection_note(table: Table) -> str:
+    """Say what picking on the target is."""
+    return (
+        f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "
+        "published best-of-sweep figures hold such a part."
+    )
