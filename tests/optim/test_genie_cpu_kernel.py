@@ -105,7 +105,7 @@ def test_channels_last_draws_in_logical_order(form, shape, moment_dtype):
 )
 def test_a_shard_is_stepped_as_that_part_of_the_whole(form, whole, offset, local):
     generator = torch.Generator().manual_seed(0)
-    options = Options(0.1, 0.9, 26214, 1.0, True, 0.0, form, SEED, False)
+    options = _options(form, dropout=0.4, seed=SEED)
     box = tuple(slice(first, first + size) for first, size in zip(offset, local, strict=True))
 
     def tensors():
@@ -124,6 +124,20 @@ def test_a_shard_is_stepped_as_that_part_of_the_whole(form, whole, offset, local
     assert (full[0][box] - part[0]).abs().max() < 1e-6
     assert torch.equal(full[0][box] == part[0], (full[0][box] - part[0]).abs() == 0)
     assert torch.equal(element_indices(local, rows[1].shard, part[0].device)[:1], torch.tensor([_flat(offset, whole)]))
+
+
+def _options(form, dropout, seed):
+    return Options(
+        lr=0.1,
+        beta=0.9,
+        dropout=dropout,
+        noise=1.0,
+        precondition=True,
+        weight_decay=0.0,
+        form=form,
+        seed=seed,
+        maximize=False,
+    )
 
 
 def _flat(offset, whole):
@@ -229,7 +243,7 @@ def test_an_all_reduce_for_rows_of_several_implementations_is_one():
             Row(p, torch.full_like(p, 2.0), torch.zeros_like(p), torch.full_like(p, 4.0), 3, i, None)
             for i, p in enumerate(params)
         ]
-        take_step([(rows, Options(0.1, 0.9, 0, 1.0, True, 0.0, "released", 0, False), variant)], [[]])
+        take_step([(rows, _options("released", dropout=0.0, seed=0), variant)], [[]])
     _assert_close(plain, mixed, 3e-6)
 
 

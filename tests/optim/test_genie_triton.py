@@ -41,17 +41,18 @@ def of_no_form(check):
     return check
 
 
-def options_of(form="paper", dropout=0.4, **options):
+def options_of(form="paper", **options):
     settings = {
         "lr": 0.1,
         "beta": 0.9,
+        "dropout": 0.4,
         "noise": 1.0,
         "precondition": True,
         "weight_decay": 0.0,
         "seed": SEED,
         "maximize": False,
     }
-    return Options(threshold=mask_threshold(dropout), form=form, **{**settings, **options})
+    return Options(form=form, **{**settings, **options})
 
 
 class Rows:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from shiftproof.gradients import evaluation_mode
 from shiftproof.models import Network
 
 
@@ -97,16 +98,12 @@ def _outputs(featurizer: nn.Module, image_shape: tuple[int, int, int]) -> list[_
             outputs.append(_Output(name, type(module), tuple(output.shape)))
 
     handles = [part.register_forward_hook(partial(record, name)) for name, part in _parts(featurizer, "")]
-    modes = [(module, module.training) for module in featurizer.modules()]
     try:
-        featurizer.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(featurizer):
             featurizer(next(featurizer.parameters()).new_zeros(1, *image_shape))
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     calls = Counter(output.name for output in outputs)
     return [output for output in outputs if calls[output.name] == 1]
 

@@ -7,8 +7,6 @@ import hashlib
 import math
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -182,7 +180,8 @@ def _build(file: Path, partial: Path, root: Path, states: Sequence[FileState], s
 
 
 def _decoded(root: Path, states: Sequence[FileState], image_size: int) -> Iterator[NDArray[np.uint8] | ImageError]:
-    """Yield every image, or the error of reading it, in order."""
+    """Yield every image, or what is wrong with it, in order."""
+    from tqdm import tqdm
 
     def load(state: FileState) -> NDArray[np.uint8] | ImageError:
         try:
@@ -190,14 +189,17 @@ def _decoded(root: Path, states: Sequence[FileState], image_size: int) -> Iterat
         except ImageError as error:
             return error
 
-    # Threads start fast, and Pillow releases the interpreter's lock. Blocks keep waiting tasks and decoded images from
-    # piling up.
-    started = reported = time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    progress = tqdm(
+        total=len(states),
+        desc=root.name,
+        bar_format="{desc}: {n} of {total} images decoded, {remaining_s:.0f} s left",
+        delay=_REPORT_SECONDS,
+        mininterval=_REPORT_SECONDS,
+    )
+    # Threads: Pillow decodes and resizes without the interpreter's lock, and they start at once. In blocks, so
+    # that neither waiting tasks nor decoded images pile up.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress:
         for start in range(0, len(states), _BLOCK):
-            yield from pool.map(load, states[start : start + _BLOCK])
-            done, now = min(start + _BLOCK, len(states)), time.monotonic()
-            if now - reported >= _REPORT_SECONDS or (done == len(states) and reported > started):
-                reported = now
-                left = (now - started) * (len(states) - done) / done
-                print(f"{root.name}: {done} of {len(states)} images decoded, {left:.0f} s left", file=sys.stderr)
+            block = states[start : start + _BLOCK]
+            yield from pool.map(load, block)
+            progress.update(len(block))

@@ -64,7 +64,7 @@ def ratio_of_means(numerators: Tensor, denominators: Tensor) -> Ratio:
 
 def _student_quantile(freedom: int) -> float:
     """Return Student's 97.5 % quantile for 4 degrees of freedom or more, to 0.1 % (Abramowitz and Stegun, 26.7.5)."""
-    z = _NORMAL
+    z = _NORMAL  # by hand: scipy has it, but what measures in training needs torch and numpy only
     terms = (
         z,
         (z**3 + z) / 4,

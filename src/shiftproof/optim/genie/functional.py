@@ -13,7 +13,6 @@ from shiftproof.optim.genie import fused_cpu, fused_triton
 from shiftproof.optim.genie.eager import begin_foreach, begin_forloop
 from shiftproof.optim.genie.rule import Begun, Form, Options, Row
 from shiftproof.optim.state import mismatch
-from shiftproof.optim.stream import mask_threshold
 
 _MOMENT_TYPES = (torch.float32, torch.bfloat16, torch.float64)
 _Begin = Callable[[Sequence[Row], Options], Begun]
@@ -92,22 +91,23 @@ def genie(
         ValueError: the sequences differ in length.
     """
     options = Options(
-        lr,
-        beta,
-        mask_threshold(dropout),
-        noise,
-        precondition,
-        weight_decay,
-        form,
-        seed,
-        maximize,
-        grad_scale,
-        found_inf,
+        lr=lr,
+        beta=beta,
+        dropout=dropout,
+        noise=noise,
+        precondition=precondition,
+        weight_decay=weight_decay,
+        form=form,
+        seed=seed,
+        maximize=maximize,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
     )
+    flags = Flags(foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable)
     refuse_sparse(grads)
     names = [None] * len(params)
     rows = make_rows(params, grads, exp_avgs, exp_avg_sqs, steps, positions, names, capturable=capturable, begins=True)
-    take_step([(rows, options, Flags(foreach, fused, capturable, differentiable))], [steps])
+    take_step([(rows, options, flags)], [steps])
 
 
 def refuse_sparse(grads: Iterable[Tensor]) -> None:

@@ -142,28 +142,28 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
     lr = float(options.lr)
     if options.form != "paper":
         lr /= 1 - options.threshold / MASK_LEVELS
-    settings = (
-        rows[0].param.dtype == torch.bfloat16,
-        rows[0].exp_avg.dtype == torch.bfloat16,
-        FORMS.index(options.form),
-        lr,
-        options.beta,
-        options.weight_decay,
-        options.maximize,
-        options.noise,
-        options.threshold,
-        options.precondition,
-        options.seed - 2**64 if options.seed >= 2**63 else options.seed,
-        instruction_set(),
-    )
+    settings = {
+        "low_params": rows[0].param.dtype == torch.bfloat16,
+        "low_moments": rows[0].exp_avg.dtype == torch.bfloat16,
+        "form": FORMS.index(options.form),
+        "lr": lr,
+        "beta": options.beta,
+        "weight_decay": options.weight_decay,
+        "maximize": options.maximize,
+        "noise": options.noise,
+        "threshold": options.threshold,
+        "precondition": options.precondition,
+        "seed": options.seed - 2**64 if options.seed >= 2**63 else options.seed,
+        "instruction_set": instruction_set(),
+    }
     noisy = torch.ops.shiftproof.genie_first_pass(
-        params, [_aligned(row) for row in rows], ms, vs, numbers, scalars, sums, flags, *settings
+        params, [_aligned(row) for row in rows], ms, vs, numbers, scalars, sums, flags, **settings
     )
 
     def finish(spreads: Tensor | None) -> None:
         if noisy:
             values = (sums[:, 0] if spreads is None else spreads).contiguous()
-            torch.ops.shiftproof.genie_second_pass(params, ms, vs, numbers, scalars, values, flags, *settings)
+            torch.ops.shiftproof.genie_second_pass(params, ms, vs, numbers, scalars, values, flags, **settings)
         torch.autograd.graph.increment_version(params)  # as torch's own in-place operations do
 
     return Begun(sums if options.needs_sums else None, finish)

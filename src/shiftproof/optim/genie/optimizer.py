@@ -32,6 +32,7 @@ from shiftproof.optim.state import check_loaded_state, labelled, names_of
 from shiftproof.optim.stream import MASK_LEVELS, mask_threshold
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_GROUP_OPTIONS = [name for name in Options._fields if name not in Options._field_defaults]
 _REMOVED_FORM = (
     'form="invariant" was removed: it cost three times AdamW and was no easier to tune. Use form="paper" or '
     'form="released"; a form that tunes like Adam is planned as GENIEAdamW'
@@ -338,22 +339,16 @@ class GENIE(Optimizer):
         return state
 
     def _options(self, group: dict[str, Any]) -> Options:
-        lr = group["lr"]
-        if not 0 <= mask_threshold(group["dropout"]) < MASK_LEVELS:  # as set on the group since
-            raise ValueError(f"Invalid dropout value: {group['dropout']}; it must be in [0, 1)")
-        return Options(
-            lr.reshape(()) if isinstance(lr, Tensor) else lr,  # a (1,) tensor would broadcast a scalar's update
-            group["beta"],
-            mask_threshold(group["dropout"]),
-            group["noise"],
-            group["precondition"],
-            group["weight_decay"],
-            group["form"],
-            group["seed"],
-            group["maximize"],
-            getattr(self, "grad_scale", None),
-            getattr(self, "found_inf", None),
+        options = Options(
+            **{name: group[name] for name in _GROUP_OPTIONS},
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
         )
+        if not 0 <= options.threshold < MASK_LEVELS:  # as set on the group since
+            raise ValueError(f"Invalid dropout value: {options.dropout}; it must be in [0, 1)")
+        if isinstance(options.lr, Tensor):  # of shape (1,) it would broadcast a scalar's update
+            return options._replace(lr=options.lr.reshape(()))
+        return options
 
 
 def _rows(members: list[_Member], states: list[dict[str, Any]], group: dict[str, Any], *, begins: bool) -> list[Row]:
@@ -371,7 +366,7 @@ def _rows(members: list[_Member], states: list[dict[str, Any]], group: dict[str,
 
 
 def _flags(group: dict[str, Any]) -> Flags:
-    return Flags(group["foreach"], group["fused"], group["capturable"], group["differentiable"])
+    return Flags(**{name: group[name] for name in Flags._fields})
 
 
 def _name(dtype: torch.dtype | str | None) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shiftproof.base.sharding import Shard
-from shiftproof.optim.stream import Place
+from shiftproof.optim.stream import Place, mask_threshold
 
 Form = Literal["paper", "released"]
 FORMS: tuple[Form, ...] = ("paper", "released")
@@ -22,18 +22,16 @@ LARGEST_INVERSE_VARIANCE = 10.0
 
 
 class Options(NamedTuple):
-    """The options of a step; see `GENIE`.
+    """The options of a step, under the names that they have in `GENIE` and its groups; those with defaults are not.
 
     Attributes:
-        threshold: the dropout in units of 1 / 65536.
-        grad_scale: factor by which the gradients are multiplied; None for 1. Only the Triton implementation supports
-            it.
-        found_inf: nonzero if a gradient is not finite and nothing must be updated; supported likewise.
+        grad_scale: what the gradients are multiplied by; None for 1. Only the Triton implementation is given one.
+        found_inf: not 0 where a gradient is not finite and nothing is to be updated; likewise.
     """
 
     lr: float | Tensor
     beta: float
-    threshold: int
+    dropout: float
     noise: float
     precondition: bool
     weight_decay: float
@@ -42,6 +40,11 @@ class Options(NamedTuple):
     maximize: bool
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+
+    @property
+    def threshold(self) -> int:
+        """The dropout in units of 1 / 65536."""
+        return mask_threshold(self.dropout)
 
     @property
     def needs_sums(self) -> bool:
