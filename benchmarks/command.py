@@ -1,4 +1,4 @@
-"""What the benchmarks that are one file share: the options of the study that they time, and how they show numbers."""
+"""Options and output that several benchmarks share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def study_of(options: argparse.Namespace) -> Study:
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add where the numbers go."""
+    """Add the option of the file that the numbers are written to."""
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write all numbers, as JSON")
 
 

@@ -1,4 +1,4 @@
-"""What a run is trained with, and how people call it."""
+"""The method that a run is trained with, and its name in tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Method(NamedTuple):
-    """What a table compares: a row of it."""
+    """A method, as the rows of a table compare them."""
 
     algorithm: str
     optimizer: str

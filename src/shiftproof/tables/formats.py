@@ -184,7 +184,7 @@ FORMATS: dict[str, Callable[[Results, str | None, str | None], str]] = {
 
 
 def blocks(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Block]:
-    """Return all that the tables of a study say, block by block; the arguments are those of `as_text`."""
+    """Return the tables of a study as blocks, in order; the arguments are those of `as_text`."""
     chosen = rule or results.plan.selection[0]
     tables = build_tables(results, chosen, baseline)
     by_rule = [tables if one == chosen else build_tables(results, one, baseline) for one in results.plan.selection]
@@ -233,7 +233,7 @@ def _accuracy_block(table: Table) -> Block:
 
 
 def annealer_block(table: Table) -> Block | None:
-    """Return what the annealers did, None where none reports it."""
+    """Return the annealers' measurements as a block; None if no annealer reports any."""
     digits = {"similarity_before": 6, "similarity_after": 6, "accepted": 1, "extra_passes": 1, "seconds": 1}
 
     def entry(value: float | None, places: int) -> Entry:
@@ -284,7 +284,7 @@ def _difference_block(table: Table) -> Block:
 
 
 def _selection_block(table: Table, by_rule: Sequence[Table]) -> Block:
-    """Show the mean under every selection rule, and what picking by the target would have added."""
+    """Show the mean under every selection rule, and how much picking by the target would have added."""
     rows = [
         [
             Entry(str(row.method)),

@@ -1,4 +1,4 @@
-"""Which entries of a column are the best."""
+"""Marks for the best entries of a column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Mark = Literal["best", "second"]
 
 
 def marks(cells: Sequence[Cell]) -> list[Mark | None]:
-    """Mark the highest and the second highest of the cells that finished every trial, where there are several."""
+    """Mark the highest and the second highest of the cells that finished every trial, if there are several."""
     means = [cell.accuracy.mean if cell.accuracy and cell.trials == cell.planned else None for cell in cells]
     finished = [mean for mean in means if mean is not None]
     highest = sorted(set(finished), reverse=True)[:2] if len(finished) > 1 else []

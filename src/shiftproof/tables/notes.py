@@ -1,4 +1,4 @@
-"""What is said of a table's numbers, on a terminal as on a page."""
+"""Notes below tables, the same on a terminal and on a page."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from shiftproof.tables.table import Table
 
 
 def transductive_note(table: Table) -> str:
-    """Say what predictions depend on besides their own image; empty where they do not."""
+    """Say what predictions depend on besides their own image; empty if on nothing else."""
     return f"Transductive: {table.terms['transductive']}." if "transductive" in table.terms else ""
 
 
 def difference_note(table: Table) -> str:
-    """Say what stands beside the differences from the baseline."""
+    """Explain the p-values and counts beside the differences from the baseline."""
     signs = "won-lost-tied counts targets."
     if table.compared == 0:
         return signs.capitalize()
@@ -21,8 +21,8 @@ def difference_note(table: Table) -> str:
 
 
 def selection_note(table: Table) -> str:
-    """Say what picking on the target is."""
+    """Explain the gain from picking on the target."""
     return (
-        f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "
-        "published best-of-sweep figures hold such a part."
+        f"picked on target: how much choosing by the unseen domain (oracle) would have added to {table.rule}, in "
+        "points; published best-of-sweep figures include such a gain."
     )

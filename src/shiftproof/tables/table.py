@@ -113,7 +113,7 @@ class Table:
 
     @property
     def mean_name(self) -> str:
-        """What the mean of the columns is called beside them."""
+        """The heading of the mean of the columns."""
         return "mean of all" if "mean" in self.columns else "mean"
 
     @property
