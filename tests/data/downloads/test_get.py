@@ -164,7 +164,7 @@ def test_downloads_that_cannot_be_removed_are_a_remark(domainnet, tmp_path):
     [
         (["data", "get", "pacs", "--output"], "folder"),
         (["data", "check"], "folder"),
-        (["bench", "store", "--output"], "file"),
+        (["bench", "optimizer", "--output"], "file"),
     ],
 )
 def test_commands_that_write_or_read_here_refuse_other_places(capsys, arguments, what):
