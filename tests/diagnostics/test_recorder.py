@@ -274,12 +274,17 @@ def _accelerate(optimizer: torch.optim.Optimizer) -> Any:
 
 @pytest.fixture
 def accelerate_state() -> Iterator[None]:
-    """Leave nothing of accelerate's, which is the process's."""
+    """Find and leave nothing in accelerate's state, which the whole process shares with other tests."""
+
+    def reset() -> None:
+        if "accelerate" in sys.modules:
+            state = sys.modules["accelerate.state"]
+            state.AcceleratorState._reset_state(True)
+            state.GradientState._reset_state()
+
+    reset()
     yield
-    if "accelerate" in sys.modules:
-        state = sys.modules["accelerate.state"]
-        state.AcceleratorState._reset_state(True)
-        state.GradientState._reset_state()
+    reset()
 
 
 def _lookahead(optimizer: torch.optim.Optimizer) -> Any:
