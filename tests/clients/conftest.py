@@ -13,6 +13,8 @@ from unittest import mock
 import pytest
 import torch
 
+from accelerate_state import forget_accelerate
+
 GUIDE = Path(__file__).parents[2] / "docs" / "clients.md"
 
 
@@ -45,6 +47,7 @@ def _alone() -> Iterator[None]:
     torch.set_num_threads(1)
     with mock.patch.dict(os.environ), mock.patch.object(socket, "getaddrinfo", refuse):
         yield
+    forget_accelerate()  # which peft and the Trainer use too
     torch.set_num_threads(threads)
     assert asked == []
 

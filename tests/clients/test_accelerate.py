@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from accelerate_state import forget_accelerate
 from clients.plain import MULTI_PASS, OPTIMIZERS, SINGLE_PASS, assert_same_state, assert_trained_alike, train
 
 EXAMPLES, BATCH = 24, 4
@@ -18,14 +19,9 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 def accelerate(client):
     """The package as a process has it that has not used it: its settings are the process's."""
     package = client("accelerate")
-
-    def forget():
-        package.state.AcceleratorState._reset_state(reset_partial_state=True)
-        package.state.GradientState._reset_state()
-
-    forget()
+    forget_accelerate()
     yield package
-    forget()
+    forget_accelerate()
 
 
 def network(dropout=0.0, seed=0):

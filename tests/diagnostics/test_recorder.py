@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from accelerate_state import forget_accelerate
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.diagnostics import Recorder
 from shiftproof.diagnostics.preconditioner import preconditioner
@@ -275,16 +275,9 @@ def _accelerate(optimizer: torch.optim.Optimizer) -> Any:
 @pytest.fixture
 def accelerate_state() -> Iterator[None]:
     """Find and leave nothing in accelerate's state, which the whole process shares with other tests."""
-
-    def reset() -> None:
-        if "accelerate" in sys.modules:
-            state = sys.modules["accelerate.state"]
-            state.AcceleratorState._reset_state(True)
-            state.GradientState._reset_state()
-
-    reset()
+    forget_accelerate()
     yield
-    reset()
+    forget_accelerate()
 
 
 def _lookahead(optimizer: torch.optim.Optimizer) -> Any:
