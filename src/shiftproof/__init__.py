@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shiftproof.base.plugins import import_plugins
     from shiftproof.training import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "import_plugins", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from shiftproof.training import load
 
         return load
+    if name == "import_plugins":
+        from shiftproof.base.plugins import import_plugins
+
+        return import_plugins
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -120,12 +120,13 @@ def test_what_is_given_is_of_the_type_of_its_field():
         "--annealers i --variants j --targets k l+m --no-single-source --trials 1 --hparam-trials 2 --tune n "
         "--selection o p --baseline q --search r --protocol s --steps 3 --checkpoint-freq 4 --kind t --model u "
         "--image-size 5 --split v --weights w --normalisation x --accumulate 6 --clip-norm 7 --precision y --compile "
-        "--averaging z --device A --set B.c=8 --fixed D.e=f --batch-size 9"
+        "--averaging z --device A --set B.c=8 --fixed D.e=f --batch-size 9 --import own.py --imports other"
     )
     given = given_fields(make_parser().parse_args(text.split()))
     assert given.keys() == {field.name for field in fields(Study)}
     assert given["datasets"] == ("c", "d")
     assert given["targets"] == ("k", "l+m")
+    assert given["imports"] == ("own.py", "other")
     assert (given["data_dir"], given["weights"]) == (Path("e"), Path("w"))
     assert (given["single_source"], given["compile"]) == (False, True)
     assert (given["steps"], given["clip_norm"]) == (3, 7.0)
@@ -180,3 +181,11 @@ def test_help_imports_neither_torch_nor_numpy(command):
 def test_the_table_in_the_docs_is_that_of_today():
     page = PAGE.read_text(encoding="utf-8")
     assert page == with_table(page), "write it anew: python -m benchmarks.fields_table"
+
+
+@pytest.mark.parametrize(
+    "command", ["evaluate", "diagnose", "study table", "study status", "list", "data check", "bench optimizer"]
+)
+def test_commands_without_a_study_import_plugins_too(command):
+    [option] = [one for one in _parser(command)._actions if "--import" in one.option_strings]
+    assert option.dest == "imports"

@@ -1,7 +1,7 @@
 import pytest
 
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.protocol.selection import RULES, last, leave_one_domain_out, oracle, select, training_domain
+from shiftproof.protocol import RULES, select
 from shiftproof.training import PROTOCOLS
 
 OURS, SWAD = PROTOCOLS["shiftproof"], PROTOCOLS["swad"]
@@ -31,22 +31,22 @@ CURVE = [
 
 
 def test_training_domain_takes_the_earliest_best_mean_over_sources():
-    selected = training_domain(CURVE, ["t"])
+    selected = select("training_domain", CURVE, ["t"], OURS)
     assert selected == {"step": 20, "validation": pytest.approx(0.7), "accuracy": 0.4, "class_mean": 0.2}
 
 
 @pytest.mark.parametrize("dialect", ["shiftproof", "domainbed", "domainbed-head"])
 def test_oracle_takes_the_last_checkpoint_and_validates_on_the_target(dialect):
     selected = {"step": 30, "validation": 0.3, "accuracy": 0.6, "class_mean": 0.3}
-    assert oracle(CURVE, ["t"], PROTOCOLS[dialect]) == selected
+    assert select("oracle", CURVE, ["t"], PROTOCOLS[dialect]) == selected
 
 
 def test_oracle_of_swad_takes_the_earliest_best_checkpoint_on_the_target():
-    assert oracle(CURVE, ["t"], SWAD) == {"step": 10, "validation": 0.8, "accuracy": 0.9, "class_mean": 0.45}
+    assert select("oracle", CURVE, ["t"], SWAD) == {"step": 10, "validation": 0.8, "accuracy": 0.9, "class_mean": 0.45}
 
 
 def test_last_validates_nothing():
-    assert last(CURVE, ["t"]) == {"step": 30, "validation": None, "accuracy": 0.6, "class_mean": 0.3}
+    assert select("last", CURVE, ["t"], OURS) == {"step": 30, "validation": None, "accuracy": 0.6, "class_mean": 0.3}
 
 
 def test_several_targets_are_averaged_and_are_no_sources():
@@ -61,10 +61,10 @@ def test_several_targets_are_averaged_and_are_no_sources():
             },
         }
     ]
-    assert training_domain(curve, ["s", "t"])["validation"] == 0.25
-    assert training_domain(curve, ["s", "t"])["accuracy"] == pytest.approx(0.6)
-    assert oracle(curve, ["s", "t"], OURS)["validation"] == pytest.approx(0.8)
-    assert leave_one_domain_out(curve, ["s", "t"], {"a": curve}) is None
+    assert select("training_domain", curve, ["s", "t"], OURS)["validation"] == 0.25
+    assert select("training_domain", curve, ["s", "t"], OURS)["accuracy"] == pytest.approx(0.6)
+    assert select("oracle", curve, ["s", "t"], OURS)["validation"] == pytest.approx(0.8)
+    assert select("leave_one_domain_out", curve, ["s", "t"], OURS, {"a": curve}) is None
 
 
 def _pair(other, accuracies, **more):
@@ -77,24 +77,24 @@ def _pair(other, accuracies, **more):
 
 def test_leave_one_domain_out_takes_the_earliest_best_step_of_the_runs_that_validate():
     pairs = {"a": _pair("a", {10: 0.2, 20: 0.6, 30: 0.4}), "b": _pair("b", {10: 0.1, 20: 0.2, 30: 0.4})}
-    selected = leave_one_domain_out(CURVE, ["t"], pairs)
+    selected = select("leave_one_domain_out", CURVE, ["t"], OURS, pairs)
     assert selected == {"step": 20, "validation": pytest.approx(0.4), "accuracy": 0.4, "class_mean": 0.2}
 
 
 def test_leave_one_domain_out_looks_at_steps_that_all_runs_have():
     pairs = {"a": _pair("a", {10: 0.9, 30: 0.1, 40: 1.0}), "b": _pair("b", {20: 0.9, 30: 0.2, 40: 1.0})}
-    selected = leave_one_domain_out(CURVE, ["t"], pairs)
+    selected = select("leave_one_domain_out", CURVE, ["t"], OURS, pairs)
     assert (selected["step"], selected["validation"]) == (30, pytest.approx(0.15))
-    assert leave_one_domain_out(CURVE, ["t"], {"a": pairs["a"], "b": _pair("b", {20: 0.9})}) is None
+    assert select("leave_one_domain_out", CURVE, ["t"], OURS, {"a": pairs["a"], "b": _pair("b", {20: 0.9})}) is None
 
 
 def test_leave_one_domain_out_needs_all_runs_and_what_they_must_score():
     pairs = {"a": _pair("a", {10: 0.2, 30: 0.4}), "b": _pair("b", {10: 0.1, 30: 0.4})}
-    assert leave_one_domain_out(CURVE, ["t"], pairs)["step"] == 30
-    assert leave_one_domain_out(CURVE, ["t"], {"a": pairs["a"]}) is None
-    assert leave_one_domain_out(CURVE, ["t"], {}) is None
+    assert select("leave_one_domain_out", CURVE, ["t"], OURS, pairs)["step"] == 30
+    assert select("leave_one_domain_out", CURVE, ["t"], OURS, {"a": pairs["a"]}) is None
+    assert select("leave_one_domain_out", CURVE, ["t"], OURS, {}) is None
     del pairs["b"][0]["domains"]["b"]["in"]  # of a run that was not told to score it
-    assert leave_one_domain_out(CURVE, ["t"], pairs) is None
+    assert select("leave_one_domain_out", CURVE, ["t"], OURS, pairs) is None
 
 
 def test_rules_read_averaged_weights_alone_where_there_are_any():

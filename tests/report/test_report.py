@@ -8,7 +8,7 @@ import pytest
 from tests.report.pages import DASH, cells, read_csv
 
 from shiftproof.cli import main
-from shiftproof.protocol.selection import RULES
+from shiftproof.protocol import BUILT_IN_RULES
 from shiftproof.report import write_report
 from shiftproof.report.terms import MEANINGS, RULE_MEANINGS
 from shiftproof.studies import Study, make_plan, runner
@@ -108,7 +108,7 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
     # with a file of weights, drawings of photographs, or a folder
     given = {"weights", "published start", "batch norm", "classifier start", "split", "kind"}
     assert names | given | {"selection", "results version", "runs finished"} == MEANINGS.keys()
-    assert RULE_MEANINGS.keys() == set(RULES)
+    assert RULE_MEANINGS.keys() == set(BUILT_IN_RULES)
 
 
 def test_the_page_needs_nothing_from_elsewhere(compared):

@@ -1,13 +1,19 @@
 """What a study leaves in its output, for tests that compare two of them."""
 
 import json
+from pathlib import Path
 
 
 def state_of(output):
     """All that a study leaves, but for times."""
-    rows = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
+    rows = rows_of(output)
     results = {}
     for folder in sorted((output / "runs").iterdir()):
         result = json.loads((folder / "result.json").read_text())
         results[folder.name] = {**result, "seconds": None}, (folder / "model.safetensors").read_bytes()
     return [{**row, "seconds": None} for row in rows], results
+
+
+def rows_of(output):
+    """The lines of its `runs.jsonl`."""
+    return [json.loads(line) for line in (Path(output) / "runs.jsonl").read_text().splitlines()]

@@ -8,26 +8,38 @@ from pathlib import Path
 import pytest
 
 from shiftproof.cli import main
-from shiftproof.studies import read_plan, read_status
+from shiftproof.studies import named_studies, read_plan, read_status, study_path
 from shiftproof.studies.store import claim
 
-STUDIES = Path(__file__).parents[2] / "studies"
 NAMES = ("optimizers", "algorithms", "single_source", "convergence", "sensitivity", "annealing", "ablation")
 
 
 def test_there_are_seven_named_studies():
-    assert sorted(path.stem for path in STUDIES.glob("*.yaml")) == sorted(NAMES)
+    assert sorted(named_studies()) == sorted(NAMES)
+
+
+def test_a_study_is_named_or_its_file_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert study_path("optimizers") == named_studies()["optimizers"]
+    assert study_path("studies/optimizers.yaml") == named_studies()["optimizers"]  # of a clone of version 0.1
+    (tmp_path / "optimizers").write_text("")
+    assert study_path("optimizers") == Path("optimizers")  # the user's own file
+    with pytest.raises(SystemExit):
+        main(["study", "plan", "optimisers"])
+    assert "unknown study 'optimisers'. Did you mean optimizers?" in capsys.readouterr().err
+    assert main(["study", "plan", "optimisers.yaml"]) == 1
+    assert "there is no study file optimisers.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:CORAL .* is ERM:UserWarning")  # of a single source
 @pytest.mark.parametrize("name", NAMES)
 def test_a_named_study_runs_from_plan_to_report(name, tmp_path, capsys):
-    file, output = str(STUDIES / f"{name}.yaml"), str(tmp_path / "out")
-    assert main(["study", "plan", file, "--scale", "smoke"]) == 0
+    output = str(tmp_path / "out")
+    assert main(["study", "plan", name, "--scale", "smoke"]) == 0
     planned = capsys.readouterr().out
     assert "rotated_digits" in planned
     assert "in all: " in planned
-    assert main(["study", "run", file, "--scale", "smoke", "--output", output, "--jobs", "2"]) == 0
+    assert main(["study", "run", name, "--scale", "smoke", "--output", output, "--jobs", "2"]) == 0
     printed = capsys.readouterr().out
     runs = len(read_plan(tmp_path / "out").distinct)
     assert f"runs finished {runs} of {runs}" in printed

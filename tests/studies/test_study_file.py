@@ -11,7 +11,7 @@ from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, Variant
 from shiftproof.studies.study_file import SCALES, StudyFileError, read_study
 
-STUDIES = Path(__file__).parents[2] / "studies"
+STUDIES = Path(__file__).parents[2] / "src/shiftproof/studies/named"
 NAMES = ["ablation", "algorithms", "annealing", "convergence", "optimizers", "sensitivity", "single_source"]
 WORDS_AND_NUMBERS = """\
 name: all
@@ -503,7 +503,7 @@ def test_a_published_table_that_does_not_exist_is_refused(write):
 
 
 def test_the_file_of_the_guide_can_be_run(write):
-    guide = (STUDIES.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
     path = write(guide.partition("```yaml\n")[2].partition("```")[0])
     for scale in SCALES:
         study, skipped = read_study(path, scale)

@@ -9,7 +9,7 @@ import shiftproof
 from shiftproof.base.files import DamagedFileError
 from shiftproof.data import DATASETS, Domain, DomainDataset, random_split
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol.selection import training_domain
+from shiftproof.protocol import PROTOCOLS, select
 from shiftproof.studies import Study
 from shiftproof.studies.planning import plan_run
 from shiftproof.training import loop, read_result, train
@@ -102,7 +102,7 @@ def test_a_run_records_what_the_selection_rules_read_and_no_more(study, tmp_path
     result = train(_spec(study, targets=("0", "75")), DIGITS, tmp_path, device=CPU)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == result["metrics"]
-    reported = (12, training_domain(lines, ("0", "75"))["step"])
+    reported = (12, select("training_domain", lines, ("0", "75"), PROTOCOLS["shiftproof"])["step"])
     for record in lines:
         for name, parts in record["domains"].items():
             expected = {"in", "out"} if name in ("0", "75") and record["step"] in reported else {"out"}
@@ -134,7 +134,7 @@ def test_the_selected_model_is_kept_with_what_it_needs(study, optimizer, lr, ste
     assert model.classes == tuple("0123456789")
     assert model.image_shape == (1, 16, 16)
     assert not model.training
-    assert training_domain(result["metrics"], ("30",))["step"] == step
+    assert select("training_domain", result["metrics"], ("30",), PROTOCOLS["shiftproof"])["step"] == step
     scores = next(m for m in result["metrics"] if m["step"] == step)["domains"]
     for i, part in ((1, "out"), (2, "in")):  # a source's validation, and the target's accuracy in the table
         domain = DIGITS.domains[i]

@@ -21,5 +21,6 @@ class ExtendedNetwork(Network):
             network.dropout.p,
             network.freeze_batch_norm,
             network.image_shape,
+            network.stages,
         )
         self.classifier = network.classifier

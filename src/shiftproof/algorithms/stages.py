@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -45,13 +45,19 @@ def find_stages(network: Network) -> list[Stage]:
     quarters of the blocks (the longest run of modules of one class). Only outputs of the featurizer's children count,
     with the contents of a `torch.nn.Sequential` or `torch.nn.ModuleList` in its place; maps of one pixel do not count.
 
+    A model that names its stages (`Featurizer.stages`) has those, whatever their resolutions.
+
     Raises:
-        ValueError: the network's ``image_shape`` is None.
+        ValueError: the network's ``image_shape`` is None, or a module that is named as a stage gives no feature map and
+            no tokens, or runs more than once.
     """
     if network.image_shape is None:
         raise ValueError("the network has no image_shape, without which the stages of its featurizer cannot be found")
     _, height, width = network.image_shape
-    outputs = _outputs(network.featurizer, network.image_shape)
+    if network.stages:
+        named = {name: network.featurizer.get_submodule(name) for name in network.stages}
+        return _named_stages(_outputs(network, named), network.stages, height, width)
+    outputs = _outputs(network, dict(_parts(network.featurizer, "")))
     maps = [(o, dim) for o in outputs if (dim := _channel_dim(o.shape, height, width)) is not None]
     ends = [list(run)[-1] for _, run in groupby(maps, lambda entry: _resolution(*entry))]
     if len(ends) < 2:  # of one resolution
@@ -89,18 +95,32 @@ class StageOutputs:
             self._outputs.append(output)
 
 
-def _outputs(featurizer: nn.Module, image_shape: tuple[int, int, int]) -> list[_Output]:
-    """Return the outputs of the featurizer's parts for one image, in order, without parts that run more than once."""
+def _named_stages(outputs: list[_Output], names: Sequence[str], height: int, width: int) -> list[Stage]:
+    by_name = {output.name: output.shape for output in outputs}
+    stages = []
+    for name in names:
+        shape = by_name.get(name, ())
+        channel_dim = -1 if len(shape) == 3 else _channel_dim(shape, height, width)
+        if channel_dim is None:
+            raise ValueError(f"module {name} cannot be a stage: it must run once and give a feature map or tokens")
+        stages.append(Stage(name, shape[channel_dim], channel_dim))
+    return stages
+
+
+def _outputs(network: Network, parts: Mapping[str, nn.Module]) -> list[_Output]:
+    """Return the outputs of parts of the featurizer for one image, in order, without parts that run more than once."""
+    featurizer = network.featurizer
+    assert network.image_shape is not None  # noqa: S101  (checked by the caller)
     outputs: list[_Output] = []
 
     def record(name: str, module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
             outputs.append(_Output(name, type(module), tuple(output.shape)))
 
-    handles = [part.register_forward_hook(partial(record, name)) for name, part in _parts(featurizer, "")]
+    handles = [part.register_forward_hook(partial(record, name)) for name, part in parts.items()]
     try:
         with torch.no_grad(), evaluation_mode(featurizer):
-            featurizer(next(featurizer.parameters()).new_zeros(1, *image_shape))
+            featurizer(next(featurizer.parameters()).new_zeros(1, *network.image_shape))
     finally:
         for handle in handles:
             handle.remove()

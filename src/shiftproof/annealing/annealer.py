@@ -91,4 +91,4 @@ def mean(total: float, count: float) -> float | None:
 
 
 ANNEALERS: Registry[type[Annealer]] = Registry("annealer")
-ANNEALERS.register("none", Annealer)
+ANNEALERS.register("none", Annealer, summary="Does nothing.")

@@ -17,6 +17,26 @@ Distribution = Callable[["np.random.RandomState"], Value]
 
 
 @dataclass(frozen=True)
+class Described:
+    """A distribution that says what it draws.
+
+    Attributes:
+        text: its values, as in "0.001 to 0.1, log-uniform".
+        function: draws one of them.
+    """
+
+    text: str
+    function: Distribution
+
+    def __call__(self, random: np.random.RandomState) -> Value:
+        """Draw a value."""
+        return self.function(random)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
 class Hparam:
     """One hyperparameter.
 
@@ -32,36 +52,47 @@ class Hparam:
     seed_name: str | None = None
     published_draw: Distribution | None = None
 
+    @property
+    def range(self) -> str:
+        """What a search draws, in words; empty if it keeps the default."""
+        if self.draw is None:
+            return ""
+        return str(self.draw) if isinstance(self.draw, Described) else "a distribution of its own"
+
 
 def log10_uniform(low: float, high: float) -> Distribution:
     """Draw 10**x, with x uniform in [low, high)."""
-    return lambda random: float(10 ** random.uniform(low, high))
+    text = f"{10**low:.3g} to {10**high:.3g}, log-uniform"
+    return Described(text, lambda random: float(10 ** random.uniform(low, high)))
 
 
 def uniform(low: float, high: float) -> Distribution:
     """Draw a number uniformly from [low, high)."""
-    return lambda random: float(random.uniform(low, high))
+    return Described(f"{low:g} to {high:g}, uniform", lambda random: float(random.uniform(low, high)))
 
 
 def log2_int(low: float, high: float) -> Distribution:
     """Draw the integer part of 2**x, with x uniform in [low, high)."""
-    return lambda random: int(2 ** random.uniform(low, high))
+    text = f"{int(2**low)} to {int(2**high)}, whole, log-uniform"
+    return Described(text, lambda random: int(2 ** random.uniform(low, high)))
 
 
 def log10_int(low: float, high: float) -> Distribution:
     """Draw the integer part of 10**x, with x uniform in [low, high)."""
-    return lambda random: int(10 ** random.uniform(low, high))
+    text = f"{int(10**low)} to {int(10**high)}, whole, log-uniform"
+    return Described(text, lambda random: int(10 ** random.uniform(low, high)))
 
 
 def uniform_int(low: float, high: float) -> Distribution:
     """Draw the integer part of a number uniform in [low, high)."""
-    return lambda random: int(random.uniform(low, high))
+    return Described(f"{low:g} to {high:g}, whole, uniform", lambda random: int(random.uniform(low, high)))
 
 
 def choice(*values: Value) -> Distribution:
     """Draw one of the values, all with equal probability."""
     # DomainBed draws with RandomState.choice; drawing the index instead keeps the values' own Python types.
-    return lambda random: values[int(random.choice(len(values)))]
+    text = f"one of {', '.join(map(str, values))}"
+    return Described(text, lambda random: values[int(random.choice(len(values)))])
 
 
 def unused(distribution: Distribution, value: Value) -> Distribution:
@@ -71,7 +102,7 @@ def unused(distribution: Distribution, value: Value) -> Distribution:
         distribution(random)
         return value
 
-    return draw_nonetheless
+    return Described(f"always {value}", draw_nonetheless)
 
 
 def decades(default: float, width: float = 2.0) -> Distribution:

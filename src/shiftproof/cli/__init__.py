@@ -33,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = make_parser().parse_args(arguments)
         warnings.formatwarning = lambda message, *_, **__: f"shiftproof: warning: {message}\n"  # no line of our code
+        if names := getattr(options, "imports", None):
+            from shiftproof.base.plugins import import_plugins
+
+            import_plugins(names)
         status: int = options.command(options)
         print(end="", flush=True)  # a flush at exit could fail too late to be caught here
     except KeyboardInterrupt:

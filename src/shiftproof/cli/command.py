@@ -10,8 +10,13 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Command"]
 
 
+IMPORT_HELP = "module or file (mine.py) to import first, which adds what the command needs; may be repeated"
+
+
 class Command(argparse.ArgumentParser):
     """The parser of one command. It adds its options only when used, because a call parses one command of many.
+
+    Every command that runs something takes ``--import``.
 
     Args:
         add: adds the options or the subcommands.
@@ -29,6 +34,7 @@ class Command(argparse.ArgumentParser):
         super().__init__(**how)
         self._add = add
         self._is_complete = False
+        self._runs = run is not None
         if run is not None:
             self.set_defaults(command=run)
 
@@ -37,6 +43,8 @@ class Command(argparse.ArgumentParser):
         if not self._is_complete:
             self._is_complete = True
             self._add(self)
+            if self._runs and not any(action.dest == "imports" for action in self._actions):
+                self.add_argument("--import", dest="imports", action="append", metavar="PLUGIN", help=IMPORT_HELP)
         return self
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]

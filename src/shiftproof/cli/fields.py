@@ -81,6 +81,8 @@ def _how(declared: Field[Any], one: One | None) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is dict:
         return {"action": "append", "type": assignment, "metavar": metavar}
+    if info_of(declared).repeats:
+        return {"action": "append", "metavar": metavar}
     if get_origin(kind) is tuple:
         several = {"nargs": "+", "action": _Joined} if one and one.joins else {"nargs": 1 if one else "+"}
         return {**several, "metavar": metavar}

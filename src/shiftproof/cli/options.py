@@ -64,6 +64,16 @@ def place(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def study_file(text: str) -> Path:
+    """Return the file of a study, given by its name or its path."""
+    from shiftproof.studies import study_path
+
+    try:
+        return study_path(str(path(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def folder(text: str) -> Path:
     """Return a folder on this machine."""
     return _local(text, "folder")

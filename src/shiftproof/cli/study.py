@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftproof.cli.fields import BATCH_SIZE, add_fields, given_fields
-from shiftproof.cli.options import add_option, cores, place
+from shiftproof.cli.options import add_option, cores, place, study_file
 from shiftproof.cli.runs import add_store, run_and_report
 
 if TYPE_CHECKING:
@@ -45,7 +44,12 @@ def _add_run(parser: Command) -> None:
 
 
 def _add_file(parser: Command) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="the study, in YAML")
+    parser.add_argument(
+        "file",
+        type=study_file,
+        metavar="STUDY",
+        help="name of a study, as in `shiftproof list studies`, or its file",
+    )
     add_option(parser, "--scale", default="paper", metavar="NAME", help="scale of the study: paper, small or smoke")
     add_fields(parser, "study")
 

@@ -7,7 +7,7 @@ from shiftproof.data.augmentation import Augmentations, augment, draw_augmentati
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
 from shiftproof.data.check import check_data
-from shiftproof.data.dataset import DATASETS, DatasetNotFoundError, Domain, DomainDataset, Outline
+from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Outline
 from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder
 from shiftproof.data.images import ImageError, decode, to_pixels, upright
 from shiftproof.data.kinds import Look
@@ -22,6 +22,7 @@ __all__ = [
     "SPLIT_RULES",
     "Augmentations",
     "CacheError",
+    "DatasetEntry",
     "DatasetNotFoundError",
     "Domain",
     "DomainDataset",

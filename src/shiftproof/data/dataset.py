@@ -238,5 +238,10 @@ class DatasetEntry:
     embedded: bool = False
     model: str | None = None
 
+    @property
+    def documented(self) -> object:
+        """What its docstring describes, for `Registry.summary`."""
+        return self.open
+
 
 DATASETS: Registry[DatasetEntry] = Registry("data set")

@@ -401,9 +401,13 @@ def _differences(benchmark: _Benchmark, classes: Sequence[str], files: Sequence[
     return differences
 
 
-DATASETS.register("folder", DatasetEntry(open_folder, kind=None))
+DATASETS.register(
+    "folder", DatasetEntry(open_folder, kind=None), summary="Your own images: a folder of <domain>/<class>/<image>."
+)
 for _benchmark in _BENCHMARKS:
     DATASETS.register(
         _benchmark.name,
         DatasetEntry(partial(_open_benchmark, _benchmark), kind="photographs", outline=_benchmark.outline),
+        summary=f"{len(_benchmark.outline.domains)} domains, {_benchmark.outline.classes} classes and "
+        f"{_benchmark.outline.images} photographs, from a folder that holds {_benchmark.name}.",
     )

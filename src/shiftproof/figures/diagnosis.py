@@ -5,11 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from shiftproof.algorithms import ALGORITHMS
+from shiftproof.annealing import ANNEALERS
 from shiftproof.base.files import with_home
-from shiftproof.base.registry import RemovedNameError, UnknownNameError
+from shiftproof.base.plugins import import_plugins, naming_plugins
+from shiftproof.base.registry import Registry, RemovedNameError, UnknownNameError
 from shiftproof.data import DATASETS
 from shiftproof.figures.balance import balance_history, draw_balance
 from shiftproof.figures.embedding import draw_embedding, embeddings
@@ -17,8 +21,9 @@ from shiftproof.figures.flatness import draw_flatness, flatness
 from shiftproof.figures.landscape import draw_paths
 from shiftproof.figures.osgr import draw_osgr, draw_osgr_of_moments, snapshot_moments
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, TRACES_FOLDER, Subject, Trace, trace
+from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import open_dataset, read_run_spec
-from shiftproof.training import SPEC_FILE, load, read_result, state_digest
+from shiftproof.training import SPEC_FILE, RunSpec, load, read_result, state_digest
 
 
 def diagnose(
@@ -53,6 +58,9 @@ def diagnose(
     spec = read_run_spec(run, "train the run again")
     if spec.weights is not None and weights is None:
         raise ValueError(f"{run} started from given weights: name their file")
+    import_plugins()
+    if spec.plugins:
+        _check_parts(spec)
     key = spec.dataset if spec.dataset in DATASETS else "folder"
     folder = None if data_dir is None else with_home(data_dir).absolute()
     dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs")
@@ -60,6 +68,20 @@ def diagnose(
     subject.check()
     diagnosed = _Diagnosed(run, subject, result.get("weights_sha256"))
     return [path for name in what for path in DIAGNOSES[name](diagnosed)]
+
+
+def _check_parts(spec: RunSpec) -> None:
+    """Raise PluginError if a part of the run is of a plug-in that was not imported."""
+    parts: list[tuple[Registry[Any], str]] = [
+        (ALGORITHMS, spec.algorithm),
+        (OPTIMIZERS, spec.optimizer),
+        (ANNEALERS, spec.annealer),
+    ]
+    if spec.kind is None:  # not a folder of the user's
+        parts.append((DATASETS, spec.dataset))
+    with naming_plugins(spec.plugins):
+        for registry, name in parts:
+            registry[name]
 
 
 class _Diagnosed:

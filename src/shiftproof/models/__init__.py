@@ -1,8 +1,10 @@
 """Networks: featurizers by name, with weights from files, and their linear classifier."""
 
 from shiftproof.models.build import MODELS, build_network, default_image_size
+from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation, check_normalisation
+from shiftproof.models.timm_models import timm_names
 from shiftproof.models.weights import (
     NORMALISATION,
     load_weights,
@@ -14,6 +16,8 @@ from shiftproof.models.weights import (
 __all__ = [
     "MODELS",
     "NORMALISATION",
+    "Featurizer",
+    "Model",
     "Network",
     "Normalisation",
     "build_network",
@@ -22,5 +26,6 @@ __all__ = [
     "load_weights",
     "read_weights",
     "stated_normalisation",
+    "timm_names",
     "weights_fingerprint",
 ]

@@ -21,7 +21,7 @@ from shiftproof.models.torchvision_models import TORCHVISION_MODELS
 from shiftproof.models.weights import load_weights, stated_normalisation
 
 MODELS: Registry[Model] = Registry("model")
-"""Our own models and torchvision's; any other name is looked up in timm."""
+"""Our own models, torchvision's and those of plug-ins; any other name is looked up in timm."""
 
 
 def _small(build: Callable[[int], nn.Module], image_shape: tuple[int, int, int]) -> Featurizer:
@@ -29,10 +29,14 @@ def _small(build: Callable[[int], nn.Module], image_shape: tuple[int, int, int])
     return Featurizer(build(image_shape[0]), Normalisation(half, half))
 
 
-MODELS.register("small_conv", Model(partial(_small, small_conv), 28))
-MODELS.register("small_lenet", Model(partial(_small, small_lenet), 32))
-for _name, _model in TORCHVISION_MODELS.items():
-    MODELS.register(_name, _model)
+MODELS.register(
+    "small_conv", Model(partial(_small, small_conv), 28), summary="Small convolutional network for images of 28 pixels."
+)
+MODELS.register(
+    "small_lenet", Model(partial(_small, small_lenet), 32), summary="LeNet for images of 28 to 64 pixels, from scratch."
+)
+for _name, (_model, _summary) in TORCHVISION_MODELS.items():
+    MODELS.register(_name, _model, summary=_summary)
 
 # Errors that modules raise when images are too small, or not of the size that they are built for.
 _MISFITS = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
@@ -105,6 +109,7 @@ def build_network(
             dropout,
             freeze_batch_norm and weights is not None,
             image_shape,
+            featurizer.stages,
         )
     if weights is not None:
         load_weights(network.featurizer, weights, classifier=featurizer.classifier)
@@ -137,6 +142,9 @@ def _build(entry: Model, image_shape: tuple[int, int, int]) -> tuple[Featurizer,
     featurizer.module.eval()
     with torch.no_grad():
         features = featurizer.module(torch.zeros(1, *image_shape))
+    parts = dict(featurizer.module.named_modules())
+    if unknown := [name for name in featurizer.stages if name not in parts]:
+        raise ValueError(f"it has no module {unknown[0]}, which is named as a stage")
     if features.ndim != 2 or features.numel() == 0:
         raise ValueError(f"its features have shape {tuple(features.shape)}")
     return featurizer, features.shape[1]

@@ -17,11 +17,14 @@ class Featurizer(NamedTuple):
         module: maps images (n, channels, height, width) to features (n, feature_size).
         normalisation: normalisation of the images that it expects.
         classifier: first parts of the names of the classifier's tensors in a weights file ("fc").
+        stages: names of the modules whose outputs are its stages, the earliest first, for methods that act on inner
+            features (MIRO, MixStyle): feature maps or tokens of one image each. Empty to find them by their resolution.
     """
 
     module: nn.Module
     normalisation: Normalisation
     classifier: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
 
 
 class Model(NamedTuple):
@@ -36,3 +39,8 @@ class Model(NamedTuple):
     build: Callable[[tuple[int, int, int]], Featurizer]
     image_size: int
     channels: int | None = None
+
+    @property
+    def documented(self) -> object:
+        """What its docstring describes, for `Registry.summary`."""
+        return self.build

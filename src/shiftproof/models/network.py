@@ -23,6 +23,8 @@ class Network(nn.Module):
         freeze_batch_norm: keep the featurizer's batch norms at their stored statistics even in training, as in
             DomainBed's published results; their scales and shifts still train.
         image_shape: (channels, height, width) of its input, in pixels; None if nothing will read it.
+        stages: names of the featurizer's modules whose outputs are its stages, the earliest first; empty to find them
+            by their resolution.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Network(nn.Module):
         dropout: float = 0.0,
         freeze_batch_norm: bool = False,
         image_shape: tuple[int, int, int] | None = None,
+        stages: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
@@ -45,6 +48,7 @@ class Network(nn.Module):
         self.normalisation = normalisation
         self.freeze_batch_norm = freeze_batch_norm
         self.image_shape = image_shape
+        self.stages = stages
         self.train()
 
     def train(self, mode: bool = True) -> Self:

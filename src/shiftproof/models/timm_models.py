@@ -37,8 +37,13 @@ def timm_model(name: str) -> Model | None:
     return Model(build, config.input_size[-1])
 
 
-def near_timm_names(name: str) -> list[str]:
-    """Return up to three of timm's names close to ``name``, nearest first."""
+def timm_names() -> list[str]:
+    """Return the names of timm's models, without tags."""
     import timm
 
-    return difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    return list(timm.list_models())
+
+
+def near_timm_names(name: str) -> list[str]:
+    """Return up to three of timm's names close to ``name``, nearest first."""
+    return difflib.get_close_matches(name, timm_names(), n=3, cutoff=0.5)

@@ -27,9 +27,11 @@ def _resnet(name: str, image_shape: tuple[int, int, int]) -> Featurizer:
 
 
 TORCHVISION_MODELS = {
-    "squeezenet1_1": Model(_squeezenet1_1, 224, channels=3),
-    "resnet18": Model(partial(_resnet, "resnet18"), 224, channels=3),
-    "resnet50": Model(partial(_resnet, "resnet50"), 224, channels=3),
+    "squeezenet1_1": (
+        Model(_squeezenet1_1, 224, channels=3),
+        "SqueezeNet 1.1, 512 features: the global mean of its last feature map (Iandola et al., 2016).",
+    ),
+    "resnet18": (Model(partial(_resnet, "resnet18"), 224, channels=3), "ResNet-18, 512 features (He et al., 2016)."),
+    "resnet50": (Model(partial(_resnet, "resnet50"), 224, channels=3), "ResNet-50, 2048 features (He et al., 2016)."),
 }
-"""SqueezeNet 1.1 (512 features, the global mean of its last feature map; Iandola et al. 2016), ResNet-18 (512 features)
-and ResNet-50 (2048 features; He et al. 2016)."""
+"""Models and their summaries."""

@@ -7,7 +7,7 @@ from shiftproof.optim.gam import GAM
 from shiftproof.optim.genie import GENIE, genie
 from shiftproof.optim.gsam import GSAM
 from shiftproof.optim.multipass import Landscape, MultiPass
-from shiftproof.optim.registry import OPTIMIZERS, OptimizerEntry
+from shiftproof.optim.registry import OPTIMIZERS, LearningRates, OptimizerEntry
 from shiftproof.optim.sagm import SAGM
 from shiftproof.optim.sam import ASAM, SAM
 from shiftproof.optim.yogi import Yogi
@@ -24,6 +24,7 @@ __all__ = [
     "AdaBelief",
     "AdaHessian",
     "Landscape",
+    "LearningRates",
     "MultiPass",
     "OptimizerEntry",
     "Yogi",

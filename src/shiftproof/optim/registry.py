@@ -48,7 +48,7 @@ class OptimizerEntry:
     """An optimizer of the registry.
 
     Attributes:
-        build: called with parameters and the hyperparameters as keywords.
+        build: called with parameters and the hyperparameters as keywords; usually the class.
         lr_scratch: learning rates from a random start, as in DomainBed for small images.
         lr_pretrained: learning rates from given weights, as in DomainBed for photographs.
         hparams: hyperparameters other than lr and weight decay.
@@ -64,6 +64,11 @@ class OptimizerEntry:
     passes: int = 1
     needs_graph: bool = False
     seeded: bool = False
+
+    @property
+    def documented(self) -> object:
+        """What its docstring describes, for `Registry.summary`."""
+        return self.build.func if isinstance(self.build, partial) else self.build
 
     def search_space(self, pretrained: bool, search: Search) -> dict[str, Hparam]:
         """Return all hyperparameters of a search, which depend on whether training starts from pretrained weights."""
@@ -110,6 +115,8 @@ def _register(
     build: Callable[..., Optimizer],
     short: tuple[float, float],
     protocol: tuple[float, Distribution] | None = None,
+    *,
+    summary: str = "",
     **entry: Any,
 ) -> None:
     """Register an optimizer; ``short`` is (random start, given weights), ``protocol`` applies to both."""
@@ -121,12 +128,25 @@ def _register(
             LearningRates(protocol or _PRETRAINED, short[1]),
             **entry,
         ),
+        summary=summary,
     )
 
 
-_register("sgd", SGD, (0.1, 3e-4), (10**-2.75, log10_uniform(-4, -1.5)), hparams={"momentum": Hparam(0.9)})
-_register("adam", Adam, (0.01, 1e-4))
-_register("adamw", AdamW, (0.01, 1e-4))
+_register(
+    "sgd",
+    SGD,
+    (0.1, 3e-4),
+    (10**-2.75, log10_uniform(-4, -1.5)),
+    summary="Stochastic gradient descent with momentum, torch's.",
+    hparams={"momentum": Hparam(0.9)},
+)
+_register("adam", Adam, (0.01, 1e-4), summary="Adam (Kingma and Ba, ICLR 2015), torch's.")
+_register(
+    "adamw",
+    AdamW,
+    (0.01, 1e-4),
+    summary="Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), torch's.",
+)
 _register("yogi", Yogi, (0.01, 1e-4))
 _register("adabelief", AdaBelief, (0.01, 1e-4))
 OPTIMIZERS.register(
@@ -178,6 +198,7 @@ _register(
     partial(GENIE, form="released"),
     (1.0, 0.003),
     (0.015, log10_uniform(-3, -1)),
+    summary="GENIE as in the code that its authors released.",
     hparams=_GENIE_HPARAMS,
     seeded=True,
 )

@@ -2,15 +2,29 @@
 
 from shiftproof.protocol.dialects import PROTOCOLS, Protocol
 from shiftproof.protocol.measures import training_domain_validation, validation_loss
-from shiftproof.protocol.selection import RULES, Record, select
+from shiftproof.protocol.selection import (
+    BUILT_IN_RULES,
+    RULES,
+    Choice,
+    Curves,
+    Record,
+    RuleError,
+    SelectionRule,
+    select,
+)
 from shiftproof.protocol.settings import SearchSpace, check_fixed, hyperparameters, known_names, search_space, setting
 
 __all__ = [
+    "BUILT_IN_RULES",
     "PROTOCOLS",
     "RULES",
+    "Choice",
+    "Curves",
     "Protocol",
     "Record",
+    "RuleError",
     "SearchSpace",
+    "SelectionRule",
     "check_fixed",
     "hyperparameters",
     "known_names",

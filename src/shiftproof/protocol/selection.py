@@ -11,24 +11,95 @@ A run with SWAD adds one evaluation of its averaged weights to the curve, and ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from shiftproof.base.registry import UnknownNameError
+from shiftproof.base.hparams import is_finite
+from shiftproof.base.registry import Registry
 from shiftproof.protocol.dialects import Protocol
 from shiftproof.protocol.measures import training_domain_validation
 
 Record = dict[str, Any]
-"""One evaluation of a run: step, loss and the scores of its domains."""
+"""One evaluation of a run.
 
-Pairs = Mapping[str, Sequence[Record]]
-"""Evaluations of the runs that leave out the target and one other domain, by the name of the other domain."""
+It has the ``step``, the mean ``loss`` of the steps since the evaluation before, and ``domains``: by domain the scores
+of its parts. Every domain has "out", its held-out images, and a target may also have "in", all others. The scores of a
+part are ``accuracy``, ``loss`` (mean cross-entropy, None if not finite), ``per_class`` (accuracies by class, None for
+absent classes) and ``count``. An evaluation of averaged weights also has ``averaged``.
+"""
 
-RULES = ("training_domain", "leave_one_domain_out", "oracle", "last")
+
+@dataclass(frozen=True)
+class Curves:
+    """What a selection rule knows of a run.
+
+    Attributes:
+        metrics: the run's evaluations, in order; at least one. Where weights were averaged, only those of the average.
+        targets: the domains that the run left out.
+        protocol: the dialect.
+        pairs: evaluations of the runs that leave out the target and one other domain, by the name of the other domain;
+            only for rules that need them.
+    """
+
+    metrics: Sequence[Record]
+    targets: Sequence[str]
+    protocol: Protocol
+    pairs: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[str]:
+        """The domains that the run was trained on."""
+        return [name for name in self.metrics[0]["domains"] if name not in self.targets]
+
+
+class Choice(NamedTuple):
+    """The evaluation that a rule selects.
+
+    Attributes:
+        record: one of the run's evaluations.
+        validation: its score, of which the highest selects a method's setting; None if the rule has none, which selects
+            the finished setting with the lowest number.
+    """
+
+    record: Record
+    validation: float | None
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """A rule that selects a run's evaluation, and by its score a method's setting.
+
+    Attributes:
+        choose: selects an evaluation, and depends on nothing but its argument. None if runs that it needs are missing.
+        every_step: whether it may select any evaluation, so that the targets are scored at every one; else only those
+            that the built-in rules select are sure to have the targets' scores.
+        needs_pairs: whether it reads runs that leave out the target and one more domain, which are trained for it.
+    """
+
+    choose: Callable[[Curves], Choice | None]
+    every_step: bool = True
+    needs_pairs: bool = False
+
+    @property
+    def documented(self) -> object:
+        """What its docstring describes, for `Registry.summary`."""
+        return self.choose
+
+
+class RuleError(ValueError):
+    """A selection rule of a plug-in raised an error or returned something that is no choice."""
+
+
+RULES: Registry[SelectionRule] = Registry("selection rule")
 
 
 def select(
-    rule: str, metrics: Sequence[Record], targets: Sequence[str], protocol: Protocol, pairs: Pairs | None = None
+    rule: str,
+    metrics: Sequence[Record],
+    targets: Sequence[str],
+    protocol: Protocol,
+    pairs: Mapping[str, Sequence[Record]] | None = None,
 ) -> dict[str, Any] | None:
     """Select a checkpoint of a run.
 
@@ -37,93 +108,115 @@ def select(
         metrics: the run's evaluations, in order; at least one.
         targets: the domains that the run left out.
         protocol: the dialect.
-        pairs: evaluations of other runs, which only leave-one-domain-out validation reads.
+        pairs: evaluations of other runs, as in `Curves`.
 
     Returns:
         The selected ``step``, its ``validation`` score (None if the rule has none) and its ``accuracy`` and
-        ``class_mean`` on the in part of the target, in [0, 1]; unweighted means over several targets. None if runs
-        that the rule needs are missing.
+        ``class_mean`` on the in part of the target, in [0, 1]; unweighted means over several targets. None if runs or
+        scores that the rule needs are missing.
 
     Raises:
         UnknownNameError: the rule is unknown.
+        RuleError: a plug-in's rule raised an error or returned something that is no choice.
     """
     metrics = [record for record in metrics if "averaged" in record] or metrics
-    match rule:
-        case "training_domain":
-            return training_domain(metrics, targets)
-        case "leave_one_domain_out":
-            return leave_one_domain_out(metrics, targets, pairs or {})
-        case "oracle":
-            return oracle(metrics, targets, protocol)
-        case "last":
-            return last(metrics, targets)
-    raise UnknownNameError("selection rule", rule, list(RULES))
+    curves = Curves(metrics, targets, protocol, pairs or {})
+    choose = RULES[rule].choose
+    choice = choose(curves) if RULES.place(rule).is_ours else _guarded(rule, choose, curves)
+    return None if choice is None else _selected(choice, targets)
 
 
-def training_domain(metrics: Sequence[Record], targets: Sequence[str]) -> dict[str, Any]:
-    """Select the checkpoint with the highest mean accuracy on held-out images of the sources, the earliest on a tie.
+def _guarded(rule: str, choose: Callable[[Curves], Choice | None], curves: Curves) -> Choice | None:
+    """Return the choice of a plug-in's rule; its errors must not look like a damaged result."""
+    try:
+        choice = choose(curves)
+    except Exception as error:
+        raise RuleError(f"selection rule '{rule}' raised {type(error).__name__}: {error}") from error
+    if choice is None:
+        return None
+    if not isinstance(choice, Choice) or not any(choice.record is record for record in curves.metrics):
+        raise RuleError(f"selection rule '{rule}' must return a Choice of one of the run's evaluations, not {choice!r}")
+    if choice.validation is not None and not is_finite(choice.validation):
+        raise RuleError(f"selection rule '{rule}' must give a finite validation score, not {choice.validation!r}")
+    has_scores = all("in" in choice.record["domains"][target] for target in curves.targets)
+    return choice if has_scores else None  # a run that was trained without this rule
+
+
+def training_domain(curves: Curves) -> Choice:
+    """Highest mean accuracy on held-out images of the sources, the earliest on a tie.
 
     In ``domainbed`` and ``domainbed-head`` those images are augmented, so this validation is noisier.
     """
-    validations = [training_domain_validation(record, targets) for record in metrics]
+    validations = [training_domain_validation(record, curves.targets) for record in curves.metrics]
     best = max(validations)
-    return _selected(metrics[validations.index(best)], best, targets)
+    return Choice(curves.metrics[validations.index(best)], best)
 
 
-def leave_one_domain_out(metrics: Sequence[Record], targets: Sequence[str], pairs: Pairs) -> dict[str, Any] | None:
-    """Select the step at which runs without the target and one more domain are best on that domain.
+def leave_one_domain_out(curves: Curves) -> Choice | None:
+    """The step at which runs without the target and one more domain are best on that domain.
 
     The validation score of a step is the mean over the other domains of each one's accuracy on its whole in part, in
     the run that left out that domain and the target. The rule takes the earliest of the best steps that all runs
     have, and reports the run that left out only the target at that step. All dialects agree on it.
 
     Returns:
-        As `select`; None if a run is missing or did not score its targets at every evaluation.
+        None if a run is missing or did not score its targets at every evaluation.
     """
-    others = [name for name in metrics[0]["domains"] if name not in targets]
-    if len(targets) != 1 or not all(name in pairs for name in others):
+    others, targets = curves.sources, curves.targets
+    if len(targets) != 1 or not all(name in curves.pairs for name in others):
         return None
-    curves = [(name, _curve(pairs[name])) for name in others]
+    pairs = [(name, _by_moment(curves.pairs[name])) for name in others]
+    own = _by_moment(curves.metrics)
     validations = {}
-    for moment, record in _curve(metrics).items():
-        if all(moment in curve for _, curve in curves):
-            scores = [record["domains"][targets[0]], *(curve[moment]["domains"][name] for name, curve in curves)]
+    for moment, record in own.items():
+        if all(moment in pair for _, pair in pairs):
+            scores = [record["domains"][targets[0]], *(pair[moment]["domains"][name] for name, pair in pairs)]
             if not all("in" in score for score in scores):
                 return None
             validations[moment] = _mean([score["in"]["accuracy"] for score in scores[1:]])
     if not validations:
         return None
     best = max(validations, key=lambda moment: validations[moment])
-    return _selected(_curve(metrics)[best], validations[best], targets)
+    return Choice(own[best], validations[best])
 
 
-def _curve(metrics: Sequence[Record]) -> dict[int | str, Record]:
+def _by_moment(metrics: Sequence[Record]) -> dict[int | str, Record]:
     """Return evaluations by a key that matches them between runs: the step, or "averaged" for averaged weights."""
     return {"averaged" if "averaged" in record else record["step"]: record for record in metrics}
 
 
-def oracle(metrics: Sequence[Record], targets: Sequence[str], protocol: Protocol) -> dict[str, Any]:
-    """Select by held-out images of the target.
+def oracle(curves: Curves) -> Choice:
+    """Held-out images of the target choose the setting, and in ``swad`` the step too.
 
-    The checkpoint is the last, so that the target chooses only among settings. In ``swad`` it is the best one, the
-    earliest on a tie, so that the target is consulted at every evaluation.
+    Elsewhere the checkpoint is the last, so that the target chooses only among settings. In ``swad`` it is the best
+    one, the earliest on a tie, so that the target is consulted at every evaluation.
     """
-    validations = [_mean([record["domains"][t]["out"]["accuracy"] for t in targets]) for record in metrics]
-    chosen = validations.index(max(validations)) if protocol.oracle == "best" else len(metrics) - 1
-    return _selected(metrics[chosen], validations[chosen], targets)
+    validations = [
+        _mean([record["domains"][target]["out"]["accuracy"] for target in curves.targets]) for record in curves.metrics
+    ]
+    chosen = validations.index(max(validations)) if curves.protocol.oracle == "best" else len(curves.metrics) - 1
+    return Choice(curves.metrics[chosen], validations[chosen])
 
 
-def last(metrics: Sequence[Record], targets: Sequence[str]) -> dict[str, Any]:
-    """Take the last checkpoint; without a validation score, this rule cannot choose among settings."""
-    return _selected(metrics[-1], None, targets)
+def last(curves: Curves) -> Choice:
+    """The last checkpoint; without a validation score, this rule cannot choose among settings."""
+    return Choice(curves.metrics[-1], None)
 
 
-def _selected(record: Record, validation: float | None, targets: Sequence[str]) -> dict[str, Any]:
-    scores = [record["domains"][target]["in"] for target in targets]
+RULES.register("training_domain", SelectionRule(training_domain, every_step=False))
+RULES.register("leave_one_domain_out", SelectionRule(leave_one_domain_out, needs_pairs=True))
+RULES.register("oracle", SelectionRule(oracle, every_step=False))
+RULES.register("last", SelectionRule(last, every_step=False))
+BUILT_IN_RULES = tuple(RULES)
+"""The rules that every run is scored by."""
+
+
+def _selected(choice: Choice, targets: Sequence[str]) -> dict[str, Any]:
+    scores = [choice.record["domains"][target]["in"] for target in targets]
     class_means = [_mean([c for c in score["per_class"] if c is not None]) for score in scores]
     return {
-        "step": record["step"],
-        "validation": validation,
+        "step": choice.record["step"],
+        "validation": choice.validation,
         "accuracy": _mean([score["accuracy"] for score in scores]),
         "class_mean": _mean(class_means),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
 
 import numpy as np
 
@@ -144,7 +143,6 @@ def hyperparameters(algorithm: str, optimizer: str, annealer: str) -> dict[str, 
     return {f"{axis}.{name}": hparam for axis in space for name, hparam in space[axis].items()}
 
 
-@cache
 def known_names() -> list[str]:
     """Return the names of the hyperparameters of all methods, as "axis.name"."""
     methods = [

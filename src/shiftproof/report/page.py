@@ -18,7 +18,7 @@ from shiftproof.report.figures import MOST_WITH_TRIALS
 from shiftproof.report.names import safe_names
 from shiftproof.report.published import measured_terms
 from shiftproof.report.section import write_dataset_part, write_table_part
-from shiftproof.report.terms import MEANINGS, RULE_MEANINGS
+from shiftproof.report.terms import MEANINGS, rule_meaning
 from shiftproof.studies import Results
 from shiftproof.tables import (
     Table,
@@ -67,7 +67,7 @@ def write_report(results: Results, output: Path) -> Path:
         styles={method: line_style(i) for i, method in enumerate(plan.grids[0].methods)},
         trials_drawn=len(plan.grids[0].methods) <= MOST_WITH_TRIALS,
         meanings=MEANINGS,
-        rule_meanings=RULE_MEANINGS,
+        rule_meanings={rule: rule_meaning(rule) for rule in plan.selection},
         written=datetime.now(UTC),
         versions={"shiftproof": __version__, "Python": platform.python_version()},
         trained_with=results.versions,

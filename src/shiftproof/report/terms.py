@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from shiftproof.protocol import RULES
 from shiftproof.studies import Study, info_of
 
 MEANINGS = {
@@ -27,3 +28,12 @@ RULE_MEANINGS = {
     "images of the unseen domain itself, which nobody has in practice.",
     "last": "The last step. There is no validation, so the first of several settings that finished is taken.",
 }
+
+
+def rule_meaning(rule: str) -> str:
+    """Return what a selection rule does, for readers of a report."""
+    if rule in RULE_MEANINGS:
+        return RULE_MEANINGS[rule]
+    return (
+        RULES.summary(rule) if rule in RULES else "A rule of a plug-in that was not imported when this page was made."
+    )

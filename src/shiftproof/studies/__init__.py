@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shiftproof.base.field_error import FieldError
     from shiftproof.base.method import Method
+    from shiftproof.studies.catalogue import Listed, list_names
     from shiftproof.studies.checks import names_by_field
     from shiftproof.studies.field_info import GROUPS, One, default_of, default_text, info_of, option_names
     from shiftproof.studies.index import INDEX_FILE
+    from shiftproof.studies.named_files import named_studies, study_path
     from shiftproof.studies.plan import Grid, Plan, read_plan, read_run_spec
     from shiftproof.studies.planning import make_plan, plan_run
     from shiftproof.studies.published_results import OVERALL, SECONDS, Published, published, published_for
@@ -26,49 +28,53 @@ if TYPE_CHECKING:
     from shiftproof.studies.workers import RayCluster
 
 _PLACES = {
-    "FieldError": "shiftproof.base.field_error",
-    "GROUPS": "shiftproof.studies.field_info",
-    "Grid": "shiftproof.studies.plan",
-    "INDEX_FILE": "shiftproof.studies.index",
-    "OVERALL": "shiftproof.studies.published_results",
-    "Method": "shiftproof.base.method",
-    "One": "shiftproof.studies.field_info",
-    "Outcome": "shiftproof.studies.results",
-    "Plan": "shiftproof.studies.plan",
-    "Published": "shiftproof.studies.published_results",
-    "RayCluster": "shiftproof.studies.workers",
-    "Results": "shiftproof.studies.results",
-    "Row": "shiftproof.studies.results",
-    "SECONDS": "shiftproof.studies.published_results",
-    "Status": "shiftproof.studies.status",
-    "Store": "shiftproof.studies.store",
-    "StoreBusyError": "shiftproof.studies.store",
-    "Study": "shiftproof.studies.study",
-    "StudyFileError": "shiftproof.studies.study_file",
-    "Variant": "shiftproof.studies.study",
     "default_of": "shiftproof.studies.field_info",
     "default_text": "shiftproof.studies.field_info",
     "field_types": "shiftproof.studies.study",
+    "FieldError": "shiftproof.base.field_error",
+    "Grid": "shiftproof.studies.plan",
+    "GROUPS": "shiftproof.studies.field_info",
+    "INDEX_FILE": "shiftproof.studies.index",
     "info_of": "shiftproof.studies.field_info",
+    "list_names": "shiftproof.studies.catalogue",
+    "Listed": "shiftproof.studies.catalogue",
     "make_plan": "shiftproof.studies.planning",
+    "Method": "shiftproof.base.method",
+    "named_studies": "shiftproof.studies.named_files",
     "names_by_field": "shiftproof.studies.checks",
     "naming_lines": "shiftproof.studies.study_file",
+    "One": "shiftproof.studies.field_info",
     "open_data": "shiftproof.studies.study_data",
     "open_dataset": "shiftproof.studies.study_data",
     "option_names": "shiftproof.studies.field_info",
+    "Outcome": "shiftproof.studies.results",
+    "OVERALL": "shiftproof.studies.published_results",
+    "Plan": "shiftproof.studies.plan",
     "plan_run": "shiftproof.studies.planning",
     "plan_text": "shiftproof.studies.timing",
+    "Published": "shiftproof.studies.published_results",
     "published": "shiftproof.studies.published_results",
     "published_for": "shiftproof.studies.published_results",
+    "RayCluster": "shiftproof.studies.workers",
     "read_plan": "shiftproof.studies.plan",
     "read_results": "shiftproof.studies.store",
     "read_run_spec": "shiftproof.studies.plan",
     "read_status": "shiftproof.studies.status",
     "read_study": "shiftproof.studies.study_file",
+    "Results": "shiftproof.studies.results",
+    "Row": "shiftproof.studies.results",
     "run_study": "shiftproof.studies.runner",
+    "SECONDS": "shiftproof.studies.published_results",
+    "Status": "shiftproof.studies.status",
+    "Store": "shiftproof.studies.store",
+    "StoreBusyError": "shiftproof.studies.store",
+    "Study": "shiftproof.studies.study",
     "study_costs": "shiftproof.studies.timing",
+    "study_path": "shiftproof.studies.named_files",
+    "StudyFileError": "shiftproof.studies.study_file",
     "time_shares": "shiftproof.studies.runner",
     "train_one": "shiftproof.studies.runner",
+    "Variant": "shiftproof.studies.study",
 }
 
 __all__ = [
@@ -78,6 +84,7 @@ __all__ = [
     "SECONDS",
     "FieldError",
     "Grid",
+    "Listed",
     "Method",
     "One",
     "Outcome",
@@ -96,7 +103,9 @@ __all__ = [
     "default_text",
     "field_types",
     "info_of",
+    "list_names",
     "make_plan",
+    "named_studies",
     "names_by_field",
     "naming_lines",
     "open_data",
@@ -113,6 +122,7 @@ __all__ = [
     "read_study",
     "run_study",
     "study_costs",
+    "study_path",
     "time_shares",
     "train_one",
 ]

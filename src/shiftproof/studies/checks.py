@@ -11,6 +11,7 @@ from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import is_finite
+from shiftproof.base.plugins import PluginError, import_plugins
 from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import DATASETS
 from shiftproof.models import check_normalisation, default_image_size
@@ -27,6 +28,10 @@ def check_study(study: Study) -> None:
     Raises:
         FieldError: the first field that is invalid, with the reason.
     """
+    try:
+        import_plugins(study.imports)
+    except PluginError as error:
+        raise FieldError("imports", str(error)) from error
     _check_numbers(study)
     _check_names(study)
     _check_variants(study)
@@ -85,8 +90,10 @@ def _check_together(study: Study) -> None:
         raise FieldError("targets", "name at least one target")
     if study.single_source and study.targets is not None:
         raise FieldError("targets", "targets contradict single_source: it leaves out all domains but one in turn")
-    if study.single_source and "leave_one_domain_out" in study.selection:
-        raise FieldError("selection", "leave_one_domain_out contradicts single_source: no source domain would be left")
+    if study.single_source:
+        for rule in study.selection:
+            if RULES[rule].needs_pairs:
+                raise FieldError("selection", f"{rule} contradicts single_source: no source domain would be left")
     rows = [str(method) for method in study.methods]
     if study.baseline is not None and study.baseline not in rows:
         raise FieldError("baseline", str(UnknownNameError("baseline", study.baseline, rows)))
@@ -106,7 +113,7 @@ def names_by_field() -> Mapping[str, Registry[Any]]:
         "algorithms": ALGORITHMS,
         "optimizers": OPTIMIZERS,
         "annealers": ANNEALERS,
-        "selection": _choices("selection rule", RULES),
+        "selection": RULES,
         "protocol": PROTOCOLS,
         **{name: _choices(name, choices) for name, choices in literals.items()},
     }

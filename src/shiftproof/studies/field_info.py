@@ -64,6 +64,7 @@ class FieldInfo(NamedTuple):
         metavar: placeholder for a value.
         one: the option of commands that take a single item.
         term: how tables show it; None if they do not.
+        repeats: whether its option takes one item and is repeated for more.
     """
 
     help: str
@@ -74,6 +75,7 @@ class FieldInfo(NamedTuple):
     metavar: str = "NAME"
     one: One | None = None
     term: Term | None = None
+    repeats: bool = False
 
 
 def described(default: Any, help: str, group: str, commands: tuple[str, ...], **more: Any) -> Any:  # noqa: A002

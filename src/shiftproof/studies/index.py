@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from shiftproof.base.files import is_local, locked
-from shiftproof.protocol import RULES
 from shiftproof.studies.results import Row, RowKey, row_key
 from shiftproof.training import RESULT_FILE
 
@@ -27,9 +26,14 @@ class Index:
 
     Args:
         root: the store's folder.
+        rules: the selection rules of the rows, each with the digest of the plug-in that it is of: empty for the
+            built-in ones, and None if it is not imported here. Rows by a rule that is not imported stay valid as long
+            as their results' sizes do, so that a store copied to a machine without the plug-in is still read.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, rules: Mapping[str, str | None]) -> None:
+        self._rules = {name: digest for name, digest in rules.items() if digest != ""}
+        self._names = tuple(rules)
         self._file, self._runs, self._local = root / INDEX_FILE, root / "runs", is_local(root)
         self._rows: dict[RowKey, tuple[list[Stamp], Row]] = {}
         self._stamps: dict[str, Stamp] = {}
@@ -40,8 +44,11 @@ class Index:
 
     def _take(self, line: str) -> None:
         try:
-            version, stamps, row = json.loads(line)
-            if version == INDEX_VERSION and tuple(row["selection"]) == RULES:  # later lines replace earlier ones
+            version, stamps, row, *more = json.loads(line)
+            digests = more[0] if more else {}
+            known = all(digest in (None, digests[name]) for name, digest in self._rules.items())
+            # later lines replace earlier ones
+            if version == INDEX_VERSION and tuple(row["selection"]) == self._names and known:
                 held: list[Stamp] = [stamp and (stamp[0], stamp[1]) for stamp in stamps]
                 self._rows[row_key(row)] = held, row
         except (ValueError, TypeError, LookupError):  # a line that a crash cut short
@@ -68,15 +75,26 @@ class Index:
             names: names of the runs whose results it is made of, its own first.
         """
         stamps, row = self._rows.get(key, (None, None))
-        return row if row is not None and stamps == self.stamps(names) else None
+        if row is None or stamps is None:
+            return None
+        now = self.stamps(names)
+        if None in self._rules.values():
+            stamps, now = [_sized(stamp) for stamp in stamps], [_sized(stamp) for stamp in now]
+        return row if stamps == now else None
 
     def append(self, entries: Sequence[tuple[list[Stamp], Row]]) -> None:
         """Write rows for the next reader, unless another process is writing or the store cannot be written."""
         if not entries or not self._local:
             return
-        text = "".join(json.dumps([INDEX_VERSION, stamps, row]) + "\n" for stamps, row in entries)
+        more = [self._rules] if self._rules else []
+        text = "".join(json.dumps([INDEX_VERSION, stamps, row, *more]) + "\n" for stamps, row in entries)
         try:
             with locked(self._file.with_name(f".{INDEX_FILE}.lock")), self._file.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError:
             return
+
+
+def _sized(stamp: Stamp) -> Stamp:
+    """Return a stamp without its time."""
+    return stamp and (stamp[0], 0.0)

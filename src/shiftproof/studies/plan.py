@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from shiftproof.base.choices import Tuning
 from shiftproof.base.files import DamagedFileError, read_json, write_bytes
 from shiftproof.base.method import Method
+from shiftproof.protocol import BUILT_IN_RULES
 from shiftproof.training import SPEC_FILE, RunSpec
 
 PLAN_FILE = "study.json"
@@ -79,6 +80,7 @@ class Plan:
         protocol: the dialect, which decides ties.
         selection: the selection rules; tables use the first.
         published: the published table to compare each variant with, by the variant's name.
+        plugins: digests of the plug-ins that it was planned with, by name.
     """
 
     name: str
@@ -88,6 +90,12 @@ class Plan:
     protocol: str
     selection: tuple[str, ...]
     published: dict[str, str]
+    plugins: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The selection rules that its runs are scored by: the built-in ones, and those of plug-ins that it names."""
+        return tuple(dict.fromkeys([*BUILT_IN_RULES, *self.selection]))
 
     @property
     def runs(self) -> list[RunSpec]:

@@ -17,11 +17,12 @@ from shiftproof.annealing import ANNEALERS
 from shiftproof.base.choices import Kind
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.method import Method
+from shiftproof.base.plugins import digests
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, split_domain
-from shiftproof.models import Network, build_network, weights_fingerprint
+from shiftproof.models import MODELS, Network, build_network, weights_fingerprint
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol import PROTOCOLS, SearchSpace, search_space, setting
+from shiftproof.protocol import PROTOCOLS, RULES, SearchSpace, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import Study
@@ -56,6 +57,7 @@ def make_plan(study: Study, *, absent: bool = False) -> Plan:
         study.protocol,
         study.selection,
         published,
+        digests([(RULES, rule) for rule in study.selection]),
     )
 
 
@@ -120,6 +122,8 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
             ABSENT,
             None,
         )
+    if DATASETS[key].kind is not None and data.name != key:
+        raise FieldError("datasets", f"the data set registered as {key} is called {data.name}; the names must be equal")
     images = sum(len(domain) for domain in data.domains)
     return _Facts(
         key,
@@ -176,15 +180,14 @@ def _columns(study: Study, facts: _Facts) -> tuple[Targets, ...]:
 
 
 def _pairs(study: Study, facts: _Facts, columns: Sequence[Targets]) -> list[Targets]:
-    """Return the pairs of domains that runs for leave-one-domain-out validation leave out."""
-    if "leave_one_domain_out" not in study.selection:
+    """Return the pairs of domains that runs leave out for rules that need them, as leave-one-domain-out validation."""
+    needing = [rule for rule in study.selection if RULES[rule].needs_pairs]
+    if not needing:
         return []
     if len(facts.domains) < 3:
-        raise FieldError(
-            "selection", f"leave_one_domain_out needs three domains; {facts.name} has {len(facts.domains)}"
-        )
+        raise FieldError("selection", f"{needing[0]} needs three domains; {facts.name} has {len(facts.domains)}")
     if any(len(column) > 1 for column in columns):
-        raise FieldError("selection", "leave_one_domain_out is defined for targets of one domain")
+        raise FieldError("selection", f"{needing[0]} is defined for targets of one domain")
     pairs = {
         tuple(name for name in facts.domains if name in (target, other)): None
         for (target,) in columns
@@ -253,9 +256,23 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         "weights": _fingerprint(study.weights),
         "normalisation": str(normalisation_of(study, facts.image_shape[0])) if study.normalisation else None,
         "device": torch.device(study.device).type,
-        "score_targets": "leave_one_domain_out" in study.selection,
+        "score_targets": any(RULES[rule].every_step for rule in study.selection),
+        "plugins": _digests(study, facts, method),
     }
     return RunSpec(**{**as_in_study, **worked_out})
+
+
+def _digests(study: Study, facts: _Facts, method: Method) -> dict[str, str]:
+    """Return the digests of the plug-ins that a run's parts are of, by name."""
+    return digests(
+        [
+            (ALGORITHMS, method.algorithm),
+            (OPTIMIZERS, method.optimizer),
+            (ANNEALERS, method.annealer),
+            (DATASETS, facts.key),
+            (MODELS, facts.model),
+        ]
+    )
 
 
 _SPEC_FIELDS = {field.name for field in fields(RunSpec)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
 
 from shiftproof.base.method import Method
-from shiftproof.protocol import PROTOCOLS, RULES, Record, select
+from shiftproof.base.plugins import naming_plugins
+from shiftproof.protocol import BUILT_IN_RULES, PROTOCOLS, Record, select
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.training import RunSpec
 
@@ -91,7 +92,10 @@ class Results:
 
     def _make_row(self, grid: Grid, spec: RunSpec) -> Row | None:
         result = self.result(spec)
-        return None if result is None else run_row(spec, result, self._pairs(grid, spec))
+        if result is None:
+            return None
+        with naming_plugins(self.plan.plugins):
+            return run_row(spec, result, self._pairs(grid, spec), self.plan.rules)
 
     def rows_by_method(self, grid: Grid) -> dict[Method, list[Row]]:
         """Return the rows of a data set by method, in the plan's order."""
@@ -180,7 +184,7 @@ class Results:
         most = max(counts.values())
         if most == 0:
             return None
-        if rule == "last":
+        if not _validates((row for cell in cells for row in cell.values()), rule):
             return min(setting for setting, count in counts.items() if count == most)
         means = [
             {
@@ -204,13 +208,19 @@ class Results:
         )
 
 
-def run_row(spec: RunSpec, result: Result, pairs: Mapping[str, Sequence[Record]] | None = None) -> Row:
+def run_row(
+    spec: RunSpec,
+    result: Result,
+    pairs: Mapping[str, Sequence[Record]] | None = None,
+    rules: Sequence[str] = BUILT_IN_RULES,
+) -> Row:
     """Return the line of a run in `runs.jsonl`.
 
     Args:
         spec: the run.
         result: its result.
         pairs: evaluations of the runs that leave out its target and one other domain, by the other domain's name.
+        rules: the selection rules to score it by.
     """
     finished = result["status"] == "finished"
     protocol = PROTOCOLS[spec.protocol]
@@ -236,7 +246,7 @@ def run_row(spec: RunSpec, result: Result, pairs: Mapping[str, Sequence[Record]]
         "results_version": spec.results_version,
         "versions": result.get("versions"),
         "selection": {
-            rule: select(rule, result["metrics"], spec.targets, protocol, pairs) if finished else None for rule in RULES
+            rule: select(rule, result["metrics"], spec.targets, protocol, pairs) if finished else None for rule in rules
         },
     }
 
@@ -256,13 +266,17 @@ def choose_setting(rows: Sequence[Row], rule: str, protocol: str = "shiftproof")
     candidates = [row for row in rows if _selectable(row, rule)]
     if not candidates:
         return None
-    if rule == "last":
+    if not _validates(candidates, rule):
         return min(candidates, key=lambda row: int(row["hparam_seed"]))
     return _best(candidates, [_validation(row, rule) for row in candidates], protocol)
 
 
 def _selectable(row: Row, rule: str) -> bool:
     return row["status"] == "finished" and row["selection"][rule] is not None
+
+
+def _validates(rows: Iterable[Row], rule: str) -> bool:
+    return any(row["selection"][rule]["validation"] is not None for row in rows)
 
 
 def _validation(row: Row, rule: str) -> float:

@@ -6,6 +6,7 @@ import socket
 import sys
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from shiftproof.algorithms import SingleDomainWarning
 from shiftproof.base.files import DamagedFileError, is_local, with_home
+from shiftproof.base.plugins import Plugin, PluginError, adopt_plugins, digests, imported, keep_sources
 from shiftproof.base.processes import preload
 from shiftproof.studies.plan import PLAN_FILE, Plan, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
@@ -25,7 +27,16 @@ from shiftproof.studies.store import Store, claim, claim_run, has_ended
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import data_folder, open_data, open_dataset
 from shiftproof.studies.workers import NodeError, RayCluster, run_on_ray, run_tasks
-from shiftproof.training import ERROR_FILE, SPEC_FILE, RunSpec, check_combination, check_device, read_result, train
+from shiftproof.training import (
+    CHECKPOINT_FILE,
+    ERROR_FILE,
+    SPEC_FILE,
+    RunSpec,
+    check_combination,
+    check_device,
+    read_result,
+    train,
+)
 from shiftproof.training.ranks import (
     ALONE,
     PRELOADED,
@@ -36,7 +47,7 @@ from shiftproof.training.ranks import (
     launch,
     torchrun_group,
 )
-from shiftproof.training.tracking import Tracking, check_trackers
+from shiftproof.training.tracking import TRACKERS, Tracking, check_trackers
 
 TRIES = 3
 """Attempts at a run that raises an error or kills its worker, before it is recorded as failed."""
@@ -52,10 +63,19 @@ class RunTask(NamedTuple):
     weights: Path | None
     device: str
     tracking: Tracking
+    plugins: tuple[Plugin, ...]
 
 
 def execute(task: RunTask) -> dict[str, Any]:
-    """Train one run and return its result; write the traceback of an error into the run's folder."""
+    """Train one run and return its result; write the traceback of an error into the run's folder.
+
+    Raises:
+        NodeError: a plug-in is missing on this machine, or is not the driver's.
+    """
+    try:
+        adopt_plugins(task.plugins)
+    except PluginError as error:
+        raise NodeError(f"node {socket.gethostname()}: {error}") from error
     with claim_run(task.folder):
         ended = read_result(task.folder)
         if has_ended(ended):  # by a process that outlived its driver or its node
@@ -67,7 +87,7 @@ def execute_elsewhere(task: RunTask) -> dict[str, Any]:
     """Train one run on a machine that may lack files of this one.
 
     Raises:
-        NodeError: it lacks the output, data, weights or device.
+        NodeError: it lacks the output, data, weights, device or a plug-in.
     """
     node = socket.gethostname()
     for what, path in (
@@ -90,6 +110,7 @@ def _train_run(task: RunTask) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = open_dataset(task.dataset, task.data_dir, task.spec.image_size, task.spec.kind)
+        _drop_checkpoint_of_other_plugins(task.folder, task.spec)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SingleDomainWarning)
             return train(
@@ -104,6 +125,20 @@ def _train_run(task: RunTask) -> dict[str, Any]:
         with suppress(OSError):  # a failure to write the traceback must not hide the error itself
             (task.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         raise
+
+
+def _drop_checkpoint_of_other_plugins(folder: Path, spec: RunSpec) -> None:
+    """Delete the checkpoint of a run if another version of its plug-ins wrote it, so that no run mixes the two."""
+    if spec.plugins and (folder / CHECKPOINT_FILE).exists() and _began_with(folder) != spec.plugins:
+        (folder / CHECKPOINT_FILE).unlink()
+
+
+def _began_with(folder: Path) -> dict[str, str] | None:
+    """Return the digests of the plug-ins that the run in a folder was begun with; None if it has not begun."""
+    try:
+        return read_run_spec(folder, "").plugins
+    except (FileNotFoundError, DamagedFileError):
+        return None
 
 
 def time_shares(results: Results) -> dict[str, float]:
@@ -158,9 +193,12 @@ def run_study(
     with claim(output):
         missing = store.missing(plan)
         _tell_of_another_plan(output, plan)
+        _tell_of_changed_plugins(store, plan)
+        plugins = _needed_plugins(study, plan, trackers)
+        keep_sources(plugins, output)
         plan.write(output)
         try:
-            _train_all(study, plan, store, missing, workers, trackers)
+            _train_all(study, plan, store, missing, workers, trackers, plugins)
         finally:
             results = store.results(plan)
             store.write_runs(results)
@@ -180,11 +218,32 @@ def _tell_of_another_plan(output: Path, plan: Plan) -> None:
         held = read_plan(output)
     except (FileNotFoundError, DamagedFileError):
         return
-    if held.distinct != plan.distinct:
+    if [spec.name for spec in held.distinct] != [spec.name for spec in plan.distinct]:
         print(
             f"{output} held the plan of {held.name} ({len(held.distinct)} runs); it is replaced, its runs are kept",
             file=sys.stderr,
         )
+
+
+def _tell_of_changed_plugins(store: Store, plan: Plan) -> None:
+    """Print a line for every plug-in that has changed since it was last used for runs of the plan."""
+    changed: Counter[str] = Counter()
+    for spec in plan.distinct:
+        began = (_began_with(store.folder(spec)) if spec.plugins else None) or {}
+        changed.update(name for name, digest in spec.plugins.items() if began.get(name, digest) != digest)
+    for name, runs in changed.items():
+        print(
+            f"the plug-in {name} has changed since {runs} of these runs were trained or begun: those that have ended "
+            "are kept, the others start again; choose another output to train all of them with this version",
+            file=sys.stderr,
+        )
+
+
+def _needed_plugins(study: Study, plan: Plan, trackers: tuple[str, ...]) -> tuple[Plugin, ...]:
+    """Return the plug-ins that the study names, and those of installed packages that its parts are of."""
+    parts = {**plan.plugins, **digests([(TRACKERS, name) for name in trackers])}
+    of_runs = [name for spec in plan.distinct for name in spec.plugins]
+    return imported([*study.imports, *parts, *of_runs])
 
 
 def _tags(study: str, spec: RunSpec) -> dict[str, str]:
@@ -199,7 +258,13 @@ def _tags(study: str, spec: RunSpec) -> dict[str, str]:
 
 
 def _train_all(
-    study: Study, plan: Plan, store: Store, specs: list[RunSpec], workers: int | RayCluster, trackers: tuple[str, ...]
+    study: Study,
+    plan: Plan,
+    store: Store,
+    specs: list[RunSpec],
+    workers: int | RayCluster,
+    trackers: tuple[str, ...],
+    plugins: tuple[Plugin, ...],
 ) -> None:
     keys = {grid.dataset: key for grid, key in zip(plan, study.datasets, strict=True)}
     tasks = [
@@ -211,6 +276,7 @@ def _train_all(
             None if study.weights is None else with_home(study.weights).absolute(),
             study.device,
             Tracking(trackers, store.root, _tags(plan.name, spec)),
+            plugins,
         )
         for spec in specs
     ]
@@ -273,7 +339,8 @@ def train_one(
     here = study.device_here()
     check_devices(study.device, devices, strategy)
     spec = plan_run(study, trial_seed, hparam_seed)
-    work = partial(_train_rank, spec, study, folder, trackers)
+    plugins = imported([*study.imports, *spec.plugins, *digests([(TRACKERS, name) for name in trackers])])
+    work = partial(_train_rank, spec, study, folder, trackers, plugins)
     if from_torchrun():
         with torchrun_group(study.device, strategy) as (ranks, device):
             if ranks.first:
@@ -300,15 +367,29 @@ def _own_folder(folder: Path, spec: RunSpec) -> Iterator[None]:
     """Keep other processes out of a folder, and raise ValueError if it holds another run."""
     with claim(folder):
         remedy = "choose another output, or delete the folder to train from the start"
-        if (folder / SPEC_FILE).exists() and read_run_spec(folder, remedy).name != spec.name:
-            raise ValueError(f"{folder} holds another run; choose another output")
+        if (folder / SPEC_FILE).exists():
+            held = read_run_spec(folder, remedy)
+            if held.name != spec.name:
+                raise ValueError(f"{folder} holds another run; choose another output")
+            if held.plugins != spec.plugins and read_result(folder) is not None:
+                names = ", ".join(spec.plugins)
+                print(f"{names} changed since the run in {folder} was trained; the run is kept", file=sys.stderr)
+        _drop_checkpoint_of_other_plugins(folder, spec)
+        keep_sources(imported(spec.plugins), folder)
         yield
 
 
 def _train_rank(
-    spec: RunSpec, study: Study, folder: Path, trackers: tuple[str, ...], ranks: Ranks, device: torch.device
+    spec: RunSpec,
+    study: Study,
+    folder: Path,
+    trackers: tuple[str, ...],
+    plugins: tuple[Plugin, ...],
+    ranks: Ranks,
+    device: torch.device,
 ) -> None:
     """Train a run as one of the processes that share it, unless it has ended."""
+    adopt_plugins(plugins)
     ended = torch.tensor(ranks.first and read_result(folder) is not None, device=device)  # the first owns the folder
     if bool(ranks.agreed(ended.float())):
         return

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from shiftproof.base.files import is_local, locked, write_json, write_json_lines
+from shiftproof.base.plugins import import_plugins
 from shiftproof.studies.plan import Plan, read_plan, read_spec
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.stored_results import StoredResults
@@ -149,5 +150,7 @@ def read_results(folder: Path) -> Results:
     Raises:
         FileNotFoundError: the folder holds no study.
         DamagedFileError: its plan or a result cannot be read.
+        PluginError: results must be scored by a selection rule of a plug-in that was not imported.
     """
+    import_plugins()
     return Store(folder).results(read_plan(folder))

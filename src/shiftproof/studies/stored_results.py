@@ -8,6 +8,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from shiftproof.base.files import DamagedFileError
+from shiftproof.base.plugins import PluginError, plugin_of
+from shiftproof.protocol import RULES, RuleError
 from shiftproof.studies.index import Index, Stamp
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.studies.results import Result, Results, Row, row_key, run_row
@@ -35,7 +37,7 @@ class StoredResults(Results):
     def __init__(self, plan: Plan, root: Path) -> None:
         super().__init__(plan, {})
         self._folder = root / "runs"
-        self._index = Index(root)
+        self._index = Index(root, {rule: _digest(rule) for rule in plan.rules})
         self._new: list[tuple[list[Stamp], Row]] = []
         try:
             for grid in plan:
@@ -54,6 +56,8 @@ class StoredResults(Results):
             stamps = self._index.stamps(names)  # before reading, so that changes during it are noticed later
             try:
                 row = super()._make_row(grid, spec)
+            except (PluginError, RuleError):
+                raise
             except _MISFITS as error:
                 raise self._damaged([spec, *self._pair_specs(grid, spec).values()], error) from error
             if row is not None:
@@ -72,3 +76,11 @@ class StoredResults(Results):
                 reason = f"{type(own).__name__}: {own}"
                 return DamagedFileError(self._folder / spec.name / RESULT_FILE, reason, RESULT_REMEDY)
         return error
+
+
+def _digest(rule: str) -> str | None:
+    """Return the digest of the plug-in that a selection rule is of; empty for a built-in one, None if it is unknown."""
+    if rule not in RULES:
+        return None
+    plugin = plugin_of(RULES, rule)
+    return "" if plugin is None else plugin.digest

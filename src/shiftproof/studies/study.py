@@ -59,6 +59,16 @@ class Study:
     """
 
     name: str = described("comparison", "name of the study", "study", ("study",), metavar="TEXT")
+    imports: tuple[str, ...] = described(
+        (),
+        "module or file (mine.py) to import first, which adds methods, data sets, models, rules or trackers",
+        "study",
+        ALL,
+        none="none",
+        options=("--import",),
+        metavar="PLUGIN",
+        repeats=True,
+    )
     published: str | None = described(
         None,
         "published table to compare the results with",

@@ -15,6 +15,7 @@ import yaml
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.files import with_home
 from shiftproof.base.hparams import Value, parse_truth, parse_value
+from shiftproof.base.plugins import PluginError, import_plugins
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.protocol import hyperparameters, known_names
 from shiftproof.studies.checks import check_name
@@ -72,8 +73,8 @@ def read_study(path: Path, scale: Scale = "paper", overrides: Mapping[str, Any] 
         path: the file.
         scale: the scale to read.
         overrides: fields from the command line, which replace the file's; names that they replace are not checked, and
-            none of them is left out. Variants may be given by their names in the file; hyperparameters are fixed in
-            addition to the file's.
+            none of them is left out. Variants may be given by their names in the file; hyperparameters are fixed, and
+            plug-ins imported, in addition to the file's.
 
     Returns:
         The study, and one line for every variant that was left out.
@@ -90,6 +91,8 @@ def read_study(path: Path, scale: Scale = "paper", overrides: Mapping[str, Any] 
         given["variants"] = _chosen(given["variants"], entries)
     if "fixed" in given and "fixed" in entries:
         given["fixed"] = {**entries["fixed"].value, **given["fixed"]}
+    if "imports" in given and "imports" in entries:
+        given["imports"] = (*entries["imports"].value, *given["imports"])
     written, entries = entries, {name: entry for name, entry in entries.items() if name not in given}
     skipped = _leave_out_variants(entries, given)
     try:
@@ -199,9 +202,19 @@ def _near_files(path: Path) -> str:
 
 
 def _entries(pairs: Mapping[str, _Pair]) -> _Entries:
+    if "imports" in pairs:  # first, because other fields may name what they register
+        _import(pairs["imports"].value)
     return {
         name: _Entry(_convert(pair.value, _FIELDS[name], name), pair.key, pair.value) for name, pair in pairs.items()
     }
+
+
+def _import(node: yaml.Node) -> None:
+    for name, item in zip(_convert(node, _FIELDS["imports"], "imports"), node.value, strict=True):
+        try:
+            import_plugins([name])
+        except PluginError as error:
+            raise _error(item, str(error)) from error
 
 
 def _check_names(scales: Mapping[str, _Entries], overrides: Mapping[str, Any]) -> None:
@@ -255,9 +268,10 @@ def _convert(node: yaml.Node, kind: Any, what: str) -> Any:
     if get_origin(kind) in (dict, Mapping):
         pairs = _mapping(node, what, "hyperparameter")
         values = {name: _convert(pair.value, get_args(kind)[1], name) for name, pair in pairs.items()}
+        known = known_names() if pairs else []
         for name, pair in pairs.items():
-            if name not in known_names():
-                raise _error(pair.key, str(UnknownNameError("hyperparameter", name, known_names())))
+            if name not in known:
+                raise _error(pair.key, str(UnknownNameError("hyperparameter", name, known)))
         return values
     return _scalar(node, kind, what)
 

@@ -11,6 +11,7 @@ from shiftproof.training.inputs import EVALUATION_BATCH, GPU_EVALUATION_BATCH, I
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
 from shiftproof.training.ranks import Ranks
 from shiftproof.training.run import (
+    CHECKPOINT_FILE,
     ERROR_FILE,
     METRICS_FILE,
     RESULT_FILE,
@@ -27,6 +28,7 @@ from shiftproof.training.spec import RESULTS_VERSION, RunSpec
 from shiftproof.training.step import StepBuilder
 
 __all__ = [
+    "CHECKPOINT_FILE",
     "CONVERGENCE",
     "ERROR_FILE",
     "EVALUATION_BATCH",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shiftproof import __version__
 from shiftproof.base.files import DamagedFileError, read_json, write_json
+from shiftproof.base.plugins import naming_plugins
 from shiftproof.data import DomainDataset
 from shiftproof.models import weights_fingerprint
 from shiftproof.training.averaging import EMA
@@ -84,7 +85,8 @@ def train(
             spec's, or a tracker is unknown or not installed.
     """
     check_inputs(spec, dataset, weights)
-    check_combination(spec, len(dataset.domains) - len(spec.targets), ranks)
+    with naming_plugins(spec.plugins):
+        check_combination(spec, len(dataset.domains) - len(spec.targets), ranks)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SPEC_FILE, asdict(spec))
@@ -138,7 +140,11 @@ def _result(loop: Loop, status: str, error: str | None) -> dict[str, Any]:
         "annealer": steps.annealer.report(),
         "devices": loop.ranks.size,
         "weights_sha256": state_digest(full_state(loop.algorithm)),
-        "versions": {"shiftproof": __version__, **{name: installed_version(name) for name in VERSIONED}},
+        "versions": {
+            "shiftproof": __version__,
+            **{name: installed_version(name) for name in VERSIONED},
+            **{name: digest[:8] for name, digest in loop.spec.plugins.items()},
+        },
         "metrics": loop.progress.metrics,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from shiftproof.base.randomness import seed_hash
 
 RESULTS_VERSION = 6
 """Increment it when code gives other numbers for the same spec, so that no table mixes the two."""
-_LABELS = ("hparam_seed", "variant")
+_LABELS = ("hparam_seed", "variant", "plugins")
 _LATER = ("averaging", "score_targets", "compile", "kind", "normalisation")
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
@@ -55,6 +55,8 @@ class RunSpec:
         kind: kind of the images in a user's folder; None for published data sets, and in earlier results, whose
             folders held photographs.
         normalisation: normalisation of the images, if stated; None for that of the weights file or the model.
+        plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
+            version of a plug-in continues a study; the runs of the version before are told.
         variant: name of the variant in tables. It is a label outside the hash, like `hparam_seed`.
         results_version: `RESULTS_VERSION` of the code that trains it, so that earlier results stay readable.
 
@@ -87,6 +89,7 @@ class RunSpec:
     score_targets: bool = False
     kind: Kind | None = None
     normalisation: str | None = None
+    plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION
 
@@ -98,7 +101,7 @@ class RunSpec:
     @cached_property
     def name(self) -> str:
         """The hash that names the run's folder."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        values = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}
         facts = {
             name: value
             for name, (value, default) in values.items()

@@ -71,4 +71,6 @@ def keep_model(loop: Loop, folder: Path) -> None:
     network, dataset = loop.algorithm.network, loop.dataset
     weights = full_state(network)
     if loop.ranks.first:
-        save_model(folder, network, weights, loop.spec.model, loop.spec.algorithm, dataset.classes, dataset.image_shape)
+        spec = loop.spec
+        classes, image_shape = dataset.classes, dataset.image_shape
+        save_model(folder, network, weights, spec.model, spec.algorithm, classes, image_shape, spec.plugins)

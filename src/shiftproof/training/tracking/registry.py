@@ -19,13 +19,18 @@ class TrackerEntry:
 
     Attributes:
         title: its name in messages.
-        modules: modules that it needs to import.
+        modules: modules that it needs to import; an extra with the tracker's name installs them.
         open: opens it for a run.
     """
 
     title: str
     modules: tuple[str, ...]
     open: Callable[[TrackedRun], Tracker]
+
+    @property
+    def documented(self) -> object:
+        """What its docstring describes, for `Registry.summary`."""
+        return self.open
 
 
 TRACKERS: Registry[TrackerEntry] = Registry("tracker")

@@ -56,6 +56,8 @@ class TrackedRun:
         """Its spec by flat names: hyperparameters by "axis.name", the targets joined by "+"."""
         facts = asdict(self.spec)
         hparams: dict[str, Any] = facts.pop("hparams")
+        if plugins := facts.pop("plugins"):
+            facts["plugins"] = ", ".join(f"{name} {digest[:8]}" for name, digest in plugins.items())
         return {**facts, "targets": encodable("+".join(self.spec.targets)), **hparams}
 
     def scalars(self, record: dict[str, Any]) -> dict[str, float]:

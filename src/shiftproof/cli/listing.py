@@ -1,0 +1,66 @@
+"""The command that lists what has a name: list."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shiftproof.cli.command import Command, Commands
+    from shiftproof.studies import Listed
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this file."""
+    commands.add_parser(
+        "list",
+        help="list algorithms, optimizers, data sets and everything else that has a name",
+        description="List what has a name: what it is, its hyperparameters and where it comes from.",
+        add=_add_list,
+        run=_list,
+    )
+
+
+def _add_list(parser: Command) -> None:
+    parser.add_argument(
+        "kind",
+        nargs="?",
+        metavar="KIND",
+        help="algorithms, optimizers, annealers, datasets, models, rules, trackers or studies; all if left out",
+    )
+    parser.add_argument(
+        "pattern",
+        nargs="?",
+        metavar="PATTERN",
+        help="only names that contain or match it, as in 'genie*'; models then include timm's",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _list(options: argparse.Namespace) -> int:
+    from shiftproof.base.plugins import import_plugins
+    from shiftproof.studies import list_names
+
+    import_plugins()
+    found = list_names(options.kind, options.pattern)
+    if options.json:
+        print(json.dumps({kind: [one.as_json() for one in listed] for kind, listed in found.items()}, indent=1))
+        return 0
+    parts = []
+    for kind, listed in found.items():
+        width = max(len(one.name) for one in listed)
+        lines = [line for one in listed for line in _lines(one, width, details=options.kind is not None)]
+        parts.append("\n".join([kind, *lines]))
+    print("\n\n".join(parts))
+    return 0
+
+
+def _lines(one: Listed, width: int, *, details: bool) -> Iterator[str]:
+    origin = "" if one.origin == "shiftproof" else f"  [{one.origin}]"
+    yield f"  {one.name:{width}}  {one.summary}{origin}".rstrip()
+    if details:
+        for name, hparam in one.hparams.items():
+            searched = f"; searched {hparam.range}" if hparam.range else ""
+            yield f"  {'':{width}}    {name}: {hparam.default}{searched}"

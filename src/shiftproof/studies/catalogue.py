@@ -1,0 +1,111 @@
+"""Everything that can be named on the command line and in study files, with what it is and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any, NamedTuple
+
+from shiftproof.algorithms import ALGORITHMS
+from shiftproof.annealing import ANNEALERS
+from shiftproof.base.hparams import Hparam
+from shiftproof.base.plugins import plugin_of
+from shiftproof.base.registry import Registry, UnknownNameError
+from shiftproof.data import DATASETS
+from shiftproof.models import MODELS, timm_names
+from shiftproof.optim import OPTIMIZERS
+from shiftproof.protocol import RULES
+from shiftproof.studies.named_files import named_studies, study_summary
+from shiftproof.training.tracking import TRACKERS
+
+
+class NoMatchError(ValueError):
+    """No name matches a pattern."""
+
+    def __init__(self, kind: str, pattern: str, names: list[str]) -> None:
+        near = get_close_matches(pattern, names, n=3, cutoff=0.5)
+        hint = f". Did you mean {' or '.join(near)}?" if near else ""
+        super().__init__(f"no {kind} match '{pattern}'{hint}")
+
+
+class Listed(NamedTuple):
+    """Something that has a name.
+
+    Attributes:
+        name: its name.
+        summary: what it is, in one line.
+        origin: the plug-in or the module that registered it; "shiftproof" if it is built in.
+        hparams: its hyperparameters by name; for optimizers those of the short search from scratch.
+    """
+
+    name: str
+    summary: str
+    origin: str
+    hparams: Mapping[str, Hparam] = {}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        hparams = {
+            name: {"default": hparam.default, "range": hparam.range or None} for name, hparam in self.hparams.items()
+        }
+        return {"name": self.name, "summary": self.summary, "origin": self.origin, "hyperparameters": hparams}
+
+
+def _listed(registry: Registry[Any], hparams: Callable[[Any], Mapping[str, Hparam]] = lambda entry: {}) -> list[Listed]:
+    return [Listed(name, registry.summary(name), _origin(registry, name), hparams(registry[name])) for name in registry]
+
+
+def _origin(registry: Registry[Any], name: str) -> str:
+    plugin, place = plugin_of(registry, name), registry.place(name)
+    if plugin is not None:
+        return plugin.name
+    return "shiftproof" if place.is_ours else place.module
+
+
+def _studies() -> list[Listed]:
+    return [Listed(name, study_summary(file), "shiftproof") for name, file in named_studies().items()]
+
+
+_KINDS: Mapping[str, Callable[[], list[Listed]]] = {
+    "algorithms": partial(_listed, ALGORITHMS, lambda entry: {**entry.hparams, **entry.short_hparams}),
+    "optimizers": partial(_listed, OPTIMIZERS, lambda entry: entry.search_space(False, "short")),
+    "annealers": partial(_listed, ANNEALERS, lambda entry: entry.hparams),
+    "datasets": partial(_listed, DATASETS),
+    "models": partial(_listed, MODELS),
+    "rules": partial(_listed, RULES),
+    "trackers": partial(_listed, TRACKERS),
+    "studies": _studies,
+}
+
+
+def list_names(kind: str | None = None, pattern: str | None = None) -> dict[str, list[Listed]]:
+    """Return what has a name, by kind.
+
+    Args:
+        kind: "algorithms", "optimizers", "annealers", "datasets", "models", "rules", "trackers" or "studies"; None for
+            all.
+        pattern: only names that match it, with ``*`` and ``?`` for other characters, or that contain it. Models then
+            include those of timm.
+
+    Raises:
+        UnknownNameError: there is no such kind.
+        NoMatchError: no name matches; the message suggests near ones.
+    """
+    if kind is not None and kind not in _KINDS:
+        raise UnknownNameError("kind", kind, list(_KINDS))
+    found = {name: _KINDS[name]() for name in ([kind] if kind else _KINDS)}
+    if pattern is None:
+        return found
+    if kind == "models":
+        found[kind] += [Listed(name, "One of timm's models.", "timm") for name in timm_names() if name not in MODELS]
+    matching = {name: [one for one in listed if _matches(one.name, pattern)] for name, listed in found.items()}
+    if not any(matching.values()):
+        raise NoMatchError(kind or "names", pattern, [one.name for listed in found.values() for one in listed])
+    return {name: listed for name, listed in matching.items() if listed}
+
+
+def _matches(name: str, pattern: str) -> bool:
+    lower = pattern.lower()
+    return lower in name.lower() or fnmatch(name.lower(), lower)

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+
+from plugin_files import forgotten, write_examples
+from shiftproof.algorithms import ALGORITHMS
+from shiftproof.annealing import ANNEALERS
+from shiftproof.cli import main
+from shiftproof.data import DATASETS
+from shiftproof.models import MODELS
+from shiftproof.optim import OPTIMIZERS
+from shiftproof.protocol import RULES
+from shiftproof.studies import named_studies
+from shiftproof.training.tracking import TRACKERS
+
+REGISTERED = {
+    "algorithms": ALGORITHMS,
+    "optimizers": OPTIMIZERS,
+    "annealers": ANNEALERS,
+    "datasets": DATASETS,
+    "models": MODELS,
+    "rules": RULES,
+    "trackers": TRACKERS,
+    "studies": named_studies(),
+}
+
+
+def _listed(capsys, *arguments):
+    assert main(["list", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_everything_with_a_name_has_one_line(capsys):
+    found = _listed(capsys)
+    assert {kind: [one["name"] for one in listed] for kind, listed in found.items()} == {
+        kind: list(names) for kind, names in REGISTERED.items()
+    }
+    for listed in found.values():
+        for one in listed:
+            assert one["summary"].endswith(".")
+            assert "\n" not in one["summary"]
+            assert one["origin"] == "shiftproof"
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len([line for line in printed if line.startswith("  ")]) == sum(map(len, REGISTERED.values()))
+
+
+def test_hyperparameters_have_defaults_and_ranges(capsys):
+    [genie] = [one for one in _listed(capsys, "optimizers")["optimizers"] if one["name"] == "genie"]
+    assert genie["hyperparameters"]["lr"] == {"default": 10.0, "range": "1 to 100, log-uniform"}
+    assert genie["hyperparameters"]["weight_decay"] == {"default": 0.0, "range": None}
+    [mldg] = _listed(capsys, "algorithms", "mldg")["algorithms"]
+    assert mldg["hyperparameters"]["beta"] == {"default": 1.0, "range": "0.1 to 10, log-uniform"}
+    assert mldg["hyperparameters"]["n_meta_test"] == {"default": 2, "range": "one of 1, 2"}
+    assert main(["list", "optimizers", "sam"]) == 0
+    printed = capsys.readouterr().out
+    assert "    rho: 0.05; searched one of 0.01, 0.02, 0.05, 0.1\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [("genie*", ["genie", "genie_released"]), ("SGD", ["sgd"]), ("?am", ["sam", "gam"]), ("ada", None)],
+)
+def test_a_pattern_matches_or_is_contained(capsys, pattern, expected):
+    names = [one["name"] for one in _listed(capsys, "optimizers", pattern)["optimizers"]]
+    assert names == (expected or ["adam", "adamw", "adabelief", "adahessian"])
+
+
+def test_models_that_match_include_timms(capsys):
+    found = {one["name"]: one["origin"] for one in _listed(capsys, "models", "resnet18*")["models"]}
+    assert found["resnet18"] == "shiftproof"
+    assert found["resnet18d"] == "timm"
+
+
+def test_a_plugins_entries_say_where_they_come_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_examples(tmp_path)
+    with forgotten():
+        found = _listed(capsys, "algorithms", "tilt", "--import", "tilted.py")
+    summary = 'Tilted ERM over the domains (Li et al., "Tilted Empirical Risk Minimization", ICLR 2021, equation 2).'
+    hparams = {"tilt": {"default": 1.0, "range": "0.1 to 10, log-uniform"}}
+    assert found == {
+        "algorithms": [{"name": "tilted", "summary": summary, "origin": "tilted.py", "hyperparameters": hparams}]
+    }
+    with forgotten():
+        assert main(["list", "algorithms", "tilted", "--import", "tilted.py"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("[tilted.py]")
+
+
+def test_an_entry_of_a_script_has_the_scripts_module(capsys):
+    with forgotten():
+        ALGORITHMS.register("guest", ALGORITHMS["erm"], summary="A guest.")
+        [guest] = _listed(capsys, "algorithms", "guest")["algorithms"]
+    assert guest["summary"] == "A guest."
+    assert guest["origin"] == __name__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["algos"], "unknown kind 'algos'. Did you mean algorithms?"),
+        (["optimizers", "geenie"], "no optimizers match 'geenie'. Did you mean genie"),
+        (["rules", "x*"], "no rules match 'x*'"),
+    ],
+)
+def test_what_is_not_there_is_said_with_near_names(capsys, arguments, message):
+    assert main(["list", *arguments]) == 1
+    assert message in capsys.readouterr().err
