@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -62,11 +63,8 @@ def test_a_module_and_a_package_are_told_apart_by_their_sources(write, tmp_path,
     write("", "guest_package/__init__.py")
     write(REGISTERS, "guest_package/inner.py")
     import_plugins(["guest_package.inner"])
-    before = plugin_of(ALGORITHMS, "guest").digest
-    with forgotten():
-        pass
-    content = b"inner.py\0" + REGISTERS.encode() + b"\0"
-    assert before == hashlib.sha256(content).hexdigest()
+    content = b"__init__.py\0\0inner.py\0" + REGISTERS.encode() + b"\0"  # also of what lies beside the module
+    assert plugin_of(ALGORITHMS, "guest").digest == hashlib.sha256(content).hexdigest()
     write("from guest_package2 import inner\n", "guest_package2/__init__.py")
     write(REGISTERS.replace("'guest'", "'guest2'"), "guest_package2/inner.py")
     import_plugins(["guest_package2"])  # the package imports what registers
@@ -182,7 +180,7 @@ def test_a_worker_takes_the_files_content_where_the_file_is_not():
     assert plugin_of(ALGORITHMS, "guest") == plugin
     import inspect
 
-    assert inspect.getsource(sys.modules["shiftproof_plugin_guest"].f).startswith("def f")
+    assert inspect.getsource(sys.modules[f"shiftproof_plugin_guest-{plugin.digest[:8]}"].f).startswith("def f")
 
 
 def test_a_worker_refuses_a_module_that_differs_from_the_drivers(write, tmp_path, monkeypatch):
@@ -206,7 +204,7 @@ def test_stores_keep_every_version_of_a_file(write, tmp_path):
 def test_an_unknown_name_names_the_plugin_it_needs():
     with (
         pytest.raises(
-            PluginError, match=r"algorithm 'guest' is of a plug-in that was not imported: give --import g.py"
+            PluginError, match=r"algorithm 'guest' comes from a plug-in that was not imported: give --import g.py"
         ),
         naming_plugins(["g.py"]),
     ):
@@ -230,3 +228,65 @@ def test_entry_points_are_imported_once_and_a_broken_one_is_told(write, tmp_path
     assert plugin_of(ALGORITHMS, "guest").name == "guest_good"
     import_plugins()
     plugins._import_installed.cache_clear()
+
+
+def test_a_module_that_another_plugin_imported_is_its_own_plugin_too(write, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write(REGISTERS, "guest_library.py")
+    import_plugins([write("import guest_library\n", "uses.py")])
+    assert plugin_of(ALGORITHMS, "guest").name == "uses.py"
+    import_plugins("guest_library")
+    assert plugin_of(ALGORITHMS, "guest").name == "guest_library"
+
+
+def test_a_package_that_failed_half_way_is_imported_whole_when_mended(write, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write("from guest_half import a, b\n", "guest_half/__init__.py")
+    write(REGISTERS, "guest_half/a.py")
+    write("1 / 0\n", "guest_half/b.py")
+    with pytest.raises(PluginError, match=r"ZeroDivisionError: division by zero, in .*b.py, line 1"):
+        import_plugins(["guest_half"])
+    write(REGISTERS.replace("'guest'", "'guest2'") + "# longer\n", "guest_half/b.py")
+    import_plugins(["guest_half"])
+    assert {"guest", "guest2"} <= set(ALGORITHMS)
+
+
+def test_paths_of_any_form_name_one_file(write, tmp_path, monkeypatch):
+    file = Path(write(REGISTERS + "1 / 0\n"))
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(PluginError, match=rf"in {file}, line 3"):
+        import_plugins("../guest.py")
+    write(REGISTERS)
+    import_plugins(Path("../guest.py"))
+    assert plugin_of(ALGORITHMS, "guest").path == str(file)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+@pytest.mark.parametrize("start", ["subprocess.Popen(['sleep', '600'])", "os.fork() or time.sleep(600)"])
+def test_a_process_of_any_kind_is_noticed_unless_it_has_ended(write, start):
+    with pytest.raises(PluginError, match="starts processes when it is imported"):
+        import_plugins([write(f"import os, subprocess, time\n{REGISTERS}{start}\n")])
+    done = "import subprocess\nsubprocess.run(['true'], check=True)\n"
+    import_plugins([write(REGISTERS + done, "other.py")])
+
+
+def test_what_its_processes_print_does_not_mix_with_the_output(write, capfd):
+    import_plugins([write(REGISTERS + "import subprocess\nsubprocess.run(['echo', 'hello'], check=True)\n")])
+    assert capfd.readouterr() == ("", "hello\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("", "the name of a plug-in is empty"), (".guest", "cannot be imported")]
+)
+def test_names_that_name_nothing_are_refused(name, message):
+    with pytest.raises(PluginError, match=message):
+        import_plugins([name])
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "guest.py").write_bytes(b"x = 1\0")
+    with pytest.raises(
+        PluginError, match=r"cannot be imported: SyntaxError: source code (string )?cannot contain null bytes$"
+    ):
+        import_plugins([tmp_path / "guest.py"])

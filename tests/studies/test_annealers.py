@@ -92,8 +92,7 @@ def test_the_command_draws_the_figure(tmp_path, capsys):
 @pytest.mark.parametrize("scale", ["smoke"])
 def test_the_study_of_the_paper_runs_with_every_annealer(scale, tmp_path, capsys):
     file = str(tmp_path / "x" / "annealing")
-    studies = __file__.replace("tests/studies/test_annealers.py", "studies/annealing.yaml")
-    assert main(["study", "plan", studies, "--scale", scale, "--output", file]) == 0
+    assert main(["study", "plan", "annealing", "--scale", scale, "--output", file]) == 0
     assert "skipped" not in capsys.readouterr().out
 
 

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from plugin_files import forgotten, write_examples
@@ -82,15 +84,15 @@ def test_without_the_plugin_the_table_prints_and_what_needs_it_is_named(plugins,
     assert main(["study", "report", str(moved)]) == 0
     assert main(["study", "status", str(moved)]) == 0
     [run] = (moved / "runs").iterdir()
-    needs = r"'strided_net' is of a plug-in that was not imported: give --import tilted.py --import strided_net.py"
+    needs = r"'strided_net' comes from a plug-in that was not imported: give --import strided_net.py, or call"
     with pytest.raises(PluginError, match=needs):
         load(run)
     (tmp_path / "pictures" / "0").mkdir(parents=True)
     capsys.readouterr()
     assert main(["evaluate", str(run), "--data-dir", "pictures"]) == 1
-    assert "--import tilted.py --import strided_net.py" in capsys.readouterr().err
+    assert "give --import strided_net.py" in capsys.readouterr().err
     assert main(["diagnose", str(run), "--what", "sharpness"]) == 1
-    assert "algorithm 'tilted' is of a plug-in that was not imported" in capsys.readouterr().err
+    assert "algorithm 'tilted' comes from a plug-in that was not imported" in capsys.readouterr().err
 
 
 def test_with_the_kept_files_a_model_loads_elsewhere(tmp_path, capsys):
@@ -111,10 +113,18 @@ def test_a_table_by_a_plugins_rule_prints_without_it_until_results_change(tmp_pa
     assert main(["study", "table", str(moved)]) == 0
     assert capsys.readouterr().out.strip() in expected
     (moved / "index.jsonl").unlink()
+    assert main(["study", "table", str(moved)]) == 0  # by what runs.jsonl has
+    assert capsys.readouterr().out.strip() in expected
+    (moved / "runs.jsonl").unlink()
+    assert main(["study", "status", str(moved)]) == 0  # as of a study that was killed before its first table
+    capsys.readouterr()
     assert main(["study", "table", str(moved)]) == 1
-    assert "selection rule 'worst_source' is of a plug-in that was not imported: give --import worst_source.py" in (
-        capsys.readouterr().err
-    )
+    [kept] = (moved / "plugins").iterdir()
+    needs = f"selection rule 'worst_source' comes from a plug-in that was not imported: give --import {kept}, or call"
+    assert needs in capsys.readouterr().err
+    with forgotten():
+        assert main(["study", "table", str(moved), "--import", str(kept)]) == 0
+    assert capsys.readouterr().out.strip() in expected
     with forgotten():
         assert main(["study", "table", str(moved), "--import", "worst_source.py"]) == 0
     assert capsys.readouterr().out.strip() in expected
@@ -138,7 +148,11 @@ def test_a_changed_rule_scores_its_runs_anew(plugins, capsys):
         (lambda curves: 1 / 0, "selection rule 'guest' raised ZeroDivisionError: division by zero"),
         (lambda curves: curves.metrics[0], "'guest' must return a Choice of one of the run's evaluations"),
         (lambda curves: Choice({**curves.metrics[0]}, None), "must return a Choice of one of the run's evaluations"),
-        (lambda curves: Choice(curves.metrics[0], float("nan")), "must give a finite validation score, not nan"),
+        (lambda curves: Choice(curves.metrics[0], "0.3"), "must give a finite number as validation score, not '0.3'"),
+        (
+            lambda curves: Choice(curves.metrics[0], float("nan")),
+            "must give a finite number as validation score, not nan",
+        ),
     ],
 )
 def test_a_rule_that_is_wrong_is_named_and_no_result_is_called_damaged(choose, message, capsys):
@@ -167,7 +181,7 @@ def test_a_run_alone_and_on_two_devices_takes_plugins(plugins, tmp_path, capsys)
     one = ["train", "--target", "75", "--steps", "4", "--import", "tilted.py", "--optimizer", "lion"]
     with forgotten():
         assert main([*one, "--import", "lion.py", "--output", "one"]) == 0
-    assert json.loads((tmp_path / "one/model.json").read_text())["plugins"] == ["lion.py"]
+    assert json.loads((tmp_path / "one/spec.json").read_text())["plugins"].keys() == {"lion.py"}
     assert [file.name.rpartition("-")[0] for file in (tmp_path / "one/plugins").iterdir()] == ["lion"]
     with forgotten():
         assert main([*one, "--import", "lion.py", "--output", "two", "--devices", "2"]) == 0
@@ -177,8 +191,6 @@ def test_a_run_alone_and_on_two_devices_takes_plugins(plugins, tmp_path, capsys)
 def test_an_own_data_set_must_have_the_name_that_it_is_registered_by(plugins, tmp_path, capsys):
     text = plugins["npz_folder"].read_text()
     plugins["npz_folder"].write_text(text.replace('register("npz_folder"', 'register("other"'))
-    import numpy as np
-
     for name in "ab":
         np.savez(tmp_path / f"{name}.npz", images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9) % 2)
     assert _compare("--import", "npz_folder.py", "--dataset", "other", "--data-dir", ".") == 1
@@ -238,3 +250,25 @@ TRACKERS.register("lines", TrackerEntry("Lines", (), Lines))
     )
     [lines] = tmp_path.glob("out/runs/*/lines.txt")
     assert [line.split()[0] for line in lines.read_text().splitlines()] == ["2", "4", "finished"]
+
+
+def test_a_scripts_own_rule_is_never_taken_from_the_index(capsys):
+    steps = []
+    for chosen in (0, -1):
+        with forgotten():
+            RULES.register(
+                "guest", SelectionRule(lambda curves, chosen=chosen: Choice(curves.metrics[chosen], np.float32(0.5)))
+            )
+            assert main(["compare", *SHORT, "--output", "out", "--optimizers", "adam", "--selection", "guest"]) == 0
+        steps.append(rows_of("out")[0]["selection"]["guest"]["step"])
+    assert steps == [2, 4]
+    report = Path("out/report.html").read_text()
+    assert "It was not used to choose" not in report  # nobody knows what the rule reads
+
+
+def test_a_renamed_plugin_is_the_same_version(plugins, tmp_path, capsys):
+    assert _compare(*TILTED) == 0
+    plugins["tilted"].rename(tmp_path / "renamed.py")
+    capsys.readouterr()
+    assert _compare("--import", "renamed.py", "--algorithms", "tilted", "--optimizers", "adam") == 0
+    assert "has changed" not in capsys.readouterr().err

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import multiprocessing
 import os
-import re
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.abc import SourceLoader
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_loader
-from multiprocessing.process import BaseProcess
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from shiftproof.base.files import with_home, write_bytes
 from shiftproof.base.registry import Place, Registry, RemovedNameError, UnknownNameError
@@ -52,10 +51,10 @@ class Plugin:
     path: str | None = None
     source: bytes | None = field(default=None, repr=False)
 
-    @property
-    def kept_as(self) -> str:
-        """The name under which stores keep its file."""
-        return f"{Path(self.name).stem}-{self.digest[:8]}.py"
+
+def kept_as(name: str, digest: str) -> str:
+    """Return the name under which stores keep a plug-in's file."""
+    return f"{Path(name).stem}-{digest[:8]}.py"
 
 
 _imported: dict[str, Plugin] = {}
@@ -63,14 +62,14 @@ _owners: dict[tuple[str, str], str] = {}
 """Names of plug-ins, by the kind and the name of an entry that they registered."""
 
 
-def import_plugins(names: Iterable[str] = ()) -> None:
+def import_plugins(names: str | Path | Iterable[str | Path] = ()) -> None:
     """Import plug-ins, which register what they add; also those that installed packages name by entry points.
 
     A plug-in that this process has imported already is not imported again. What it prints goes to the standard error.
 
     Args:
-        names: modules ("my_package.methods") or files ("mine.py"). A file must not import other files beside it,
-            because it is sent to workers alone.
+        names: modules ("my_package.methods") or files ("mine.py"), or one of them. A file must not import other files
+            beside it, because it is sent to workers alone.
 
     Warns:
         UserWarning: a plug-in of an installed package cannot be imported.
@@ -79,10 +78,10 @@ def import_plugins(names: Iterable[str] = ()) -> None:
         PluginError: one of them is missing, cannot be imported, registers nothing or starts processes; or it has
             changed since this process imported it.
     """
-    with redirect_stdout(sys.stderr):
+    with _printing_to(sys.stderr, 2):
         _import_installed()
-        for name in names:
-            if _is_file(name):
+        for name in [names] if isinstance(names, (str, Path)) else names:
+            if isinstance(name, Path) or _is_file(name):
                 _import_file(with_home(name))
             else:
                 _import_module(name)
@@ -94,7 +93,7 @@ def adopt_plugins(plugins: Iterable[Plugin]) -> None:
     Raises:
         PluginError: a module is missing here or is not the driver's, or a plug-in cannot be imported.
     """
-    with redirect_stdout(io.StringIO()):
+    with Path(os.devnull).open("w") as nowhere, _printing_to(nowhere, nowhere.fileno()):
         for plugin in plugins:
             here = _load(plugin) if plugin.source is not None else _import_module(plugin.name)
             if here.digest != plugin.digest:
@@ -102,6 +101,25 @@ def adopt_plugins(plugins: Iterable[Plugin]) -> None:
                     f"the plug-in {plugin.name} differs from the driver's ({here.digest[:8]} here, "
                     f"{plugin.digest[:8]} there); install the same version everywhere and start again"
                 )
+
+
+@contextmanager
+def _printing_to(stream: TextIO, descriptor: int) -> Iterator[None]:
+    """Send what Python prints to a stream, and what processes and compiled code print to a file descriptor."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # a process without a standard output
+        with redirect_stdout(stream):
+            yield
+        return
+    os.dup2(descriptor, 1)
+    try:
+        with redirect_stdout(stream):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def imported(names: Iterable[str]) -> tuple[Plugin, ...]:
@@ -126,7 +144,7 @@ def digests(parts: Iterable[tuple[Registry[Any], str]]) -> dict[str, str]:
 def keep_sources(plugins: Iterable[Plugin], root: Path) -> None:
     """Keep the files of plug-ins in a store, each version once."""
     for plugin in plugins:
-        if plugin.source is not None and not (kept := root / FOLDER / plugin.kept_as).exists():
+        if plugin.source is not None and not (kept := root / FOLDER / kept_as(plugin.name, plugin.digest)).exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(kept, plugin.source)
 
@@ -149,7 +167,7 @@ def naming_plugins(names: Iterable[str]) -> Iterator[None]:
             raise
         options = " ".join(f"--import {name}" for name in needed)
         raise PluginError(
-            f"{error.kind} '{error.name}' is of a plug-in that was not imported: give {options}, or call "
+            f"{error.kind} '{error.name}' comes from a plug-in that was not imported: give {options}, or call "
             f"shiftproof.import_plugins({needed!r}) first"
         ) from error
 
@@ -173,7 +191,8 @@ def _import_file(path: Path) -> Plugin:
         source = path.read_bytes()
     except OSError as error:
         raise PluginError(f"the plug-in {path.absolute()} cannot be read: {error.strerror}") from error
-    return _load(Plugin(path.name, hashlib.sha256(source).hexdigest(), str(path.absolute()), source))
+    # as Python names the files of modules, which this may be one of
+    return _load(Plugin(path.name, hashlib.sha256(source).hexdigest(), os.path.abspath(path), source))
 
 
 def _load(plugin: Plugin) -> Plugin:
@@ -209,7 +228,7 @@ class _Source(SourceLoader):
 
 
 def _execute(plugin: Plugin) -> None:
-    name = "shiftproof_plugin_" + re.sub(r"\W", "_", Path(plugin.name).stem)
+    name = f"shiftproof_plugin_{Path(kept_as(plugin.name, plugin.digest)).stem}"
     spec = spec_from_loader(name, _Source(plugin))
     assert spec is not None and spec.loader is not None  # noqa: S101, PT018  (it has the loader above)
     module = module_from_spec(spec)
@@ -222,6 +241,8 @@ def _execute(plugin: Plugin) -> None:
 
 
 def _import_module(name: str) -> Plugin:
+    if not name:
+        raise PluginError("the name of a plug-in is empty")
     if name in _imported:
         return _imported[name]
 
@@ -230,7 +251,8 @@ def _import_module(name: str) -> Plugin:
 
     with _importing(name, is_inside):
         module = import_module(name)
-    _imported[name] = Plugin(name, _digest(module))
+    package = sys.modules.get(name.partition(".")[0], module)  # the module may import others beside it
+    _imported[name] = Plugin(name, _digest(package))
     return _imported[name]
 
 
@@ -262,26 +284,57 @@ def _importing(name: str, is_inside: Callable[[str], bool]) -> Iterator[None]:
         name: name of the plug-in.
         is_inside: whether a file is part of it; entries that such a file registered earlier are the plug-in's too.
     """
-    before, running = set(_entries()), set(multiprocessing.active_children())
+    before, modules, running = set(_entries()), set(sys.modules), _processes()
     try:
         yield
-        _check_started(name, set(multiprocessing.active_children()) - running)
+        _check_started(name, _processes() - running)
         own = _own(before, is_inside)
         _check_registered(name, own)
-    except (Exception, SystemExit) as error:
-        for registry in Registry.every:
-            for entry in list(registry):
-                if (registry.kind, entry) not in before and not registry.place(entry).is_ours:
-                    registry.withdraw(entry)
-        if isinstance(error, PluginError):
+    except BaseException as error:
+        _withdraw(before, modules)
+        if isinstance(error, (PluginError, KeyboardInterrupt)):
             raise
         raise PluginError(f"the plug-in {name} cannot be imported: {_reason(name, error, is_inside)}") from error
     _owners.update(dict.fromkeys(own, name))
 
 
-def _check_started(name: str, processes: Collection[BaseProcess]) -> None:
-    for process in processes:
-        process.terminate()
+def _withdraw(before: Container[tuple[str, str]], modules: Container[str]) -> None:
+    """Remove the entries that a plug-in has registered, and the new modules that did, so that it can be imported again.
+
+    Args:
+        before: kinds and names of the entries before it.
+        modules: names of the modules before it.
+    """
+    for registry in Registry.every:
+        for entry in list(registry):
+            place = registry.place(entry)
+            if (registry.kind, entry) not in before and not place.is_ours:
+                registry.withdraw(entry)
+                if place.module not in modules:
+                    sys.modules.pop(place.module, None)
+
+
+def _processes() -> set[int]:
+    """Return the ids of the processes that this one has started and that run, without those of multiprocessing."""
+    own = {process.pid for process in multiprocessing.active_children() if process.pid is not None}
+    helpers = {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}
+    for children in Path("/proc/self/task").glob("*/children"):  # on Linux
+        with suppress(OSError):  # a thread that has ended
+            own.update(pid for pid in map(int, children.read_text().split()) if not _is_dead(pid))
+    return own - helpers
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def _check_started(name: str, processes: Collection[int]) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     if processes:
         raise PluginError(
             f"the plug-in {name} starts processes when it is imported, and every worker imports it: start them in a "
@@ -298,13 +351,15 @@ def _check_registered(name: str, own: Collection[tuple[str, str]]) -> None:
 
 
 def _own(before: Container[tuple[str, str]], is_inside: Callable[[str], bool]) -> list[tuple[str, str]]:
-    """Return the kinds and names of the entries that a plug-in has registered, now or earlier."""
+    """Return the kinds and names of a plug-in's entries.
+
+    They are those that its files have registered, now or earlier, and new ones that modules it imports have registered.
+    """
     return [
         entry
         for entry, place in _entries().items()
-        if entry not in _owners
-        and not place.is_ours
-        and (entry not in before or is_inside(os.path.abspath(place.file)))
+        if not place.is_ours
+        and (is_inside(os.path.abspath(place.file)) or (entry not in before and entry not in _owners))
     ]
 
 
@@ -317,7 +372,8 @@ def _reason(name: str, error: BaseException, is_inside: Callable[[str], bool]) -
     if isinstance(error, ModuleNotFoundError) and error.name and _is_part(name, error.name):
         return f"there is no module {error.name}; a file is named by its path, as in ./{name}.py"
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg}, in {error.filename}, line {error.lineno}"
+        place = f", in {error.filename}, line {error.lineno}" if error.filename else ""
+        return f"{type(error).__name__}: {error.msg}{place}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     frames = [frame for frame in frames if frame.filename != __file__]
     inside = [frame for frame in frames if is_inside(os.path.abspath(frame.filename))] or frames

@@ -1,7 +1,7 @@
 """Selection rules: pure functions of recorded curves.
 
-Every accuracy is reported with the rule that selected its checkpoint and setting: only `oracle` looks at the target
-domain.
+Every accuracy is reported with the rule that selected its checkpoint and setting. Of the built-in rules, only `oracle`
+looks at the target domain.
 
 Dialects of the protocol differ in the oracle alone: it takes the best checkpoint in ``swad`` and the last one
 elsewhere. "Last" means the last evaluation, which in ``domainbed`` need not follow the last update.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 from shiftproof.base.hparams import is_finite
@@ -58,8 +59,8 @@ class Choice(NamedTuple):
 
     Attributes:
         record: one of the run's evaluations.
-        validation: its score, of which the highest selects a method's setting; None if the rule has none, which selects
-            the finished setting with the lowest number.
+        validation: its score: the setting with the highest score is selected. None if the rule has no scores; then the
+            finished setting with the lowest number is.
     """
 
     record: Record
@@ -72,8 +73,8 @@ class SelectionRule:
 
     Attributes:
         choose: selects an evaluation, and depends on nothing but its argument. None if runs that it needs are missing.
-        every_step: whether it may select any evaluation, so that the targets are scored at every one; else only those
-            that the built-in rules select are sure to have the targets' scores.
+        every_step: whether it may select any evaluation. Runs then score the targets at every evaluation; otherwise
+            only at those that the built-in rules select.
         needs_pairs: whether it reads runs that leave out the target and one more domain, which are trained for it.
     """
 
@@ -136,10 +137,13 @@ def _guarded(rule: str, choose: Callable[[Curves], Choice | None], curves: Curve
         return None
     if not isinstance(choice, Choice) or not any(choice.record is record for record in curves.metrics):
         raise RuleError(f"selection rule '{rule}' must return a Choice of one of the run's evaluations, not {choice!r}")
-    if choice.validation is not None and not is_finite(choice.validation):
-        raise RuleError(f"selection rule '{rule}' must give a finite validation score, not {choice.validation!r}")
+    score = choice.validation
+    if score is not None:
+        if not isinstance(score, Real) or not is_finite(float(score)):
+            raise RuleError(f"selection rule '{rule}' must give a finite number as validation score, not {score!r}")
+        score = float(score)  # NumPy's numbers are none of JSON's
     has_scores = all("in" in choice.record["domains"][target] for target in curves.targets)
-    return choice if has_scores else None  # a run that was trained without this rule
+    return Choice(choice.record, score) if has_scores else None  # None for a run that was trained without this rule
 
 
 def training_domain(curves: Curves) -> Choice:

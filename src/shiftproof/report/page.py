@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shiftproof import __version__
 from shiftproof.base.drawing import line_style
 from shiftproof.base.files import write_bytes
+from shiftproof.protocol import BUILT_IN_RULES
 from shiftproof.report.diagnostics import diagnostic_figures
 from shiftproof.report.figure_files import FigureFiles
 from shiftproof.report.figures import MOST_WITH_TRIALS
@@ -67,6 +68,7 @@ def write_report(results: Results, output: Path) -> Path:
         styles={method: line_style(i) for i, method in enumerate(plan.grids[0].methods)},
         trials_drawn=len(plan.grids[0].methods) <= MOST_WITH_TRIALS,
         meanings=MEANINGS,
+        built_in_rules=BUILT_IN_RULES,
         rule_meanings={rule: rule_meaning(rule) for rule in plan.selection},
         written=datetime.now(UTC),
         versions={"shiftproof": __version__, "Python": platform.python_version()},

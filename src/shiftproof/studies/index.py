@@ -29,12 +29,13 @@ class Index:
         rules: the selection rules of the rows, each with the digest of the plug-in that it is of: empty for the
             built-in ones, and None if it is not imported here. Rows by a rule that is not imported stay valid as long
             as their results' sizes do, so that a store copied to a machine without the plug-in is still read.
+        used: False neither reads nor writes it.
     """
 
-    def __init__(self, root: Path, rules: Mapping[str, str | None]) -> None:
+    def __init__(self, root: Path, rules: Mapping[str, str | None], *, used: bool = True) -> None:
         self._rules = {name: digest for name, digest in rules.items() if digest != ""}
         self._names = tuple(rules)
-        self._file, self._runs, self._local = root / INDEX_FILE, root / "runs", is_local(root)
+        self._file, self._runs, self._local = root / INDEX_FILE, root / "runs", used and is_local(root)
         self._rows: dict[RowKey, tuple[list[Stamp], Row]] = {}
         self._stamps: dict[str, Stamp] = {}
         if self._local and self._file.exists():
@@ -84,7 +85,7 @@ class Index:
 
     def append(self, entries: Sequence[tuple[list[Stamp], Row]]) -> None:
         """Write rows for the next reader, unless another process is writing or the store cannot be written."""
-        if not entries or not self._local:
+        if not entries or not self._local or None in self._rules.values():
             return
         more = [self._rules] if self._rules else []
         text = "".join(json.dumps([INDEX_VERSION, stamps, row, *more]) + "\n" for stamps, row in entries)

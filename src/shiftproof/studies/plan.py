@@ -80,7 +80,7 @@ class Plan:
         protocol: the dialect, which decides ties.
         selection: the selection rules; tables use the first.
         published: the published table to compare each variant with, by the variant's name.
-        plugins: digests of the plug-ins that it was planned with, by name.
+        plugins: digests of the plug-ins that its selection rules come from, by name.
     """
 
     name: str

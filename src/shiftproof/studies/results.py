@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from shiftproof.base.method import Method
 from shiftproof.base.plugins import naming_plugins
-from shiftproof.protocol import BUILT_IN_RULES, PROTOCOLS, Record, select
+from shiftproof.protocol import BUILT_IN_RULES, PROTOCOLS, RULES, Record, RuleError, select
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.training import RunSpec
 
@@ -94,8 +95,10 @@ class Results:
         result = self.result(spec)
         if result is None:
             return None
-        with naming_plugins(self.plan.plugins):
+        try:
             return run_row(spec, result, self._pairs(grid, spec), self.plan.rules)
+        except RuleError as error:
+            raise RuleError(f"{error}, for {spec.label()}") from error
 
     def rows_by_method(self, grid: Grid) -> dict[Method, list[Row]]:
         """Return the rows of a data set by method, in the plan's order."""
@@ -144,8 +147,13 @@ class Results:
         """Return the outcome of one method, target and trial."""
         key = (grid.dataset, method, targets, trial, rule)
         if key not in self._chosen:
-            self._chosen[key] = self._choose(grid, rule, method, targets, trial)
+            with naming_plugins(self._plugins()):
+                self._chosen[key] = self._choose(grid, rule, method, targets, trial)
         return self._chosen[key]
+
+    def _plugins(self) -> list[str]:
+        """Return what to import for the selection rules of the plan."""
+        return list(self.plan.plugins)
 
     def _choose(self, grid: Grid, rule: str, method: Method, targets: tuple[str, ...], trial: int) -> Outcome:
         rows = self._settings(grid, method, targets, trial)
@@ -220,7 +228,7 @@ def run_row(
         spec: the run.
         result: its result.
         pairs: evaluations of the runs that leave out its target and one other domain, by the other domain's name.
-        rules: the selection rules to score it by.
+        rules: the selection rules to score it by; those that are unknown here are left out.
     """
     finished = result["status"] == "finished"
     protocol = PROTOCOLS[spec.protocol]
@@ -246,7 +254,9 @@ def run_row(
         "results_version": spec.results_version,
         "versions": result.get("versions"),
         "selection": {
-            rule: select(rule, result["metrics"], spec.targets, protocol, pairs) if finished else None for rule in rules
+            rule: select(rule, result["metrics"], spec.targets, protocol, pairs) if finished else None
+            for rule in rules
+            if rule in RULES
         },
     }
 
@@ -272,6 +282,8 @@ def choose_setting(rows: Sequence[Row], rule: str, protocol: str = "shiftproof")
 
 
 def _selectable(row: Row, rule: str) -> bool:
+    if row["status"] == "finished" and rule not in row["selection"]:
+        raise RULES.error(rule)
     return row["status"] == "finished" and row["selection"][rule] is not None
 
 
@@ -280,7 +292,8 @@ def _validates(rows: Iterable[Row], rule: str) -> bool:
 
 
 def _validation(row: Row, rule: str) -> float:
-    return row["selection"][rule]["validation"] or 0.0
+    validation = row["selection"][rule]["validation"]
+    return -math.inf if validation is None else validation
 
 
 def _best(entries: Sequence[Row], validations: Sequence[float], protocol: str) -> Row:

@@ -129,16 +129,19 @@ def _train_run(task: RunTask) -> dict[str, Any]:
 
 def _drop_checkpoint_of_other_plugins(folder: Path, spec: RunSpec) -> None:
     """Delete the checkpoint of a run if another version of its plug-ins wrote it, so that no run mixes the two."""
-    if spec.plugins and (folder / CHECKPOINT_FILE).exists() and _began_with(folder) != spec.plugins:
+    if (folder / CHECKPOINT_FILE).exists() and _changed_plugins(folder, spec):
         (folder / CHECKPOINT_FILE).unlink()
 
 
-def _began_with(folder: Path) -> dict[str, str] | None:
-    """Return the digests of the plug-ins that the run in a folder was begun with; None if it has not begun."""
+def _changed_plugins(folder: Path, spec: RunSpec) -> list[str]:
+    """Return the names of a run's plug-ins of which another version began the run in its folder."""
+    if not spec.plugins:
+        return []
     try:
-        return read_run_spec(folder, "").plugins
+        began = read_run_spec(folder, "").plugins.values()
     except (FileNotFoundError, DamagedFileError):
-        return None
+        return []
+    return [name for name, digest in spec.plugins.items() if digest not in began]
 
 
 def time_shares(results: Results) -> dict[str, float]:
@@ -229,8 +232,7 @@ def _tell_of_changed_plugins(store: Store, plan: Plan) -> None:
     """Print a line for every plug-in that has changed since it was last used for runs of the plan."""
     changed: Counter[str] = Counter()
     for spec in plan.distinct:
-        began = (_began_with(store.folder(spec)) if spec.plugins else None) or {}
-        changed.update(name for name, digest in spec.plugins.items() if began.get(name, digest) != digest)
+        changed.update(_changed_plugins(store.folder(spec), spec))
     for name, runs in changed.items():
         print(
             f"the plug-in {name} has changed since {runs} of these runs were trained or begun: those that have ended "
@@ -371,8 +373,8 @@ def _own_folder(folder: Path, spec: RunSpec) -> Iterator[None]:
             held = read_run_spec(folder, remedy)
             if held.name != spec.name:
                 raise ValueError(f"{folder} holds another run; choose another output")
-            if held.plugins != spec.plugins and read_result(folder) is not None:
-                names = ", ".join(spec.plugins)
+            if (changed := _changed_plugins(folder, spec)) and read_result(folder) is not None:
+                names = ", ".join(changed)
                 print(f"{names} changed since the run in {folder} was trained; the run is kept", file=sys.stderr)
         _drop_checkpoint_of_other_plugins(folder, spec)
         keep_sources(imported(spec.plugins), folder)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from shiftproof.base.files import DamagedFileError
-from shiftproof.base.plugins import PluginError, plugin_of
+from shiftproof.base.plugins import FOLDER, PluginError, kept_as, plugin_of
 from shiftproof.protocol import RULES, RuleError
 from shiftproof.studies.index import Index, Stamp
 from shiftproof.studies.plan import Grid, Plan
-from shiftproof.studies.results import Result, Results, Row, row_key, run_row
+from shiftproof.studies.results import Result, Results, Row, RowKey, row_key, run_row
 from shiftproof.training import RESULT_FILE, RESULT_REMEDY, RunSpec, read_result
 
 UNSEEN_SECONDS = 2
@@ -37,7 +38,12 @@ class StoredResults(Results):
     def __init__(self, plan: Plan, root: Path) -> None:
         super().__init__(plan, {})
         self._folder = root / "runs"
-        self._index = Index(root, {rule: _digest(rule) for rule in plan.rules})
+        self._root, self._recorded = root, dict[RowKey, Row]()
+        # another version of a script's own rule could not be told apart
+        used = not any(rule in RULES and _is_of_a_script(rule) for rule in plan.rules)
+        self._index = Index(root, {rule: _digest(rule) for rule in plan.rules}, used=used)
+        if any(rule not in RULES for rule in plan.rules):
+            self._recorded = _recorded(root)
         self._new: list[tuple[list[Stamp], Row]] = []
         try:
             for grid in plan:
@@ -62,7 +68,20 @@ class StoredResults(Results):
                 raise self._damaged([spec, *self._pair_specs(grid, spec).values()], error) from error
             if row is not None:
                 self._new.append((stamps, row))
+                row["selection"].update(self._recorded_choices(row))
         return row
+
+    def _recorded_choices(self, row: Row) -> Row:
+        """Return what rules that are unknown here chose for a row when its line of `runs.jsonl` was written."""
+        held = self._recorded.get(row_key(row), {})
+        if held.get("versions") != row["versions"] or held.get("status") != row["status"]:
+            return {}
+        unknown = [rule for rule in self.plan.rules if rule not in RULES]
+        return {rule: held["selection"][rule] for rule in unknown if rule in held["selection"]}
+
+    def _plugins(self) -> list[str]:
+        kept = [self._root / FOLDER / kept_as(name, digest) for name, digest in self.plan.plugins.items()]
+        return [str(file) if file.exists() else name for file, name in zip(kept, self.plan.plugins, strict=True)]
 
     def _damaged(self, specs: Sequence[RunSpec], error: Exception) -> Exception:
         """Return an error about the first of these runs whose result does not match its spec."""
@@ -84,3 +103,16 @@ def _digest(rule: str) -> str | None:
         return None
     plugin = plugin_of(RULES, rule)
     return "" if plugin is None else plugin.digest
+
+
+def _is_of_a_script(rule: str) -> bool:
+    return plugin_of(RULES, rule) is None and not RULES.place(rule).is_ours
+
+
+def _recorded(root: Path) -> dict[RowKey, Row]:
+    """Return the rows of a store's `runs.jsonl`; none if it cannot be read."""
+    try:
+        lines = (root / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+        return {row_key(row): row for row in map(json.loads, lines)}
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from shiftproof.algorithms import ALGORITHMS, Batch
 from shiftproof.base.files import DamagedFileError, output_path, read_json, write_bytes, write_json
-from shiftproof.base.plugins import import_plugins, naming_plugins
+from shiftproof.base.plugins import digests, import_plugins, naming_plugins
 from shiftproof.data import decode, labelled_images, to_pixels
-from shiftproof.models import NORMALISATION, Network, Normalisation, build_network
+from shiftproof.models import MODELS, NORMALISATION, Network, Normalisation, build_network
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import EVALUATION_BATCH
 
@@ -65,12 +65,8 @@ def save_model(
     algorithm: str,
     classes: tuple[str, ...],
     image_shape: tuple[int, int, int],
-    plugins: Iterable[str] = (),
 ) -> None:
-    """Save a network with some weights in a run's folder.
-
-    The algorithm's name tells `load` which parts it adds, and ``plugins`` names the plug-ins that these parts are of.
-    """
+    """Save a network with some weights in a run's folder; the algorithm's name tells `load` which parts it adds."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     write_bytes(folder / WEIGHTS_FILE, save(tensors, {NORMALISATION: str(network.normalisation)}))
     write_json(
@@ -83,7 +79,10 @@ def save_model(
             "mean": network.normalisation.mean,
             "std": network.normalisation.std,
             "freeze_batch_norm": network.freeze_batch_norm,
-            "plugins": list(plugins),
+            "plugins": {
+                "model": list(digests([(MODELS, model)])),
+                "algorithm": list(digests([(ALGORITHMS, algorithm)])),
+            },
         },
     )
 
@@ -107,12 +106,13 @@ def load(run: str | Path) -> SavedModel:
     description: dict[str, Any] = read_json(folder / DESCRIPTION_FILE, remedy)
     try:
         classes, image_shape = tuple(description["classes"]), tuple(description["image_shape"])
-        plugins = description.get("plugins", [])
-        # early versions, whose algorithms added no parts, did not record the algorithm
-        algorithm = description.get("algorithm", "erm")
-        with naming_plugins(plugins):
+        plugins = description.get("plugins", {})
+        with naming_plugins(plugins.get("model", [])):
             network = build_network(description["model"], image_shape, len(classes), dropout=0.0, seed=0)
-            if algorithm in ALGORITHMS or plugins:  # one that a script registers may not be known here
+        # early versions, whose algorithms added no parts, did not record it
+        algorithm, own = description.get("algorithm", "erm"), plugins.get("algorithm", [])
+        if algorithm in ALGORITHMS or own:  # one that a script registers may not be known here
+            with naming_plugins(own):
                 network = ALGORITHMS[algorithm].extend(network)
         network.normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
         network.freeze_batch_norm = description["freeze_batch_norm"]

@@ -73,4 +73,4 @@ def keep_model(loop: Loop, folder: Path) -> None:
     if loop.ranks.first:
         spec = loop.spec
         classes, image_shape = dataset.classes, dataset.image_shape
-        save_model(folder, network, weights, spec.model, spec.algorithm, classes, image_shape, spec.plugins)
+        save_model(folder, network, weights, spec.model, spec.algorithm, classes, image_shape)
