@@ -10,7 +10,7 @@ import pytest
 
 from plugin_files import forgotten
 from shiftproof.algorithms import ALGORITHMS
-from shiftproof.base import plugins
+from shiftproof.base import plugin_source, plugins
 from shiftproof.base.plugins import (
     Plugin,
     PluginError,
@@ -70,7 +70,7 @@ def test_a_module_and_a_package_are_told_apart_by_their_sources(write, tmp_path,
     import_plugins(["guest_package2"])  # the package imports what registers
     first = plugin_of(ALGORITHMS, "guest2").digest
     (tmp_path / "guest_package2" / "other.py").write_text("x = 1")
-    assert plugins._digest(sys.modules["guest_package2"]) != first
+    assert plugin_source.source_digest(sys.modules["guest_package2"]) != first
 
 
 @pytest.mark.parametrize(

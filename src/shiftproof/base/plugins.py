@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.abc import SourceLoader
 from importlib.metadata import entry_points
-from importlib.util import module_from_spec, spec_from_loader
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
 from shiftproof.base.files import with_home, write_bytes
+from shiftproof.base.plugin_source import (
+    execute_source,
+    failure,
+    file_of,
+    is_part,
+    printing_to,
+    running_processes,
+    source_digest,
+)
 from shiftproof.base.registry import Place, Registry, RemovedNameError, UnknownNameError
 
 ENTRY_POINTS = "shiftproof.plugins"
@@ -78,7 +81,7 @@ def import_plugins(names: str | Path | Iterable[str | Path] = ()) -> None:
         PluginError: one of them is missing, cannot be imported, registers nothing or starts processes; or it has
             changed since this process imported it.
     """
-    with _printing_to(sys.stderr, 2):
+    with printing_to(sys.stderr, 2):
         _import_installed()
         for name in [names] if isinstance(names, (str, Path)) else names:
             if isinstance(name, Path) or _is_file(name):
@@ -93,7 +96,7 @@ def adopt_plugins(plugins: Iterable[Plugin]) -> None:
     Raises:
         PluginError: a module is missing here or is not the driver's, or a plug-in cannot be imported.
     """
-    with Path(os.devnull).open("w") as nowhere, _printing_to(nowhere, nowhere.fileno()):
+    with Path(os.devnull).open("w") as nowhere, printing_to(nowhere, nowhere.fileno()):
         for plugin in plugins:
             here = _load(plugin) if plugin.source is not None else _import_module(plugin.name)
             if here.digest != plugin.digest:
@@ -101,25 +104,6 @@ def adopt_plugins(plugins: Iterable[Plugin]) -> None:
                     f"the plug-in {plugin.name} differs from the driver's ({here.digest[:8]} here, "
                     f"{plugin.digest[:8]} there); install the same version everywhere and start again"
                 )
-
-
-@contextmanager
-def _printing_to(stream: TextIO, descriptor: int) -> Iterator[None]:
-    """Send what Python prints to a stream, and what processes and compiled code print to a file descriptor."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # a process without a standard output
-        with redirect_stdout(stream):
-            yield
-        return
-    os.dup2(descriptor, 1)
-    try:
-        with redirect_stdout(stream):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def imported(names: Iterable[str]) -> tuple[Plugin, ...]:
@@ -206,38 +190,11 @@ def _load(plugin: Plugin) -> Plugin:
             raise PluginError(f"the plug-in {plugin.path} has changed since this process imported it; start again")
         raise PluginError(f"two plug-ins are called {plugin.name}: {held.path} and {plugin.path}; rename one")
     with _importing(plugin.name, lambda file: file == plugin.path):
-        if not any(_file_of(module) == plugin.path for module in list(sys.modules.values())):
-            _execute(plugin)
+        if not any(file_of(module) == plugin.path for module in list(sys.modules.values())):
+            stem = Path(kept_as(plugin.name, plugin.digest)).stem
+            execute_source(f"shiftproof_plugin_{stem}", plugin.path, plugin.source or b"")
     _imported[plugin.name] = plugin
     return plugin
-
-
-class _Source(SourceLoader):
-    """Loads a module from a text, so that it also works where its file is not; tracebacks show its lines."""
-
-    def __init__(self, plugin: Plugin) -> None:
-        self._path, self._source = plugin.path or "", plugin.source or b""
-
-    def get_filename(self, fullname: str) -> str:
-        return self._path
-
-    def get_data(self, path: str | bytes) -> bytes:
-        if path != self._path:  # a cache of bytecode
-            raise FileNotFoundError(path)
-        return self._source
-
-
-def _execute(plugin: Plugin) -> None:
-    name = f"shiftproof_plugin_{Path(kept_as(plugin.name, plugin.digest)).stem}"
-    spec = spec_from_loader(name, _Source(plugin))
-    assert spec is not None and spec.loader is not None  # noqa: S101, PT018  (it has the loader above)
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # as for any module, so that its classes can be found by their names
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
 
 
 def _import_module(name: str) -> Plugin:
@@ -247,33 +204,13 @@ def _import_module(name: str) -> Plugin:
         return _imported[name]
 
     def is_inside(file: str) -> bool:
-        return any(_file_of(module) == file for key, module in list(sys.modules.items()) if _is_part(key, name))
+        return any(file_of(module) == file for key, module in list(sys.modules.items()) if is_part(key, name))
 
     with _importing(name, is_inside):
         module = import_module(name)
     package = sys.modules.get(name.partition(".")[0], module)  # the module may import others beside it
-    _imported[name] = Plugin(name, _digest(package))
+    _imported[name] = Plugin(name, source_digest(package))
     return _imported[name]
-
-
-def _is_part(module: str, package: str) -> bool:
-    return module == package or module.startswith(f"{package}.")
-
-
-def _file_of(module: ModuleType) -> str | None:
-    file = getattr(module, "__file__", None)
-    return os.path.abspath(file) if isinstance(file, str) else None
-
-
-def _digest(module: ModuleType) -> str:
-    """Return the SHA-256 of a module's source: of all Python files of a package, with their names."""
-    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
-    file = _file_of(module)
-    files = [(path, path.relative_to(folder)) for folder in folders for path in sorted(folder.rglob("*.py"))]
-    digest = hashlib.sha256()
-    for path, name in files or ([(Path(file), Path(Path(file).name))] if file else []):
-        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -284,17 +221,17 @@ def _importing(name: str, is_inside: Callable[[str], bool]) -> Iterator[None]:
         name: name of the plug-in.
         is_inside: whether a file is part of it; entries that such a file registered earlier are the plug-in's too.
     """
-    before, modules, running = set(_entries()), set(sys.modules), _processes()
+    before, modules, running = set(_entries()), set(sys.modules), running_processes()
     try:
         yield
-        _check_started(name, _processes() - running)
+        _check_started(name, running_processes() - running)
         own = _own(before, is_inside)
         _check_registered(name, own)
     except BaseException as error:
         _withdraw(before, modules)
         if isinstance(error, (PluginError, KeyboardInterrupt)):
             raise
-        raise PluginError(f"the plug-in {name} cannot be imported: {_reason(name, error, is_inside)}") from error
+        raise PluginError(f"the plug-in {name} cannot be imported: {failure(name, error, is_inside)}") from error
     _owners.update(dict.fromkeys(own, name))
 
 
@@ -312,23 +249,6 @@ def _withdraw(before: Container[tuple[str, str]], modules: Container[str]) -> No
                 registry.withdraw(entry)
                 if place.module not in modules:
                     sys.modules.pop(place.module, None)
-
-
-def _processes() -> set[int]:
-    """Return the ids of the processes that this one has started and that run, without those of multiprocessing."""
-    own = {process.pid for process in multiprocessing.active_children() if process.pid is not None}
-    helpers = {resource_tracker._resource_tracker._pid, forkserver._forkserver._forkserver_pid}
-    for children in Path("/proc/self/task").glob("*/children"):  # on Linux
-        with suppress(OSError):  # a thread that has ended
-            own.update(pid for pid in map(int, children.read_text().split()) if not _is_dead(pid))
-    return own - helpers
-
-
-def _is_dead(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def _check_started(name: str, processes: Collection[int]) -> None:
@@ -365,18 +285,3 @@ def _own(before: Container[tuple[str, str]], is_inside: Callable[[str], bool]) -
 
 def _entries() -> dict[tuple[str, str], Place]:
     return {(registry.kind, name): registry.place(name) for registry in Registry.every for name in registry}
-
-
-def _reason(name: str, error: BaseException, is_inside: Callable[[str], bool]) -> str:
-    """Return the last line of a traceback, with the last place in the plug-in that it passes."""
-    if isinstance(error, ModuleNotFoundError) and error.name and _is_part(name, error.name):
-        return f"there is no module {error.name}; a file is named by its path, as in ./{name}.py"
-    if isinstance(error, SyntaxError):
-        place = f", in {error.filename}, line {error.lineno}" if error.filename else ""
-        return f"{type(error).__name__}: {error.msg}{place}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    frames = [frame for frame in frames if frame.filename != __file__]
-    inside = [frame for frame in frames if is_inside(os.path.abspath(frame.filename))] or frames
-    place = f", in {inside[-1].filename}, line {inside[-1].lineno}" if inside else ""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{text}{place}"

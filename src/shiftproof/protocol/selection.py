@@ -137,11 +137,11 @@ def _guarded(rule: str, choose: Callable[[Curves], Choice | None], curves: Curve
         return None
     if not isinstance(choice, Choice) or not any(choice.record is record for record in curves.metrics):
         raise RuleError(f"selection rule '{rule}' must return a Choice of one of the run's evaluations, not {choice!r}")
-    score = choice.validation
+    score: Any = choice.validation
     if score is not None:
         if not isinstance(score, Real) or not is_finite(float(score)):
             raise RuleError(f"selection rule '{rule}' must give a finite number as validation score, not {score!r}")
-        score = float(score)  # NumPy's numbers are none of JSON's
+        score = float(score)  # JSON does not have NumPy's numbers
     has_scores = all("in" in choice.record["domains"][target] for target in curves.targets)
     return Choice(choice.record, score) if has_scores else None  # None for a run that was trained without this rule
 
