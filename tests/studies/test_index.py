@@ -139,8 +139,7 @@ def test_rows_of_other_selection_rules_are_not_taken_from_the_index(store, monke
     read_results(store.root)
     reads.clear()
     rules = ("training_domain", "oracle", "last")
-    for module in ("index", "results"):
-        monkeypatch.setattr(f"shiftproof.studies.{module}.RULES", rules)
+    monkeypatch.setattr("shiftproof.studies.plan.BUILT_IN_RULES", rules)
     assert all(tuple(row["selection"]) == rules for row in read_results(store.root).rows)
     assert reads.total() == RUNS
 

@@ -188,15 +188,6 @@ def test_a_run_alone_and_on_two_devices_takes_plugins(plugins, tmp_path, capsys)
     assert (tmp_path / "two/result.json").exists()
 
 
-def test_an_own_data_set_must_have_the_name_that_it_is_registered_by(plugins, tmp_path, capsys):
-    text = plugins["npz_folder"].read_text()
-    plugins["npz_folder"].write_text(text.replace('register("npz_folder"', 'register("other"'))
-    for name in "ab":
-        np.savez(tmp_path / f"{name}.npz", images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9) % 2)
-    assert _compare("--import", "npz_folder.py", "--dataset", "other", "--data-dir", ".") == 1
-    assert "the data set registered as other is called npz_folder; the names must be equal" in capsys.readouterr().err
-
-
 def test_a_module_that_changes_under_a_driver_ends_the_study_and_not_its_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "guest_tilted.py"

@@ -148,7 +148,8 @@ def test_a_shared_setting_must_have_finished_everywhere():
 
 def _row(hparam_seed, validation, status="finished"):
     selected = {"step": 1, "validation": validation, "accuracy": 0.5, "class_mean": 0.5}
-    return {"hparam_seed": hparam_seed, "status": status, "selection": {"training_domain": selected, "last": selected}}
+    selection = {"training_domain": selected, "last": {**selected, "validation": None}}
+    return {"hparam_seed": hparam_seed, "status": status, "selection": selection}
 
 
 def test_ties_between_settings_are_broken_as_the_dialect_says():

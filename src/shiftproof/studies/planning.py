@@ -122,8 +122,6 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
             ABSENT,
             None,
         )
-    if DATASETS[key].kind is not None and data.name != key:
-        raise FieldError("datasets", f"the data set registered as {key} is called {data.name}; the names must be equal")
     images = sum(len(domain) for domain in data.domains)
     return _Facts(
         key,

@@ -67,6 +67,7 @@ def save_model(
     image_shape: tuple[int, int, int],
 ) -> None:
     """Save a network with some weights in a run's folder; the algorithm's name tells `load` which parts it adds."""
+    plugins = {"model": list(digests([(MODELS, model)])), "algorithm": list(digests([(ALGORITHMS, algorithm)]))}
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     write_bytes(folder / WEIGHTS_FILE, save(tensors, {NORMALISATION: str(network.normalisation)}))
     write_json(
@@ -79,10 +80,7 @@ def save_model(
             "mean": network.normalisation.mean,
             "std": network.normalisation.std,
             "freeze_batch_norm": network.freeze_batch_norm,
-            "plugins": {
-                "model": list(digests([(MODELS, model)])),
-                "algorithm": list(digests([(ALGORITHMS, algorithm)])),
-            },
+            **({"plugins": plugins} if any(plugins.values()) else {}),
         },
     )
 
