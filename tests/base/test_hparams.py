@@ -3,7 +3,17 @@ import math
 import numpy as np
 import pytest
 
-from shiftproof.base.hparams import Hparam, choice, decades, log2_int, log10_uniform, uniform, unused
+from shiftproof.base.hparams import (
+    Hparam,
+    choice,
+    decades,
+    log2_int,
+    log10_int,
+    log10_uniform,
+    uniform,
+    uniform_int,
+    unused,
+)
 from shiftproof.base.randomness import seed_hash
 from shiftproof.protocol.dialects import PROTOCOLS
 from shiftproof.protocol.settings import draw, draw_in_order, search_space, setting
@@ -127,3 +137,12 @@ def test_two_decades_are_centred_on_the_default():
     assert logs.min() >= math.log10(0.03) - 1
     assert logs.max() < math.log10(0.03) + 1
     assert logs.mean() == pytest.approx(math.log10(0.03), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "distribution", [log2_int(0, 3), log2_int(3, 5.5), log10_int(0, 1), log10_int(0, 1.5), uniform_int(0, 7.5)]
+)
+def test_the_range_of_whole_numbers_names_the_first_and_the_last_one(distribution):
+    random = np.random.RandomState(0)
+    drawn = [distribution(random) for _ in range(5000)]
+    assert str(distribution).startswith(f"{min(drawn)} to {max(drawn)}, whole")

@@ -21,7 +21,7 @@ def _script(shell, capsys):
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_shell_has_a_script_with_commands_options_and_names(shell, capsys):
     script = _script(shell, capsys)
-    for word in ("compare", "sensitivity", "hparam-trials", "genie_released", *ALGORITHMS):
+    for word in ("compare", "sensitivity", "hparam-trials", "genie_released", "trackers", *ALGORITHMS):
         assert word in script
 
 
@@ -33,16 +33,28 @@ def test_every_shell_has_a_script_with_commands_options_and_names(shell, capsys)
         ("compare --optimizers g", {"gsam", "gam", "genie", "genie_released"}),
         ("compare --averag", {"--averaging"}),
         ("figure balance --averag", set()),
+        ("study run conv", {"convergence"}),
+        ("study plan mi", {"mine.yaml"}),
+        ("compare --import mi", {"mine.yaml"}),
+        ("list mod", {"models"}),
+        ("data get pa", {"pacs"}),
+        ("data check --dataset vl", {"vlcs"}),
+        ("compare --track ten", {"tensorboard"}),
+        ("study run convergence --scale s", {"small", "smoke"}),
+        ("study table --format l", {"latex"}),
+        ("study table --rule or", {"oracle"}),
+        ("train --model small", {"small_conv", "small_lenet"}),
     ],
 )
 def test_bash_completes(words, found, capsys, tmp_path):
     (tmp_path / "script").write_text(_script("bash", capsys))
+    (tmp_path / "mine.yaml").touch()
     line = ["shiftproof", *words.split()]
     code = (
         f"source {tmp_path / 'script'}; COMP_WORDS=({' '.join(line)}); COMP_CWORD={len(line) - 1}; "
         '_shtab_shiftproof 2>/dev/null; echo "${COMPREPLY[@]}"'
     )
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert set(done.stdout.split()) == found
 
 

@@ -57,6 +57,45 @@ def test_hyperparameters_have_defaults_and_ranges(capsys):
     assert "    rho: 0.05; searched one of 0.01, 0.02, 0.05, 0.1\n" in printed
 
 
+def test_hyperparameters_say_of_which_search_they_are(capsys):
+    found = _listed(capsys)
+    for kind, listed in found.items():
+        for one in listed:
+            assert one.get("search") == ("short" if one["hyperparameters"] else None)
+            assert one.get("start") == ("random" if kind == "optimizers" else None)
+    for kind, line in (
+        ("optimizers", "optimizers (with the defaults and ranges of the short search, from a random start)"),
+        ("annealers", "annealers (with the defaults and ranges of the short search)"),
+        ("rules", "rules"),
+    ):
+        assert main(["list", kind]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == line
+    assert main(["list"]) == 0
+    assert "short search" not in capsys.readouterr().out
+
+
+def test_ranges_of_whole_numbers_end_with_the_last_one_drawn(capsys):
+    found = {one["name"]: one["hyperparameters"] for one in _listed(capsys, "algorithms")["algorithms"]}
+    assert found["dann"]["d_steps"]["range"] == "1 to 7, whole, log-uniform"
+    assert found["dann"]["mlp_width"]["range"] == "64 to 1023, whole, log-uniform"
+    assert found["fishr"]["anneal_steps"]["range"] == "0 to 299, whole, uniform"
+    assert found["irm"]["anneal_steps"]["range"] == "1 to 316, whole, log-uniform"
+
+
+def test_every_built_in_range_is_in_words(capsys):
+    for listed in _listed(capsys).values():
+        for one in listed:
+            assert "a distribution of its own" not in [hparam["range"] for hparam in one["hyperparameters"].values()]
+
+
+def test_a_pattern_in_the_place_of_the_kind_is_for_all_kinds(capsys):
+    found = _listed(capsys, "gg?*")
+    assert [one["name"] for one in found["annealers"]] == ["gga", "gga_l"]
+    found = _listed(capsys, "*domain*")
+    names = {kind: [one["name"] for one in listed] for kind, listed in found.items()}
+    assert names == {"datasets": ["DomainNet"], "rules": ["training_domain", "leave_one_domain_out"]}
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [("genie*", ["genie", "genie_released"]), ("SGD", ["sgd"]), ("?am", ["sam", "gam"]), ("ada", None)],
@@ -79,9 +118,14 @@ def test_a_plugins_entries_say_where_they_come_from(tmp_path, monkeypatch, capsy
         found = _listed(capsys, "algorithms", "tilt", "--import", "tilted.py")
     summary = 'Tilted ERM over the domains (Li et al., "Tilted Empirical Risk Minimization", ICLR 2021, equation 2).'
     hparams = {"tilt": {"default": 1.0, "range": "0.1 to 10, log-uniform"}}
-    assert found == {
-        "algorithms": [{"name": "tilted", "summary": summary, "origin": "tilted.py", "hyperparameters": hparams}]
+    tilted = {
+        "name": "tilted",
+        "summary": summary,
+        "origin": "tilted.py",
+        "search": "short",
+        "hyperparameters": hparams,
     }
+    assert found == {"algorithms": [tilted]}
     with forgotten():
         assert main(["list", "algorithms", "tilted", "--import", "tilted.py"]) == 0
     assert capsys.readouterr().out.splitlines()[1].endswith("[tilted.py]")
@@ -95,10 +139,27 @@ def test_an_entry_of_a_script_has_the_scripts_module(capsys):
     assert guest["origin"] == __name__
 
 
+def test_an_entry_has_one_line_whatever_its_summary(capsys):
+    class Undescribed(ALGORITHMS["erm"]):
+        pass
+
+    with forgotten():
+        ALGORITHMS.register("guest", ALGORITHMS["erm"], summary="One line.\nAnother.")
+        ALGORITHMS.register("guest2", Undescribed)
+        assert main(["list", "algorithms", "guest"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines[-2:]] == [
+        ["guest", f"One line.  [{__name__}]"],
+        ["guest2", f"(no description)  [{__name__}]"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["algos"], "unknown kind 'algos'. Did you mean algorithms?"),
+        (["algos*"], "no names match 'algos*'"),
+        (["al*", "erm"], "unknown kind 'al*'"),
         (["optimizers", "geenie"], "no optimizers match 'geenie'. Did you mean genie"),
         (["rules", "x*"], "no rules match 'x*'"),
     ],

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from shiftproof.base.field_error import FieldError
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.models import MODELS, Normalisation, build_network, default_image_size
+from shiftproof.models import MODELS, Featurizer, Model, Normalisation, build_network, default_image_size
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -180,3 +181,41 @@ def test_small_models_import_neither_timm_nor_torchvision() -> None:
         "assert not {'timm', 'torchvision', 'safetensors'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+_HALF = Normalisation((0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda shape: nn.Flatten(), r"must build a shiftproof\.models\.Featurizer, not Flatten"),
+        (
+            lambda shape: Featurizer(lambda images: images, _HALF),
+            r"must build a Featurizer of a torch module, not of function",
+        ),
+        (
+            lambda shape: Featurizer(nn.Flatten(), (0.5, 0.5)),
+            r"must state a shiftproof\.models\.Normalisation, not tuple",
+        ),
+        (lambda shape: Featurizer(nn.Flatten(), _HALF, stages=("9",)), r"has no module 9, which is named as a stage"),
+        (lambda shape: Featurizer(_Pair(), _HALF), r"must return a tensor of features, not tuple"),
+    ],
+)
+def test_a_model_that_does_not_build_a_featurizer_is_no_matter_of_its_images(make, message, monkeypatch) -> None:
+    monkeypatch.setitem(MODELS._entries, "guest", Model(make, 28))
+    with pytest.raises(FieldError, match=f"^model 'guest' {message}$") as error:
+        build("guest", (1, 28, 28))
+    assert error.value.fields == ("model",)
+
+
+class _Pair(nn.Module):
+    def forward(self, images):
+        return images, images
+
+
+@pytest.mark.parametrize("make", [lambda: None, None, 28])
+def test_a_models_build_takes_the_shape(make, monkeypatch) -> None:
+    monkeypatch.setitem(MODELS._entries, "guest", Model(make, 28))
+    with pytest.raises(ValueError, match=r"^build of model 'guest' must (take 1 argument|be a function or a class)"):
+        build("guest", (1, 28, 28))

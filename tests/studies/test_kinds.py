@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from shared_data import SHARED
 from shiftproof.cli import main
-from shiftproof.data import DATASETS
+from shiftproof.data import DATASETS, DatasetEntry
 from shiftproof.models import Normalisation, build_network
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.studies import FieldError, Study, make_plan, study_data
@@ -213,3 +213,10 @@ def test_digits_written_to_files_reach_what_the_embedded_ones_reach(tmp_path):
     embedded = _accuracy(tmp_path / "embedded")
     written = _accuracy(tmp_path / "files", "--dataset", "folder", "--data-dir", str(tmp_path / "written"))
     assert written >= embedded - 0.02
+
+
+def test_what_opens_no_data_set_is_said(monkeypatch):
+    monkeypatch.setitem(DATASETS._entries, "guest", DatasetEntry(lambda folder, size: {}, "photographs"))
+    with pytest.raises(FieldError, match=r"open of data set 'guest' must return a DomainDataset, not dict") as error:
+        study_data.open_dataset("guest", None, None, None)
+    assert error.value.fields == ("datasets",)

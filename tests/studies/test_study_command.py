@@ -22,6 +22,8 @@ def test_a_study_is_named_or_its_file_is(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert study_path("optimizers") == named_studies()["optimizers"]
     assert study_path("studies/optimizers.yaml") == named_studies()["optimizers"]  # of a clone of version 0.1
+    for other in ("/nowhere/studies/optimizers.yaml", "mine/studies/optimizers.yaml", "studies/optimizers.yml"):
+        assert study_path(other) == Path(other)
     (tmp_path / "optimizers").write_text("")
     assert study_path("optimizers") == Path("optimizers")  # the user's own file
     with pytest.raises(SystemExit):

@@ -213,4 +213,4 @@ class Algorithm(nn.Module):
         return Algorithm.domain_losses(self, [batches[domain]])[0]
 
 
-ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm")
+ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm", subclasses_of=Algorithm)

@@ -90,5 +90,5 @@ def mean(total: float, count: float) -> float | None:
     return total / count if count and math.isfinite(total) else None
 
 
-ANNEALERS: Registry[type[Annealer]] = Registry("annealer")
+ANNEALERS: Registry[type[Annealer]] = Registry("annealer", subclasses_of=Annealer)
 ANNEALERS.register("none", Annealer, summary="Does nothing.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,12 +45,24 @@ class Hparam:
         draw: the search distribution; None keeps the default in every setting.
         seed_name: the name that seeds its draws, if DomainBed uses another name for it.
         published_draw: the distribution behind DomainBed's published table, if it differs; used to repeat its draws.
+
+    Raises:
+        ValueError: the default is no number, truth value or word, or a distribution is no function.
     """
 
     default: Value
     draw: Distribution | None = None
     seed_name: str | None = None
     published_draw: Distribution | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.default, (bool, int, float, str)):
+            raise ValueError(  # noqa: TRY004
+                f"the default of a hyperparameter must be a number, true, false or a word, not {self.default!r}"
+            )
+        for draw in (self.draw, self.published_draw):
+            if draw is not None and not callable(draw):
+                raise ValueError(f"what a search draws must be a function, as choice(0.1, 0.2) returns, not {draw!r}")
 
     @property
     def range(self) -> str:
@@ -73,19 +85,24 @@ def uniform(low: float, high: float) -> Distribution:
 
 def log2_int(low: float, high: float) -> Distribution:
     """Draw the integer part of 2**x, with x uniform in [low, high)."""
-    text = f"{int(2**low)} to {int(2**high)}, whole, log-uniform"
+    text = f"{int(2**low)} to {_last(2**high)}, whole, log-uniform"
     return Described(text, lambda random: int(2 ** random.uniform(low, high)))
 
 
 def log10_int(low: float, high: float) -> Distribution:
     """Draw the integer part of 10**x, with x uniform in [low, high)."""
-    text = f"{int(10**low)} to {int(10**high)}, whole, log-uniform"
+    text = f"{int(10**low)} to {_last(10**high)}, whole, log-uniform"
     return Described(text, lambda random: int(10 ** random.uniform(low, high)))
 
 
 def uniform_int(low: float, high: float) -> Distribution:
     """Draw the integer part of a number uniform in [low, high)."""
-    return Described(f"{low:g} to {high:g}, whole, uniform", lambda random: int(random.uniform(low, high)))
+    return Described(f"{int(low)} to {_last(high)}, whole, uniform", lambda random: int(random.uniform(low, high)))
+
+
+def _last(high: float) -> int:
+    """Return the largest integer part of a number below ``high``."""
+    return math.ceil(high) - 1 if high > 0 else int(high)
 
 
 def choice(*values: Value) -> Distribution:
@@ -117,6 +134,25 @@ def is_finite(number: float) -> bool:
         return math.isfinite(number)
     except OverflowError:  # a whole number of hundreds of digits
         return False
+
+
+def check_hparams(what: str, hparams: object) -> None:
+    """Check that hyperparameters are given by their names.
+
+    Args:
+        what: whose they are, for the error.
+        hparams: what must be a mapping from names to `Hparam`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(hparams, Mapping):
+        raise ValueError(f'{what} must be a mapping, as in {{"tilt": Hparam(1.0)}}, not {hparams!r}')  # noqa: TRY004
+    for name, hparam in hparams.items():
+        if not isinstance(name, str) or not isinstance(hparam, Hparam):
+            raise ValueError(  # noqa: TRY004
+                f'{what} must hold an Hparam for every name, as in {{"tilt": Hparam(1.0)}}, not {name!r}: {hparam!r}'
+            )
 
 
 def check_value(name: str, value: object, like: Value) -> None:

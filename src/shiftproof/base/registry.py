@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 from weakref import WeakSet
 
+from shiftproof.base.hparams import check_hparams
+
 Entry = TypeVar("Entry")
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class Place(NamedTuple):
@@ -49,6 +56,10 @@ class UnknownNameError(ValueError):
         super().__init__(f"unknown {kind} '{name}'.{hint} Valid names: {', '.join(valid)}")
 
 
+class NameTakenError(ValueError):
+    """A name is registered a second time; the message names both places."""
+
+
 class RemovedNameError(UnknownNameError):
     """A name that is not registered any more; the message says why, and what replaces it."""
 
@@ -62,14 +73,25 @@ class Registry(Generic[Entry]):
 
     Args:
         kind: word for an entry in error messages ("optimizer").
+        instances_of: class that every entry must be an instance of; None to check nothing.
+        subclasses_of: class that every entry must be a subclass of; None to check nothing.
         removed: names from earlier versions, each with the reason for its removal and its replacement.
     """
 
     every: ClassVar[WeakSet[Registry[object]]] = WeakSet()
     """All registries of this process."""
 
-    def __init__(self, kind: str, removed: Mapping[str, str] = {}) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        instances_of: type | None = None,
+        subclasses_of: type | None = None,
+        removed: Mapping[str, str] = {},
+    ) -> None:
         self.kind = kind
+        self.instances_of = instances_of
+        self.subclasses_of = subclasses_of
         self.removed = removed
         self._entries: dict[str, Entry] = {}
         self._summaries: dict[str, str] = {}
@@ -80,23 +102,42 @@ class Registry(Generic[Entry]):
         """Add an entry and return it.
 
         Args:
-            name: its name, as the command line and study files will spell it.
+            name: its name, as the command line and study files will spell it: letters from a to z in upper or lower
+                case, digits, "_", "." and "-", of which the last two do not come first.
             entry: the entry.
             summary: what `shiftproof list` says about it; if empty, the first line of its docstring.
 
         Raises:
-            ValueError: the name is taken; the message names both places.
+            NameTakenError: the name is taken; the message names both places.
+            ValueError: the name has other characters, or the entry is not what the registry holds.
         """
+        self._check(name, entry, summary)
         frame = sys._getframe(1)
         place = Place(frame.f_globals.get("__name__", ""), frame.f_code.co_filename, frame.f_lineno)
         if name in self._entries:
-            raise ValueError(
+            raise NameTakenError(
                 f"{self.kind} '{name}' is registered already, in {self._places[name]}; {place} registers it again"
             )
         self._entries[name] = entry
         self._summaries[name] = summary
         self._places[name] = place
         return entry
+
+    def _check(self, name: object, entry: object, summary: object) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(
+                f"the name of {_with_article(self.kind)} must be made of letters from a to z in upper or lower case, "
+                f"digits, _, . and -, and begin with a letter, a digit or _, not {name!r}"
+            )
+        what = f"{self.kind} '{name}'"
+        if self.instances_of is not None and not isinstance(entry, self.instances_of):
+            raise ValueError(f"{what} must be an instance of {_public(self.instances_of)}, not {_described(entry)}")
+        if self.subclasses_of is not None and not (isinstance(entry, type) and issubclass(entry, self.subclasses_of)):
+            raise ValueError(f"{what} must be a subclass of {_public(self.subclasses_of)}, not {_described(entry)}")
+        if not isinstance(summary, str):
+            raise ValueError(f"the summary of {what} must be a text, not {summary!r}")  # noqa: TRY004
+        for attribute in ("hparams", "short_hparams"):
+            check_hparams(f"{attribute} of {what}", getattr(entry, attribute, {}))
 
     def withdraw(self, name: str) -> None:
         """Remove an entry: that of a plug-in that cannot be imported to its end."""
@@ -108,11 +149,13 @@ class Registry(Generic[Entry]):
         return self._places[name]
 
     def summary(self, name: str) -> str:
-        """Return what an entry is, in one line: its summary, else the first line of its docstring."""
+        """Return what an entry is, in one line: the first one of its summary, else of its docstring."""
         entry = self[name]
         documented = getattr(entry, "documented", entry)
-        text = (getattr(documented, "__doc__", None) or "").strip().partition("\n")[0]
-        return self._summaries[name] or text
+        while isinstance(documented, partial):  # whose own docstring is that of every partial
+            documented = documented.func
+        text = self._summaries[name].strip() or (getattr(documented, "__doc__", None) or "").strip()
+        return text.splitlines()[0] if text else "(no description)"
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
@@ -133,3 +176,42 @@ class Registry(Generic[Entry]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def check_callable(what: str, function: object, arguments: int) -> None:
+    """Check that something can be called with a number of positional arguments.
+
+    Args:
+        what: what it is, for the error.
+        function: the function or class; one that does not tell its arguments passes.
+        arguments: the number of arguments.
+
+    Raises:
+        ValueError: it cannot be called, or not with so many arguments.
+    """
+    if not callable(function):
+        raise ValueError(f"{what} must be a function or a class, not {function!r}")  # noqa: TRY004
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return
+    try:
+        signature.bind(*range(arguments))
+    except TypeError as error:
+        number = "1 argument" if arguments == 1 else f"{arguments} arguments"
+        raise ValueError(f"{what} must take {number} ({error})") from error
+
+
+def _public(kind: type) -> str:
+    """Return a class's name in the package that exports it, which is the one that its module is in."""
+    return f"{kind.__module__.rpartition('.')[0]}.{kind.__qualname__}"
+
+
+def _described(entry: object) -> str:
+    if isinstance(entry, type):
+        return f"the class {entry.__qualname__}"
+    return _with_article(type(entry).__name__)
+
+
+def _with_article(word: str) -> str:
+    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"

@@ -28,7 +28,8 @@ def _add_list(parser: Command) -> None:
         "kind",
         nargs="?",
         metavar="KIND",
-        help="algorithms, optimizers, annealers, datasets, models, rules, trackers or studies; all if left out",
+        help="algorithms, optimizers, annealers, datasets, models, rules, trackers or studies; all if left out, or if "
+        "a pattern with * or ? stands in its place",
     )
     parser.add_argument(
         "pattern",
@@ -44,17 +45,29 @@ def _list(options: argparse.Namespace) -> int:
     from shiftproof.studies import list_names
 
     import_plugins()
-    found = list_names(options.kind, options.pattern)
+    kind, pattern = options.kind, options.pattern
+    if pattern is None and kind is not None and ("*" in kind or "?" in kind):
+        kind, pattern = None, kind
+    found = list_names(kind, pattern)
+    details = kind is not None or pattern is not None
     if options.json:
         print(json.dumps({kind: [one.as_json() for one in listed] for kind, listed in found.items()}, indent=1))
         return 0
     parts = []
     for kind, listed in found.items():
         width = max(len(one.name) for one in listed)
-        lines = [line for one in listed for line in _lines(one, width, details=options.kind is not None)]
-        parts.append("\n".join([kind, *lines]))
+        lines = [line for one in listed for line in _lines(one, width, details=details)]
+        parts.append("\n".join([f"{kind}{_search(listed) if details else ''}", *lines]))
     print("\n\n".join(parts))
     return 0
+
+
+def _search(listed: list[Listed]) -> str:
+    """Return which search the hyperparameters below are of, if there are any."""
+    if not any(one.hparams for one in listed):
+        return ""
+    start = ", from a random start" if any(one.start for one in listed) else ""
+    return f" (with the defaults and ranges of the short search{start})"
 
 
 def _lines(one: Listed, width: int, *, details: bool) -> Iterator[str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shiftproof.base.choices import KINDS, Kind
 from shiftproof.base.field_error import FieldError
-from shiftproof.base.registry import Registry, UnknownNameError
+from shiftproof.base.registry import Registry, UnknownNameError, check_callable
 
 
 @dataclass(frozen=True)
@@ -230,6 +230,9 @@ class DatasetEntry:
         outline: the outline of a published data set.
         embedded: whether it needs no data folder.
         model: name of its default model; None if that depends on the kind.
+
+    Raises:
+        ValueError: a field is not as described here.
     """
 
     open: Callable[..., DomainDataset]
@@ -238,10 +241,19 @@ class DatasetEntry:
     embedded: bool = False
     model: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in KINDS:
+            raise ValueError(f"kind of DatasetEntry must be {' or '.join(KINDS)}, or None, not {self.kind!r}")
+        if self.outline is not None and not isinstance(self.outline, Outline):
+            raise ValueError(f"outline of DatasetEntry must be an Outline or None, not {self.outline!r}")
+        if self.model is not None and not isinstance(self.model, str):
+            raise ValueError(f"model of DatasetEntry must be the name of a model or None, not {self.model!r}")
+        check_callable("open of DatasetEntry", self.open, 3 if self.kind is None else 2)
+
     @property
     def documented(self) -> object:
         """What its docstring describes, for `Registry.summary`."""
         return self.open
 
 
-DATASETS: Registry[DatasetEntry] = Registry("data set")
+DATASETS: Registry[DatasetEntry] = Registry("data set", instances_of=DatasetEntry)

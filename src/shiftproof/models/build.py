@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from shiftproof.base.field_error import FieldError
-from shiftproof.base.registry import Registry, UnknownNameError
+from shiftproof.base.registry import Registry, UnknownNameError, check_callable
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation
@@ -20,7 +20,7 @@ from shiftproof.models.timm_models import near_timm_names, timm_model
 from shiftproof.models.torchvision_models import TORCHVISION_MODELS
 from shiftproof.models.weights import load_weights, stated_normalisation
 
-MODELS: Registry[Model] = Registry("model")
+MODELS: Registry[Model] = Registry("model", instances_of=Model)
 """Our own models, torchvision's and those of plug-ins; any other name is looked up in timm."""
 
 
@@ -82,8 +82,9 @@ def build_network(
             file or the model.
 
     Raises:
-        FieldError: the model is unknown or cannot take images of this shape, ``dropout`` is not in [0, 1), the
-            normalisation has another number of channels, or the weights file cannot be read or does not fit.
+        FieldError: the model is unknown, cannot take images of this shape or does not build a `Featurizer`,
+            ``dropout`` is not in [0, 1), the normalisation has another number of channels, or the weights file cannot
+            be read or does not fit.
         FileNotFoundError: there is no such weights file.
     """
     entry = _find(model)
@@ -98,7 +99,9 @@ def build_network(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         try:
-            featurizer, feature_size = _build(entry, image_shape)
+            featurizer, feature_size = _build(model, entry, image_shape)
+        except FieldError:
+            raise
         except _MISFITS as error:
             raise FieldError(("image_size", "model"), _misfit(model, image_shape, error)) from error
         network = Network(
@@ -123,7 +126,7 @@ def default_image_size(model: str) -> int:
     """Return the side in pixels of the images that a model is made for (224 for most).
 
     Raises:
-        ValueError: the model is unknown.
+        ValueError: the model is unknown, or its build cannot be called.
     """
     return _find(model).image_size
 
@@ -133,21 +136,40 @@ def _find(model: str) -> Model:
     if entry is None:
         names = dict.fromkeys([*MODELS, *near_timm_names(model)])
         raise UnknownNameError("model", model, [*names, "any other of timm's models"])
+    check_callable(f"build of model '{model}'", entry.build, 1)
     return entry
 
 
-def _build(entry: Model, image_shape: tuple[int, int, int]) -> tuple[Featurizer, int]:
-    """Return a model's featurizer and its number of features, measured on one image."""
+def _build(name: str, entry: Model, image_shape: tuple[int, int, int]) -> tuple[Featurizer, int]:
+    """Return a model's featurizer and its number of features, measured on one image.
+
+    Raises:
+        FieldError: the model is not written as it must be, whatever the size of the images.
+    """
     featurizer = entry.build(image_shape)
+    if not isinstance(featurizer, Featurizer):
+        raise _faulty(name, f"must build a shiftproof.models.Featurizer, not {type(featurizer).__name__}")
+    if not isinstance(featurizer.module, nn.Module):
+        raise _faulty(name, f"must build a Featurizer of a torch module, not of {type(featurizer.module).__name__}")
+    if not isinstance(featurizer.normalisation, Normalisation):
+        raise _faulty(
+            name, f"must state a shiftproof.models.Normalisation, not {type(featurizer.normalisation).__name__}"
+        )
+    parts = dict(featurizer.module.named_modules())
+    if unknown := [stage for stage in featurizer.stages if stage not in parts]:
+        raise _faulty(name, f"has no module {unknown[0]}, which is named as a stage")
     featurizer.module.eval()
     with torch.no_grad():
         features = featurizer.module(torch.zeros(1, *image_shape))
-    parts = dict(featurizer.module.named_modules())
-    if unknown := [name for name in featurizer.stages if name not in parts]:
-        raise ValueError(f"it has no module {unknown[0]}, which is named as a stage")
+    if not isinstance(features, torch.Tensor):
+        raise _faulty(name, f"must return a tensor of features, not {type(features).__name__}")
     if features.ndim != 2 or features.numel() == 0:
         raise ValueError(f"its features have shape {tuple(features.shape)}")
     return featurizer, features.shape[1]
+
+
+def _faulty(name: str, text: str) -> FieldError:
+    return FieldError("model", f"model '{name}' {text}")
 
 
 def _misfit(model: str, image_shape: tuple[int, int, int], error: Exception) -> str:
@@ -158,7 +180,7 @@ def _misfit(model: str, image_shape: tuple[int, int, int], error: Exception) -> 
     def fits(side: int) -> bool:
         try:
             with torch.device("meta"):  # shapes only: quick for large models too
-                _build(entry, (channels, side, side))
+                _build(model, entry, (channels, side, side))
         except _MISFITS:
             return False
         return True

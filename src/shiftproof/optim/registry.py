@@ -10,7 +10,16 @@ from typing import Any
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from shiftproof.base.choices import Search
-from shiftproof.base.hparams import Distribution, Hparam, choice, decades, log10_uniform, uniform
+from shiftproof.base.hparams import (
+    Distribution,
+    Hparam,
+    check_hparams,
+    choice,
+    decades,
+    is_finite,
+    log10_uniform,
+    uniform,
+)
 from shiftproof.base.registry import Registry
 from shiftproof.optim.adabelief import AdaBelief
 from shiftproof.optim.adahessian import AdaHessian
@@ -31,10 +40,26 @@ class LearningRates:
         protocol: default and distribution at the protocol's length (5,001 steps).
         short: default for a few hundred steps; the search covers the two decades around it. It was fixed beforehand
             using source-domain validation only (docs/short_search.md).
+
+    Raises:
+        ValueError: a default is not above 0, or the protocol's has no distribution.
     """
 
     protocol: tuple[float, Distribution]
     short: float
+
+    def __post_init__(self) -> None:
+        try:
+            default, distribution = self.protocol
+            Hparam(default, distribution)
+        except (TypeError, ValueError):
+            raise ValueError(
+                "protocol of LearningRates must be a default and a distribution, as in (1e-3, log10_uniform(-4, -2)), "
+                f"not {self.protocol!r}"
+            ) from None
+        for rate in (default, self.short):
+            if not _is_number(rate) or not rate > 0:
+                raise ValueError(f"a learning rate must be a finite number above 0, not {rate!r}")
 
     def hparam(self, search: Search) -> Hparam:
         """Return the learning rate as a hyperparameter of a search."""
@@ -55,6 +80,9 @@ class OptimizerEntry:
         passes: how often `step` calls its closure.
         needs_graph: whether the closure must call ``backward`` with ``create_graph=True``.
         seeded: whether `build` takes a ``seed``.
+
+    Raises:
+        ValueError: a field is not as described here.
     """
 
     build: Callable[..., Optimizer]
@@ -65,10 +93,25 @@ class OptimizerEntry:
     needs_graph: bool = False
     seeded: bool = False
 
+    def __post_init__(self) -> None:
+        if not callable(self.build):
+            raise ValueError(  # noqa: TRY004
+                f"build of OptimizerEntry must be an optimizer's class or a function, not {self.build!r}"
+            )
+        for name in ("lr_scratch", "lr_pretrained"):
+            if not isinstance(rates := getattr(self, name), LearningRates):
+                raise ValueError(  # noqa: TRY004
+                    f"{name} of OptimizerEntry must be LearningRates, as in "
+                    f"LearningRates(protocol=(1e-3, log10_uniform(-4, -2)), short=0.01), not {rates!r}"
+                )
+        check_hparams("hparams of OptimizerEntry", self.hparams)
+        if type(self.passes) is not int or self.passes < 1:
+            raise ValueError(f"passes of OptimizerEntry must be a whole number above 0, not {self.passes!r}")
+
     @property
     def documented(self) -> object:
         """What its docstring describes, for `Registry.summary`."""
-        return self.build.func if isinstance(self.build, partial) else self.build
+        return self.build
 
     def search_space(self, pretrained: bool, search: Search) -> dict[str, Hparam]:
         """Return all hyperparameters of a search, which depend on whether training starts from pretrained weights."""
@@ -92,11 +135,17 @@ class OptimizerEntry:
 
 OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     "optimizer",
+    instances_of=OptimizerEntry,
     removed={
         "genie_invariant": "it cost three times AdamW and was no easier to tune. Use genie or genie_released; a "
         "scale-free form in Adam's units, GENIEAdamW, is planned"
     },
 )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)
+
 
 _SCRATCH = (1e-3, log10_uniform(-4.5, -2.5))
 _PRETRAINED = (5e-5, log10_uniform(-5, -3.5))

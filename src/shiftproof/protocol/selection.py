@@ -92,7 +92,7 @@ class RuleError(ValueError):
     """A selection rule of a plug-in raised an error or returned something that is no choice."""
 
 
-RULES: Registry[SelectionRule] = Registry("selection rule")
+RULES: Registry[SelectionRule] = Registry("selection rule", instances_of=SelectionRule)
 
 
 def select(

@@ -37,24 +37,42 @@ class Listed(NamedTuple):
         name: its name.
         summary: what it is, in one line.
         origin: the plug-in or the module that registered it; "shiftproof" if it is built in.
-        hparams: its hyperparameters by name; for optimizers those of the short search from scratch.
+        hparams: its hyperparameters by name, with the defaults and the ranges of the short search.
+        start: "random" if these are for training from a random start, and given weights have others.
     """
 
     name: str
     summary: str
     origin: str
     hparams: Mapping[str, Hparam] = {}
+    start: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
         hparams = {
             name: {"default": hparam.default, "range": hparam.range or None} for name, hparam in self.hparams.items()
         }
-        return {"name": self.name, "summary": self.summary, "origin": self.origin, "hyperparameters": hparams}
+        search = {"search": "short"} if hparams else {}
+        start = {"start": self.start} if self.start else {}
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "origin": self.origin,
+            **search,
+            **start,
+            "hyperparameters": hparams,
+        }
 
 
-def _listed(registry: Registry[Any], hparams: Callable[[Any], Mapping[str, Hparam]] = lambda entry: {}) -> list[Listed]:
-    return [Listed(name, registry.summary(name), _origin(registry, name), hparams(registry[name])) for name in registry]
+def _listed(
+    registry: Registry[Any],
+    hparams: Callable[[Any], Mapping[str, Hparam]] = lambda entry: {},
+    start: str | None = None,
+) -> list[Listed]:
+    return [
+        Listed(name, registry.summary(name), _origin(registry, name), hparams(registry[name]), start)
+        for name in registry
+    ]
 
 
 def _origin(registry: Registry[Any], name: str) -> str:
@@ -68,9 +86,9 @@ def _studies() -> list[Listed]:
     return [Listed(name, study_summary(file), "shiftproof") for name, file in named_studies().items()]
 
 
-_KINDS: Mapping[str, Callable[[], list[Listed]]] = {
+LISTED: Mapping[str, Callable[[], list[Listed]]] = {
     "algorithms": partial(_listed, ALGORITHMS, lambda entry: {**entry.hparams, **entry.short_hparams}),
-    "optimizers": partial(_listed, OPTIMIZERS, lambda entry: entry.search_space(False, "short")),
+    "optimizers": partial(_listed, OPTIMIZERS, lambda entry: entry.search_space(False, "short"), "random"),
     "annealers": partial(_listed, ANNEALERS, lambda entry: entry.hparams),
     "datasets": partial(_listed, DATASETS),
     "models": partial(_listed, MODELS),
@@ -78,6 +96,7 @@ _KINDS: Mapping[str, Callable[[], list[Listed]]] = {
     "trackers": partial(_listed, TRACKERS),
     "studies": _studies,
 }
+"""What lists the names of each kind."""
 
 
 def list_names(kind: str | None = None, pattern: str | None = None) -> dict[str, list[Listed]]:
@@ -93,13 +112,15 @@ def list_names(kind: str | None = None, pattern: str | None = None) -> dict[str,
         UnknownNameError: there is no such kind.
         NoMatchError: no name matches; the message suggests near ones.
     """
-    if kind is not None and kind not in _KINDS:
-        raise UnknownNameError("kind", kind, list(_KINDS))
-    found = {name: _KINDS[name]() for name in ([kind] if kind else _KINDS)}
+    if kind is not None and kind not in LISTED:
+        raise UnknownNameError("kind", kind, list(LISTED))
+    found = {name: LISTED[name]() for name in ([kind] if kind else LISTED)}
     if pattern is None:
         return found
-    if kind == "models":
-        found[kind] += [Listed(name, "One of timm's models.", "timm") for name in timm_names() if name not in MODELS]
+    if "models" in found:
+        found["models"] += [
+            Listed(name, "One of timm's models.", "timm") for name in timm_names() if name not in MODELS
+        ]
     matching = {name: [one for one in listed if _matches(one.name, pattern)] for name, listed in found.items()}
     if not any(matching.values()):
         raise NoMatchError(kind or "names", pattern, [one.name for listed in found.values() for one in listed])

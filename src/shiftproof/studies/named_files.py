@@ -25,8 +25,8 @@ def study_path(text: str) -> Path:
         return named[text]
     if "/" not in text and not path.suffix and not path.exists():
         raise UnknownNameError("study", text, list(named))
-    if not path.exists() and path.parent.name == "studies" and path.stem in named:  # as in a clone of version 0.1
-        return named[path.stem]
+    if not path.exists() and path == Path("studies", f"{path.stem}.yaml") and path.stem in named:
+        return named[path.stem]  # as in a clone of version 0.1
     return path
 
 

@@ -38,9 +38,18 @@ def data_folder(study: Study, dataset: str) -> Path | None:
 
 @lru_cache(maxsize=2)
 def open_dataset(name: str, data_dir: Path | None, image_size: int | None, kind: Kind | None) -> DomainDataset:
-    """Open a data set by name, once per process; ``kind`` is for folders of unpublished images."""
+    """Open a data set by name, once per process; ``kind`` is for folders of unpublished images.
+
+    Raises:
+        FieldError: what the entry opens is no data set.
+        ValueError: it cannot be opened.
+    """
     entry = DATASETS[name]
-    return entry.open(data_dir, image_size) if entry.kind else entry.open(data_dir, image_size, kind)
+    dataset: object = entry.open(data_dir, image_size) if entry.kind else entry.open(data_dir, image_size, kind)
+    if not isinstance(dataset, DomainDataset):
+        returned = type(dataset).__name__
+        raise FieldError("datasets", f"open of data set '{name}' must return a DomainDataset, not {returned}")
+    return dataset
 
 
 def kind_of(study: Study, dataset: str) -> Kind:
