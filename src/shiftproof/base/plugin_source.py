@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TextIO
 
+from shiftproof.base.registry import NameTakenError
+
 
 class _Source(SourceLoader):
     """Loads a module from a text, so that it also works where its file is not; tracebacks show its lines."""
@@ -108,6 +110,8 @@ def source_digest(module: ModuleType) -> str:
 
 def failure(name: str, error: BaseException, is_inside: Callable[[str], bool]) -> str:
     """Return the last line of a traceback, with the last place in the plug-in that it passes."""
+    if isinstance(error, NameTakenError):
+        return str(error)  # names both places
     if isinstance(error, ModuleNotFoundError) and error.name and is_part(name, error.name):
         return f"there is no module {error.name}; a file is named by its path, as in ./{name}.py"
     if isinstance(error, SyntaxError):
