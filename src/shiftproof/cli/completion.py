@@ -54,9 +54,7 @@ def _names() -> tuple[Mapping[str, Collection[str]], Mapping[str, Collection[str
     from shiftproof.data.downloads import SOURCES
     from shiftproof.models import MODELS
     from shiftproof.protocol import RULES
-    from shiftproof.studies import names_by_field
-    from shiftproof.studies.catalogue import LISTED
-    from shiftproof.studies.study_file import SCALES
+    from shiftproof.studies import LISTED, SCALES, names_by_field
     from shiftproof.tables import FORMATS
     from shiftproof.training.tracking import TRACKERS
 

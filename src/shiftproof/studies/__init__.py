@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shiftproof.base.field_error import FieldError
     from shiftproof.base.method import Method
-    from shiftproof.studies.catalogue import Listed, list_names
+    from shiftproof.studies.catalogue import LISTED, Listed, list_names
     from shiftproof.studies.checks import names_by_field
     from shiftproof.studies.field_info import GROUPS, One, default_of, default_text, info_of, option_names
     from shiftproof.studies.index import INDEX_FILE
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shiftproof.studies.store import Store, StoreBusyError, read_results
     from shiftproof.studies.study import Study, Variant, field_types
     from shiftproof.studies.study_data import open_data, open_dataset
-    from shiftproof.studies.study_file import StudyFileError, naming_lines, read_study
+    from shiftproof.studies.study_file import SCALES, StudyFileError, naming_lines, read_study
     from shiftproof.studies.timing import plan_text, study_costs
     from shiftproof.studies.workers import RayCluster
 
@@ -37,6 +37,7 @@ _PLACES = {
     "INDEX_FILE": "shiftproof.studies.index",
     "info_of": "shiftproof.studies.field_info",
     "list_names": "shiftproof.studies.catalogue",
+    "LISTED": "shiftproof.studies.catalogue",
     "Listed": "shiftproof.studies.catalogue",
     "make_plan": "shiftproof.studies.planning",
     "Method": "shiftproof.base.method",
@@ -80,7 +81,9 @@ _PLACES = {
 __all__ = [
     "GROUPS",
     "INDEX_FILE",
+    "LISTED",
     "OVERALL",
+    "SCALES",
     "SECONDS",
     "FieldError",
     "Grid",
