@@ -65,6 +65,7 @@ _PLACES = {
     "Results": "shiftproof.studies.results",
     "Row": "shiftproof.studies.results",
     "run_study": "shiftproof.studies.runner",
+    "SCALES": "shiftproof.studies.study_file",
     "SECONDS": "shiftproof.studies.published_results",
     "Status": "shiftproof.studies.status",
     "Store": "shiftproof.studies.store",
