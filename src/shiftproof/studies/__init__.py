@@ -84,7 +84,7 @@ _MOVED = {
     ),
     **dict.fromkeys(("measure_agreement", "write_agreement"), "shiftproof.figures"),
 }
-"""Names that were here once, and the folders that have them now. They lie above this one, which does not import them."""
+"""Names that were here once, with the folders that have them now, which lie above this one."""
 
 __all__ = [
     "GROUPS",
