@@ -243,7 +243,7 @@ def test_the_error_of_a_file_names_the_line(write, text, line, message):
     ("text", "line", "message"),
     [
         ("steps: 9\ntrials: 0", 2, "trials must be a whole number above 0, not 0"),
-        ("clip_norm: nan", 1, "clip_norm must be a number above 0, not nan"),
+        ("clip_norm: nan", 1, "clip_norm must be a finite number above 0, not nan"),
         ("\ndatasets: [PAC]", 2, "unknown data set 'PAC'. Did you mean PACS"),
         ("optimizers: []", 1, "name at least one optimizer"),
         ("datasets: []\nvariants: [{name: a, fixed: {optimizer.lr: 1}}]", 1, "name at least one data set"),
@@ -258,7 +258,7 @@ def test_the_error_of_a_file_names_the_line(write, text, line, message):
         ("trials: 1\nbaseline: erm + adamw", 2, "unknown baseline 'erm + adamw'. Did you mean erm + adam"),
         ("single_source: true\ntargets: [0]", 2, "targets contradict single_source"),
         ("variants:\n- name: a\n- name: a", 1, "variant a is named twice"),
-        ("steps: 9\nclip_norm: 1e999", 2, "clip_norm must be a number above 0, not inf"),
+        ("steps: 9\nclip_norm: 1e999", 2, "clip_norm must be a finite number above 0, not inf"),
         ("steps: 9\nfixed: {optimizer.lr: inf}", 2, "optimizer.lr must be a finite number, not inf"),
         ("steps: 9\nfixed: {optimizer.lr: 1e999}", 2, "optimizer.lr must be a finite number, not inf"),
         ("steps: 9\nfixed: {optimizer.lr: .inf}", 2, "optimizer.lr must be a number, not '.inf'"),
