@@ -218,7 +218,7 @@ def test_a_number_that_json_cannot_hold_is_refused_in_every_field(value):
     with pytest.raises(FieldError, match=message) as error:
         Study(variants=(Variant("a"), Variant("b", fixed={"optimizer.lr": value})))
     assert error.value.field == "variants"
-    with pytest.raises(FieldError, match=f"clip_norm must be a number above 0, not {value!r}"):
+    with pytest.raises(FieldError, match=f"clip_norm must be a finite number above 0, not {value!r}"):
         Study(clip_norm=value)
     for name in ("trials", "hparam_trials", "accumulate", "steps", "checkpoint_freq", "image_size"):
         with pytest.raises(FieldError, match=f"{name} must be a whole number above 0, not {value!r}"):

@@ -265,7 +265,14 @@ def test_the_error_of_a_file_names_the_line(write, text, line, message):
         ("steps: 9\nfixed: {optimizer.lr: true}", 2, "optimizer.lr must be a number, not True"),
         ("steps: 9\nfixed: {optimizer.lr: '1'}", 2, "optimizer.lr must be a number, not '1'"),
         ("steps: 9\nfixed: {data.batch_size: yes}", 2, "data.batch_size must be a whole number, not 'yes'"),
-        ("variants: [{name: a, fixed: {optimizer.lr: -inf}}]", 1, "optimizer.lr must be a finite number, not -inf"),
+        ("variants: [{name: a, fixed: {optimizer.lr: -inf}}]", 1, "variant a: optimizer.lr must be a finite number"),
+        (
+            "variants:\n- name: a\n  fixed: {optimizer.lr: 1}\n- name: b.c\n  fixed:\n    optimizer.lr: 1e999",
+            6,
+            "variant b.c: optimizer.lr must be a finite number, not inf",
+        ),
+        ("variants:\n- {name: a}\n- name: b\n  times: 0", 4, "times of variant b must be a whole number above 0"),
+        ("steps: 9\nvariants: []", 2, "name at least one variant"),
         ("variants: [{name: a, times: 0}]", 1, "times of variant a must be a whole number above 0, not 0"),
     ],
 )

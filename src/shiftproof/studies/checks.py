@@ -106,7 +106,9 @@ def _check_variants(study: Study) -> None:
     check_fixed(study.fixed, methods)
     _check_distinct("variants", "variant", [variant.name for variant in study.variants])
     for variant in study.variants:
-        _check_positive("variants", variant.times, f"times of variant {variant.name}")
+        _check_positive(
+            ("variants", f"variants.{variant.name}.times"), variant.times, f"times of variant {variant.name}"
+        )
         if both := variant.fixed.keys() & study.fixed.keys():
             raise FieldError(
                 "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
@@ -116,7 +118,8 @@ def _check_variants(study: Study) -> None:
             if variant.published is not None:
                 check_name("published", variant.published)
         except FieldError as error:
-            raise FieldError("variants", str(error)) from error
+            place = f"variants.{variant.name}.{error.field}"
+            raise FieldError(("variants", place), f"variant {variant.name}: {error}") from error
     if not study.methods:
         raise FieldError("variants", "no method has the hyperparameters of any variant")
 
@@ -193,12 +196,12 @@ def check_name(field_name: str, name: str) -> None:
         raise FieldError(field_name, str(error)) from error
 
 
-def _check_positive(field_name: str, value: Any, name: str, *, whole: bool = True) -> None:
+def _check_positive(fields: str | tuple[str, ...], value: Any, name: str, *, whole: bool = True) -> None:
     kind = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kind) or not is_finite(value) or value <= 0:
-        too_large = isinstance(value, float) and not is_finite(value)
+        too_large = isinstance(value, (int, float)) and not is_finite(value)
         number = "a whole number" if whole else "a finite number" if too_large else "a number"
-        raise FieldError(field_name, f"{name} must be {number} above 0, not {value!r}")
+        raise FieldError(fields, f"{name} must be {number} above 0, not {value!r}")
 
 
 def _check_distinct(field_name: str, kind: str, names: Sequence[str]) -> None:
