@@ -36,7 +36,7 @@ def table() -> str:
 
 def _row(declared: Field[Any]) -> str:
     info = info_of(declared)
-    options = [*option_names(declared), *([info.one.option] if info.one else [])]
+    options = dict.fromkeys([*option_names(declared), *([info.one.option] if info.one else [])])
     cells = (
         f"`{declared.name}`",
         " ".join(f"`{option}`" for option in options),

@@ -1,11 +1,15 @@
 """What the folders of the package are to each other: nobody imports past a folder's face."""
 
 import ast
+import re
+from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
 FACELESS = {"shiftproof.base": "its modules stand alone: the command line needs some of them before torch is loaded"}
 """Folders whose modules are imported themselves, with the reason."""
 
@@ -83,3 +87,22 @@ def test_nobody_imports_past_a_folders_face():
 )
 def test_the_check_knows_a_face(importer, code, past):
     assert bool(past_faces(importer, code)) == past
+
+
+def test_places_that_the_changes_name_are_there():
+    text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
+    places = set(re.findall(r"(?<!from )(?<!of the group )`(shiftproof\.[\w.]+)", text))
+    assert "shiftproof.base.choices" in places
+    for place in places:
+        resolve_name(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [(name, "tables") for name in ("FORMATS", "Table", "as_csv", "as_latex", "as_markdown", "as_text", "build_tables")]
+    + [(name, "figures") for name in ("measure_agreement", "write_agreement")],
+)
+def test_names_that_left_studies_can_still_be_imported_from_there(name, place):
+    with pytest.warns(DeprecationWarning, match=rf"{name} has moved: import it from shiftproof\.{place}"):
+        moved = getattr(import_module("shiftproof.studies"), name)
+    assert moved is getattr(import_module(f"shiftproof.{place}"), name)

@@ -201,6 +201,9 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_reports_none():
     [
         ({"radius": 0.0}, "Invalid radius value: 0.0; it must be above 0"),
         ({"radius": math.nan}, "Invalid radius"),
+        ({"radius": "x"}, "Invalid radius value: 'x'; it must be a number"),
+        ({"tolerance": None}, "Invalid tolerance value: None; it must be a number"),
+        ({"start": "x"}, "Invalid start value: 'x'; it must be a whole number, at least 0"),
         ({"tolerance": -0.1}, "Invalid tolerance value: -0.1; it must be at least 0"),
         ({"candidates": 0}, "Invalid candidates value: 0; it must be a whole number, at least 1"),
         ({"candidates": 2.5}, "Invalid candidates value: 2.5"),

@@ -91,6 +91,7 @@ def test_nothing_else_changes():
     ("options", "message"),
     [
         ({"gamma": -1.0}, "Invalid gamma value: -1.0; it must be at least 0"),
+        ({"gamma": "x"}, "Invalid gamma value: 'x'; it must be a number"),
         ({"noise": "cauchy"}, "Invalid noise value: cauchy; it must be one of uniform, normal"),
     ],
 )

@@ -128,3 +128,13 @@ def test_a_cache_that_is_chosen_and_closed_ends_with_one_line(image_tree, tmp_pa
     assert "treated as" in look
     assert line.startswith(f"shiftproof: error: cannot write the image cache in {closed / 'cache'}: [Errno 13]")
     assert line.endswith("set SHIFTPROOF_CACHE to another folder")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+def test_genie_trains_without_its_kernel_where_the_cache_is_closed(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    options = ["--target", "0", "--optimizer", "genie", "--steps", "1", "--batch-size", "2"]
+    done = _command(tmp_path, "train", *options, "--output", tmp_path / "out", SHIFTPROOF_CACHE=str(closed))
+    assert done.returncode == 0, done.stderr
+    assert "accuracy on 0, unseen in training" in done.stdout

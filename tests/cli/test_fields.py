@@ -1,5 +1,6 @@
 """Every field of a study is described once, and the command line, help and docs say what is described."""
 
+import re
 import subprocess
 import sys
 from argparse import BooleanOptionalAction, _SubParsersAction
@@ -151,6 +152,8 @@ def test_one_target_is_joined_and_one_method_is_one():
         "figure agreement --averaging swad",
         "figure agreement --optimizers adam sgd",
         "figure sensitivity --selection oracle",
+        "train --target 0 --output out --datasets rotated_digits",
+        "bench data --target 0 --data-dir here --datasets a b",
         "bench data --target 0 --data-dir here --clip-norm 1",
     ],
 )
@@ -162,8 +165,12 @@ def test_a_command_refuses_what_it_would_ignore(command, capsys):
 
 @pytest.mark.parametrize("command", ["figure agreement", "figure osgr"])
 def test_a_command_of_one_data_set_refuses_two(command, capsys):
-    assert main([*command.split(), "--datasets", "rotated_digits", "colored_digits"]) == 1
-    assert "one data set, not rotated_digits, colored_digits" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--dataset", "rotated_digits", "colored_digits"])
+    assert "unrecognized arguments: colored_digits" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert re.search(r"--dataset NAME +name of the data set", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("command", ["", "compare", "train", "study run", "figure osgr"])

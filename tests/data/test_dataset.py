@@ -43,6 +43,8 @@ def test_good_data_are_taken():
         (IMAGES[0, 0], r"must have shape \(n, channels, height, width\), not \(8, 8\)$"),
         (IMAGES.transpose(0, 2, 3, 1), r"\(6, 8, 8, 3\), which looks like .*: images\.transpose\(0, 3, 1, 2\)"),
         (IMAGES[:, :1].transpose(0, 2, 3, 1), r"\(6, 8, 8, 1\), which looks like .*: images\.transpose\(0, 3, 1, 2\)"),
+        (IMAGES[:, :1].repeat(4, 1).transpose(0, 2, 3, 1), r"\(6, 8, 8, 4\), which looks like \(n, height, width, cha"),
+        (IMAGES[:, :1, :, :5].transpose(0, 2, 3, 1).repeat(2, 2), r"\(6, 8, 10, 1\), which looks like"),
         (IMAGES[:, :0], r"have shape \(0, 8, 8\), which holds no pixels"),
         (IMAGES[:0], "domain art has no images; leave it out"),
     ],
@@ -99,6 +101,7 @@ def test_shapes_must_agree_over_domains():
         (("art", "art"), "domain art is named twice"),
         (("a", "b", "a+b"), r"domains a and a\+b cannot be told apart in targets.*rename a\+b"),
         (("a+b", "c", "a", "b+c"), r"domains a and a\+b cannot be told apart"),
+        ((3, 4), r"the name 3 must be a str, not int: str\(name\)"),
         (("art", "b\udcff"), r"the name b\\udcff is not valid text; rename it"),
     ],
 )
@@ -117,6 +120,7 @@ def test_a_plus_sign_that_is_not_ambiguous_is_taken():
         (("cat",), r"it has 1 class\(es\); with fewer than two there is nothing to tell apart"),
         ((), r"it has 0 class\(es\)"),
         (("cat", "dog", "cat"), "class cat is named twice"),
+        ((0, 1, 2), r"the name 0 must be a str, not int: str\(name\)"),
         (("cat", "dog", "h\udcff"), r"the name h\\udcff is not valid text"),
     ],
 )
@@ -130,6 +134,14 @@ def test_a_kind_that_there_is_not_is_refused(kind):
     """Also what stood in its place before, whether the images are photographs: they would not be augmented."""
     with pytest.raises(ValueError, match=f"data set mine: kind must be photographs or small_images, not {kind!r}"):
         dataset(domain(), kind=kind)
+
+
+@pytest.mark.parametrize("images", [IMAGES[:, :1], IMAGES[:, :, :, :5], IMAGES.repeat(2, 1)])
+def test_photographs_are_square_and_in_colour(images):
+    assert dataset(domain(), kind="photographs").image_shape == (3, 8, 8)
+    with pytest.raises(ValueError, match=r"photographs must have \(3, side, side\): .*images\.repeat\(3, axis=1\)"):
+        dataset(domain(images=images), kind="photographs")
+    assert dataset(domain(images=images)).kind == "small_images"
 
 
 def test_a_name_that_is_no_text_is_refused():

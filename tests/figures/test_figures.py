@@ -268,5 +268,6 @@ def test_what_takes_a_trial_takes_the_first_if_none_is_given() -> None:
 
 
 def test_one_data_set_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["figure", "osgr", "--datasets", "rotated_digits", "colored_digits", "--output", str(tmp_path)]) == 1
-    assert "one data set" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["figure", "osgr", "--dataset", "rotated_digits", "colored_digits", "--output", str(tmp_path)])
+    assert "unrecognized arguments: colored_digits" in capsys.readouterr().err

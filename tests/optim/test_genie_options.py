@@ -5,6 +5,7 @@ import io
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -742,6 +743,13 @@ def test_a_dropped_element_stays_though_its_gradient_is_not_finite(foreach):
     GENIE([p], dropout=0.5, foreach=foreach, seed=0).step()
     assert 400 < int(p.isnan().sum()) < 600
     assert ((p == 1) | p.isnan()).all()
+
+
+@pytest.mark.parametrize("name", ["lr", "beta", "dropout", "noise", "weight_decay"])
+def test_options_that_are_no_numbers_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"Invalid {name} value: 'fast'; it must be a number"):
+        GENIE([torch.ones(3)], **{name: "fast"})
+    assert GENIE([torch.ones(3)], **{name: np.float32(0.5)}).param_groups[0][name] == 0.5
 
 
 def test_a_dropout_set_on_a_group_is_checked_at_the_step():

@@ -272,6 +272,9 @@ def test_invalid_options_are_refused(optimizer):
     for bad in ({"eps": -1.0}, {"betas": (0.9, 1.0)}, {"lr": math.nan}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             optimizer([p], **bad)
+    for name, bad in (("lr", "fast"), ("betas", (0.9, "x")), ("eps", None)):
+        with pytest.raises(ValueError, match=f"Invalid {name} value: .*; it must be a number"):
+            optimizer([p], **{name: bad})
     with pytest.raises(ValueError, match="initial_accumulator"):
         Yogi([p], initial_accumulator=-1.0)
 

@@ -742,6 +742,8 @@ def test_bad_options_are_refused(cls):
     for bad in (-1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"Invalid rho value: {bad}; it must be at least 0"):
             cls([p], rho=bad)
+    with pytest.raises(ValueError, match="Invalid rho value: 'fast'; it must be a number"):
+        cls([p], rho="fast")
     with pytest.raises(ValueError, match="Invalid rho value: -1"):
         cls([{"params": [p], "rho": -1}])
 
@@ -862,6 +864,8 @@ def test_schedulers_reach_the_base_and_rho():
 
 def test_options_of_groups_are_checked_too():
     p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="Invalid beta value: 'x'; it must be a number"):
+        FAD([p], beta="x")
     with pytest.raises(ValueError, match=r"Invalid beta value: 2.0; it must be in \[0, 1\]"):
         FAD([{"params": [p], "beta": 2.0}], torch.optim.SGD, lr=0.1)
     with pytest.raises(ValueError, match="it must hold three numbers"):

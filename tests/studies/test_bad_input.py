@@ -4,11 +4,12 @@ import os
 
 import pytest
 
+from shiftproof.base.field_error import FieldError
 from shiftproof.cli import main
 from shiftproof.cli.fields import assignment
 from shiftproof.data import DATASETS, DomainDataset
 from shiftproof.data.dataset import DatasetEntry
-from shiftproof.studies import Study, make_plan
+from shiftproof.studies import RayCluster, Study, Variant, make_plan, run_study, train_one
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,8 @@ from shiftproof.studies import Study, make_plan
         ("--set optimizer.lr=nan", "optimizer.lr must be a finite number, not nan"),
         (f"--set optimizer.lr={'9' * 400}", "optimizer.lr must be a finite number, not 999"),
         (f"--set optimizer.lr={'9' * 5000}", "optimizer.lr must be a finite number, not inf"),
-        ("--clip-norm inf", "clip_norm must be a number above 0, not inf"),
-        ("--clip-norm 1e999", "clip_norm must be a number above 0, not inf"),
+        ("--clip-norm inf", "clip_norm must be a finite number above 0, not inf"),
+        ("--clip-norm 1e999", "clip_norm must be a finite number above 0, not inf"),
         (f"--steps {'9' * 400}", "steps must be a whole number above 0, not 999"),
         ("--set optimizer.lr=true", "optimizer.lr must be a number, not True"),
         ("--set data.batch_size=True", "data.batch_size must be a whole number, not True"),
@@ -101,6 +102,58 @@ def test_assignments_must_have_a_name_and_a_value(capsys):
         with pytest.raises(SystemExit):
             main(["compare", "--set", text])
         assert "is not of the form axis.name=value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"single_source": "no"}, "single_source must be True or False, not 'no'"),
+        ({"compile": 1}, "compile must be True or False, not 1"),
+        ({"protocol": None}, "protocol must be a str, not None"),
+        ({"device": None}, "device must be a str, not None"),
+        ({"model": 3}, "model must be a str, not 3"),
+        ({"precision": 32}, "precision must be a str, not 32"),
+        ({"weights": "w.pt"}, "weights must be a Path, not 'w.pt'"),
+        ({"data_dir": "data"}, "data_dir must be a Path, not 'data'"),
+        ({"algorithms": "erm"}, r"algorithms must be a tuple, not 'erm'; for one entry, \('erm',\)"),
+        ({"targets": (0, 15)}, "an entry of targets must be a str, not 0"),
+        ({"fixed": ("optimizer.lr", 1)}, "fixed must be a mapping of hyperparameters to values, not"),
+        ({"variants": ()}, "name at least one variant"),
+        ({"variants": ("2x",)}, "an entry of variants must be a Variant, not '2x'"),
+        ({"variants": (Variant("2x", published=1),)}, "published of variant 2x must be a str, not 1"),
+    ],
+)
+def test_fields_of_another_type_are_refused_by_name(fields, message):
+    with pytest.raises(FieldError, match=message) as caught:
+        Study(**fields)
+    assert caught.value.field in fields
+
+
+@pytest.mark.parametrize("workers", [0, -1, "1", True, 1.0, None])
+def test_workers_that_could_train_nothing_are_refused(workers, tmp_path):
+    with pytest.raises(ValueError, match=f"workers must be a whole number above 0 or a RayCluster, not {workers!r}"):
+        run_study(Study(), tmp_path / "out", workers)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_text_is_refused():
+    with pytest.raises(ValueError, match=r"the output must be a path, not the text 'out': Path\('out'\)"):
+        run_study(Study(), "out", 1)
+    with pytest.raises(ValueError, match="the output must be a path"):
+        train_one(Study(), "out", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("reserved", "message"),
+    [
+        ({"cpus_per_run": "2"}, "CPUs per run must be a whole number above 0, not '2'"),
+        ({"gpus_per_run": "1"}, "GPUs per run must be between 0 and 1, because a run has one, not '1'"),
+        ({"jobs": 1.5}, r"jobs must be a whole number above 0, not 1\.5"),
+    ],
+)
+def test_resources_of_another_type_are_refused(reserved, message):
+    with pytest.raises(ValueError, match=message):
+        RayCluster(**reserved)
 
 
 def test_a_data_set_with_one_domain_is_refused(monkeypatch):

@@ -37,7 +37,7 @@ from shiftproof.data import DatasetNotFoundError
             "GGA searches at steps 100 to 400, and the run has 300",
         ),
         ("annealers: [gga]\ntrials: 1\nsteps: 50\nfixed:\n  annealer.radius: 0.1", 1, "GGA searches at steps"),
-        ("algorithms: [irm]\nfixed:\n  optimizer.lr: 1\n  data.batch_size: 1", 4, "irm needs batches of at least 2"),
+        ("algorithms: [irm]\nfixed:\n  optimizer.lr: 1\n  data.batch_size: 1", 4, "irm needs batches"),
         ("algorithms: [irm]\nvariants:\n- {name: a, fixed: {data.batch_size: 1}}", 2, "irm needs batches of at least"),
         ("steps: 9\nfixed: {data.batch_size: 0}", 2, "data.batch_size must be a whole number above 0, not 0"),
         ("trials: 1\naccumulate: 3", 2, "a batch of 16 cannot be split into 3 equal parts"),
@@ -84,6 +84,38 @@ def test_the_option_of_a_command(text, options, place, message, tmp_path, monkey
     (tmp_path / "study.yaml").write_text(text)
     assert main(["study", "plan", "study.yaml", *options.split()]) == 1
     assert capsys.readouterr().err.startswith(f"shiftproof: error: {place}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        ("train --target 0 --optimizer adam --set optimizer.lr=-1 --output out", "--set", "Invalid learning rate: -1"),
+        ("train --target 0 --accumulate 3 --output out", "--accumulate", "a batch of 16 cannot be split into 3"),
+        (
+            "train --target 0 --algorithm irm --batch-size 1 --output out",
+            "--batch-size",
+            "irm needs batches of at least 2",
+        ),
+        ("train --target 31 --output out", "--target", "unknown domain of rotated_digits '31'"),
+        ("train --target 0 --optimizer adm --output out", "--optimizer", "unknown optimizer 'adm'"),
+        ("compare --dataset rotated_digit", "--dataset", "unknown data set 'rotated_digit'"),
+        ("compare --protocol swad --checkpoint-freq 300 --steps 50", "--checkpoint-freq", "the protocol swad would"),
+        ("compare --protocol swad --steps 50", "--steps", "the protocol swad would evaluate only step 1 of 50 steps"),
+        ("compare --clip-norm 0", "--clip-norm", "clip_norm must be a number above 0, not 0"),
+        ("figure osgr --model small_con", "--model", "unknown model 'small_con'"),
+        ("bench data --target 0 --data-dir /nowhere", "--data-dir", "/nowhere: no such folder"),
+    ],
+)
+def test_every_command_names_its_option(command, option, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 1
+    assert capsys.readouterr().err.startswith(f"shiftproof: error: {option}: {message}")
+
+
+def test_no_option_is_named_that_was_not_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--dataset", "folder"]) == 1
+    assert not capsys.readouterr().err.startswith("shiftproof: error: --")
 
 
 def test_a_home_that_is_not_known_is_a_folder_that_is_not_there(capsys):

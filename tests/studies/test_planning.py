@@ -110,6 +110,16 @@ def test_a_published_set_that_is_not_at_hand_is_planned_and_marked():
     assert len(grid.runs) == 6 * 3
 
 
+def test_names_with_plus_signs_can_be_joined_by_one(image_tree):
+    files = [f"{letter}.png" for letter in "abcde"]
+    root = image_tree({name: {"round": files, "long": files} for name in ("a", "b+c", "d", "e+")})
+    study = Study(datasets=("folder",), data_dir=root, optimizers=("sgd",), trials=1, targets=("a+b+c", "e+", "d+e++a"))
+    assert make_plan(study).grids[0].columns == (("a", "b+c"), ("e+",), ("a", "d", "e+"))
+    for target, unknown in (("a+b", "b"), ("a+b+c+x", "x"), ("a+", "")):
+        with pytest.raises(FieldError, match=rf"unknown domain of shapes '{unknown}'\."):
+            make_plan(dataclasses.replace(study, targets=(target,)))
+
+
 def test_targets_belong_to_the_data_sets_that_have_them():
     study = Study(datasets=("rotated_digits", "colored_digits"), optimizers=("sgd",), trials=1)
     with pytest.raises(FieldError, match="colored_digits has none of the targets 15"):
@@ -208,7 +218,7 @@ def test_a_number_that_json_cannot_hold_is_refused_in_every_field(value):
     with pytest.raises(FieldError, match=message) as error:
         Study(variants=(Variant("a"), Variant("b", fixed={"optimizer.lr": value})))
     assert error.value.field == "variants"
-    with pytest.raises(FieldError, match=f"clip_norm must be a number above 0, not {value!r}"):
+    with pytest.raises(FieldError, match=f"clip_norm must be a finite number above 0, not {value!r}"):
         Study(clip_norm=value)
     for name in ("trials", "hparam_trials", "accumulate", "steps", "checkpoint_freq", "image_size"):
         with pytest.raises(FieldError, match=f"{name} must be a whole number above 0, not {value!r}"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
 from shiftproof.base.hparams import Hparam
+from shiftproof.base.options import check_number
 from shiftproof.base.randomness import generator
 from shiftproof.gradients import (
     Direction,
@@ -102,13 +103,17 @@ class GGA(Annealer):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
+        check_number("radius", radius)
+        check_number("tolerance", tolerance)
         if not 0 < radius < math.inf:
             raise ValueError(f"Invalid radius value: {radius}; it must be above 0")
         if not tolerance >= 0:
             raise ValueError(f"Invalid tolerance value: {tolerance}; it must be at least 0")
-        for name, number, least in (("candidates", candidates, 1), ("start", start, 0), ("end", end, max(start, 1))):
+        for name, number, least in (("candidates", candidates, 1), ("start", start, 0), ("end", end, 1)):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ValueError(f"Invalid {name} value: {number}; it must be a whole number, at least {least}")
+                raise ValueError(f"Invalid {name} value: {number!r}; it must be a whole number, at least {least}")
+        if end < start:
+            raise ValueError(f"Invalid end value: {end}; it must be a whole number, at least {start}")
         if search not in SEARCH_SHAPES:
             raise ValueError(f"Invalid search value: {search}; it must be one of {', '.join(SEARCH_SHAPES)}")
         self.radius, self.candidates, self.tolerance = radius, candidates, tolerance

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shiftproof.annealing.annealer import ANNEALERS, Annealer, mean
 from shiftproof.base.hparams import Hparam
+from shiftproof.base.options import check_number
 from shiftproof.base.randomness import generator
 from shiftproof.gradients import (
     DomainLosses,
@@ -59,6 +60,7 @@ class GGAL(Annealer):
 
     def __init__(self, gamma: float = 0.001, noise: Noise = "uniform", *, seed: int = 0) -> None:
         super().__init__(seed)
+        check_number("gamma", gamma)
         if not 0 <= gamma < math.inf:
             raise ValueError(f"Invalid gamma value: {gamma}; it must be at least 0")
         if noise not in NOISES:

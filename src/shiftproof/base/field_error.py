@@ -13,6 +13,7 @@ class FieldError(ValueError):
 
     Args:
         fields: names of the faulty fields, the likeliest first: fields as in `Study`, hyperparameters as "axis.name".
+            After "variants" may come the place in them, as "variants.NAME.axis.name".
         message: what is wrong.
     """
 

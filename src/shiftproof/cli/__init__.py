@@ -10,8 +10,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import FrameType
 
+from shiftproof.cli.fields import naming_options
 from shiftproof.cli.parser import make_parser
 
 INTERRUPTED = 130
@@ -37,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from shiftproof.base.plugins import import_plugins
 
             import_plugins(names)
-        status: int = options.command(options)
+        with naming_options(options) if hasattr(options, "taken") else nullcontext():
+            status: int = options.command(options)
         print(end="", flush=True)  # a flush at exit could fail too late to be caught here
     except KeyboardInterrupt:
         print(_INTERRUPTED_TEXT, file=sys.stderr)

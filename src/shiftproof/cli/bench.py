@@ -65,7 +65,7 @@ def _shown(result: dict[str, Any], table: str, output: Path | None) -> int:
 def _data(options: argparse.Namespace) -> int:
     from shiftproof.bench import bench_data, data_table
 
-    result = bench_data(study_of(options, "a benchmark takes"), workers=cores(), steps=options.steps)
+    result = bench_data(study_of(options), workers=cores(), steps=options.steps)
     return _shown(result, data_table(result), options.output)
 
 

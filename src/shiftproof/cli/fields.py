@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin
 
+from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value, parse_value
 from shiftproof.cli.command import Command
 from shiftproof.cli.options import path, with_default
@@ -22,11 +24,11 @@ class Taken(NamedTuple):
     """The fields of a study that a command takes.
 
     Attributes:
-        names: names of the fields.
+        options: the option that sets each field, by the field's name.
         defaults: this command's defaults, where they differ from those of `Study`.
     """
 
-    names: frozenset[str]
+    options: Mapping[str, str]
     defaults: Mapping[str, Any]
 
 
@@ -48,13 +50,12 @@ def add_fields(
         required: fields that must be given.
     """
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
-    taken = set()
+    taken = {}
     for declared in fields(Study):
         info, name = info_of(declared), declared.name
         one = info.one if info.one is not None and command in info.one.commands else None
         if one is None and command not in info.commands:
             continue
-        taken.add(name)
         text = one.help if one else info.help
         how = _how(declared, one)
         if how.get("action") == "append":
@@ -64,12 +65,13 @@ def add_fields(
         else:
             text = with_default(text, defaults.get(name, default_of(declared)), none.get(name, info.none))
         names = (one.option,) if one else option_names(declared)
+        taken[name] = names[0]
         groups[info.group].add_argument(*names, dest=name, default=None, help=text, **how)
     batch_size = defaults.get("fixed", {}).get(BATCH_SIZE)
     if "fixed" in taken or batch_size is not None:
         text = with_default("images per source domain and step", batch_size, "the search's")
         groups["training"].add_argument("--batch-size", type=int, metavar="N", help=text)
-    parser.set_defaults(taken=Taken(frozenset(taken), defaults))
+    parser.set_defaults(taken=Taken(taken, defaults))
 
 
 def _how(declared: Field[Any], one: One | None) -> dict[str, Any]:
@@ -116,7 +118,8 @@ def given_fields(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: a hyperparameter is fixed twice.
     """
-    given = {name: value for name, value in vars(options).items() if name in options.taken.names and value is not None}
+    taken = options.taken.options
+    given = {name: value for name, value in vars(options).items() if name in taken and value is not None}
     batch_size = getattr(options, "batch_size", None)
     fixed: dict[str, Value] = {}
     for name, value in [*given.pop("fixed", []), *([] if batch_size is None else [(BATCH_SIZE, batch_size)])]:
@@ -128,18 +131,40 @@ def given_fields(options: argparse.Namespace) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
-def study_of(options: argparse.Namespace, what: str | None = None, **changes: Any) -> Study:
+@contextmanager
+def naming_options(options: argparse.Namespace) -> Iterator[None]:
+    """Name the option in errors about a field that was set by one.
+
+    Raises:
+        ValueError: a `FieldError` was raised inside, for a field that was given; the message begins with the option.
+        FieldError: one was raised inside, for fields that were not given.
+    """
+    try:
+        yield
+    except FieldError as error:
+        if (option := next(filter(None, (_option_of(options, field) for field in error.fields)), None)) is None:
+            raise
+        raise ValueError(f"{option}: {error}") from error
+
+
+def _option_of(options: argparse.Namespace, field: str) -> str | None:
+    """Return the option that set a field or a hyperparameter; None if none did."""
+    given = given_fields(options)
+    if field == BATCH_SIZE and options.batch_size is not None:
+        return "--batch-size"
+    name = "fixed" if field in given.get("fixed", {}) else field
+    option: str | None = options.taken.options[name] if name in given else None
+    return option
+
+
+def study_of(options: argparse.Namespace, **changes: Any) -> Study:
     """Return the study that the options of a command describe.
 
     Args:
         options: the parsed options.
-        what: beginning of the error about several data sets ("a figure takes"); None if several are allowed.
         **changes: fields that override the options.
 
     Raises:
-        ValueError: there are several data sets and only one is allowed, or a field cannot have its value.
+        ValueError: a field cannot have its value.
     """
-    study = Study(**{**options.taken.defaults, **given_fields(options), **changes})
-    if what is not None and len(study.datasets) > 1:
-        raise ValueError(f"{what} one data set, not {', '.join(study.datasets)}")
-    return study
+    return Study(**{**options.taken.defaults, **given_fields(options), **changes})

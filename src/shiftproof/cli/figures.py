@@ -77,7 +77,6 @@ def _agreement(options: argparse.Namespace) -> int:
     candidates = {"annealer.candidates": FIGURE_CANDIDATES} if annealer == "gga" else {}
     study = study_of(
         options,
-        "a figure takes",
         annealers=("none", annealer),
         fixed={**candidates, **given.get("fixed", {})},
     )
@@ -87,7 +86,7 @@ def _agreement(options: argparse.Namespace) -> int:
 def _traced(options: argparse.Namespace, name: str) -> int:
     from shiftproof import figures
 
-    study = study_of(options, "a figure takes")
+    study = study_of(options)
     if name == "embedding":
         return _written(figures.figure_embedding(study, options.output, options.trial_seed, options.method))
     draw = {
@@ -101,7 +100,7 @@ def _traced(options: argparse.Namespace, name: str) -> int:
 def _sensitivity(options: argparse.Namespace) -> int:
     from shiftproof import figures
 
-    study = study_of(options, "a figure takes")
+    study = study_of(options)
     return _written(figures.figure_sensitivity(study, options.output, jobs(options, study.device)))
 
 

@@ -160,7 +160,7 @@ def _train(options: argparse.Namespace) -> int:
     from shiftproof.studies import train_one
 
     row = train_one(
-        study_of(options, "one run takes"),
+        study_of(options),
         options.output,
         options.trial_seed,
         options.hparam_seed,

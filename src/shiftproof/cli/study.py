@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from shiftproof.cli.fields import BATCH_SIZE, add_fields, given_fields
+from shiftproof.cli.fields import add_fields, given_fields
 from shiftproof.cli.options import add_option, cores, place, study_file
 from shiftproof.cli.runs import add_store, run_and_report
 
@@ -70,20 +68,6 @@ def _add_output(parser: Command) -> None:
     parser.add_argument("output", type=place, metavar="DIR", help="the study's store: the --output of its runs")
 
 
-@contextmanager
-def _naming_options(options: argparse.Namespace) -> Iterator[None]:
-    """Name the option in errors about a field that was set by one."""
-    from shiftproof.base.field_error import FieldError
-
-    try:
-        yield
-    except FieldError as error:
-        name = error.field
-        if "." in name:  # a hyperparameter
-            name = "set" if options.batch_size is None or name != BATCH_SIZE else "batch_size"
-        raise ValueError(f"--{name.replace('_', '-')}: {error}") from error
-
-
 def _read_study(options: argparse.Namespace, given: dict[str, Any]) -> Study:
     """Read the study's file, and print a line for every variant that was left out."""
     from shiftproof.studies import read_study
@@ -98,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     from shiftproof.studies import naming_lines
 
     given = given_fields(options)
-    with _naming_options(options), naming_lines(options.file, options.scale, given):
+    with naming_lines(options.file, options.scale, given):
         study = _read_study(options, given)
         settings = "setting" if study.hparam_trials == 1 else "settings"
         print(f"every method has {study.hparam_trials} {settings} to choose from")
@@ -109,7 +93,7 @@ def _plan(options: argparse.Namespace) -> int:
     from shiftproof.studies import Store, make_plan, naming_lines, plan_text, study_costs
 
     given = given_fields(options)
-    with _naming_options(options), naming_lines(options.file, options.scale, given):
+    with naming_lines(options.file, options.scale, given):
         study = _read_study(options, given)
         plan = make_plan(study, absent=True)
     runs = plan.distinct if options.output is None else Store(options.output).missing(plan)

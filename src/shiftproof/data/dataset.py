@@ -52,14 +52,15 @@ class DomainDataset:
         name: its name in tables.
         domains: the domains in the benchmark's order, which the splits depend on.
         classes: class names; a label is an index into them.
-        kind: "photographs" are cropped, flipped and changed in colour in training, and "small_images" (digits,
-            characters, spectrograms) are used as they are. Defaults of batch size and evaluations depend on it too.
+        kind: "photographs", of shape (3, side, side), are cropped, flipped and changed in colour in training, and
+            "small_images" (digits, characters, spectrograms) are used as they are. Defaults of batch size and
+            evaluations depend on it too.
         fingerprint: changes whenever the images or labels do.
         root: the folder of its domains; None for an embedded data set.
 
     Raises:
-        ValueError: domains do not fit together, a label is not a class, there are fewer than two classes, or the kind
-            is unknown. Images are not read.
+        ValueError: domains do not fit together, a label is not a class, there are fewer than two classes, a name is not
+            a str, or the kind is unknown or does not go with the images' shape. Images are not read.
     """
 
     name: str
@@ -80,10 +81,12 @@ class DomainDataset:
             raise ValueError("it has no domains")
         if self.kind not in KINDS:
             raise ValueError(f"kind must be {' or '.join(KINDS)}, not {self.kind!r}")
-        check_domain_names(self.domain_names)
         for name in (self.name, *self.domain_names, *self.classes):
+            if not isinstance(name, str):
+                raise ValueError(f"the name {name!r} must be a str, not {type(name).__name__}: str(name)")  # noqa: TRY004
             if printable(name) != name:
                 raise ValueError(f"the name {printable(name)} is not valid text; rename it")
+        check_domain_names(self.domain_names)
         if len(self.classes) < 2:
             raise ValueError(
                 f"it has {len(self.classes)} class(es); with fewer than two there is nothing to tell apart"
@@ -96,6 +99,11 @@ class DomainDataset:
                 raise ValueError(
                     f"images of domain {domain.name} have shape {domain.images.shape[1:]}, those of "
                     f"{self.domains[0].name} {shape}; resize them to one shape (channels, height, width)"
+                )
+            if self.kind == "photographs" and (shape[0] != 3 or shape[1] != shape[2]):
+                raise ValueError(
+                    f"its images have shape {shape}, and photographs must have (3, side, side): resize them to "
+                    "squares, for grey ones images.repeat(3, axis=1); or make their kind small_images"
                 )
             least, greatest = int(domain.labels.min()), int(domain.labels.max())
             if least < 0 or greatest >= len(self.classes):
@@ -173,7 +181,7 @@ def _check_images(domain: Domain) -> None:
     channels, height, width = images.shape[1:]
     if not images.size:
         raise ValueError(f"{whose} have shape {images.shape[1:]}, which holds no pixels")
-    if channels > 4 and (width == 3 or (width == 1 and channels == height)):
+    if min(channels, height) > 4 >= width:
         raise ValueError(
             f"{whose} have shape {images.shape}, which looks like (n, height, width, channels): "
             "images.transpose(0, 3, 1, 2)"

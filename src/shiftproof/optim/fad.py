@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import ParamsT
 
+from shiftproof.base.options import check_number
 from shiftproof.optim.multipass import Landscape, MultiPass, NoSync, Vector
 from shiftproof.optim.options import make_plain
 
@@ -84,6 +85,7 @@ class FAD(MultiPass):
         """
         make_plain(param_group)
         beta = self.option({**self.defaults, **param_group}, "beta")
+        check_number("beta", beta)
         if not beta <= 1:
             raise ValueError(f"Invalid beta value: {beta}; it must be in [0, 1]")
         super().add_param_group(param_group)

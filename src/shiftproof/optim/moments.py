@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from shiftproof.base.options import check_number
 from shiftproof.optim.options import constructor_defaults, make_plain, plain
 from shiftproof.optim.state import check_loaded_state, labelled, mismatch
 
@@ -104,8 +105,11 @@ class ParameterBatch(NamedTuple):
 def _check_options(options: dict[str, Any]) -> None:
     """Raise a ValueError that names the option if one is out of range."""
     for name in ("lr", "eps", "weight_decay", "initial_accumulator"):
+        check_number(name, options.get(name, 0.0))
         if not 0 <= options.get(name, 0.0) < math.inf:
             raise ValueError(f"Invalid {name} value: {options[name]}; it must be at least 0")
+    for beta in options["betas"]:
+        check_number("betas", beta)
     if not all(0 <= beta < 1 for beta in options["betas"]):
         raise ValueError(f"Invalid betas value: {options['betas']}; each must be in [0, 1)")
 

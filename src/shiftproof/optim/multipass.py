@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from shiftproof.base.options import check_number
 from shiftproof.base.precise_sums import dot
 from shiftproof.base.sharding import local_part, shard_of, sum_over_shards
 from shiftproof.gradients import frozen_statistics
@@ -201,6 +202,7 @@ class MultiPass(Optimizer, ABC):
         for name in self._own:
             value = param_group.setdefault(name, self.defaults[name])
             for number in value if isinstance(value, tuple) else (value,):
+                check_number(name, number)
                 if not 0 <= number < math.inf:
                     raise ValueError(f"Invalid {name} value: {value}; it must be at least 0")
         if "base" in self.__dict__:

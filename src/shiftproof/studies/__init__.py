@@ -3,6 +3,7 @@
 Names are imported on first use, so that parsing a command line does not import torch.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,14 @@ _PLACES = {
     "Variant": "shiftproof.studies.study",
 }
 
+_MOVED = {
+    **dict.fromkeys(
+        ("FORMATS", "Table", "as_csv", "as_latex", "as_markdown", "as_text", "build_tables"), "shiftproof.tables"
+    ),
+    **dict.fromkeys(("measure_agreement", "write_agreement"), "shiftproof.figures"),
+}
+"""Names that were here once, with the folders that have them now, which lie above this one."""
+
 __all__ = [
     "GROUPS",
     "INDEX_FILE",
@@ -133,6 +142,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        place = _MOVED[name]
+        warnings.warn(
+            f"{name} has moved: import it from {place}, not from {__name__}", DeprecationWarning, stacklevel=2
+        )
+        return getattr(import_module(place), name)
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

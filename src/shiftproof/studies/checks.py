@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
@@ -18,7 +19,7 @@ from shiftproof.models import check_normalisation, default_image_size
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS, RULES, check_fixed, hyperparameters
 from shiftproof.studies.published_results import published
-from shiftproof.studies.study import Study, field_types
+from shiftproof.studies.study import Study, Variant, field_types
 from shiftproof.training import check_device_name
 
 
@@ -28,6 +29,7 @@ def check_study(study: Study) -> None:
     Raises:
         FieldError: the first field that is invalid, with the reason.
     """
+    _check_types(study)
     try:
         import_plugins(study.imports)
     except PluginError as error:
@@ -36,6 +38,42 @@ def check_study(study: Study) -> None:
     _check_names(study)
     _check_variants(study)
     _check_together(study)
+
+
+def _check_types(study: Study) -> None:
+    for name, kind in field_types().items():
+        _check_type(name, getattr(study, name), kind, name)
+    for variant in study.variants:
+        for name, kind in get_type_hints(Variant).items():
+            _check_type("variants", getattr(variant, name), kind, f"{name} of variant {variant.name}")
+
+
+def _check_type(field_name: str, value: object, kind: Any, what: str) -> None:
+    """Raise unless a value is of the type of a field; numbers and hyperparameters are left to their own checks."""
+    if NoneType in get_args(kind):
+        if value is None:
+            return
+        [kind] = [one for one in get_args(kind) if one is not NoneType]
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise FieldError(field_name, f"{what} must be a tuple, not {value!r}; for one entry, ({value!r},)")
+        for one in value:
+            _check_type(field_name, one, get_args(kind)[0], f"an entry of {what}")
+        return
+    expected, description = _TYPES.get(get_origin(kind) or kind, (object, ""))
+    if not isinstance(value, expected):
+        raise FieldError(field_name, f"{what} must be {description}, not {value!r}")
+
+
+_TYPES: Mapping[Any, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    str: (str, "a str"),
+    Literal: (str, "a str"),
+    Path: (Path, "a Path"),
+    dict: (Mapping, "a mapping of hyperparameters to values"),
+    Mapping: (Mapping, "a mapping of hyperparameters to values"),
+    Variant: (Variant, "a Variant"),
+}
 
 
 def _check_numbers(study: Study) -> None:
@@ -62,11 +100,15 @@ def _check_names(study: Study) -> None:
 
 
 def _check_variants(study: Study) -> None:
+    if not study.variants:
+        raise FieldError("variants", "name at least one variant")
     methods = [hyperparameters(*method[:3]) for method in study.combinations]
     check_fixed(study.fixed, methods)
     _check_distinct("variants", "variant", [variant.name for variant in study.variants])
     for variant in study.variants:
-        _check_positive("variants", variant.times, f"times of variant {variant.name}")
+        _check_positive(
+            ("variants", f"variants.{variant.name}.times"), variant.times, f"times of variant {variant.name}"
+        )
         if both := variant.fixed.keys() & study.fixed.keys():
             raise FieldError(
                 "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
@@ -76,7 +118,8 @@ def _check_variants(study: Study) -> None:
             if variant.published is not None:
                 check_name("published", variant.published)
         except FieldError as error:
-            raise FieldError("variants", str(error)) from error
+            place = f"variants.{variant.name}.{error.field}"
+            raise FieldError(("variants", place), f"variant {variant.name}: {error}") from error
     if not study.methods:
         raise FieldError("variants", "no method has the hyperparameters of any variant")
 
@@ -153,11 +196,12 @@ def check_name(field_name: str, name: str) -> None:
         raise FieldError(field_name, str(error)) from error
 
 
-def _check_positive(field_name: str, value: Any, name: str, *, whole: bool = True) -> None:
+def _check_positive(fields: str | tuple[str, ...], value: Any, name: str, *, whole: bool = True) -> None:
     kind = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kind) or not is_finite(value) or value <= 0:
-        number = "a whole number" if whole else "a number"
-        raise FieldError(field_name, f"{name} must be {number} above 0, not {value!r}")
+        too_large = isinstance(value, (int, float)) and not is_finite(value)
+        number = "a whole number" if whole else "a finite number" if too_large else "a number"
+        raise FieldError(fields, f"{name} must be {number} above 0, not {value!r}")
 
 
 def _check_distinct(field_name: str, kind: str, names: Sequence[str]) -> None:

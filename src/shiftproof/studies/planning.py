@@ -141,17 +141,24 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
 
 def _chosen(facts: _Facts, target: str) -> Targets | None:
     """Return the domains that a target names, in the data set's order; None if some belong to no domain of it."""
-    together = [target] if target in facts.domains else target.split("+")
+    together = _split(target, facts.domains)
     if not all(name in facts.domains for name in together):
         return None
     return tuple(name for name in facts.domains if name in together)  # so that one set of targets has one name
+
+
+def _split(target: str, names: Sequence[str]) -> list[str]:
+    """Split a target at the plus signs between names; names may hold plus signs themselves."""
+    fitting = [name for name in names if f"{target}+".startswith(f"{name}+")]
+    first = max(fitting, key=len, default=target.partition("+")[0])
+    return [first] if first == target else [first, *_split(target[len(first) + 1 :], names)]
 
 
 def _check_targets(study: Study, facts: Sequence[_Facts]) -> None:
     for target in study.targets or ():
         if not any(_chosen(one, target) for one in facts):
             valid = list(dict.fromkeys(name for one in facts for name in one.domains))
-            unknown = next((name for name in target.split("+") if name not in valid), target)
+            unknown = next((name for name in _split(target, valid) if name not in valid), target)
             where = ", ".join(one.name for one in facts)
             raise FieldError("targets", str(UnknownNameError(f"domain of {where}", unknown, valid)))
 

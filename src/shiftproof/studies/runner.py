@@ -178,17 +178,19 @@ def run_study(
             can claim the output.
 
     Raises:
-        ValueError: the study is not valid, the output cannot be written, a tracker is unknown or not installed, or
-            the cluster cannot train these runs.
+        ValueError: the study is not valid, the output cannot be written, the number of workers is not above 0, a
+            tracker is unknown or not installed, or the cluster cannot train these runs.
         StoreBusyError: another process is working on the output.
         DamagedFileError: a recorded result cannot be read.
         NodeError: a node does not reach output, data or weights, or lacks the device.
         OSError: there is no connection to the cluster.
     """
-    _check_tracking(trackers, output)
+    _check_output(trackers, output)
     if isinstance(workers, RayCluster):
         workers.check(study.device)
     else:
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"workers must be a whole number above 0 or a RayCluster, not {workers!r}")
         study.device_here()
     output = output.absolute()  # workers may have another working directory
     plan = make_plan(study)
@@ -210,7 +212,9 @@ def run_study(
     return results
 
 
-def _check_tracking(trackers: tuple[str, ...], output: Path) -> None:
+def _check_output(trackers: tuple[str, ...], output: Path) -> None:
+    if isinstance(output, str):
+        raise ValueError(f"the output must be a path, not the text {output!r}: Path({output!r})")  # noqa: TRY004
     check_trackers(trackers)
     if trackers and not is_local(output):
         raise ValueError(f"trackers write beside the runs, which must then be in a local or mounted folder: {output}")
@@ -337,7 +341,7 @@ def train_one(
     for name, value in (("trial seed", trial_seed), ("hparam seed", hparam_seed)):
         if value < 0:
             raise ValueError(f"{name} must be at least 0, not {value}")
-    _check_tracking(trackers, folder)
+    _check_output(trackers, folder)
     here = study.device_here()
     check_devices(study.device, devices, strategy)
     spec = plan_run(study, trial_seed, hparam_seed)

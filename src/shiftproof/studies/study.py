@@ -81,8 +81,9 @@ class Study:
         ("rotated_digits",),
         "names of the data sets; with several, each leaves out those targets that are its own domains",
         "data",
-        ALL,
+        STUDIES,
         options=("--dataset",),
+        one=One("--dataset", ("train", *FIGURES, "bench data"), "name of the data set"),
         term=Term("dataset", "the images and their domains", always=True),
     )
     data_dir: Path | None = described(
@@ -206,7 +207,7 @@ class Study:
         "network to train",
         "model",
         ALL,
-        none="a small one for small images; photographs need a name",
+        none="a small one for small images; photographs need a named model",
         term=Term("model", "the network", always=True),
     )
     precision: Precision = described(
@@ -226,7 +227,7 @@ class Study:
     )
     tune: Tuning = described(
         "per_target",
-        "whether every target and trial selects a setting (per_target) or a data set shares one (shared)",
+        "whether validation selects a setting for every target and trial (per_target) or for a whole data set (shared)",
         "protocol",
         STUDIES,
         term=Term(

@@ -131,7 +131,8 @@ def _placed(error: FieldError, path: Path, entries: _Entries, overrides: Mapping
 
     If that field is an override, the error stays a `FieldError`, about that field alone: the caller knows its place.
     """
-    for field in error.fields:
+    within = [field for field in error.fields if field.startswith("variants.") and "variants" not in overrides]
+    for field in (*within, *error.fields):
         if field in overrides or field in overrides.get("fixed", {}):
             return FieldError(field, str(error))
         if (key := _key(field, entries)) is not None:
@@ -143,12 +144,25 @@ def _key(field: str, entries: _Entries) -> yaml.Node | None:
     """Return the key that sets a field or a hyperparameter; the key of the variants if one of them sets it."""
     if field in entries:
         return entries[field].key
+    if "variants" in entries and field.startswith("variants."):
+        return _variant_keys(entries["variants"].node).get(field)
     if "fixed" in entries and field in entries["fixed"].value:
         keys: list[yaml.Node] = [key for key, _ in entries["fixed"].node.value if key.value == field]
         return keys[0]
     if "variants" in entries and any(field in variant.fixed for variant in entries["variants"].value):
         return entries["variants"].key
     return None
+
+
+def _variant_keys(variants: yaml.Node) -> dict[str, yaml.Node]:
+    """Return the keys in a file's variants, by "variants.NAME.field", of hyperparameters "variants.NAME.axis.name"."""
+    found = {}
+    for node in variants.value:
+        pairs = [(key, value) for key, value in node.value]
+        name = next(value.value for key, value in pairs if key.value == "name")
+        fixed = [pair for key, value in pairs if key.value == "fixed" for pair in value.value]
+        found |= {f"variants.{name}.{key.value}": key for key, _ in (*pairs, *fixed)}
+    return found
 
 
 def _values(entries: _Entries) -> dict[str, Any]:

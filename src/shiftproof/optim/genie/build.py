@@ -41,10 +41,10 @@ class NoCompilerError(KernelError):
 
 def is_settled() -> bool:
     """Return whether `kernel_error` can answer without compiling anything."""
-    if kernel_error.cache_info().currsize > 0 or PREBUILT.exists():
+    if kernel_error.cache_info().currsize > 0 or os.path.exists(PREBUILT):
         return True
     try:
-        return any(_cached().with_suffix(suffix).exists() for suffix in (".so", ".failed"))
+        return any(os.path.exists(_cached().with_suffix(suffix)) for suffix in (".so", ".failed"))
     except KernelError:
         return True
 
@@ -65,9 +65,9 @@ def kernel_error() -> str | None:
 
 def _load() -> None:
     path = PREBUILT
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists would raise where a folder is closed to this user
         path = _cached()
-        if not path.exists():
+        if not os.path.exists(path):
             _compile_once(path)
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from shiftproof.base.options import check_number
 from shiftproof.optim.genie import fused_triton
 from shiftproof.optim.genie.functional import (
     Flags,
@@ -397,6 +398,8 @@ def _check_form(form: object) -> None:
 
 def _check_options(options: dict[str, Any]) -> None:
     """Raise a ValueError that names the option if one is out of range."""
+    for name in ("lr", "beta", "dropout", "noise", "weight_decay"):
+        check_number(name, options[name])
     lr = options["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")

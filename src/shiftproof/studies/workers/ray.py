@@ -40,12 +40,12 @@ class RayCluster:
     jobs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.cpus_per_run < 1:
-            raise ValueError(f"CPUs per run must be a whole number above 0, not {self.cpus_per_run}")
-        if not 0 <= self.gpus_per_run <= 1:
-            raise ValueError(f"GPUs per run must be between 0 and 1, because a run has one, not {self.gpus_per_run}")
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"jobs must be a whole number above 0, not {self.jobs}")
+        if not _is_count(self.cpus_per_run):
+            raise ValueError(f"CPUs per run must be a whole number above 0, not {self.cpus_per_run!r}")
+        if not isinstance(self.gpus_per_run, (int, float)) or not 0 <= self.gpus_per_run <= 1:
+            raise ValueError(f"GPUs per run must be between 0 and 1, because a run has one, not {self.gpus_per_run!r}")
+        if self.jobs is not None and not _is_count(self.jobs):
+            raise ValueError(f"jobs must be a whole number above 0, not {self.jobs!r}")
 
     def check(self, device: str) -> None:
         """Raise ValueError unless Ray is installed and can give a run this device."""
@@ -57,6 +57,10 @@ class RayCluster:
             raise ValueError("runs on cuda must reserve a GPU or a part of one, not 0")
         if kind == "cpu" and self.gpus_per_run > 0:
             raise ValueError(f"runs on the CPU use no GPU: leave out the {self.gpus_per_run:g} GPUs per run")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def run_on_ray(
