@@ -120,7 +120,7 @@ def test_a_folder_of_photographs_is_named_wherever_it_is_looked_at_from(tmp_path
     root = _tree(tmp_path / "own", 80, mode="RGB")
     for here, data_dir in ((root, "."), (next(path for path in root.iterdir()), "..")):
         monkeypatch.chdir(here)
-        with pytest.raises(FieldError, match="the images of own are photographs.*set kind to small_images"):
+        with pytest.raises(FieldError, match=r"the images of own are photographs.*set kind to small_images"):
             make_plan(_study(Path(data_dir)))
 
 
