@@ -25,9 +25,8 @@ def results():
     odd = replace(digits, name=" <odd>\nset", domains=domains)
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(DATASETS._entries, odd.name, DatasetEntry(lambda *_: odd, "small_images"))
-        plan = make_plan(
-            Study(datasets=(odd.name,), optimizers=("sgd", "adam"), variants=(Variant(VARIANT),), trials=1)
-        )
+        study = Study(datasets=(odd.name,), optimizers=("sgd", "adam"), variants=(Variant(VARIANT),), trials=1)
+        plan = make_plan(study)
     failed = plan.distinct[0]
     return results_of(plan, lambda spec: (0.5, 0.25, 0.75), lambda spec: "failed" if spec is failed else "finished")
 
