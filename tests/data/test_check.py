@@ -182,6 +182,25 @@ def test_images_that_changed_class_are_noticed(image_tree, monkeypatch):
     )
 
 
+def test_names_are_shown_on_one_line_each(image_tree, capsys):
+    files = {"cat\tb": ["a.png"], "dog\x1b[0m": ["b.png"]}
+    assert main(["data", "check", str(image_tree({"a\nb": files, "c": files}))]) == 0
+    assert capsys.readouterr().out.splitlines()[2:6] == [
+        "class       a b  c  all",
+        "cat b         1  1    2",
+        "dog\\x1b[0m    1  1    2",
+        "all           2  2    4",
+    ]
+
+
+def test_a_single_domain_is_pointed_out(image_tree, capsys):
+    line = "it has one domain: training needs two or more, because it leaves one out"
+    assert main(["data", "check", str(image_tree({"art": TREE["art"]}))]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+    assert main(["data", "check", str(image_tree(TREE, "two"))]) == 0
+    assert line not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_every_image_of_the_real_pacs_can_be_read(pacs_folder):
     checked = check_data(pacs_folder)

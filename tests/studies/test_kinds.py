@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,9 +116,18 @@ def test_what_is_missing_or_contradicts_is_said(tmp_path, fields, field, words):
     assert raised.value.field == field
 
 
+def test_a_folder_of_photographs_is_named_wherever_it_is_looked_at_from(tmp_path, monkeypatch):
+    root = _tree(tmp_path / "own", 80, mode="RGB")
+    for here, data_dir in ((root, "."), (next(path for path in root.iterdir()), "..")):
+        monkeypatch.chdir(here)
+        with pytest.raises(FieldError, match=r"the images of own are photographs.*set kind to small_images"):
+            make_plan(_study(Path(data_dir)))
+
+
 def test_a_published_set_of_photographs_needs_a_model_too(tmp_path):
-    with pytest.raises(FieldError, match="the images of PACS are photographs, and no model is named"):
+    with pytest.raises(FieldError, match="the images of PACS are photographs, and no model is named") as raised:
         make_plan(Study(datasets=("PACS",), data_dir=tmp_path), absent=True)
+    assert "kind" not in str(raised.value)
 
 
 def test_embedded_sets_keep_their_model_and_their_rates():

@@ -139,7 +139,7 @@ def test_the_comparison_is_not_continued(command, old, tmp_path, capsys):
     before = _files(old)
     assert main([*command.replace("FILE", str(file)).split(), "--output", str(old)]) == 1
     printed = capsys.readouterr()
-    place = "" if command.startswith("compare") else f"{file}, line 3: "
+    place = "--optimizers: " if command.startswith("compare") else f"{file}, line 3: "
     assert printed.err.startswith(f"shiftproof: error: {place}{REMOVED}")
     assert "skipped" not in printed.out
     assert _files(old) == before
@@ -158,7 +158,7 @@ def test_the_interrupted_run_is_not_continued(old, capsys):
     before = _files(folder)
     options = "--optimizer genie_invariant --target 45 --steps 4 --checkpoint-freq 2 --batch-size 2"
     assert main(["train", *options.split(), "--output", str(folder)]) == 1
-    assert capsys.readouterr().err.startswith(f"shiftproof: error: {REMOVED}")
+    assert capsys.readouterr().err.startswith(f"shiftproof: error: --optimizer: {REMOVED}")
     with pytest.raises(RemovedNameError, match="was removed"):
         train(_spec(folder), DIGITS, folder, device=torch.device("cpu"))
     assert _files(folder) == before

@@ -24,8 +24,9 @@ def results():
     domains = tuple(replace(domain, name=name) for domain, name in zip(digits.domains, NAMES, strict=True))
     odd = replace(digits, name=" <odd>\nset", domains=domains)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(DATASETS._entries, "odd", DatasetEntry(lambda *_: odd, "small_images"))
-        plan = make_plan(Study(datasets=("odd",), optimizers=("sgd", "adam"), variants=(Variant(VARIANT),), trials=1))
+        patched.setitem(DATASETS._entries, odd.name, DatasetEntry(lambda *_: odd, "small_images"))
+        study = Study(datasets=(odd.name,), optimizers=("sgd", "adam"), variants=(Variant(VARIANT),), trials=1)
+        plan = make_plan(study)
     failed = plan.distinct[0]
     return results_of(plan, lambda spec: (0.5, 0.25, 0.75), lambda spec: "failed" if spec is failed else "finished")
 

@@ -328,3 +328,10 @@ def test_variants_stand_beside_their_own_tables():
     assert [one.published.value for one in compared] == pytest.approx([0.842, 0.861])
     [line] = [line for line in as_text(results).splitlines() if line.startswith("erm + adam, 2x") and "10934" in line]
     assert line.split()[-4:] == ["2.0", "10934", "1.00", "2.01"]  # 10,934 s against 5,443 s
+
+
+@pytest.mark.parametrize(("targets", "over"), [(("0",), "Over 1 target; "), (("0", "15"), "Over 2 targets; ")])
+def test_ranks_say_over_how_many_targets(targets, over):
+    plan = make_plan(Study(optimizers=("sgd", "adam"), targets=targets, trials=1))
+    results = results_of(plan, lambda spec: (0.5, 0.25, 0.75), lambda spec: "finished")
+    assert over in as_text(results)

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import ImageFile
 
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.data.dataset import printable
+from shiftproof.base.text import one_line
 from shiftproof.data.folder import DomainFiles, list_folder, published_names
 from shiftproof.data.images import ImageError, decode
 from shiftproof.data.mnist import FOLDER, MNIST_SETS, count_mnist
@@ -75,7 +75,9 @@ class DataCheck:
         lines += _listing("images that are in no class, left out", [self._name(path) for path in self.misplaced])
         suffixes = ", ".join(f"{suffix} {count}" for suffix, count in sorted(self.left_out.items()))
         lines.append(f"other files in classes, left out: {suffixes or 0}")
-        return printable("\n".join(lines))
+        if len(self.counts) == 1:
+            lines.append("it has one domain: training needs two or more, because it leaves one out")
+        return "\n".join(map(one_line, lines))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -91,6 +93,7 @@ def counts_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         rows.append([name, *map(str, row), str(sum(row))])
     sums = [sum(counts[domain].values()) for domain in domains]
     rows.append(["all", *map(str, sums), str(sum(sums))])
+    rows = [list(map(one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])

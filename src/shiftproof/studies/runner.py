@@ -212,7 +212,7 @@ def run_study(
     return results
 
 
-def _check_output(trackers: tuple[str, ...], output: Path) -> None:
+def _check_output(trackers: tuple[str, ...], output: Path | str) -> None:
     if isinstance(output, str):
         raise ValueError(f"the output must be a path, not the text {output!r}: Path({output!r})")  # noqa: TRY004
     check_trackers(trackers)

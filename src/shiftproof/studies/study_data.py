@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -73,13 +74,16 @@ def model_of(study: Study, dataset: str) -> str:
     if study.weights is not None:
         raise FieldError("model", f"no model is named: name the one whose weights {study.weights.name} holds")
     if kind_of(study, dataset) == "photographs":
-        name = dataset if study.data_dir is None or DATASETS[dataset].kind else study.data_dir.name
+        folder, advice = data_folder(study, dataset), ""
+        name = dataset
+        if DATASETS[dataset].kind is None:  # a folder, whose kind can be stated
+            name = dataset if folder is None else os.path.basename(os.path.abspath(folder))
+            advice = ". If they are digits, characters or spectrograms, set kind to small_images"
         raise FieldError(
             "model",
             f"the images of {name} are photographs, and no model is named. Give one with weights to start from (model "
             "resnet18 and a file of weights from torchvision or timm). A model alone is trained from scratch, "
-            "which takes far more images and steps. If they are digits, characters or spectrograms, set kind to "
-            "small_images",
+            f"which takes far more images and steps{advice}",
         )
     return SMALL_MODEL
 

@@ -156,7 +156,7 @@ def _key(field: str, entries: _Entries) -> yaml.Node | None:
 
 def _variant_keys(variants: yaml.Node) -> dict[str, yaml.Node]:
     """Return the keys in a file's variants, by "variants.NAME.field", of hyperparameters "variants.NAME.axis.name"."""
-    found = {}
+    found: dict[str, yaml.Node] = {}
     for node in variants.value:
         pairs = [(key, value) for key, value in node.value]
         name = next(value.value for key, value in pairs if key.value == "name")

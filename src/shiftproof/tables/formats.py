@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shiftproof.base.files import write_bytes
+from shiftproof.base.text import one_line
 from shiftproof.studies import SECONDS, Method, Results, published_for
 from shiftproof.tables.marks import Mark, marks
-from shiftproof.tables.markup import latex, markdown, one_line
+from shiftproof.tables.markup import latex, markdown
 from shiftproof.tables.notes import difference_note, selection_note, transductive_note
 from shiftproof.tables.statistics import Difference, Estimate
 from shiftproof.tables.table import Cell, Comparison, MethodRow, Table, build_tables, comparisons
@@ -306,7 +307,8 @@ def _rank_block(table: Table) -> Block:
     assert table.ranks is not None  # noqa: S101  (asked before)
     ranks = table.ranks
     notes = [
-        f"Over {ranks.cells} targets; Friedman p {_p(ranks.friedman_p)}; critical difference at 5 % "
+        f"Over {ranks.cells} target{'' if ranks.cells == 1 else 's'}; "
+        f"Friedman p {_p(ranks.friedman_p)}; critical difference at 5 % "
         f"{'-' if ranks.critical_difference is None else f'{ranks.critical_difference:.2f}'} (Nemenyi)."
     ]
     return Block(

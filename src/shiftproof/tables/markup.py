@@ -1,18 +1,10 @@
-"""Escaping of names and numbers for one line of text, for Markdown and for LaTeX."""
+"""Escaping of names and numbers for Markdown and for LaTeX."""
 
 from __future__ import annotations
 
 import re
 
-
-def one_line(text: str) -> str:
-    """Return a text without line breaks, with unprintable characters escaped."""
-    return "".join(c if c.isprintable() else _unprintable(c) for c in text)
-
-
-def _unprintable(character: str) -> str:
-    return " " if character.isspace() else character.encode("unicode_escape").decode()
-
+from shiftproof.base.text import one_line
 
 _MARKDOWN = re.compile(
     r"[\\`*|~$]"

@@ -22,8 +22,8 @@ from shiftproof.training.spec import RunSpec
 def warm_up(spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks) -> None:
     """Do everything that a run repeats once, on a copy of the run that is thrown away.
 
-    The run's seconds then leave out the work of the first time: compiling or loading the kernels of GENIE, Triton and
-    ``torch.compile``, importing modules, starting the libraries of a GPU.
+    The seconds recorded for the run then leave out what a process does only once: compiling or loading the kernels of
+    GENIE, Triton and ``torch.compile``, importing modules, starting the libraries of a GPU.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run itself will warn
