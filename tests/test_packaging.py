@@ -19,7 +19,8 @@ def test_a_wheel_built_beside_torch_holds_the_compiled_kernel(tmp_path):
     assert wheel.name.startswith("shiftproof-")
     assert not wheel.name.endswith("none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert {KERNEL, "shiftproof/optim/genie/kernel/genie.cpp"} <= set(archive.namelist())
+        study = "shiftproof/studies/named/optimizers.yaml"
+        assert {KERNEL, "shiftproof/optim/genie/kernel/genie.cpp", study} <= set(archive.namelist())
         archive.extractall(tmp_path / "installed")
     step = (
         "import torch; from shiftproof.optim import GENIE; p = torch.ones(3); p.grad = torch.ones(3);"

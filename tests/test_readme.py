@@ -40,6 +40,10 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     small = study.replace("steps=300, trials=3", 'steps=2, trials=1, targets=("0",)')
     assert small != study
     (tmp_path / "script.py").write_text(algorithm + small, encoding="utf-8")
+    (tmp_path / "worst_domain.py").write_text(algorithm, encoding="utf-8")
+    listed = [sys.executable, "-m", "shiftproof", "list", "algorithms", "worst", "--import", "worst_domain.py"]
+    printed = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    assert "mean_weight: 0.1; searched 0.01 to 1, log-uniform" in printed
     printed = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True).stdout
     assert "worst_domain + genie" in printed
 

@@ -142,7 +142,10 @@ def naming_options(options: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     except FieldError as error:
-        if (option := next(filter(None, (_option_of(options, field) for field in error.fields)), None)) is None:
+        given = given_fields(options).get(error.field)
+        names_path = isinstance(given, Path) and str(given) in str(error)  # which is as good as the option
+        option = next(filter(None, (_option_of(options, field) for field in error.fields)), None)
+        if option is None or names_path:
             raise
         raise ValueError(f"{option}: {error}") from error
 

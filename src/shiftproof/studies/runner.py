@@ -63,7 +63,7 @@ class RunTask(NamedTuple):
     weights: Path | None
     device: str
     tracking: Tracking
-    plugins: tuple[Plugin, ...]
+    plugins: tuple[Plugin, ...] = ()
 
 
 def execute(task: RunTask) -> dict[str, Any]:

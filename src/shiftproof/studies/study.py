@@ -96,17 +96,25 @@ class Study:
     )
     algorithms: tuple[str, ...] = described(
         ("erm",),
-        "algorithms, which define what is minimised",
+        "algorithms, which define what is minimised (shiftproof list algorithms)",
         "methods",
         STUDIES,
-        one=One("--algorithm", ("train", *FIGURES), "algorithm, which defines what is minimised"),
+        one=One(
+            "--algorithm",
+            ("train", *FIGURES),
+            "algorithm, which defines what is minimised (shiftproof list algorithms)",
+        ),
     )
     optimizers: tuple[str, ...] = described(
         ("sgd", "adam", "sam", "genie"),
-        "optimizers, which take the steps",
+        "optimizers, which take the steps (shiftproof list optimizers)",
         "methods",
         (*STUDIES, *TRACES, "figure sensitivity"),
-        one=One("--optimizer", ("train", "figure agreement"), "optimizer, which takes the steps"),
+        one=One(
+            "--optimizer",
+            ("train", "figure agreement"),
+            "optimizer, which takes the steps (shiftproof list optimizers)",
+        ),
     )
     annealers: tuple[str, ...] = described(
         ("none",),
@@ -204,7 +212,7 @@ class Study:
     )
     model: str | None = described(
         None,
-        "network to train",
+        "network to train (shiftproof list models)",
         "model",
         ALL,
         none="a small one for small images; photographs need a named model",

@@ -310,5 +310,7 @@ def test_the_command_line_trains_on_several_devices_and_under_torchrun(tmp_path,
 def test_the_command_line_refuses_what_cannot_be_split_before_processes_start(tmp_path, capsys):
     command = ["train", "--target", "0", "--steps", "8", "--batch-size", "16", "--output", str(tmp_path / "run")]
     assert main([*command, "--devices", "3"]) == 1
-    expected = "shiftproof: error: a batch of 16 images per domain cannot be split evenly into 3 devices\n"
+    expected = (
+        "shiftproof: error: --batch-size: a batch of 16 images per domain cannot be split evenly into 3 devices\n"
+    )
     assert capsys.readouterr().err == expected
