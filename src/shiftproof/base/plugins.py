@@ -81,9 +81,12 @@ def import_plugins(names: str | Path | Iterable[str | Path] = ()) -> None:
         PluginError: one of them is missing, cannot be imported, registers nothing or starts processes; or it has
             changed since this process imported it.
     """
+    wanted = [names] if isinstance(names, (str, Path)) else list(names)
+    if not wanted and _import_installed.cache_info().currsize:
+        return  # as in most calls; the output of the process stays as it is
     with printing_to(sys.stderr, 2):
         _import_installed()
-        for name in [names] if isinstance(names, (str, Path)) else names:
+        for name in wanted:
             if isinstance(name, Path) or _is_file(name):
                 _import_file(with_home(name))
             else:
