@@ -147,6 +147,8 @@ def test_one_target_is_joined_and_one_method_is_one():
     [
         "figure balance --averaging swad",
         "figure osgr --averaging ema",
+        "figure osgr --checkpoint-freq 4",
+        "figure agreement --checkpoint-freq 4",
         "figure embedding --trials 2",
         "figure landscape --selection oracle",
         "figure agreement --averaging swad",

@@ -205,7 +205,7 @@ class Study:
         None,
         "steps between evaluations",
         "training",
-        RUNS,
+        (*STUDIES, "train", "figure sensitivity"),
         none="the protocol's number",
         metavar="N",
         term=Term("steps between evaluations", "how often a run is scored; scored steps can be selected", always=True),
