@@ -36,10 +36,11 @@ def test_everything_with_a_name_has_one_line(capsys):
         kind: list(names) for kind, names in REGISTERED.items()
     }
     for listed in found.values():
+        assert any(one["origin"] == "shiftproof" for one in listed)
         for one in listed:
-            assert one["summary"].endswith(".")
             assert "\n" not in one["summary"]
-            assert one["origin"] == "shiftproof"
+            if one["origin"] == "shiftproof":  # other tests of this process may have registered more
+                assert one["summary"].endswith(".")
     assert main(["list"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len([line for line in printed if line.startswith("  ")]) == sum(map(len, REGISTERED.values()))

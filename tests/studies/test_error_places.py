@@ -103,13 +103,18 @@ def test_the_option_of_a_command(text, options, place, message, tmp_path, monkey
         ("compare --protocol swad --steps 50", "--steps", "the protocol swad would evaluate only step 1 of 50 steps"),
         ("compare --clip-norm 0", "--clip-norm", "clip_norm must be a number above 0, not 0"),
         ("figure osgr --model small_con", "--model", "unknown model 'small_con'"),
-        ("bench data --target 0 --data-dir /nowhere", "--data-dir", "/nowhere: no such folder"),
+        ("bench data --target 0 --data-dir . --model small_con", "--model", "unknown model 'small_con'"),
     ],
 )
 def test_every_command_names_its_option(command, option, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 1
     assert capsys.readouterr().err.startswith(f"shiftproof: error: {option}: {message}")
+
+
+def test_an_error_that_names_the_path_of_its_option_does_not_name_the_option_too(capsys):
+    assert main("bench data --target 0 --data-dir /nowhere".split()) == 1
+    assert capsys.readouterr().err.startswith("shiftproof: error: /nowhere: no such folder")
 
 
 def test_no_option_is_named_that_was_not_given(tmp_path, monkeypatch, capsys):
