@@ -113,7 +113,7 @@ def test_every_command_names_its_option(command, option, message, tmp_path, monk
 
 
 def test_an_error_that_names_the_path_of_its_option_does_not_name_the_option_too(capsys):
-    assert main("bench data --target 0 --data-dir /nowhere".split()) == 1
+    assert main(["bench", "data", "--target", "0", "--data-dir", "/nowhere"]) == 1
     assert capsys.readouterr().err.startswith("shiftproof: error: /nowhere: no such folder")
 
 
