@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 from weakref import WeakSet
@@ -39,6 +39,14 @@ class Place(NamedTuple):
         return f"{self.file}, line {self.line}"
 
 
+def did_you_mean(name: str, valid: Sequence[str]) -> str:
+    """Return the question for the end of an error about a name, with up to three near ones; empty if none is near."""
+    import difflib  # slow to import, for errors only
+
+    near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
 class UnknownNameError(ValueError):
     """A name that is not registered; the message lists the near matches and all valid names.
 
@@ -48,12 +56,8 @@ class UnknownNameError(ValueError):
     """
 
     def __init__(self, kind: str, name: str, valid: list[str]) -> None:
-        import difflib  # slow to import, for errors only
-
         self.kind, self.name = kind, name
-        near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        super().__init__(f"unknown {kind} '{name}'.{hint} Valid names: {', '.join(valid)}")
+        super().__init__(f"unknown {kind} '{name}'.{did_you_mean(name, valid)} Valid names: {', '.join(valid)}")
 
 
 class NameTakenError(ValueError):

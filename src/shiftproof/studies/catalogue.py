@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.hparams import Hparam
 from shiftproof.base.plugins import plugin_of
-from shiftproof.base.registry import Registry, UnknownNameError
+from shiftproof.base.registry import Registry, UnknownNameError, did_you_mean
 from shiftproof.data import DATASETS
 from shiftproof.models import MODELS, timm_names
 from shiftproof.optim import OPTIMIZERS
@@ -25,9 +24,8 @@ class NoMatchError(ValueError):
     """No name matches a pattern."""
 
     def __init__(self, kind: str, pattern: str, names: list[str]) -> None:
-        near = get_close_matches(pattern, names, n=3, cutoff=0.5)
-        hint = f". Did you mean {' or '.join(near)}?" if near else ""
-        super().__init__(f"no {kind} match '{pattern}'{hint}")
+        hint = did_you_mean(pattern, names)
+        super().__init__(f"no {kind} match '{pattern}'{'.' if hint else ''}{hint}")
 
 
 class Listed(NamedTuple):
