@@ -151,9 +151,9 @@ class Results:
                 self._chosen[key] = self._choose(grid, rule, method, targets, trial)
         return self._chosen[key]
 
-    def _plugins(self) -> list[str]:
-        """Return what to import for the selection rules of the plan."""
-        return list(self.plan.plugins)
+    def _plugins(self) -> Iterable[str]:
+        """Return what to import for the selection rules of the plan; read for errors only."""
+        return self.plan.plugins
 
     def _choose(self, grid: Grid, rule: str, method: Method, targets: tuple[str, ...], trial: int) -> Outcome:
         rows = self._settings(grid, method, targets, trial)

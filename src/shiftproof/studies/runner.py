@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -199,7 +199,7 @@ def run_study(
         missing = store.missing(plan)
         _tell_of_another_plan(output, plan)
         _tell_of_changed_plugins(store, plan)
-        plugins = _needed_plugins(study, plan, trackers)
+        plugins = _needed_plugins(study, plan.distinct, trackers, plan.plugins)
         keep_sources(plugins, output)
         plan.write(output)
         try:
@@ -245,11 +245,19 @@ def _tell_of_changed_plugins(store: Store, plan: Plan) -> None:
         )
 
 
-def _needed_plugins(study: Study, plan: Plan, trackers: tuple[str, ...]) -> tuple[Plugin, ...]:
-    """Return the plug-ins that the study names, and those of installed packages that its parts are of."""
-    parts = {**plan.plugins, **digests([(TRACKERS, name) for name in trackers])}
-    of_runs = [name for spec in plan.distinct for name in spec.plugins]
-    return imported([*study.imports, *parts, *of_runs])
+def _needed_plugins(
+    study: Study, specs: Iterable[RunSpec], trackers: tuple[str, ...], rules: Iterable[str] = ()
+) -> tuple[Plugin, ...]:
+    """Return the plug-ins that the study names, and those of installed packages that its parts are of.
+
+    Args:
+        study: the study.
+        specs: its runs.
+        trackers: names of the trackers of its runs.
+        rules: names of the plug-ins that its selection rules come from.
+    """
+    of_runs = [name for spec in specs for name in spec.plugins]
+    return imported([*study.imports, *rules, *digests([(TRACKERS, name) for name in trackers]), *of_runs])
 
 
 def _tags(study: str, spec: RunSpec) -> dict[str, str]:
@@ -345,8 +353,7 @@ def train_one(
     here = study.device_here()
     check_devices(study.device, devices, strategy)
     spec = plan_run(study, trial_seed, hparam_seed)
-    plugins = imported([*study.imports, *spec.plugins, *digests([(TRACKERS, name) for name in trackers])])
-    work = partial(_train_rank, spec, study, folder, trackers, plugins)
+    work = partial(_train_rank, spec, study, folder, trackers, _needed_plugins(study, [spec], trackers))
     if from_torchrun():
         with torchrun_group(study.device, strategy) as (ranks, device):
             if ranks.first:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -79,9 +79,10 @@ class StoredResults(Results):
         unknown = [rule for rule in self.plan.rules if rule not in RULES]
         return {rule: held["selection"][rule] for rule in unknown if rule in held["selection"]}
 
-    def _plugins(self) -> list[str]:
-        kept = [self._root / FOLDER / kept_as(name, digest) for name, digest in self.plan.plugins.items()]
-        return [str(file) if file.exists() else name for file, name in zip(kept, self.plan.plugins, strict=True)]
+    def _plugins(self) -> Iterator[str]:
+        for name, digest in self.plan.plugins.items():
+            kept = self._root / FOLDER / kept_as(name, digest)
+            yield str(kept) if kept.exists() else name
 
     def _damaged(self, specs: Sequence[RunSpec], error: Exception) -> Exception:
         """Return an error about the first of these runs whose result does not match its spec."""
