@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from shiftproof.diagnostics.preconditioner import preconditioner
-from shiftproof.optim import GENIE, SAM, AdaBelief, AdaHessian, Yogi
+from shiftproof.optim import GENIE, SAM, AdaBelief, AdaHessian, GENIEAdamW, Yogi
 from shiftproof.optim.multipass import MultiPass
 
 NO_MOMENTUM = {"betas": (0.0, 0.99)}
@@ -43,6 +43,8 @@ def _steps(optimizer, weights, count):
         (GENIE, {"form": "released", **PLAIN}),
         (GENIE, {"form": "released", "beta": 0.0, **PLAIN}),
         (GENIE, {"form": "released", "precondition": False, **PLAIN}),
+        (GENIEAdamW, {"lr": 0.1, "weight_decay": 0.0}),
+        (GENIEAdamW, {"lr": 0.1, "weight_decay": 0.0, "betas": (0.0, 0.99), "eps": 0.1}),
     ],
 )
 def test_a_step_is_the_mean_gradient_times_the_preconditioner_after_it(build, options, count):
@@ -95,7 +97,7 @@ def test_the_factor_is_of_hand_computed_moments():
 
 def test_before_the_first_step_only_sgd_has_one():
     weights = _weights()
-    for build in (torch.optim.Adam, Yogi, GENIE):
+    for build in (torch.optim.Adam, Yogi, GENIE, GENIEAdamW):
         assert preconditioner(build(weights, lr=0.1)) is None
     genie = GENIE(weights)
     genie.init_state()

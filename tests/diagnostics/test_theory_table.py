@@ -9,7 +9,7 @@ import torch
 from torch.optim import SGD, Adam
 
 from shiftproof.diagnostics.osgr import osgr
-from shiftproof.optim import GENIE, AdaBelief, Yogi
+from shiftproof.optim import GENIE, AdaBelief, GENIEAdamW, Yogi
 
 BETA = 0.99
 
@@ -40,6 +40,20 @@ def _paper_factor():
 def _released_factor():
     averaged_alignment = MEAN**2 / (MEAN**2 + RHO * VARIANCE)
     return torch.tanh((1 / VARIANCE).clamp(max=10)) * averaged_alignment
+
+
+def _long_adamw_factor():
+    return MEAN**2 / (MEAN**2 + RHO * VARIANCE) / SECOND.sqrt()
+
+
+def _adamw_factor(beta1=0.9):
+    # a short average, so E[m^3 / (m^2 + rho V)] / mu is taken from its distribution, which is normal
+    rho = (1 - beta1) / (1 + beta1)
+    m = MEAN[:, None] + (rho * VARIANCE).sqrt()[:, None] * torch.from_numpy(
+        np.random.default_rng(0).standard_normal(400_000)
+    )
+    rest = (SECOND[:, None] - m**2).clamp(min=0)
+    return (m**3 / (m**2 + rho * rest)).mean(1) / MEAN / SECOND.sqrt()
 
 
 def _belief():
@@ -77,8 +91,10 @@ def _mean_factor(make, steps=1500, warm_up=900, copies=200):
         (partial(AdaBelief, lr=1.0, betas=(0.9, BETA)), _belief),
         (partial(GENIE, lr=1.0, beta=BETA, dropout=0, noise=0), _paper_factor),
         (partial(GENIE, lr=1.0, beta=BETA, dropout=0, noise=0, form="released"), _released_factor),
+        (partial(GENIEAdamW, lr=1.0, betas=(BETA, 0.999), weight_decay=0), _long_adamw_factor),
+        (partial(GENIEAdamW, lr=1.0, betas=(0.9, 0.999), weight_decay=0), _adamw_factor),
     ],
-    ids=["momentum", "adam", "yogi", "adabelief", "paper", "released"],
+    ids=["momentum", "adam", "yogi", "adabelief", "paper", "released", "genie_adamw", "genie_adamw, short"],
 )
 def test_optimizers_have_the_preconditioners_of_the_table(make, expected):
     # the element with the least signal has a standard error of 0.03

@@ -35,13 +35,13 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
-from shiftproof.optim import GENIE
+from shiftproof.optim import GENIE, GENIEAdamW
 
 STEPS = 20
 SAVED_AT = 7
 WORLDS = (2, 1, 3, 4)  # 2 first: it saves the checkpoints that 1 and 3 go on from
 STUCK_AFTER = 1000  # seconds that a process waits for another: long, as others may have the cores
-FORMS = ("paper", "released")
+FORMS = ("paper", "released", "adamw")  # the last is GENIEAdamW
 # fused=None is whatever GENIE prefers: the compiled kernel, or foreach where there is none.
 IMPLEMENTATIONS = {"default": {}, "foreach": {"fused": False}}
 RUNS = {f"{form}, {name}": {"form": form, **how} for form in FORMS for name, how in IMPLEMENTATIONS.items()}
@@ -99,11 +99,24 @@ def parallelize(net, mesh):
     return parallelize_module(net, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
 
 
+def build(params, form="paper", **options):
+    """A GENIE, or a GENIEAdamW, whose weight decay would hide what the mask keeps."""
+    if form != "adamw":
+        return GENIE(params, form=form, **options)
+    beta = options.pop("beta", None)
+    return GENIEAdamW(params, weight_decay=0, **({} if beta is None else {"betas": (beta, 0.99)}), **options)
+
+
 def make_genie(params, **options):
     """An optimizer of two groups that differ; positions in the random stream count on from one to the other."""
-    params = list(params)
-    second = {"params": params[len(params) // 2 :], "lr": 0.005, "weight_decay": 0.1}
-    return GENIE([{"params": params[: len(params) // 2]}, second], **{**OPTIONS, **options})
+    params, form = list(params), options.get("form")
+    second = {"params": params[len(params) // 2 :], "lr": 0.005, "weight_decay": 0 if form == "adamw" else 0.1}
+    return build([{"params": params[: len(params) // 2]}, second], **{**OPTIONS, **options})
+
+
+def drawn(statistics):
+    """The share of the elements on which what is drawn acts: noise, or the mask where there is none."""
+    return statistics.noisy_fraction or statistics.kept_fraction
 
 
 def loss_of(net, x, y):
@@ -201,7 +214,7 @@ class Recorder:
         return {
             "parameters": [whole_history(values) for values in zip(*self.parameters, strict=True)],
             "state": [{name: whole(value).clone() for name, value in state.items()} for state in states],
-            "noisy": [one and one.noisy_fraction for one in self.optimizer.statistics()],
+            "noisy": [one and drawn(one) for one in self.optimizer.statistics()],
         }
 
 
@@ -236,7 +249,7 @@ def data_parallel(folder):
             before = torch.get_rng_state()
             optimizer.step()
             moved_generator |= not torch.equal(before, torch.get_rng_state())
-            noisy += [one.noisy_fraction for one in optimizer.statistics()]
+            noisy += map(drawn, optimizer.statistics())
             data = b"".join(param.detach().numpy().tobytes() for param in net.parameters())
             digests.append(hashlib.sha256(data).hexdigest())
         found[name] = {
@@ -325,8 +338,8 @@ def sharded_twice(folder):
         shapes, generator = [(2, 4), (3, 4), (2, 5), (3, 3)], seeded(2)
         values = [torch.randn(shape, generator=generator) for shape in shapes]
         params = [nn.Parameter(distribute_tensor(value, mesh, [Shard(0), Shard(1)])) for value in values]
-        recorder = Recorder(params, GENIE(params, **OPTIONS, **options)).step_synthetically()
-        found[f"{name}, in two dimensions"] = beside_one_process(recorder, options, GENIE)
+        recorder = Recorder(params, build(params, **OPTIONS, **options)).step_synthetically()
+        found[f"{name}, in two dimensions"] = beside_one_process(recorder, options, build)
     return found
 
 
@@ -391,7 +404,7 @@ def checkpoints(folder):
                 param.detach().zero_()
             # Only what shapes the state is given; all else that the run depends on is in the checkpoint.
             groups = [{"params": group["params"]} for group in make_genie(net.parameters()).param_groups]
-            optimizer = GENIE(groups, form=options["form"], moment_dtype=options.get("moment_dtype"))
+            optimizer = build(groups, form=options["form"], moment_dtype=options.get("moment_dtype"))
             model_state, optimizer_state = get_state_dict(net, optimizer)
             loaded = {"model": model_state, "optimizer": optimizer_state}
             dcp.load(loaded, checkpoint_id=path)

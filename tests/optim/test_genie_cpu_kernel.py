@@ -11,13 +11,14 @@ import torch
 
 from processes import HANG
 from shiftproof.base.sharding import Shard, element_indices
-from shiftproof.optim import GENIE
+from shiftproof.optim import GENIE, GENIEAdamW
 from shiftproof.optim.genie import build, fused_cpu
 from shiftproof.optim.genie.eager import begin_forloop
 from shiftproof.optim.genie.rule import FORMS, Options, Row
 from shiftproof.optim.genie.step import Flags, take_step
 
 every_form = pytest.mark.parametrize("form", FORMS)
+every_rule = pytest.mark.parametrize("form", [*FORMS, "adamw"])
 SEED = 2**63 + 0x0123456789ABCDEF  # its top bit is set: the operators take it as a signed number
 SHAPES = [(), (1,), (63,), (64,), (65,), (1000,), (7, 9, 11), (40000,)]
 
@@ -30,11 +31,17 @@ def kernel():
         pytest.skip(error)
 
 
+def _build(params, form, **options):
+    if form == "adamw":
+        return GENIEAdamW(params, seed=SEED, **{"dropout": 0.4, **options})
+    return GENIE(params, form=form, seed=SEED, **options)
+
+
 def _trained(form, std, steps=6, shapes=SHAPES, layout=torch.contiguous_format, dtype=torch.float32, **options):
     generator = torch.Generator().manual_seed(0)
     params = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
     params = [p.to(memory_format=layout) if p.ndim == 4 else p for p in params]
-    optimizer = GENIE(params, lr=0.1, form=form, seed=SEED, **options)
+    optimizer = _build(params, form, lr=0.1, **options)
     for _ in range(steps):
         for p in params:
             p.grad = ((torch.randn(p.shape, generator=generator) + 0.3) * std).to(dtype)
@@ -50,7 +57,7 @@ def _assert_close(left, right, tolerance):
 # ------------------------------------------------------------------------------------------- numbers
 
 
-@every_form
+@every_rule
 @pytest.mark.parametrize("std", [0.01, 3.0])
 @pytest.mark.parametrize("instruction_set", range(3), ids=fused_cpu.INSTRUCTION_SETS)
 def test_every_build_is_the_forloop_and_draws_its_masks(form, std, instruction_set):
@@ -73,13 +80,13 @@ def test_every_build_is_the_forloop_and_draws_its_masks(form, std, instruction_s
         p = torch.zeros(100_003)
         p.grad = torch.ones_like(p)
         with fused_cpu.limited_instructions(instruction_set):
-            GENIE([p], form=form, seed=SEED, dropout=0.37, **options).step()
+            _build([p], form, dropout=0.37, **options).step()
         moved.append(p != 0)
     assert torch.equal(*moved)
     assert abs(float(moved[0].float().mean()) - 0.63) < 0.01
 
 
-@every_form
+@every_rule
 @pytest.mark.parametrize("shape", [(17, 5, 3, 3), (2, 64, 1, 7), (3, 1, 2, 2)])
 @pytest.mark.parametrize("moment_dtype", [None, torch.bfloat16])
 def test_channels_last_draws_in_logical_order(form, shape, moment_dtype):
@@ -92,7 +99,7 @@ def test_channels_last_draws_in_logical_order(form, shape, moment_dtype):
     _assert_close(reference, fused, 1e-4 if moment_dtype else 3e-6)
 
 
-@every_form
+@every_rule
 @pytest.mark.parametrize(
     ("whole", "offset", "local"),
     [
@@ -129,12 +136,12 @@ def test_a_shard_is_stepped_as_that_part_of_the_whole(form, whole, offset, local
 def _options(form, dropout, seed):
     return Options(
         lr=0.1,
-        betas=(0.9, 0.9),
-        eps=0.0,
+        betas=(0.9, 0.99) if form == "adamw" else (0.9, 0.9),
+        eps=1e-8,
         dropout=dropout,
-        noise=1.0,
+        noise=0.0 if form == "adamw" else 1.0,
         precondition=True,
-        weight_decay=0.0,
+        weight_decay=0.1 if form == "adamw" else 0.0,
         form=form,
         seed=seed,
         maximize=False,

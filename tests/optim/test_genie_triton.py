@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from shiftproof.base.sharding import Shard
-from shiftproof.optim import GENIE
+from shiftproof.optim import GENIE, GENIEAdamW
 from shiftproof.optim.genie import fused_triton
 from shiftproof.optim.genie import step as genie_step
 from shiftproof.optim.genie.eager import begin_forloop
@@ -26,8 +26,15 @@ from shiftproof.optim.stream import draw_masks, draw_normals, mask_threshold
 
 SHAPES = [(1,), (7,), (33,), (129,), (1000,), (3, 4, 5)]
 FORMS = ["paper", "released"]
+RULES = [*FORMS, "adamw"]
 SEED = 0x8123456789ABCDEF  # both words of the key have to matter, and the highest bit
-FORM_CHECKS, OTHER_CHECKS = [], []
+RULE_CHECKS, FORM_CHECKS, OTHER_CHECKS = [], [], []
+
+
+def of_each_rule(check):
+    """A check of the kernels under every rule, GENIEAdamW's included."""
+    RULE_CHECKS.append(check)
+    return check
 
 
 def of_each_form(check):
@@ -54,6 +61,9 @@ def options_of(form="paper", **options):
         "seed": SEED,
         "maximize": False,
     }
+    if form == "adamw":
+        settings |= {"betas": (0.9, 0.99), "eps": 1e-8, "noise": 0.0, "weight_decay": 0.1}
+        options = {name: value for name, value in options.items() if name not in ("noise", "precondition")}
     return Options(form=form, **{**settings, **options})
 
 
@@ -129,7 +139,7 @@ def assert_agree(runs, tolerance):
 # ------------------------------------------------------------------------------------- what all machines check
 
 
-@of_each_form
+@of_each_rule
 def forloop(device, form):
     """Six steps of each form with gradients that noise acts on, and not."""
     for std in (0.01, 2.0):
@@ -139,19 +149,19 @@ def forloop(device, form):
         assert not torch.equal(runs[0].rows[4].param, draws(SHAPES, device, generator_of(0))[4])
 
 
-@of_each_form
+@of_each_rule
 def every_option(device, form):
     shapes = [(33,), (3, 4, 5)]
     for option in (
         {"weight_decay": 0.1, "maximize": True},
         {"precondition": False, "dropout": 0.0},
-        {"noise": 0.0, "beta": 0.0},
+        {"noise": 0.0, "betas": (0.0, 0.0)},
         {"noise": 3.0, "dropout": 0.9, "lr": torch.tensor(0.05, device=device)},
     ):
         assert_agree(stepped(device, options_of(form, **option), shapes, std=2.0), 2e-6)
 
 
-@of_each_form
+@of_each_rule
 def steps_on_the_device(device, form):
     """Counted on the device, steps give the same masks, and the same corrections to rounding."""
     shapes = [(33,), (129,)]
@@ -177,7 +187,7 @@ def rows_of_several_steps(device):
     assert_agree(runs, 2e-6)
 
 
-@of_each_form
+@of_each_rule
 def mask_bit_for_bit(device, form):
     """What moves is what `draw_masks` keeps, in tensors of any size, layout and place in the whole."""
     boxes = [
@@ -201,7 +211,7 @@ def mask_bit_for_bit(device, form):
         grads = [torch.ones_like(param) for param in params]
         for _ in range(2):
             before = [row.param.clone() for row in rows.rows]
-            rows.step(grads, options_of(form))
+            rows.step(grads, options_of(form, weight_decay=0.0))
             for row, previous in zip(rows.rows, before, strict=True):
                 [kept] = draw_masks([row.place], SEED, row.step, mask_threshold(0.4), device)
                 assert torch.equal(row.param != previous, kept)
@@ -221,12 +231,12 @@ def noise_to_a_millionth(device):
         m, v = row.exp_avg.double(), row.exp_avg_sq.double()
         variance = v - m.square()
         certainty = torch.tanh(1 / variance)
-        noise = -row.param.double() - m / (1 - options.beta**2) * certainty * m.square() / v
+        noise = -row.param.double() - m / (1 - options.betas[0] ** 2) * certainty * m.square() / v
         [normal] = draw_normals([row.place], SEED, 2, torch.float64, device)
         assert_near(noise / (variance.sqrt() * (1 - certainty)), normal, 1e-6)
 
 
-@of_each_form
+@of_each_rule
 def low_precision_weights(device, form):
     for dtype in (torch.bfloat16, torch.float16):
         runs = stepped(device, options_of(form), [(33,), (3, 4, 5)], std=2.0, dtype=dtype)
@@ -237,7 +247,7 @@ def low_precision_weights(device, form):
             assert_near(fused.exp_avg, plain.exp_avg, 1e-6)
 
 
-@of_each_form
+@of_each_rule
 def bfloat16_moments(device, form):
     """Rounded by the same random bits; seldom otherwise, where the exact values differ in their last bit."""
     runs = stepped(device, options_of(form), [(33,), (2, 3, 4, 5)], std=2.0, moments=torch.bfloat16)
@@ -261,7 +271,7 @@ def bfloat16_moments(device, form):
     assert (channels_last[0].rows[0].exp_avg == channels_last[1].rows[0].exp_avg).double().mean() > 0.98
 
 
-@of_each_form
+@of_each_rule
 def channels_last(device, form):
     """Elements are counted in logical order, whatever the order in memory, and gradients may have another one."""
     shapes = [(2, 3, 5, 4), (4, 1, 3, 3)]
@@ -272,7 +282,7 @@ def channels_last(device, form):
     assert_agree((runs[0], contiguous), 2e-6)
 
 
-@of_each_form
+@of_each_rule
 def shards(device, form):
     """Boxes of a whole step as the for-loop steps them; their sums are of the box."""
     places = [Shard((40, 13), (7, 0), ()), Shard((9, 17), (2, 8), ()), Shard((6, 5, 4, 7), (1, 2, 0, 3), ())]
@@ -280,7 +290,7 @@ def shards(device, form):
     assert_agree(stepped(device, options_of(form), shapes, std=2.0, shards=places), 2e-6)
 
 
-@of_each_form
+@of_each_rule
 def sums(device, form):
     """They are those of the for-loop, and come out the same to the bit; the paper's form has none."""
     rows = Rows(draws(SHAPES, device, generator_of(0)), form, FUSED)
@@ -292,7 +302,7 @@ def sums(device, form):
         return begin(copies, options_of(form)).sums
 
     first, again, expected = (begun(begin) for begin in (fused_triton.begin, fused_triton.begin, begin_forloop))
-    if form == "paper":
+    if form != "released":
         assert first is None
     else:
         assert torch.equal(first, again)
@@ -320,7 +330,7 @@ def halves(device, form):
     assert (row.param[size:] != before[size:]).all()
 
 
-@of_each_form
+@of_each_rule
 def scaled_gradients(device, form):
     """Gradients are divided by their scale, and left so; where one is not finite nothing is written."""
     shapes, scale = [(33,), (2, 3, 4, 5)], torch.tensor([64.0], device=device)
@@ -414,7 +424,28 @@ def obstacles(device):
     assert not fused_triton.takes(row.param.double())
 
 
+@of_no_form
+def edge_cases_of_adamw(device):
+    """What never had a gradient only decays, even at eps 0; where squares underflow nothing is NaN; NaN is not hidden."""
+    zero = torch.zeros(20, device=device)
+    half, tiny = torch.cat([zero[:10], zero[:10] + 1]), 10.0 ** torch.linspace(-36, -18, 20, device=device)
+    rows = Rows([zero + 1, zero, zero, zero], "adamw", FUSED)
+    for _ in range(3):
+        rows.step([zero, half, tiny, half / half], options_of("adamw", lr=0.5, dropout=0.0, eps=0.0))
+    still, moved, hardly, unknown = (row.param for row in rows.rows)
+    torch.testing.assert_close(still, torch.full_like(still, 0.95**3), rtol=1e-6, atol=0)
+    assert not moved[:10].any()
+    assert (moved[10:] < -1).all()
+    assert hardly.isfinite().all()
+    assert (rows.rows[2].exp_avg_sq == 0).any()
+    assert torch.equal(unknown.isnan(), half == 0)
+
+
 # --------------------------------------------------------------------------------------------- without a GPU
+
+
+CHECKS = {form: [*RULE_CHECKS, *(FORM_CHECKS if form in FORMS else [])] for form in RULES}
+
 
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
@@ -443,11 +474,10 @@ def interpret(group):
 
     InterpreterBuilder.cast_impl = cast_to_nearest
     take_cpu_tensors()
-    form = [group] if group in FORMS else []
-    for check in FORM_CHECKS if form else OTHER_CHECKS:
+    for check in CHECKS[group] if group in CHECKS else OTHER_CHECKS:
         print(check.__name__)
         with np.errstate(all="ignore"):  # what is divided by 0 is not chosen
-            check(torch.device("cpu"), *form)
+            check(torch.device("cpu"), *[group for _ in range(group in CHECKS)])
 
 
 def compile_kernels():
@@ -481,17 +511,19 @@ def compile_kernels():
         ("released", False, torch.bfloat16, torch.bfloat16, None, {"seed": 1}),
         ("released", True, torch.float32, torch.bfloat16, None, {"grad_scale": one, "found_inf": one, "lr": lr}),
         ("released", False, torch.float16, torch.float32, torch.channels_last, {"maximize": True, "weight_decay": 1}),
+        ("adamw", True, torch.float32, torch.bfloat16, None, {"lr": lr}),
+        ("adamw", False, torch.bfloat16, torch.float32, torch.channels_last, {"maximize": True}),
     ):
         params = draws([(2, 3, 4, 5)], "cpu", generator_of(0), dtype=dtype)
         variant = FUSED._replace(capturable=capturable)
         rows = Rows(params, form, variant, moments=moments, memory_format=memory_format)
         rows.step(params, options_of(form, **options))
-    assert len(compiled) == 11  # the paper's form sums nothing
+    assert len(compiled) == 13  # the paper's form sums nothing, and GENIEAdamW has no second half
     assert all(kernel.asm["cubin"] for kernel in compiled)
 
 
 @needs_triton
-@pytest.mark.parametrize("group", [*FORMS, "no form"])
+@pytest.mark.parametrize("group", [*RULES, "no form"])
 def test_in_the_interpreter(group):
     run_this_file(group, TRITON_INTERPRET="1")
 
@@ -516,8 +548,10 @@ def test_cpu_tensors_are_not_taken():
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("check", FORM_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    ("form", "check"),
+    [pytest.param(form, check, id=f"{check.__name__}-{form}") for form, checks in CHECKS.items() for check in checks],
+)
 def test_on_the_gpu(check, form):
     check(torch.device("cuda", 0), form)
 
@@ -529,7 +563,7 @@ def test_on_the_gpu_of_no_form(check):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", RULES)
 def test_large_tensor(form):
     """Chunks and their sums line up over a tensor of many chunks, and over many tensors."""
     shapes = [(2**20 + 11,), *[(97,)] * 200, (64, 64, 3, 3)]
@@ -553,11 +587,14 @@ def capturable_genie(form, **options):
     for param in params:
         param.grad = torch.zeros_like(param)
     # by itself, each GENIE that lives has a seed of its own
-    return GENIE(params, **{"form": form, "capturable": True, "seed": SEED, **options}), params, grads
+    options = {"capturable": True, "seed": SEED, **options}
+    if form == "adamw":
+        return GENIEAdamW(params, dropout=0.4, **options), params, grads
+    return GENIE(params, form=form, **options), params, grads
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", RULES)
 def test_replays_of_a_graph_are_steps(form):
     optimizer, params, grads = capturable_genie(form, fused=True)
     expected = trained(optimizer.step, params, grads, 8)
@@ -584,7 +621,7 @@ def test_replays_of_a_graph_are_steps(form):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", RULES)
 def test_a_step_does_not_synchronise(form):
     optimizer, params, _ = capturable_genie(form, fused=True, lr=torch.tensor(0.1, device="cuda"))
     optimizer.step()

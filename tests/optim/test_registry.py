@@ -18,6 +18,11 @@ def test_protocol_ranges():
     genie = OPTIMIZERS["genie"].search_space(pretrained=True, search="protocol")
     assert (genie["lr"].default, genie["beta"].default, genie["dropout"].default) == (0.1, 0.95, 0.4)
     assert OPTIMIZERS["genie_released"].search_space(True, "protocol")["lr"].default == 0.015
+    for pretrained in (True, False):
+        genie_adamw, adamw = (
+            OPTIMIZERS[name].search_space(pretrained, "protocol") for name in ("genie_adamw", "adamw")
+        )
+        assert {name: str(genie_adamw[name]) for name in adamw} == {name: str(hparam) for name, hparam in adamw.items()}
 
 
 def test_unknown_optimizer_lists_near_matches():
@@ -26,7 +31,7 @@ def test_unknown_optimizer_lists_near_matches():
 
 
 def test_the_invariant_form_was_removed():
-    message = r"'genie_invariant' was removed: .* Use genie or genie_released; a scale-free form .* is planned"
+    message = r"'genie_invariant' was removed: .* Use genie_adamw, .* or genie and genie_released to reproduce the paper"
     with pytest.raises(RemovedNameError, match=message):
         OPTIMIZERS["genie_invariant"]
     with pytest.raises(UnknownNameError) as error:

@@ -1,7 +1,8 @@
-"""The checks that torch puts its own optimizers through, for GENIE; names as in torch's TestOptimRenewed."""
+"""The checks that torch puts its own optimizers through, for GENIE and GENIEAdamW; names as in torch's TestOptimRenewed."""
 
 import copy
 import io
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import Parameter
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shiftproof.optim import GENIE
+from shiftproof.optim import GENIE, GENIEAdamW
 
 from .test_genie import FUSED
 
@@ -45,6 +46,48 @@ INVALID = [
 ]
 
 
+ADAMW_OPTIONS = {
+    "default": {},
+    "non-default lr": {"lr": 0.05},
+    "masked": {"dropout": 0.4, "betas": (0.8, 0.9), "eps": 1e-6},
+    "nonzero weight_decay": {"weight_decay": 0.1},
+    "maximize": {"weight_decay": 0.1, "maximize": True},
+}
+ADAMW_INVALID = [  # in AdamW's words, where it has the option
+    ({"lr": -0.1}, "Invalid learning rate: -0.1"),
+    ({"lr": float("nan")}, "Invalid learning rate: nan"),
+    ({"lr": torch.tensor([0.1, 0.1])}, "Tensor lr must be 1-element"),
+    ({"lr": torch.tensor(0.1), "foreach": True}, "lr as a Tensor is not supported for capturable=False and foreach"),
+    ({"betas": (-0.1, 0.9)}, "Invalid beta parameter at index 0: -0.1"),
+    ({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1.0"),
+    ({"betas": 0.9}, "Invalid betas value: 0.9"),
+    ({"eps": -1e-8}, "Invalid epsilon value: -1e-08"),
+    ({"weight_decay": -1.0}, "Invalid weight_decay value: -1.0"),
+    ({"dropout": -0.1}, "Invalid dropout value: -0.1"),
+    ({"dropout": 1.0}, "Invalid dropout value: 1.0"),
+    ({"seed": -1}, "Invalid seed value: -1"),
+    ({"moment_dtype": "float16"}, "Invalid moment_dtype value: float16"),
+]
+
+
+def adamw_inputs(device, dtype=None):
+    return [
+        _common.OptimizerInput(params=None, kwargs={"seed": 0, **options}, desc=desc)
+        for desc, options in ADAMW_OPTIONS.items()
+    ]
+
+
+def adamw_error_inputs(device, dtype):
+    return _common.get_error_inputs_for_all_optims(device, dtype) + [
+        _common.ErrorOptimizerInput(
+            _common.OptimizerInput(params=None, kwargs=kwargs, desc=message),
+            error_type=ValueError,
+            error_regex=re.escape(message),
+        )
+        for kwargs, message in ADAMW_INVALID
+    ]
+
+
 def optimizer_inputs(device, dtype=None):
     return [
         _common.OptimizerInput(params=None, kwargs={"form": form, "seed": 0, **options}, desc=f"{form}, {desc}")
@@ -67,9 +110,9 @@ def error_inputs(device, dtype):
 
 DATABASE = [
     _common.OptimizerInfo(
-        GENIE,
-        optim_inputs_func=optimizer_inputs,
-        optim_error_inputs_func=error_inputs,
+        cls,
+        optim_inputs_func=inputs,
+        optim_error_inputs_func=errors,
         supported_impls=("foreach", "differentiable", "fused"),
         supports_fused_on=("cpu",),
         has_capturable_arg=True,
@@ -81,6 +124,10 @@ DATABASE = [
             "differentiable",
             "moment_dtype",
         ),
+    )
+    for cls, inputs, errors in (
+        (GENIE, optimizer_inputs, error_inputs),
+        (GENIEAdamW, adamw_inputs, adamw_error_inputs),
     )
 ]
 
@@ -189,7 +236,7 @@ class TestOptimRenewed(_utils.TestCase):
     def test_can_be_printed(self, device, dtype, optim_info):
         for kwargs in [*all_kwargs(optim_info, device, dtype), {"differentiable": True}]:
             text = repr(optim_info.optim_cls(Regression(device).params, **kwargs))
-            assert text.startswith("GENIE (")
+            assert text.startswith(f"{optim_info.optim_cls.__name__} (")
             for key, value in kwargs.items():
                 assert f"{key}: {value}" in text
 
@@ -250,6 +297,8 @@ class TestOptimRenewed(_utils.TestCase):
     @_common.optims(DATABASE)
     def test_tensor_lr(self, device, dtype, optim_info, num_dim):
         for kwargs in all_kwargs(optim_info, device, dtype):
+            if optim_info.optim_cls is GENIEAdamW and kwargs.get("foreach"):
+                continue  # refused, as by AdamW
             lr = torch.full((1,) * num_dim, 2.0**-5, device=device)
             generators = [torch.Generator().manual_seed(0) for _ in range(2)]
             params, reference = (

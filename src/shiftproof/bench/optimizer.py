@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from shiftproof.models import MODELS, build_network, default_image_size
-from shiftproof.optim import GENIE, SAM
+from shiftproof.optim import GENIE, SAM, GENIEAdamW
 from shiftproof.optim.genie import FORMS, INSTRUCTION_SETS, instruction_set, kernel_error, limited_instructions
 from shiftproof.training import check_device
 
@@ -177,29 +177,33 @@ def _candidates(best_build: int, graphs: bool) -> list[_Candidate]:
         "for-loop": {"foreach": False},
     }
     usual = [
-        _Candidate(f"{cls.__name__}, {name}", cls, {"lr": lr, **own, **choices[name]})
-        for cls, own in ((AdamW, {}), (Adam, {}), (SGD, {"momentum": 0.9}))
+        _Candidate(f"{cls.__name__}, {name}", cls, {"lr": lr, **options, **choices[name]})
+        for cls, options in ((AdamW, {}), (Adam, {}), (SGD, {"momentum": 0.9}))
         for name in ("fused", "foreach")
     ]
+    forms: list[tuple[str, type[Optimizer], dict[str, Any]]] = [
+        (f"GENIE {form}", GENIE, {"lr": lr, "form": form}) for form in FORMS
+    ]
+    own = [("GENIEAdamW", GENIEAdamW, {"lr": lr}), *forms]
     genies = [
-        _Candidate(f"GENIE {form}, {name}", GENIE, {"lr": lr, "form": form, **choice})
-        for form in FORMS
+        _Candidate(f"{label}, {name}", build, {**options, **choice})
+        for label, build, options in own
         for name, choice in choices.items()
     ]
     noisy = [
-        _Candidate(f"GENIE {form}, fused (noise)", GENIE, {"lr": lr, "form": form, "fused": True}, LARGE_STD)
-        for form in FORMS
+        _Candidate(f"{label}, fused (noise)", build, {**options, "fused": True}, LARGE_STD)
+        for label, build, options in forms
     ]
     builds = [
-        _Candidate(f"GENIE {form}, fused ({name})", GENIE, {"lr": lr, "form": form, "fused": True}, SMALL_STD, index)
-        for form in FORMS
+        _Candidate(f"{label}, fused ({name})", build, {**options, "fused": True}, SMALL_STD, index)
+        for label, build, options in own
         for index, name in enumerate(INSTRUCTION_SETS[:best_build])
     ]
     replayed = [
-        _Candidate(f"{name}{_GRAPH}", build, {"lr": lr, "fused": True, "capturable": True, **own})
-        for name, build, own in (
-            (_BASELINE, AdamW, {}),
-            *((f"GENIE {form}, fused", GENIE, {"form": form}) for form in FORMS),
+        _Candidate(f"{name}{_GRAPH}", build, {**options, "fused": True, "capturable": True})
+        for name, build, options in (
+            (_BASELINE, AdamW, {"lr": lr}),
+            *((f"{label}, fused", build, options) for label, build, options in own),
         )
         if graphs
     ]
@@ -209,7 +213,11 @@ def _candidates(best_build: int, graphs: bool) -> list[_Candidate]:
         *replayed,
         *noisy,
         *builds,
-        _Candidate("GENIE paper, fused, bfloat16 moments", GENIE, {"fused": True, "moment_dtype": torch.bfloat16}),
+        _Candidate("GENIEAdamW, fused, dropout 0.4", GENIEAdamW, {"fused": True, "dropout": 0.4}),
+        *(
+            _Candidate(f"{label}, fused, bfloat16 moments", build, {"fused": True, "moment_dtype": torch.bfloat16})
+            for label, build in (("GENIEAdamW", GENIEAdamW), ("GENIE paper", GENIE))
+        ),
         _Candidate("SAM around Adam, update", _SAMUpdate),
         _Candidate("GENIE as published", _PublishedGENIE),
     ]

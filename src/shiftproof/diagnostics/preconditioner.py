@@ -26,7 +26,8 @@ def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
 
     These optimizers are supported, by the name of their class: SGD (:math:`P = \eta`); Adam, AdamW, Yogi, AdaBelief and
     AdaHessian (:math:`\eta / (\sqrt{\hat v} + \epsilon)` with their second moments); GENIE in both forms (:math:`\eta`
-    times the factor of its last step, because the next one depends on the next gradient); optimizers with one of these
+    times the factor of its last step, because the next one depends on the next gradient) and GENIEAdamW (Adam's times that
+    factor); optimizers with one of these
     as their ``base``, such as SAM; and wrappers around one (see `hooked_optimizer`).
 
     Args:
@@ -109,6 +110,17 @@ def _released_factor(m: Tensor, v: Tensor, beta: float, step: float) -> Tensor:
     return factor
 
 
+def _genie_adamw_factor(p: Tensor, state: State, group: Group) -> Tensor:
+    r"""Return :math:`f / (\sqrt{\hat v} + \epsilon)`, :math:`f = \hat m^2 / (\hat m^2 + \rho (\hat v - \hat m^2)^+)`."""
+    (beta1, beta2), step = group["betas"], float(state["step"])
+    correction = 1 - beta1**step
+    rho = (1 - beta1) * (2 - correction) / ((1 + beta1) * correction)
+    square = (at_least_float32(state["exp_avg"]) / correction) ** 2
+    power = at_least_float32(state["exp_avg_sq"]) / (1 - beta2**step)
+    factor = square / (square + rho * (power - square).clamp(min=0))
+    return torch.where((power > 0) & (square > 0), factor / (power.sqrt() + group["eps"]), 0)
+
+
 _FACTORS: dict[str, Callable[[Tensor, State, Group], Tensor]] = {
     "SGD": _sgd_factor,
     "Adam": _adam_factor,
@@ -117,4 +129,5 @@ _FACTORS: dict[str, Callable[[Tensor, State, Group], Tensor]] = {
     "AdaBelief": _adam_factor,
     "AdaHessian": _adam_factor,
     "GENIE": _genie_factor,
+    "GENIEAdamW": _genie_adamw_factor,
 }

@@ -256,6 +256,6 @@ _register(
     GENIEAdamW,
     (0.01, 1e-4),
     summary="AdamW scaled by how far gradients agree, GENIE at Adam's learning rate.",
-    hparams={"dropout": Hparam(0.0)},
+    hparams={"dropout": Hparam(0.0), "moment_dtype": Hparam("float32")},
     seeded=True,
 )

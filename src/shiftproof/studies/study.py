@@ -106,7 +106,7 @@ class Study:
         ),
     )
     optimizers: tuple[str, ...] = described(
-        ("sgd", "adam", "sam", "genie"),
+        ("sgd", "adam", "sam", "genie", "genie_adamw"),
         "optimizers, which take the steps (shiftproof list optimizers)",
         "methods",
         (*STUDIES, *TRACES, "figure sensitivity"),

@@ -1,4 +1,4 @@
-"""Statistics of a GENIE step: how strongly it preconditioned, where noise acted and how much the mask kept."""
+"""Statistics of a step of GENIE or GENIEAdamW: how strongly it preconditioned, where noise acted and how much the mask kept."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ class GroupStatistics:
         factor_quantiles: quantiles of the factor by probability, to a resolution of 1 / 2048.
         noisy_fraction: share of the elements on which noise acts; at 0 the noise has no effect.
         noise_to_update: r.m.s. noise over r.m.s. update on these elements; None if there are none.
+        noise_exceeds_update: whether the noise is larger than the update, in r.m.s. over all elements. A step now and then
+            is enough to throw the weights far off: lower ``noise``.
         kept_fraction: share of the elements that the mask kept.
-        update_magnitude: mean absolute change of a parameter, in its own units, noise excluded.
+        update_magnitude: mean absolute change of a parameter, in its own units, without noise and decoupled weight decay.
     """
 
     factor_mean: float
     factor_quantiles: dict[float, float]
     noisy_fraction: float
     noise_to_update: float | None
+    noise_exceeds_update: bool
     kept_fraction: float
     update_magnitude: float
 
@@ -51,13 +54,13 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
         The statistics, or None if other processes hold all elements of the rows.
     """
     histogram = torch.zeros(_BINS, dtype=torch.float64, device="cpu")
-    elements = factors = noisy = kept = noise_square = update_square = moved = 0.0
+    elements = factors = noisy = kept = noise_square = update_square = acted_square = moved = 0.0
     for row in rows:
         dtype = arithmetic_dtype(row.exp_avg.dtype)
         m, v = row.exp_avg.to(dtype), row.exp_avg_sq.to(dtype)
         terms = row_terms(row, options, m, v)
         update = terms.mean * terms.factor if options.precondition else terms.mean
-        deviation = options.noise * _spread(row, terms) * (1 - terms.certainty)
+        deviation = options.noise * _spread(row, terms) * (1 - terms.certainty) if options.noise else torch.zeros_like(m)
         acted = (terms.certainty < 1) & bool(options.noise)
         mask = torch.ones_like(m, dtype=torch.bool)
         if options.threshold:
@@ -69,7 +72,8 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
         noisy += _sum(acted)
         kept += _sum(mask)
         noise_square += _sum(deviation[acted].square())
-        update_square += _sum(update[acted].square())
+        update_square += _sum(update.square())
+        acted_square += _sum(update[acted].square())
         moved += _sum((update * mask).abs()) / options.kept_share * float(options.lr)
     if not elements:
         return None
@@ -77,7 +81,8 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
         factors / elements,
         _quantiles(histogram) if math.isfinite(factors) else dict.fromkeys(QUANTILES, math.nan),
         noisy / elements,
-        math.sqrt(noise_square / update_square) if update_square else None,
+        math.sqrt(noise_square / acted_square) if acted_square else None,
+        noise_square > update_square,
         kept / elements,
         moved / elements,
     )
