@@ -1,4 +1,4 @@
-"""GENIE.statistics() against what the transcription says that the last step did."""
+"""statistics() of GENIE and GENIEAdamW against what the transcriptions say that the last step did."""
 
 import dataclasses
 import json
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from shiftproof.optim import GENIE
+from shiftproof.optim import GENIE, GENIEAdamW
 
+from . import genie_adamw_transcription
 from . import genie_transcription as transcription
 from .test_genie import (
     FORMS,
@@ -53,6 +54,7 @@ def expected_statistics(members, settings, precision=np.float64):
         "factor_quantiles": {q: np.quantile(factors, q, method="inverted_cdf") for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
         "noisy_fraction": noisy.mean(),
         "noise_to_update": np.sqrt((noises[noisy] ** 2).sum() / (updates[noisy] ** 2).sum()) if noisy.any() else None,
+        "noise_exceeds_update": (noises[noisy] ** 2).sum() > (updates**2).sum(),
         "kept_fraction": kept.mean(),
         "update_magnitude": np.abs(lr * updates * kept * rescale).mean(),
     }
@@ -65,6 +67,7 @@ def assert_agree(statistics, expected, precision=np.float64):
     assert quantiles.keys() == exact.keys()
     assert all(abs(quantiles[q] - exact[q]) <= 1 / 2048 for q in exact)
     assert statistics.kept_fraction == expected["kept_fraction"]
+    assert statistics.noise_exceeds_update == expected["noise_exceeds_update"]
     for name in ("factor_mean", "noisy_fraction", "noise_to_update", "update_magnitude"):
         actual = getattr(statistics, name)
         assert actual == expected[name] or actual == pytest.approx(expected[name], **tolerance), name
@@ -115,6 +118,45 @@ def test_noise_to_update_is_how_much_further_weights_move_with_noise(form):
     assert statistics.noisy_fraction > 0.95
     ratio = ((loud - quiet).square().mean() / quiet.square().mean()).sqrt().item()
     assert statistics.noise_to_update == pytest.approx(ratio, rel=0.05)
+
+
+def test_a_spike_of_the_gradient_makes_the_noise_larger_than_the_update():
+    """In the paper's form, even on few of many elements; the released form's noise is of the size of the mean update."""
+    param, optimizer = one_parameter([0.0] * 1000, torch.float64, dropout=0.0)
+    generator = torch.Generator().manual_seed(0)
+    shown = []
+    for step in range(12):
+        gradient = 1e-3 + 1e-3 * torch.randn(1000, generator=generator, dtype=torch.float64)
+        if step == 11:
+            gradient[:20] = 50.0
+        before = param.detach().clone()
+        step_with(optimizer, gradient)
+        shown += optimizer.statistics()
+    assert [one.noise_exceeds_update for one in shown] == [False] * 11 + [True]
+    assert shown[-1].noisy_fraction == 0.02
+    assert (param.detach() - before)[:20].square().mean() > 10 * shown[-1].update_magnitude ** 2
+
+
+def test_genie_adamws_are_its_transcriptions():
+    param = torch.zeros(3000, dtype=torch.float64, requires_grad=True)
+    options = {"lr": 0.1, "dropout": 0.25, "weight_decay": 0.0}
+    optimizer = GENIEAdamW([param], seed=SEED, **options)
+    generator, state = torch.Generator().manual_seed(0), {}
+    for _ in range(6):
+        before = param.detach().clone()
+        step_with(optimizer, 0.5 + torch.randn(3000, generator=generator, dtype=torch.float64))
+        genie_adamw_transcription.step(np.zeros(3000), param.grad.numpy(), state)
+        (shown,) = optimizer.statistics()
+        moved = (param.detach() - before).abs()
+        correction = 1 - 0.9 ** state["step"]
+        mean, power = state["exp_avg"] / correction, state["exp_avg_sq"] / (1 - 0.999 ** state["step"])
+        factors = genie_adamw_transcription.factor(mean, power, correction, 0.9)
+        assert shown.factor_mean == pytest.approx(factors.mean(), rel=1e-9)
+        for q, value in shown.factor_quantiles.items():
+            assert value == pytest.approx(np.quantile(factors, q, method="inverted_cdf"), abs=1 / 2048)
+        assert shown.kept_fraction == (moved != 0).double().mean().item()
+        assert shown.update_magnitude == pytest.approx(moved.mean().item(), rel=1e-9)
+        assert (shown.noisy_fraction, shown.noise_to_update, shown.noise_exceeds_update) == (0.0, None, False)
 
 
 @FORMS

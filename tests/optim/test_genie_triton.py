@@ -447,7 +447,6 @@ def edge_cases_of_adamw(device):
 CHECKS = {form: [*RULE_CHECKS, *(FORM_CHECKS if form in FORMS else [])] for form in RULES}
 
 
-
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 

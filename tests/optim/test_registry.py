@@ -31,7 +31,9 @@ def test_unknown_optimizer_lists_near_matches():
 
 
 def test_the_invariant_form_was_removed():
-    message = r"'genie_invariant' was removed: .* Use genie_adamw, .* or genie and genie_released to reproduce the paper"
+    message = (
+        r"'genie_invariant' was removed: .* Use genie_adamw, .* or genie and genie_released to reproduce the paper"
+    )
     with pytest.raises(RemovedNameError, match=message):
         OPTIMIZERS["genie_invariant"]
     with pytest.raises(UnknownNameError) as error:

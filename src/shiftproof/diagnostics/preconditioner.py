@@ -26,9 +26,9 @@ def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
 
     These optimizers are supported, by the name of their class: SGD (:math:`P = \eta`); Adam, AdamW, Yogi, AdaBelief and
     AdaHessian (:math:`\eta / (\sqrt{\hat v} + \epsilon)` with their second moments); GENIE in both forms (:math:`\eta`
-    times the factor of its last step, because the next one depends on the next gradient) and GENIEAdamW (Adam's times that
-    factor); optimizers with one of these
-    as their ``base``, such as SAM; and wrappers around one (see `hooked_optimizer`).
+    times the factor of its last step, because the next one depends on the next gradient) and GENIEAdamW (Adam's times
+    that factor); optimizers with one of these as their ``base``, such as SAM; and wrappers around one (see
+    `hooked_optimizer`).
 
     Args:
         optimizer: the optimizer, before its next step.
@@ -111,7 +111,7 @@ def _released_factor(m: Tensor, v: Tensor, beta: float, step: float) -> Tensor:
 
 
 def _genie_adamw_factor(p: Tensor, state: State, group: Group) -> Tensor:
-    r"""Return :math:`f / (\sqrt{\hat v} + \epsilon)`, :math:`f = \hat m^2 / (\hat m^2 + \rho (\hat v - \hat m^2)^+)`."""
+    r"""Return :math:`f / (\sqrt{\hat v} + \epsilon)`, with :math:`f` as in `GENIEAdamW`."""
     (beta1, beta2), step = group["betas"], float(state["step"])
     correction = 1 - beta1**step
     rho = (1 - beta1) * (2 - correction) / ((1 + beta1) * correction)

@@ -60,7 +60,9 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
         m, v = row.exp_avg.to(dtype), row.exp_avg_sq.to(dtype)
         terms = row_terms(row, options, m, v)
         update = terms.mean * terms.factor if options.precondition else terms.mean
-        deviation = options.noise * _spread(row, terms) * (1 - terms.certainty) if options.noise else torch.zeros_like(m)
+        deviation = (
+            options.noise * _spread(row, terms) * (1 - terms.certainty) if options.noise else torch.zeros_like(m)
+        )
         acted = (terms.certainty < 1) & bool(options.noise)
         mask = torch.ones_like(m, dtype=torch.bool)
         if options.threshold:

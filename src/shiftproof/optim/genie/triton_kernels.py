@@ -121,9 +121,7 @@ def begin_kernel(
             tl.store(flags + program, flag)
             live = _unless(flag, live)
         update = mean * (certainty * share) if precondition else mean
-    _move(
-        params, p, update, live, lr_at, lr, rescale, shrinkage, threshold, draw, param_type, form, masks, run, block
-    )
+    _move(params, p, update, live, lr_at, lr, rescale, shrinkage, threshold, draw, param_type, form, masks, run, block)
 
 
 @triton.jit
@@ -189,9 +187,7 @@ def finish_kernel(
     update += _normals(draw, run, block) * spread * (1 - certainty) * noise
     params = _pointers(row, _PARAM, first, param_type, block)
     p = tl.load(params, mask=live, other=0).to(tl.float32)
-    _move(
-        params, p, update, live, lr_at, lr, rescale, shrinkage, threshold, draw, param_type, form, masks, run, block
-    )
+    _move(params, p, update, live, lr_at, lr, rescale, shrinkage, threshold, draw, param_type, form, masks, run, block)
 
 
 @triton.jit
