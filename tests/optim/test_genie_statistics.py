@@ -121,7 +121,7 @@ def test_noise_to_update_is_how_much_further_weights_move_with_noise(form):
 
 
 def test_a_spike_of_the_gradient_makes_the_noise_larger_than_the_update():
-    """In the paper's form, even on few of many elements; the released form's noise is of the size of the mean update."""
+    """In the paper's form, even on few of many elements; the released form's noise is as large as a mean update."""
     param, optimizer = one_parameter([0.0] * 1000, torch.float64, dropout=0.0)
     generator = torch.Generator().manual_seed(0)
     shown = []

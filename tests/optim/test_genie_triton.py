@@ -426,7 +426,7 @@ def obstacles(device):
 
 @of_no_form
 def edge_cases_of_adamw(device):
-    """What never had a gradient only decays, even at eps 0; where squares underflow nothing is NaN; NaN is not hidden."""
+    """Without a gradient an element only decays, even at eps 0; NaN comes of NaN, and not of what underflows."""
     zero = torch.zeros(20, device=device)
     half, tiny = torch.cat([zero[:10], zero[:10] + 1]), 10.0 ** torch.linspace(-36, -18, 20, device=device)
     rows = Rows([zero + 1, zero, zero, zero], "adamw", FUSED)
@@ -473,7 +473,7 @@ def interpret(group):
 
     InterpreterBuilder.cast_impl = cast_to_nearest
     take_cpu_tensors()
-    for check in CHECKS[group] if group in CHECKS else OTHER_CHECKS:
+    for check in CHECKS.get(group, OTHER_CHECKS):
         print(check.__name__)
         with np.errstate(all="ignore"):  # what is divided by 0 is not chosen
             check(torch.device("cpu"), *[group for _ in range(group in CHECKS)])

@@ -1,4 +1,4 @@
-"""The checks that torch puts its own optimizers through, for GENIE and GENIEAdamW; names as in torch's TestOptimRenewed."""
+"""The checks that torch puts its own optimizers through, for ours; names as in torch's TestOptimRenewed."""
 
 import copy
 import io

@@ -137,8 +137,8 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     "optimizer",
     instances_of=OptimizerEntry,
     removed={
-        "genie_invariant": "it cost three times AdamW and was no easier to tune. Use genie_adamw, which does not depend "
-        "on the scale of the loss either, or genie and genie_released to reproduce the paper"
+        "genie_invariant": "it cost three times AdamW and was no easier to tune. Use genie_adamw, which does not "
+        "depend on the scale of the loss either, or genie and genie_released to reproduce the paper"
     },
 )
 

@@ -1,4 +1,4 @@
-"""Statistics of a step of GENIE or GENIEAdamW: how strongly it preconditioned, where noise acted and how much the mask kept."""
+"""Statistics of a step: how strongly it preconditioned, where noise acted and how much the mask kept."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class GroupStatistics:
         factor_quantiles: quantiles of the factor by probability, to a resolution of 1 / 2048.
         noisy_fraction: share of the elements on which noise acts; at 0 the noise has no effect.
         noise_to_update: r.m.s. noise over r.m.s. update on these elements; None if there are none.
-        noise_exceeds_update: whether the noise is larger than the update, in r.m.s. over all elements. A step now and then
-            is enough to throw the weights far off: lower ``noise``.
+        noise_exceeds_update: whether the noise is larger than the update, in r.m.s. over all elements. A step now and
+            then is enough to throw the weights far off: lower ``noise``.
         kept_fraction: share of the elements that the mask kept.
-        update_magnitude: mean absolute change of a parameter, in its own units, without noise and decoupled weight decay.
+        update_magnitude: mean absolute change of a parameter, in its own units, without noise and without decoupled
+            weight decay.
     """
 
     factor_mean: float

@@ -1,4 +1,4 @@
-"""How a step is taken: rows are checked, each is given the fastest implementation that supports it, and steps are counted."""
+"""A step: rows are checked, each goes to the fastest implementation that supports it, and steps are counted."""
 
 from __future__ import annotations
 
