@@ -205,22 +205,15 @@ def test_steps_of_a_large_tensor_are_the_transcriptions(implementation, dtype, o
 
 
 def check_a_run(shapes, implementation, dtype, options):
-    """Errors may add up over the run.
-
-    A step's u is at most three times as sensitive to mhat / sqrt(V) as that ratio's own change, see
-    `check_one_step`. The ratio's error grows with the roundings of v, at most 2 a step and halved by the root, and
-    of m, some 3 a step, which the average forgets. 20 + t / 4 roundings of u are well above what is seen and far
-    below what a slip of one term would make.
-    """
+    """Errors add up over the run: `drift` bounds each step's."""
     twin = Twin(shapes, implementation, dtype, **options)
     unit, lr, betas = unit_of(dtype), twin.options["lr"], options.get("betas", (0.9, 0.999))
-    kept = 1 / (1 - options.get("dropout", 0.0))
     tolerance = [np.zeros(shape) for shape in shapes]
     for t in range(1, 61):
         twin.step()
         for index, param in enumerate(twin.params):
             largest = np.maximum(np.abs(as_array(twin.before[index])), np.abs(as_array(param)))
-            tolerance[index] += unit * (4 * largest + lr * kept * (20 + t / 4))
+            tolerance[index] += drift(unit, largest, lr, options.get("dropout", 0.0), t)
             assert_within(as_array(param), twin.weights[index], tolerance[index])
             if dtype == torch.float64:
                 bound = 1e-12 * np.maximum(np.abs(twin.weights[index]), lr)
@@ -231,6 +224,17 @@ def check_a_run(shapes, implementation, dtype, options):
             assert_within(m, expected["exp_avg"], unit * 40 * average)
             assert_within(v, expected["exp_avg_sq"], unit * (4 + 2 * t) * expected["exp_avg_sq"])
             assert twin.optimizer.state[param]["step"] == t
+
+
+def drift(unit, weight, lr, dropout, t):
+    """What step ``t`` may add to the difference from the transcription.
+
+    Four roundings of the weight. u is at most three times as sensitive to mhat / sqrt(V) as to a change of its own,
+    and that ratio's error grows with the roundings of v, at most two a step and halved by the root, and of m, some
+    three a step, which the average forgets. As roundings go either way, 20 + t / 4 of u are four times what is seen;
+    a slip of one term makes thousands.
+    """
+    return unit * (4 * weight + lr / (1 - dropout) * (20 + t / 4))
 
 
 @every_case
@@ -249,7 +253,7 @@ def check_one_step(twin, storage=0.0):
     Moments: three products and sums each, and their coefficients. Weights, from the moments that were found: u takes
     some twelve roundings of M / V and V - M, none of which cancels anything (the relative error of f is no larger
     than that of M / V), five of mhat / sqrt(V) and two of its use; the weights themselves take three. ``storage`` is
-    the relative error of writing weights to their type.
+    the relative error of writing weights to their type, if that is a narrower one.
     """
     betas = twin.options.get("betas", (0.9, 0.999))
     unit, lr = unit_of(torch.promote_types(twin.dtype, torch.float32)), twin.options["lr"]
@@ -266,7 +270,8 @@ def check_one_step(twin, storage=0.0):
         expected = before - lr * (u + decay * before)
         largest = np.maximum(np.abs(before), np.abs(expected))
         # M may underflow, at a ratio of 1e-15 or less.
-        tolerance = unit * (4 * largest + 24 * lr * np.abs(u)) + storage * largest + 1e-15 * lr
+        tolerance = unit * (4 * largest + 24 * lr * np.abs(u)) + 1e-15 * lr
+        tolerance += storage * np.maximum(largest, torch.finfo(twin.dtype).tiny)
         assert_within(as_array(param), expected, tolerance)
 
 
@@ -289,11 +294,11 @@ every_low_precision = pytest.mark.parametrize(
 @every_low_precision
 @pytest.mark.parametrize("options", [OPTIONS["no decay"], OPTIONS["all"]], ids=["no decay", "all"])
 def test_low_precision_parameters_have_float32_moments(implementation, dtype, options):
-    """Weights are rounded to their type at most twice in a step, everything else is float32's."""
+    """Weights are rounded to their type once in a step, to the nearest; everything else is float32's."""
     twin = Twin(SHAPES, implementation, dtype, exponents=(-3, 3), **options)
     for _ in range(50):
         twin.step()
-        check_one_step(twin, storage=torch.finfo(dtype).eps)
+        check_one_step(twin, storage=torch.finfo(dtype).eps / 2)
         twin.follow()
     for param in twin.params:
         assert twin.optimizer.state[param]["exp_avg"].dtype == torch.float32
@@ -361,7 +366,7 @@ def test_groups_have_their_own_options_which_are_read_at_every_step(implementati
     optimizer.add_param_group(groups[2])
     rows = [(param, group) for group in optimizer.param_groups for param in group["params"]]
     weights = [as_array(param) for param, _ in rows]
-    states = [{} for _ in rows]
+    states, tolerance = [{} for _ in rows], [0.0 for _ in rows]
     late = 4  # whose gradients come from the sixth step on
     for t in range(30):
         if t == 10:
@@ -375,11 +380,13 @@ def test_groups_have_their_own_options_which_are_read_at_every_step(implementati
             param.grad = torch.tensor(rng.normal(0.5, 1.0, size=param.shape), dtype=dtype)
             mask = mask_of(param.shape, index, states[index].get("step", 0) + 1, group["dropout"])
             rule = {name: group[name] for name in own[0]}
+            largest = np.abs(weights[index])
             weights[index] = transcription.step(weights[index], as_array(param.grad), states[index], mask, **rule)
+            largest = np.maximum(largest, np.abs(weights[index]))
+            tolerance[index] += drift(unit_of(dtype), largest, group["lr"], group["dropout"], states[index]["step"])
         optimizer.step()
-    for (param, _), weight in zip(rows, weights, strict=True):
-        # As in `check_a_run`: 30 steps of 4 roundings of weights below 8, and of u at learning rates up to 1.
-        assert_within(as_array(param), weight, 30 * unit_of(dtype) * (4 * 8 + 30))
+        for (param, _), weight, bound in zip(rows, weights, tolerance, strict=True):
+            assert_within(as_array(param), weight, bound)
 
 
 @every_case
@@ -444,8 +451,7 @@ def test_constant_gradients_are_followed_as_adamw_does(implementation, dtype, ep
         for _ in range(steps):
             step_with(optimizer, grad)
             step_with(adamw, grad)
-        # As in `check_a_run`, of weights below 2.
-        tolerance = steps * unit_of(dtype) * (4 * 2 + lr * (20 + steps / 4))
+        tolerance = sum(drift(unit_of(dtype), 2, lr, 0.0, t) for t in range(1, steps + 1))
         assert_within(as_array(ours), as_array(theirs), 2 * tolerance)
         if decay == 0:
             assert_within(as_array(ours), as_array(start) - steps * lr * u, tolerance)
@@ -516,8 +522,9 @@ def test_where_the_ratio_exceeds_one_the_step_is_adamws(implementation, dtype):
         state = adamw.state[theirs]
         ratio = as_array(state["exp_avg"]) / np.sqrt(as_array(state["exp_avg_sq"])) * sign.numpy()
         assert (ratio > 3.1).all()
-        # As in `check_a_run`: of weights and updates up to 7.27.
-        assert_within(as_array(ours), as_array(theirs), 2 * (k + 1) * unit_of(dtype) * (4 * 5 + 0.07 * (20 + k / 4)))
+        # Of updates up to 7.27, which may be off by as much more.
+        bound = sum(drift(unit_of(dtype), 5, 7.27 * 0.01, 0.0, t) for t in range(1, k + 2))
+        assert_within(as_array(ours), as_array(theirs), 2 * bound)
         moved = before - ours.detach()
         assert (moved * sign > 0.01 * 3).all()
     assert (ratio > 7.26).all()
@@ -672,8 +679,8 @@ def test_the_mask_is_the_streams(implementation, dtype, dropout):
             assert torch.equal(param != old, kept)
             assert kept.any()
             moved = as_array(old - param)[kept.numpy()]
-            # Constant gradients: u = 1. Weights are below 1.
-            assert_within(moved, np.full(moved.shape, 0.1 / (1 - p)), unit_of(dtype) * (2 + 0.2 * (24 + t)))
+            # Of constant gradients: u = 1, and weights are below 1.
+            assert_within(moved, np.full(moved.shape, 0.1 / (1 - p)), drift(unit_of(dtype), 1, 0.1, dropout, t))
 
 
 @every_implementation
@@ -923,16 +930,22 @@ def test_implementations_agree(case):
             continue
         params = [laid_out(s, each["layout"]).requires_grad_() for s, each in zip(starts, case["params"], strict=True)]
         optimizer = GENIEAdamW(params, **case["options"], **own)
-        for grads in steps:
-            step_with(
-                optimizer, *(laid_out(g, each["gradient"]) for g, each in zip(grads, case["params"], strict=True))
-            )
+        try:
+            for grads in steps:
+                step_with(
+                    optimizer, *(laid_out(g, each["gradient"]) for g, each in zip(grads, case["params"], strict=True))
+                )
+        except RuntimeError as error:
+            # The kernel refuses orders of memory that it has no loop for, if it was asked for.
+            others = {each["layout"] for each in case["params"]} & {"gaps", "transposed"}
+            if not (implementation == "fused" and others and "fused" in str(error)):
+                raise
+            continue
         for param, weight, bound, dtype in zip(params, weights, largest, dtypes, strict=True):
             unit = unit_of(torch.promote_types(dtype, torch.float32))
-            kept = 1 / (1 - case["options"]["dropout"])
-            # As in `check_a_run`; u is below 8, and weights of low precision are rounded at most twice a step.
-            storage = torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
-            each = (4 * unit + storage) * bound + unit * case["options"]["lr"] * kept * 8 * 24
+            # u is below 8 here, and each step rounds weights of low precision to their type.
+            each = drift(unit, bound, 8 * case["options"]["lr"], case["options"]["dropout"], case["steps"])
+            each += torch.finfo(dtype).eps / 2 * bound if dtype.itemsize == 2 else 0.0
             assert_within(as_array(param), weight, case["steps"] * each)
 
 
