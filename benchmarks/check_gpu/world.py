@@ -22,10 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 from shiftproof.base.files import write_json
-from shiftproof.optim import GENIE, SAM
+from shiftproof.optim import GENIE, SAM, GENIEAdamW
 
 STEPS = 5
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], Optimizer]] = {
+    "GENIEAdamW": partial(GENIEAdamW, lr=0.01, dropout=0.4, seed=3),
     "GENIE paper": partial(GENIE, form="paper", lr=0.02, seed=3),
     "GENIE released": partial(GENIE, form="released", lr=0.02, seed=3),
     "SAM around SGD": partial(SAM, base=SGD, lr=0.1),
