@@ -167,7 +167,7 @@ _SCRATCH = (1e-3, log10_uniform(-4.5, -2.5))
 _PRETRAINED = (5e-5, log10_uniform(-5, -3.5))
 _RHO = Hparam(0.05, choice(0.01, 0.02, 0.05, 0.1))
 # Like the short learning rates, fixed beforehand by source-domain validation (docs/short_search.md).
-_RELATIVE_RHO = Hparam(0.01, choice(0.002, 0.005, 0.01, 0.02))
+_RELATIVE_RHO = Hparam(0.003, choice(0.001, 0.003, 0.01))
 _GENIE_HPARAMS = {
     "beta": Hparam(0.95, uniform(0.9, 0.999)),
     "dropout": Hparam(0.4, uniform(0.1, 0.8)),
