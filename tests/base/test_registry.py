@@ -134,6 +134,10 @@ _RATES = LearningRates((1e-3, log10_uniform(-4, -2)), 0.01)
             lambda: OptimizerEntry(SGD, _RATES, _RATES, {"momentum": 0.9}),
             r"hparams of OptimizerEntry must hold an Hparam",
         ),
+        (
+            lambda: OptimizerEntry(SGD, _RATES, _RATES, short_hparams={"momentum": 0.9}),
+            r"short_hparams of OptimizerEntry must hold an Hparam",
+        ),
         (lambda: OptimizerEntry(SGD, _RATES, _RATES, passes=0), r"passes of OptimizerEntry must be .* not 0"),
         (
             lambda: LearningRates(1e-3, 0.01),

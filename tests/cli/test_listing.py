@@ -55,7 +55,7 @@ def test_hyperparameters_have_defaults_and_ranges(capsys):
     assert mldg["hyperparameters"]["n_meta_test"] == {"default": 2, "range": "one of 1, 2"}
     assert main(["list", "optimizers", "sam"]) == 0
     printed = capsys.readouterr().out
-    assert "    rho: 0.05; searched one of 0.01, 0.02, 0.05, 0.1\n" in printed
+    assert "    relative_rho: 0.003; searched one of 0.001, 0.003, 0.01\n" in printed
 
 
 def test_hyperparameters_say_of_which_search_they_are(capsys):

@@ -25,6 +25,7 @@ WORLD = 2
 STEPS = 4
 STUCK_AFTER = 1000  # seconds that a process waits for another: long, as others may have the cores
 OPTIMIZERS = {cls.__name__: cls for cls in (SAM, ASAM, GSAM, SAGM, GAM, FAD)}
+RELATIVE = ("SAM", "GSAM", "SAGM", "FAD")  # those whose radius can be a share of the weights' norms
 
 
 class Net(nn.Module):
@@ -91,6 +92,21 @@ def fully_sharded(cls, folder):
         "several": several,
         "one": train(alone, cls(alone.parameters(), torch.optim.SGD, **options), dtype=torch.float32),
     }
+
+
+def relative_radius(cls, folder):
+    """As `fully_sharded`; the first layer has its radius as a distance, and the rest of the weights in their units."""
+    found = {}
+    for kind in ("several", "one"):
+        net = make_net(torch.float32)
+        if kind == "several":
+            net = sharded(net)
+        first = list(net.first.parameters())
+        others = [*net.second.parameters(), *net.last.parameters()]
+        groups = [{"params": first, "relative_rho": None}, {"params": others}]
+        optimizer = cls(groups, torch.optim.SGD, rho=0.3, relative_rho=0.2, lr=0.05, momentum=0.9)
+        found[kind] = train(net, optimizer, dtype=torch.float32)
+    return found
 
 
 def one_direction(cls, folder):
@@ -166,6 +182,7 @@ def run_process(rank, folder):
         dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=limit)
         for check in CHECKS:
             found[check.__name__] = {name: check(cls, folder) for name, cls in OPTIMIZERS.items()}
+        found[relative_radius.__name__] = {name: relative_radius(OPTIMIZERS[name], folder) for name in RELATIVE}
     except Exception:
         found["error"] = traceback.format_exc()
     torch.save(found, folder / f"{rank}.pt")

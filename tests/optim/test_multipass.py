@@ -3,7 +3,9 @@
 import copy
 import io
 import itertools
+import math
 import pickle
+import warnings
 from functools import partial
 
 import pytest
@@ -14,6 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from shiftproof.optim import ASAM, FAD, GAM, GENIE, GSAM, SAGM, SAM, AdaHessian, MultiPass, Yogi
+from shiftproof.optim.perturbed_loss import STEPS
 
 SGD = torch.optim.SGD
 OPTIMIZERS = (SAM, ASAM, GSAM, SAGM, GAM, FAD)
@@ -32,7 +35,7 @@ def unit(v):
 
 
 def orthogonal(v, to):
-    return v - (v @ unit(to)) * unit(to)
+    return v - (v @ to) / (to @ to) * to
 
 
 def sam(grad, w, rho):
@@ -321,6 +324,243 @@ def test_the_flatness_of_fad_is_that_of_its_objective():
     expected = torch.autograd.grad(objective(w), w)[0]
     found = direction(FAD, rho=rho, alpha=1.0, beta=0.0) - gradient_at(START)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+# ------------------------------------------------------------------------------ radii in units of the weights' norms
+
+RELATIVE = [case for case in CASES if case[0] in (SAM, GSAM, SAGM, FAD)]
+with_relative_radius = pytest.mark.parametrize(("cls", "transcription", "options"), RELATIVE)
+
+
+def norms(w):
+    """The norm of each parameter of the quadratic, at its elements."""
+    return torch.cat([part.norm().expand_as(part) for part in w.split([6, 2])])
+
+
+@with_relative_radius
+def test_relative_steps_are_those_of_weights_in_units_of_their_norms(cls, transcription, options, monkeypatch):
+    """``unit`` is then T^2 v / |T v| with one norm T per parameter."""
+    options = {**options, "relative_rho": options["rho"], "rho": 77.0}
+    params, closure_for = make_quadratic()
+    optimizer = cls(params, SGD, **options, lr=0.005, momentum=0.9)
+    w, momentum = START, torch.zeros(8, dtype=torch.float64)
+    published = {name: value for name, value in options.items() if name != "relative_rho"}
+    for _ in range(10):
+        optimizer.step(closure_for(optimizer))
+        sizes = norms(w)
+        monkeypatch.setitem(globals(), "unit", lambda v, sizes=sizes: sizes**2 * v / (sizes * v).norm())
+        step = transcription(gradient_at, w, **{**published, "rho": options["relative_rho"]})
+        monkeypatch.undo()
+        momentum = 0.9 * momentum + step
+        w = w - 0.005 * momentum
+    torch.testing.assert_close(flat(params), w, rtol=1e-9, atol=0)
+
+
+def offset_of(params, closure_for, *groups, **options):
+    """How far SAM's second pass is from the weights, by parameter."""
+    optimizer = SAM(list(groups) or params, SGD, **options, lr=0.0)
+    closure, seen = closure_for(optimizer), []
+
+    def watched():
+        seen.append([p.detach().clone() for p in params])
+        return closure()
+
+    optimizer.step(watched)
+    return [after - before for before, after in zip(*seen, strict=True)]
+
+
+def test_no_tensor_moves_by_more_than_its_share():
+    params, closure_for = make_quadratic()
+    with torch.no_grad():
+        params[0].mul_(1e3)
+    offsets = offset_of(params, closure_for, relative_rho=0.25)
+    shares = torch.stack([offset.norm() / p.detach().norm() for offset, p in zip(offsets, params, strict=True)])
+    assert shares.norm() == pytest.approx(0.25)
+    assert shares.min() > 0
+
+
+def test_tensors_of_zeros_stay_at_a_relative_radius():
+    """As a classifier that starts at zero; if nothing else has a gradient, nothing moves."""
+    params, closure_for = make_quadratic()
+    with torch.no_grad():
+        params[1].zero_()
+    first, second = offset_of(params, closure_for, relative_rho=0.25)
+    assert first.norm() == pytest.approx(0.25 * params[0].detach().norm())
+    assert torch.equal(second, torch.zeros(2, dtype=torch.float64))
+    with torch.no_grad():
+        params[0].zero_()
+    assert all(
+        torch.equal(offset, torch.zeros_like(offset)) for offset in offset_of(params, closure_for, relative_rho=1.0)
+    )
+
+
+def test_a_group_without_a_relative_radius_keeps_its_own():
+    params, closure_for = make_quadratic()
+    groups = [{"params": params[:1], "relative_rho": None}, {"params": params[1:], "relative_rho": 0.5}]
+    offsets = offset_of(params, closure_for, *groups, rho=0.1, relative_rho=0.2)
+    gradient, size = gradient_at(START), START[6:].norm()
+    norm = torch.cat([gradient[:6], size * gradient[6:]]).norm()
+    torch.testing.assert_close(offsets[0].flatten(), 0.1 * gradient[:6] / norm)
+    torch.testing.assert_close(offsets[1], 0.5 * size**2 * gradient[6:] / norm)
+
+
+@with_relative_radius
+def test_bad_relative_radii_are_refused(cls, transcription, options):
+    p = nn.Parameter(torch.ones(1))
+    for bad in (-1.0, float("inf"), float("nan"), "fast"):
+        with pytest.raises(ValueError, match=f"Invalid relative_rho value: {bad!r}".replace("'", ".")):
+            cls([p], relative_rho=bad)
+    optimizer = cls([p], SGD, relative_rho=0.1, lr=0.1)
+    with pytest.raises(ValueError, match="Invalid relative_rho value: -1"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "relative_rho": -1})
+    with pytest.raises(ValueError, match="Invalid rho value: None; it must be a number"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "rho": None})
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "relative_rho": None})
+    assert [group["relative_rho"] for group in optimizer.param_groups] == [0.1, None]
+
+
+@with_relative_radius
+def test_a_state_from_before_the_relative_radius_loads(cls, transcription, options):
+    params, closure_for = make_quadratic()
+    optimizer = cls(params, SGD, **options, lr=0.005, momentum=0.9)
+    optimizer.step(closure_for(optimizer))
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        assert group.pop("relative_rho") is None
+    others, closure_for_other = make_quadratic()
+    other = cls(others, SGD, lr=7.0)
+    with torch.no_grad():
+        for p, q in zip(others, params, strict=True):
+            p.copy_(q)
+    other.load_state_dict(state)
+    for _ in range(3):
+        optimizer.step(closure_for(optimizer))
+        other.step(closure_for_other(other))
+    assert torch.equal(flat(others), flat(params))
+
+
+def test_a_relative_radius_is_called_by_the_class_if_the_base_has_one():
+    class Base(SGD):
+        def __init__(self, params, lr, relative_rho=0.7):
+            super().__init__(params, lr)
+            self.defaults["relative_rho"] = relative_rho
+            for group in self.param_groups:
+                group["relative_rho"] = relative_rho
+
+    params, closure_for = make_quadratic()
+    optimizer = SAM([{"params": params, "sam_relative_rho": 0.3}], Base, lr=1.0)
+    assert optimizer.param_groups[0]["relative_rho"] == 0.7
+    optimizer.step(closure_for(optimizer))
+    expected = direction(SAM, relative_rho=0.3)
+    assert torch.equal(START - flat(params), expected)
+    assert not torch.equal(expected, direction(SAM))
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "sam_relative_rho": None})
+
+
+# --------------------------------------------------------------------------------- a perturbed loss far above the loss
+
+
+def perturbed_losses(cls, *, ratio, steps=STEPS, result=float, **options):
+    """Take steps whose first perturbed pass returns a multiple of the first pass's loss; return the warnings."""
+    p = nn.Parameter(torch.ones(2))
+    optimizer = cls([p], SGD, lr=0.01, **options)
+    calls = itertools.count()
+
+    def closure():
+        optimizer.zero_grad()
+        p.square().sum().backward()
+        number, later = divmod(next(calls), cls.passes)
+        return result(1.5 * (ratio(number) if callable(ratio) else ratio)) if later == 1 else result(1.5)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(steps):
+            optimizer.step(closure)
+    return [one for one in caught if issubclass(one.category, UserWarning)]
+
+
+@every_optimizer
+@pytest.mark.parametrize("result", [float, torch.tensor, lambda loss: torch.tensor([loss], requires_grad=True)])
+def test_a_perturbed_loss_far_above_the_loss_warns_once(cls, result):
+    [caught] = perturbed_losses(cls, ratio=10.5, steps=5 * STEPS, result=result)
+    message = str(caught.message)
+    radius = "difference=0.02" if cls is GAM else "rho=0.5" if cls is ASAM else "rho=0.05"
+    assert f"{cls.__name__}'s perturbed loss has been more than 10 times the loss for at least 20 steps" in message
+    assert f"last 15.8 against 1.5: its radius is too large here. It is {radius}: give a smaller one" in message
+    assert ("relative_rho" in message) == (cls not in (ASAM, GAM))
+    assert caught.filename == __file__
+    assert perturbed_losses(cls, ratio=9.5, steps=2 * STEPS, result=result) == []
+
+
+def test_the_warning_names_the_relative_radius_in_use():
+    [caught] = perturbed_losses(SAM, ratio=11, relative_rho=0.3)
+    assert str(caught.message).endswith("It is relative_rho=0.3: give a smaller one")
+
+
+def test_a_perturbed_loss_must_be_far_above_the_loss_on_end():
+    assert perturbed_losses(SAM, ratio=lambda step: 1 if step % STEPS == 5 else 100, steps=6 * STEPS) == []
+    assert len(perturbed_losses(SAM, ratio=lambda step: 1 if step == 5 else 100, steps=2 * STEPS)) == 1
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda loss: None,
+        lambda loss: "loss",
+        lambda loss: -loss,
+        lambda loss: math.nan,
+        lambda loss: math.inf if loss > 2 else 1.0,
+        lambda loss: torch.tensor(math.inf if loss > 2 else 1.0),
+        lambda loss: torch.tensor([loss, loss]),
+        lambda loss: torch.tensor(loss, dtype=torch.complex64),
+        lambda loss: torch.tensor(loss, device="meta"),
+        lambda loss: {"loss": loss},
+        lambda loss: None if loss > 2 else loss,
+    ],
+)
+def test_what_is_no_finite_loss_above_zero_does_not_warn(result):
+    assert perturbed_losses(SAM, ratio=100, steps=2 * STEPS, result=result) == []
+
+
+def test_a_loss_that_the_closure_overwrites_is_seen_as_it_was():
+    """As the result of a replayed graph, which is one tensor in every pass."""
+    static = torch.zeros(())
+    assert len(perturbed_losses(SAM, ratio=11, result=static.fill_)) == 1
+
+
+def test_a_radius_that_is_too_large_for_a_network_warns_and_a_relative_one_does_not():
+    """Large features and a last layer at zero, as in a pretrained network."""
+    for options, warns in (({"rho": 0.5}, True), ({"relative_rho": 0.01}, False)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, 3))
+        with torch.no_grad():
+            model[0].weight.mul_(100)
+            model[2].weight.zero_()
+        optimizer = SAM(model.parameters(), torch.optim.Adam, lr=1e-4, **options)
+        closure = closure_of(model, optimizer)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            first, *_, last = [float(optimizer.step(closure)) for _ in range(3 * STEPS)]
+        assert bool(caught) == warns
+        assert warns or last < 0.8 * first
+
+
+@every_optimizer
+def test_copies_go_on_watching(cls):
+    optimizer = cls([nn.Parameter(torch.ones(2))], SGD, lr=0.01)
+    for one in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):  # noqa: S301
+        [p] = one.param_groups[0]["params"]
+        losses = itertools.cycle([1.0] + [11.0] * (cls.passes - 1))
+
+        def closure(one=one, p=p, losses=losses):
+            one.zero_grad()
+            p.square().sum().backward()
+            return next(losses)
+
+        for _ in range(STEPS - 1):
+            one.step(closure)
+        with pytest.warns(UserWarning, match="last 11 against 1"):
+            one.step(closure)
 
 
 # ---------------------------------------------------------------------------------------------- what the base gives

@@ -44,6 +44,14 @@ def test_fully_sharded_is_one_process(findings, name):
         assert difference(found["fully_sharded"][name]) == 0
 
 
+@pytest.mark.parametrize("name", worker.RELATIVE)
+def test_fully_sharded_is_one_process_at_relative_radii_too(findings, name):
+    for found in findings:
+        run = found["relative_radius"][name]
+        assert difference(run) == 0
+        assert any(not torch.equal(a, b) for a, b in zip(run["one"], found["fully_sharded"][name]["one"], strict=True))
+
+
 @every_optimizer
 @pytest.mark.parametrize("check", ["one_direction", "own_directions"])
 def test_replicas_are_one_process_or_the_mean_of_their_steps(findings, name, check):

@@ -25,6 +25,33 @@ def test_protocol_ranges():
         assert {name: str(genie_adamw[name]) for name in adamw} == {name: str(hparam) for name, hparam in adamw.items()}
 
 
+@pytest.mark.parametrize("name", ["sam", "gsam", "sagm", "fad"])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_the_short_search_has_the_relative_radius_and_the_protocol_the_published_one(name, pretrained):
+    protocol, short = (OPTIMIZERS[name].search_space(pretrained, search) for search in ("protocol", "short"))
+    assert (protocol["rho"].default, protocol["rho"].range) == (0.05, "one of 0.01, 0.02, 0.05, 0.1")
+    assert protocol.keys() - short.keys() == {"rho"}
+    assert short.keys() - protocol.keys() == {"relative_rho"}
+    assert all(protocol[each] == short[each] for each in protocol.keys() & short.keys() - {"lr", "weight_decay"})
+
+
+@pytest.mark.parametrize(
+    ("search", "fixed", "radii"),
+    [
+        ("short", {"rho"}, ["rho"]),
+        ("short", {"relative_rho", "alpha"}, ["relative_rho"]),
+        ("short", {"rho", "relative_rho"}, ["rho", "relative_rho"]),
+        ("protocol", {"relative_rho", "lr"}, ["relative_rho"]),
+        ("protocol", {"rho", "momentum"}, ["rho"]),
+        ("protocol", {"rho", "relative_rho"}, ["relative_rho", "rho"]),
+    ],
+)
+def test_a_radius_fixed_by_hand_takes_the_place_of_the_search_s(search, fixed, radii):
+    space = OPTIMIZERS["gsam"].search_space(False, search, fixed)
+    assert [name for name in space if name.endswith("rho")] == radii
+    assert space.keys() - set(radii) == {"lr", "weight_decay", "alpha"}
+
+
 def test_unknown_optimizer_lists_near_matches():
     with pytest.raises(UnknownNameError, match=r"unknown optimizer 'geni'\. Did you mean genie"):
         OPTIMIZERS["geni"]

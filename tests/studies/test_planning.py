@@ -41,6 +41,25 @@ def test_what_is_fixed_by_hand_leaves_the_search():
     assert len({spec.hparams["optimizer.dropout"] for spec in runs if spec.optimizer == "genie"}) == 3
 
 
+@pytest.mark.parametrize(
+    ("search", "fixed", "radii"),
+    [
+        ("short", {}, {"relative_rho"}),
+        ("protocol", {}, {"rho"}),
+        ("short", {"optimizer.rho": 0.05}, {"rho"}),
+        ("protocol", {"optimizer.relative_rho": 0.01}, {"relative_rho"}),
+    ],
+)
+def test_a_radius_fixed_by_hand_is_the_only_one(search, fixed, radii):
+    methods = {"algorithms": ("erm",), "optimizers": ("sam", "gam")}
+    by_study = make_plan(Study(**methods, targets=("0",), trials=1, search=search, fixed=fixed)).runs[0].hparams
+    variants = (Variant("one", fixed=fixed),)
+    by_variant = make_plan(Study(**methods, targets=("0",), trials=1, search=search, variants=variants)).runs[0].hparams
+    assert by_study == by_variant
+    assert {name.removeprefix("optimizer.") for name in by_study if name.endswith("rho")} == radii
+    assert by_study.items() >= fixed.items()
+
+
 def test_tuned_per_target_trials_draw_their_own_settings_and_shared_the_same():
     study = Study(optimizers=("adam",), targets=("0", "15"), trials=2, hparam_trials=3)
     rates = {

@@ -55,6 +55,8 @@ class FAD(MultiPass):
         rho: radius within which flatness is measured, at least 0.
         alpha: weight of flatness, at least 0.
         beta: share of the zeroth-order term in it, in [0, 1].
+        relative_rho: the radius as a share of each tensor's norm, at least 0, in place of ``rho``; None for ``rho``.
+            See `Landscape.ascent`.
         no_sync: a DDP model's ``no_sync`` lets each process use its own gradients; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
@@ -72,10 +74,17 @@ class FAD(MultiPass):
         alpha: float = 1.0,
         beta: float = 0.5,
         *,
+        relative_rho: float | None = None,
         no_sync: NoSync | None = None,
         **base_options: Any,
     ) -> None:
-        super().__init__(params, base, {"rho": rho, "alpha": alpha, "beta": beta}, no_sync, base_options)
+        super().__init__(
+            params,
+            base,
+            {"rho": rho, "relative_rho": relative_rho, "alpha": alpha, "beta": beta},
+            no_sync,
+            base_options,
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, whose options may differ from the optimizer's.

@@ -30,6 +30,8 @@ class GSAM(MultiPass):
         base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius of the perturbation, at least 0.
         alpha: weight of the ascent, at least 0.
+        relative_rho: the radius as a share of each tensor's norm, at least 0, in place of ``rho``; None for ``rho``.
+            See `Landscape.ascent`.
         no_sync: a DDP model's ``no_sync`` lets each process use its own gradients; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
@@ -46,10 +48,13 @@ class GSAM(MultiPass):
         rho: float = 0.05,
         alpha: float = 0.4,
         *,
+        relative_rho: float | None = None,
         no_sync: NoSync | None = None,
         **base_options: Any,
     ) -> None:
-        super().__init__(params, base, {"rho": rho, "alpha": alpha}, no_sync, base_options)
+        super().__init__(
+            params, base, {"rho": rho, "relative_rho": relative_rho, "alpha": alpha}, no_sync, base_options
+        )
 
     def descent(self, at: Landscape, gradient: Vector) -> Vector:
         """Subtract the orthogonal part of the gradient at the weights from the gradient at the perturbed weights."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
@@ -21,6 +23,7 @@ from shiftproof.base.sharding import local_part, shard_of, sum_over_shards
 from shiftproof.gradients import frozen_statistics
 from shiftproof.optim.adahessian import AdaHessian
 from shiftproof.optim.options import constructor_defaults, make_plain, plain
+from shiftproof.optim.perturbed_loss import FACTOR, STEPS, PerturbedLossWatch, number
 
 Vector = list[Tensor]
 """One tensor per parameter that has a gradient."""
@@ -40,6 +43,12 @@ _OWN_CLOSURE = """{base} evaluates the loss itself, and {name} hands its base a 
 use a base whose step needs no closure, such as SGD, AdamW or GENIE"""
 _OWN_GRAPH = """AdaHessian differentiates the gradients again, but {name} hands its base a gradient without a graph: \
 use a base that needs none, such as Adam"""
+_FAR = """{name}'s perturbed loss has been more than {factor} times the loss for at least {steps} steps on end, last \
+{perturbed:.3g} against {loss:.3g}: its radius is too large here"""
+_SMALLER = ". It is {radius}: give a smaller one"
+_UNITS = ", or {relative}, the radius as a share of the weights' norms"
+_RELATIVE = "relative_"
+"""Begins the name of the option that gives the radius of another as a share of the weights' norms, or is None."""
 _TINY = 1e-12
 
 
@@ -54,6 +63,7 @@ class Landscape:
     Attributes:
         params: the parameters that have a gradient.
         weights: their values when the step began.
+        radius: name of the option by which `ascent` was first called; None before.
     """
 
     def __init__(self, optimizer: MultiPass, evaluate: Callable[[], object]) -> None:
@@ -73,6 +83,7 @@ class Landscape:
         self._shards = [shard_of(p) for p in self.params]
         self._ascends = [bool(group.get("maximize")) for group in self._groups]
         self.weights = [place.clone() for place in self._places]
+        self.radius: str | None = None
 
     def option(self, name: str) -> list[Any]:
         """Return the value of an option for each parameter, taken from its group."""
@@ -89,9 +100,36 @@ class Landscape:
         return [g.neg() if ascends else g.clone() for g, ascends in zip(gradients, self._ascends, strict=True)]
 
     def ascent(self, vector: Vector, rho: str = "rho") -> Vector:
-        """Return the vector scaled to the length that an option gives; zeros stay zeros."""
-        norm = self.norm(vector) + _TINY
-        return [v * (length / norm).to(v.device) for v, length in zip(vector, self.option(rho), strict=True)]
+        r"""Return the offset of a given radius along which the loss rises the most, if a vector is its gradient.
+
+        The radius is that of the option ``rho``, a distance: the offset is the vector :math:`v` scaled to that length.
+        Where the optimizer has an option ``relative_rho`` and it is not None, it is that share of the weights' norms:
+
+        .. math:: \epsilon_i = \rho\, T_i^2 v_i / \lVert T v \rVert,\quad T_i = \lVert \theta_i \rVert
+
+        with one :math:`T_i` per tensor, and 1 for the tensors of groups where it is None. No tensor then moves by more
+        than that share of its norm. Zeros stay zeros.
+
+        Args:
+            vector: the vector.
+            rho: name of the option.
+        """
+        self.radius = self.radius or rho
+        radii, shares = self.option(rho), self.shares(rho)
+        squares = self._products(vector, vector)
+        if any(share is not None for share in shares):
+            one = torch.ones_like(squares[0])
+            units = [one if share is None else norm for share, norm in zip(shares, self._squared_norms, strict=True)]
+            squares = squares * torch.stack(units)
+            whole = zip(radii, shares, units, strict=True)
+            radii = [radius if share is None else share * unit for radius, share, unit in whole]
+        norm = squares.sum().sqrt() + _TINY
+        return [v * (radius / norm).to(v.device) for v, radius in zip(vector, radii, strict=True)]
+
+    def shares(self, rho: str) -> list[Any]:
+        """Return for each parameter the radius as a share of its norm; None where the option ``rho`` gives it."""
+        name = _RELATIVE + rho
+        return self.option(name) if self._optimizer.has_option(name) else [None] * len(self.params)
 
     def orthogonal(self, vector: Vector, to: Vector) -> Vector:
         """Return the part of a vector that is orthogonal to another."""
@@ -104,9 +142,7 @@ class Landscape:
 
     def dot(self, a: Vector, b: Vector) -> Tensor:
         """Return the scalar product."""
-        products = [dot(x, y) for x, y in zip(a, b, strict=True)]
-        stacked = torch.stack([product.to(products[0].device) for product in products])
-        return sum_over_shards(stacked[:, None], self._shards).sum()
+        return self._products(a, b).sum()
 
     def restore(self) -> None:
         """Restore the weights."""
@@ -117,6 +153,17 @@ class Landscape:
         """Store a gradient for the base optimizer to step with."""
         for p, g, ascends in zip(self.params, gradient, self._ascends, strict=True):
             _local_gradient(p).copy_(-g if ascends else g)
+
+    @cached_property
+    def _squared_norms(self) -> Tensor:
+        """The squared norm of each parameter when the step began."""
+        return self._products(self.weights, self.weights)
+
+    def _products(self, a: Vector, b: Vector) -> Tensor:
+        """Return the scalar product of each parameter's part in two vectors."""
+        products = [dot(x, y) for x, y in zip(a, b, strict=True)]
+        stacked = torch.stack([product.to(products[0].device) for product in products])
+        return sum_over_shards(stacked[:, None], self._shards)[:, 0]
 
 
 class MultiPass(Optimizer, ABC):
@@ -131,11 +178,12 @@ class MultiPass(Optimizer, ABC):
     - All passes draw the same numbers from torch's generators (dropout masks, for example) and advance them once.
     - Groups and state are shared with the base optimizer, so schedulers and checkpoints see one optimizer. If the base
       has an option of the same name, the groups prefix the method's with its class: ``"fad_beta"`` around GENIE.
+    - A warning, once, if the loss of the first perturbed pass is more than ten times the loss for many steps on end.
 
     Args:
         params: parameters, named parameters or groups, as the base takes them.
         base: class of the base optimizer, or a function that builds one from parameters and options.
-        options: options of the method by name: numbers of at least 0, or tuples of them.
+        options: options of the method by name: numbers of at least 0, or tuples of them; ``relative_rho`` also None.
         no_sync: with None, DDP averages the gradient of each pass, so that all processes ascend in one direction. With
             a DDP model's ``no_sync``, each process ascends along its own gradients, and only the gradient that the base
             steps with is averaged.
@@ -176,6 +224,7 @@ class MultiPass(Optimizer, ABC):
         super().__init__(optimizer.param_groups, {**optimizer.defaults, **own})
         self.base = optimizer
         self.no_sync = no_sync
+        self._watch: PerturbedLossWatch | None = PerturbedLossWatch()
         self._share()
 
     @abstractmethod
@@ -192,6 +241,10 @@ class MultiPass(Optimizer, ABC):
         prefixed = self._prefixed(name)
         return group[prefixed if prefixed in self._own else name]
 
+    def has_option(self, name: str) -> bool:
+        """Return whether the method has an option."""
+        return not {name, self._prefixed(name)}.isdisjoint(self._own)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, whose options may differ from the optimizer's.
 
@@ -201,9 +254,11 @@ class MultiPass(Optimizer, ABC):
         make_plain(param_group)
         for name in self._own:
             value = param_group.setdefault(name, self.defaults[name])
-            for number in value if isinstance(value, tuple) else (value,):
-                check_number(name, number)
-                if not 0 <= number < math.inf:
+            if value is None and _RELATIVE in name:
+                continue
+            for one in value if isinstance(value, tuple) else (value,):
+                check_number(name, one)
+                if not 0 <= one < math.inf:
                     raise ValueError(f"Invalid {name} value: {value}; it must be at least 0")
         if "base" in self.__dict__:
             self.base.add_param_group(param_group)  # the list is shared
@@ -216,6 +271,7 @@ class MultiPass(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._own = list(self._own)
+        self._watch = PerturbedLossWatch()
         for name, value in constructor_defaults(self).items():  # options newer than the pickle
             if name not in ("base", "no_sync", *self._own) and self._prefixed(name) not in self._own:
                 self._own.append(self._prefixed(name) if name in self.base.defaults else name)
@@ -291,13 +347,14 @@ class MultiPass(Optimizer, ABC):
                     p.grad = there if there is None or gradient is None else there.copy_(gradient)
             versions[:] = map(_version, stood)
             with frozen_statistics():
-                evaluate()
+                losses.append(number(evaluate()))
             if idle and is_idle():  # as with the closure that Lightning passes under manual optimization
                 missing = _MISSING_CLOSURE.format(name=type(self).__name__, passes=self.passes)
                 raise ValueError(f"the closure changed no gradient; {missing}")
 
         before = _generators(devices)
         loss = evaluate()
+        losses = [number(loss)]
         idle = is_idle()  # one pass alone proves nothing: it may have recomputed the same gradients
         after = _generators(devices)
         at = Landscape(self, evaluate_again)
@@ -311,7 +368,23 @@ class MultiPass(Optimizer, ABC):
         if self.no_sync is not None:
             self._average_gradients(self.no_sync)
         self.base.step()
+        if self._watch is not None and len(losses) > 1 and self._watch.is_far(*losses[:2]):
+            self._watch = None
+            warnings.warn(self._far_message(at, *losses[:2]), stacklevel=4)  # where the user calls `step`
         return loss
+
+    def _far_message(self, at: Landscape, loss: Tensor | float, perturbed: Tensor | float) -> str:
+        losses = {"loss": float(loss), "perturbed": float(perturbed)}
+        message = _FAR.format(name=type(self).__name__, factor=FACTOR, steps=STEPS, **losses)
+        if at.radius is None:  # a method of the user's own perturbs as it likes
+            return message
+        relative, shares = _RELATIVE + at.radius, at.shares(at.radius)
+        radii = [
+            f"{at.radius}={radius}" if share is None else f"{relative}={share}"
+            for radius, share in zip(at.option(at.radius), shares, strict=True)
+        ]
+        message += _SMALLER.format(radius=", ".join(dict.fromkeys(radii)))
+        return message + (_UNITS.format(relative=relative) if self.has_option(relative) and None in shares else "")
 
     def _prefixed(self, name: str) -> str:
         return f"{type(self).__name__.lower()}_{name}"

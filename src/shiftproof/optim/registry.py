@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -80,6 +80,7 @@ class OptimizerEntry:
         passes: how often `step` calls its closure.
         needs_graph: whether the closure must call ``backward`` with ``create_graph=True``.
         seeded: whether `build` takes a ``seed``.
+        short_hparams: what the short search has in place of `hparams`; empty for the same.
 
     Raises:
         ValueError: a field is not as described here.
@@ -92,6 +93,7 @@ class OptimizerEntry:
     passes: int = 1
     needs_graph: bool = False
     seeded: bool = False
+    short_hparams: Mapping[str, Hparam] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not callable(self.build):
@@ -105,6 +107,7 @@ class OptimizerEntry:
                     f"LearningRates(protocol=(1e-3, log10_uniform(-4, -2)), short=0.01), not {rates!r}"
                 )
         check_hparams("hparams of OptimizerEntry", self.hparams)
+        check_hparams("short_hparams of OptimizerEntry", self.short_hparams)
         if type(self.passes) is not int or self.passes < 1:
             raise ValueError(f"passes of OptimizerEntry must be a whole number above 0, not {self.passes!r}")
 
@@ -113,11 +116,24 @@ class OptimizerEntry:
         """What its docstring describes, for `Registry.summary`."""
         return self.build
 
-    def search_space(self, pretrained: bool, search: Search) -> dict[str, Hparam]:
-        """Return all hyperparameters of a search, which depend on whether training starts from pretrained weights."""
+    def search_space(self, pretrained: bool, search: Search, fixed: Collection[str] = ()) -> dict[str, Hparam]:
+        """Return all hyperparameters of a search, which depend on whether training starts from pretrained weights.
+
+        Args:
+            pretrained: whether it does.
+            search: name of the search.
+            fixed: names of hyperparameters that are fixed by hand. One that only the other search has takes the place
+                of those that only this one has, unless they are fixed too.
+        """
         lr = self.lr_pretrained if pretrained else self.lr_scratch
         decay = Hparam(0.0, log10_uniform(-6, -2) if pretrained else None)
-        return {"lr": lr.hparam(search), "weight_decay": decay, **self.hparams}
+        own, other = self.hparams, self.short_hparams or self.hparams
+        if search == "short":
+            own, other = other, own
+        if foreign := (other.keys() - own.keys()).intersection(fixed):
+            kept = foreign | (own.keys() & {*other, *fixed})
+            own = {name: hparam for name, hparam in {**other, **own}.items() if name in kept}
+        return {"lr": lr.hparam(search), "weight_decay": decay, **own}
 
     def __call__(self, params: Any, *, seed: int = 0, **hparams: Any) -> Optimizer:
         """Build the optimizer.
@@ -150,6 +166,8 @@ def _is_number(value: object) -> bool:
 _SCRATCH = (1e-3, log10_uniform(-4.5, -2.5))
 _PRETRAINED = (5e-5, log10_uniform(-5, -3.5))
 _RHO = Hparam(0.05, choice(0.01, 0.02, 0.05, 0.1))
+# Like the short learning rates, fixed beforehand by source-domain validation (docs/short_search.md).
+_RELATIVE_RHO = Hparam(0.003, choice(0.001, 0.003, 0.01))
 _GENIE_HPARAMS = {
     "beta": Hparam(0.95, uniform(0.9, 0.999)),
     "dropout": Hparam(0.4, uniform(0.1, 0.8)),
@@ -181,6 +199,11 @@ def _register(
     )
 
 
+def _with_radius(**others: Hparam) -> dict[str, Mapping[str, Hparam]]:
+    """Return the hyperparameters of SAM or of its kin: the radius as published or in short searches, and others."""
+    return {"hparams": {"rho": _RHO, **others}, "short_hparams": {"relative_rho": _RELATIVE_RHO, **others}}
+
+
 _register(
     "sgd",
     SGD,
@@ -209,15 +232,15 @@ OPTIMIZERS.register(
         seeded=True,
     ),
 )
-_register("sam", SAM, (0.01, 1e-4), passes=SAM.passes, hparams={"rho": _RHO})
+_register("sam", SAM, (0.01, 1e-4), passes=SAM.passes, **_with_radius())
 _register("asam", ASAM, (0.01, 1e-4), passes=ASAM.passes, hparams={"rho": Hparam(0.5, choice(0.1, 0.2, 0.5, 1.0))})
-_register("gsam", GSAM, (0.01, 1e-4), passes=GSAM.passes, hparams={"rho": _RHO, "alpha": Hparam(0.4)})
+_register("gsam", GSAM, (0.01, 1e-4), passes=GSAM.passes, **_with_radius(alpha=Hparam(0.4)))
 _register(
     "sagm",
     SAGM,
     (0.01, 1e-4),
     passes=SAGM.passes,
-    hparams={"rho": _RHO, "alpha": Hparam(0.001, choice(0.001, 0.01, 0.02, 0.05, 0.1))},
+    **_with_radius(alpha=Hparam(0.001, choice(0.001, 0.01, 0.02, 0.05, 0.1))),
 )
 # The search distributions of GAM and FAD are our own, around the defaults.
 _register(
@@ -235,11 +258,7 @@ _register(
     FAD,
     (0.01, 1e-4),
     passes=FAD.passes,
-    hparams={
-        "rho": _RHO,
-        "alpha": Hparam(1.0, choice(0.1, 0.5, 1.0)),
-        "beta": Hparam(0.5, choice(0.25, 0.5, 0.75)),
-    },
+    **_with_radius(alpha=Hparam(1.0, choice(0.1, 0.5, 1.0)), beta=Hparam(0.5, choice(0.25, 0.5, 0.75))),
 )
 _register("genie", GENIE, (10.0, 0.1), (0.1, log10_uniform(-2, 0)), hparams=_GENIE_HPARAMS, seeded=True)
 _register(

@@ -29,6 +29,8 @@ class SAGM(MultiPass):
         base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius of the perturbation, at least 0.
         alpha: how far the perturbation is pulled back, in multiples of the gradient; at least 0.
+        relative_rho: the radius as a share of each tensor's norm, at least 0, in place of ``rho``; None for ``rho``.
+            See `Landscape.ascent`.
         no_sync: a DDP model's ``no_sync`` lets each process use its own gradients; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
@@ -45,10 +47,13 @@ class SAGM(MultiPass):
         rho: float = 0.05,
         alpha: float = 0.001,
         *,
+        relative_rho: float | None = None,
         no_sync: NoSync | None = None,
         **base_options: Any,
     ) -> None:
-        super().__init__(params, base, {"rho": rho, "alpha": alpha}, no_sync, base_options)
+        super().__init__(
+            params, base, {"rho": rho, "relative_rho": relative_rho, "alpha": alpha}, no_sync, base_options
+        )
 
     def descent(self, at: Landscape, gradient: Vector) -> Vector:
         """Return the mean of the gradients at the weights and at the perturbed weights."""

@@ -25,6 +25,8 @@ class SAM(MultiPass):
         params: parameters, named parameters or groups, as the base takes them.
         base: class of the base optimizer, or a function that builds one from parameters and options.
         rho: radius of the perturbation, at least 0.
+        relative_rho: the radius as a share of each tensor's norm, at least 0, in place of ``rho``; None for ``rho``.
+            See `Landscape.ascent`.
         no_sync: a DDP model's ``no_sync`` lets each process ascend along its own gradient; see `MultiPass`.
         **base_options: options of the base optimizer (``lr``, ``weight_decay``, ...).
 
@@ -40,10 +42,11 @@ class SAM(MultiPass):
         base: Callable[..., Optimizer] = Adam,
         rho: float = 0.05,
         *,
+        relative_rho: float | None = None,
         no_sync: NoSync | None = None,
         **base_options: Any,
     ) -> None:
-        super().__init__(params, base, {"rho": rho}, no_sync, base_options)
+        super().__init__(params, base, {"rho": rho, "relative_rho": relative_rho}, no_sync, base_options)
 
     def descent(self, at: Landscape, gradient: Vector) -> Vector:
         """Return the gradient at the perturbed weights."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import get_args
 
 import numpy as np
 
@@ -25,7 +26,14 @@ _AXES = ("algorithm", "optimizer", "annealer")
 
 
 def search_space(
-    dataset: str, kind: Kind, pretrained: bool, algorithm: str, optimizer: str, annealer: str, search: Search
+    dataset: str,
+    kind: Kind,
+    pretrained: bool,
+    algorithm: str,
+    optimizer: str,
+    annealer: str,
+    search: Search,
+    fixed: Collection[str] = (),
 ) -> SearchSpace:
     """Return the hyperparameters of a method.
 
@@ -39,9 +47,13 @@ def search_space(
         annealer: name of the annealer.
         search: "protocol" has the ranges of DomainBed at commit b93c22a; "short" searches two decades of lr
             around a default for short runs, scales hyperparameters that count steps to such runs, fixes batch size
-            and dropout, and is otherwise as "protocol".
+            and dropout, measures the radii of SAM and its kin in units of the weights' norms, and is otherwise as
+            "protocol".
+        fixed: names of hyperparameters that are fixed by hand, as "axis.name". One that only the other search has
+            takes the place of its counterpart: with ``optimizer.rho``, the short search has the published radius.
     """
     of_algorithm, photographs = ALGORITHMS[algorithm], kind == "photographs"
+    fixed_of_optimizer = [name.removeprefix("optimizer.") for name in fixed if name.startswith("optimizer.")]
     dropouts = choice(0.0, 0.1, 0.5)
     # DomainBed draws a dropout for small images too, although their network has none.
     dropout = Hparam(0.0, unused(dropouts, 0.0))
@@ -60,7 +72,7 @@ def search_space(
         "data": {"batch_size": batch_size},
         "model": {"dropout": dropout},
         "algorithm": {**of_algorithm.hparams, **(of_algorithm.short_hparams if search == "short" else {})},
-        "optimizer": OPTIMIZERS[optimizer].search_space(pretrained, search),
+        "optimizer": OPTIMIZERS[optimizer].search_space(pretrained, search, fixed_of_optimizer),
         "annealer": dict(ANNEALERS[annealer].hparams),
     }
 
@@ -136,11 +148,13 @@ def _like(default: Value, value: Value) -> Value:
 def hyperparameters(algorithm: str, optimizer: str, annealer: str) -> dict[str, Hparam]:
     """Return the hyperparameters of a method, by "axis.name".
 
-    Their names and types of values are the same for all data and searches. The defaults and distributions are those
-    of the short search on photographs, from scratch.
+    Their types of values are the same for all data and searches, and the names are those of all. The defaults and
+    distributions are those of the short search on photographs, from scratch, for what it has.
     """
-    space = search_space("", "photographs", False, algorithm, optimizer, annealer, "short")
-    return {f"{axis}.{name}": hparam for axis in space for name, hparam in space[axis].items()}
+    spaces = [
+        search_space("", "photographs", False, algorithm, optimizer, annealer, search) for search in get_args(Search)
+    ]
+    return {f"{axis}.{name}": hparam for space in spaces for axis in space for name, hparam in space[axis].items()}
 
 
 def known_names() -> list[str]:

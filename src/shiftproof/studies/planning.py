@@ -284,7 +284,8 @@ _SPEC_FIELDS = {field.name for field in fields(RunSpec)}
 
 
 def _space(study: Study, facts: _Facts, method: Method) -> SearchSpace:
-    return search_space(facts.key, facts.kind, study.weights is not None, *method[:3], study.search)
+    fixed = {**study.fixed, **study.variant(method).fixed}
+    return search_space(facts.key, facts.kind, study.weights is not None, *method[:3], study.search, fixed)
 
 
 def _check_schedule(study: Study, steps: int, freq: int) -> None:
