@@ -264,7 +264,7 @@ _register("genie", GENIE, (10.0, 0.1), (0.1, log10_uniform(-2, 0)), hparams=_GEN
 _register(
     "genie_released",
     partial(GENIE, form="released"),
-    (1.0, 0.003),
+    (0.3, 0.003),
     (0.015, log10_uniform(-3, -1)),
     summary="GENIE as in the code that its authors released.",
     hparams=_GENIE_HPARAMS,
