@@ -14,8 +14,8 @@ from shiftproof.base.sharding import Shard, element_indices
 from shiftproof.optim import GENIE
 from shiftproof.optim.genie import build, fused_cpu
 from shiftproof.optim.genie.eager import begin_forloop
-from shiftproof.optim.genie.functional import Flags, take_step
 from shiftproof.optim.genie.rule import FORMS, Options, Row
+from shiftproof.optim.genie.step import Flags, take_step
 
 every_form = pytest.mark.parametrize("form", FORMS)
 SEED = 2**63 + 0x0123456789ABCDEF  # its top bit is set: the operators take it as a signed number
@@ -129,7 +129,8 @@ def test_a_shard_is_stepped_as_that_part_of_the_whole(form, whole, offset, local
 def _options(form, dropout, seed):
     return Options(
         lr=0.1,
-        beta=0.9,
+        betas=(0.9, 0.9),
+        eps=0.0,
         dropout=dropout,
         noise=1.0,
         precondition=True,

@@ -14,7 +14,8 @@ from torch.optim import lr_scheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shiftproof.optim import GENIE, genie
-from shiftproof.optim.genie import functional, fused_cpu, fused_triton
+from shiftproof.optim.genie import fused_cpu, fused_triton
+from shiftproof.optim.genie import step as genie_step
 
 from .test_genie import (
     FOREACH,
@@ -557,8 +558,8 @@ def test_repr_names_what_takes_the_step(make_param, options, monkeypatch):
 
         return begin_and_tell
 
-    monkeypatch.setattr(functional, "begin_forloop", watched("for-loop", functional.begin_forloop))
-    monkeypatch.setattr(functional, "begin_foreach", watched("foreach", functional.begin_foreach))
+    monkeypatch.setattr(genie_step, "begin_forloop", watched("for-loop", genie_step.begin_forloop))
+    monkeypatch.setattr(genie_step, "begin_foreach", watched("foreach", genie_step.begin_foreach))
     monkeypatch.setattr(fused_cpu, "begin", watched("fused", fused_cpu.begin))
     param = make_param()
     if options.get("fused"):

@@ -275,7 +275,7 @@ def test_a_state_without_a_moment_is_a_sentence(how):
 
 
 def test_a_failure_within_the_step_is_not_counted(monkeypatch):
-    from shiftproof.optim.genie import functional
+    from shiftproof.optim.genie import step as genie_step
 
     def fail(rows, options):
         raise MemoryError("no room")
@@ -283,9 +283,9 @@ def test_a_failure_within_the_step_is_not_counted(monkeypatch):
     for options in IMPLEMENTATIONS.values():
         layer, optimizer = trained(**options)
         with monkeypatch.context() as patch:
-            patch.setattr(functional, "begin_forloop", fail)
-            patch.setattr(functional, "begin_foreach", fail)
-            patch.setattr(functional.fused_cpu, "begin", fail)
+            patch.setattr(genie_step, "begin_forloop", fail)
+            patch.setattr(genie_step, "begin_foreach", fail)
+            patch.setattr(genie_step.fused_cpu, "begin", fail)
             with pytest.raises(MemoryError):
                 optimizer.step()
         assert {float(optimizer.state[p]["step"]) for p in layer.parameters()} == {2.0}

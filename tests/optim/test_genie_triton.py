@@ -17,10 +17,11 @@ import torch
 
 from shiftproof.base.sharding import Shard
 from shiftproof.optim import GENIE
-from shiftproof.optim.genie import functional, fused_triton
+from shiftproof.optim.genie import fused_triton
+from shiftproof.optim.genie import step as genie_step
 from shiftproof.optim.genie.eager import begin_forloop
-from shiftproof.optim.genie.functional import Flags, take_step
 from shiftproof.optim.genie.rule import Options, Row
+from shiftproof.optim.genie.step import Flags, take_step
 from shiftproof.optim.stream import draw_masks, draw_normals, mask_threshold
 
 SHAPES = [(1,), (7,), (33,), (129,), (1000,), (3, 4, 5)]
@@ -44,7 +45,8 @@ def of_no_form(check):
 def options_of(form="paper", **options):
     settings = {
         "lr": 0.1,
-        "beta": 0.9,
+        "betas": (0.9, 0.9),
+        "eps": 0.0,
         "dropout": 0.4,
         "noise": 1.0,
         "precondition": True,
@@ -425,7 +427,7 @@ def run_this_file(task, **environment):
 
 def take_cpu_tensors():
     fused_triton.interpreted, fused_triton.block = True, 256
-    functional.fused_cpu.obstacle = lambda row: "these tests are of another implementation"
+    genie_step.fused_cpu.obstacle = lambda row: "these tests are of another implementation"
 
 
 def interpret(group):

@@ -1,10 +1,10 @@
-"""Optimizers: GENIE, the multi-pass optimizers and the registry. Needs torch and numpy only."""
+"""Optimizers: GENIE, GENIEAdamW, the multi-pass optimizers and the registry. Needs torch and numpy only."""
 
 from shiftproof.optim.adabelief import AdaBelief
 from shiftproof.optim.adahessian import AdaHessian
 from shiftproof.optim.fad import FAD
 from shiftproof.optim.gam import GAM
-from shiftproof.optim.genie import GENIE, genie
+from shiftproof.optim.genie import GENIE, GENIEAdamW, genie, genie_adamw
 from shiftproof.optim.gsam import GSAM
 from shiftproof.optim.multipass import Landscape, MultiPass
 from shiftproof.optim.registry import OPTIMIZERS, LearningRates, OptimizerEntry
@@ -23,10 +23,12 @@ __all__ = [
     "SAM",
     "AdaBelief",
     "AdaHessian",
+    "GENIEAdamW",
     "Landscape",
     "LearningRates",
     "MultiPass",
     "OptimizerEntry",
     "Yogi",
     "genie",
+    "genie_adamw",
 ]

@@ -25,7 +25,7 @@ from shiftproof.optim.adabelief import AdaBelief
 from shiftproof.optim.adahessian import AdaHessian
 from shiftproof.optim.fad import FAD
 from shiftproof.optim.gam import GAM
-from shiftproof.optim.genie import GENIE
+from shiftproof.optim.genie import GENIE, GENIEAdamW
 from shiftproof.optim.gsam import GSAM
 from shiftproof.optim.sagm import SAGM
 from shiftproof.optim.sam import ASAM, SAM
@@ -137,8 +137,8 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     "optimizer",
     instances_of=OptimizerEntry,
     removed={
-        "genie_invariant": "it cost three times AdamW and was no easier to tune. Use genie or genie_released; a "
-        "scale-free form in Adam's units, GENIEAdamW, is planned"
+        "genie_invariant": "it cost three times AdamW and was no easier to tune. Use genie_adamw, which does not depend "
+        "on the scale of the loss either, or genie and genie_released to reproduce the paper"
     },
 )
 
@@ -249,5 +249,13 @@ _register(
     (0.015, log10_uniform(-3, -1)),
     summary="GENIE as in the code that its authors released.",
     hparams=_GENIE_HPARAMS,
+    seeded=True,
+)
+_register(
+    "genie_adamw",
+    GENIEAdamW,
+    (0.01, 1e-4),
+    summary="AdamW scaled by how far gradients agree, GENIE at Adam's learning rate.",
+    hparams={"dropout": Hparam(0.0)},
     seeded=True,
 )

@@ -16,12 +16,12 @@ from shiftproof.optim.genie.rule import (
     Row,
     Terms,
     begin_in_batches,
-    bias_correction,
+    bias_corrections,
     mean_variance_ratio,
     row_terms,
     spread_sums,
 )
-from shiftproof.optim.stream import MASK_LEVELS, draw_masks, draw_normals, draw_rounding_words
+from shiftproof.optim.stream import draw_masks, draw_normals, draw_rounding_words
 
 
 def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
@@ -45,8 +45,10 @@ def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
             if options.threshold:
                 [kept] = draw_masks([row.place], options.seed, row.step, options.threshold, update.device)
                 update = torch.where(kept, update, 0)  # also where it is not finite
-                if options.form != "paper":
-                    update = update / (1 - options.threshold / MASK_LEVELS)
+                if options.kept_share != 1:
+                    update = update / options.kept_share
+            if options.decoupled_decay:
+                update = update + row.param.to(update.dtype) * options.decoupled_decay
             row.param.sub_(update * options.lr)
 
     return Begun(_sums(terms, options), finish)
@@ -59,15 +61,16 @@ def _update_moments(row: Row, options: Options) -> tuple[Tensor, Tensor]:
     g = row.grad.to(dtype)
     if options.maximize:
         g = -g
-    if options.weight_decay:
-        g = g + options.weight_decay * row.param.to(dtype)
+    if options.penalty:
+        g = g + options.penalty * row.param.to(dtype)
+    beta1, beta2 = options.betas
     if m.dtype == dtype:
-        m.mul_(options.beta).add_(g, alpha=1 - options.beta)
-        v.mul_(options.beta).addcmul_(g, g, value=1 - options.beta)
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         # A recorded step keeps what it computed with; the next writes over the averages.
         return (m.clone(), v.clone()) if m.requires_grad else (m, v)
-    exact_m = m.to(dtype).mul_(options.beta).add_(g, alpha=1 - options.beta)
-    exact_v = v.to(dtype).mul_(options.beta).addcmul_(g, g, value=1 - options.beta)
+    exact_m = m.to(dtype).mul_(beta1).add_(g, alpha=1 - beta1)
+    exact_v = v.to(dtype).mul_(beta2).addcmul_(g, g, value=1 - beta2)
     [rounded] = _round_moments([row], [exact_m], [exact_v], options.seed)
     return rounded
 
@@ -119,10 +122,13 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
     """Begin the step of rows with equal device, dtypes of parameter and moments, and step count."""
     step = cast(int, rows[0].step)
     ms, vs = _foreach_moments(rows, options)
+    corrections = cast(tuple[float, float], bias_corrections(options.betas, step, ms[0].dtype))
     if options.form == "paper":
-        terms = _foreach_paper_terms(ms, vs, bias_correction(options.beta, step, ms[0].dtype))
+        terms = _foreach_paper_terms(ms, vs, corrections[0])
+    elif options.form == "released":
+        terms = _foreach_released_terms(ms, vs, corrections[0], step, options.betas[0])
     else:
-        terms = _foreach_released_terms(ms, vs, step, options.beta)
+        terms = _foreach_adamw_terms(ms, vs, corrections, options.betas[0], options.eps)
     device, dtype = ms[0].device, ms[0].dtype
 
     def finish(spreads: Tensor | None) -> None:
@@ -140,10 +146,14 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
         if options.threshold:
             masks = draw_masks([row.place for row in rows], options.seed, step, options.threshold, device)
             updates = tuple(torch.where(mask, update, 0) for mask, update in zip(masks, updates, strict=True))
-            if options.form != "paper":
-                torch._foreach_div_(updates, 1 - options.threshold / MASK_LEVELS)
+            if options.kept_share != 1:
+                torch._foreach_div_(updates, options.kept_share)
+        params = [row.param for row in rows]
+        if options.decoupled_decay:
+            decays = torch._foreach_mul([p.to(dtype) for p in params], options.decoupled_decay)
+            updates = torch._foreach_add(updates, decays)
         torch._foreach_mul_(updates, options.lr)
-        torch._foreach_sub_([row.param for row in rows], updates)
+        torch._foreach_sub_(params, updates)
 
     return Begun(_sums(terms, options), finish)
 
@@ -153,13 +163,14 @@ def _foreach_moments(rows: list[Row], options: Options) -> tuple[list[Tensor], l
     gs: list[Tensor] | tuple[Tensor, ...] = [row.grad.to(dtype) for row in rows]
     if options.maximize:
         gs = torch._foreach_neg(gs)
-    if options.weight_decay:
-        gs = torch._foreach_add(gs, torch._foreach_mul([row.param.to(dtype) for row in rows], options.weight_decay))
+    if options.penalty:
+        gs = torch._foreach_add(gs, torch._foreach_mul([row.param.to(dtype) for row in rows], options.penalty))
     ms, vs = [row.exp_avg.to(dtype) for row in rows], [row.exp_avg_sq.to(dtype) for row in rows]  # mostly no copies
-    torch._foreach_mul_(ms, options.beta)
-    torch._foreach_add_(ms, gs, alpha=1 - options.beta)
-    torch._foreach_mul_(vs, options.beta)
-    torch._foreach_addcmul_(vs, gs, gs, 1 - options.beta)
+    beta1, beta2 = options.betas
+    torch._foreach_mul_(ms, beta1)
+    torch._foreach_add_(ms, gs, alpha=1 - beta1)
+    torch._foreach_mul_(vs, beta2)
+    torch._foreach_addcmul_(vs, gs, gs, 1 - beta2)
     if rows[0].exp_avg.dtype == dtype:
         return ms, vs
     rounded = _round_moments(rows, ms, vs, options.seed)
@@ -179,8 +190,9 @@ def _foreach_paper_terms(ms: list[Tensor], vs: list[Tensor], correction: float) 
     return [Terms(*term) for term in zip(means, factors, certainties, spreads, strict=True)]
 
 
-def _foreach_released_terms(ms: list[Tensor], vs: list[Tensor], step: int, beta: float) -> list[Terms]:
-    correction = bias_correction(beta, step, ms[0].dtype)
+def _foreach_released_terms(
+    ms: list[Tensor], vs: list[Tensor], correction: float, step: int, beta: float
+) -> list[Terms]:
     rho = mean_variance_ratio(beta, correction)
     known = step > 1 and rho < 1
     means = torch._foreach_div(ms, correction)
@@ -198,3 +210,24 @@ def _foreach_released_terms(ms: list[Tensor], vs: list[Tensor], step: int, beta:
     factors = torch._foreach_mul(certainties, squares)
     torch._foreach_div_(factors, torch._foreach_add(squares, averages))
     return [Terms(*term, None) for term in zip(means, factors, certainties, strict=True)]
+
+
+def _foreach_adamw_terms(
+    ms: list[Tensor], vs: list[Tensor], corrections: tuple[float, float], beta: float, eps: float
+) -> list[Terms]:
+    means, powers = torch._foreach_div(ms, corrections[0]), torch._foreach_div(vs, corrections[1])
+    squares = torch._foreach_mul(means, means)
+    totals = torch._foreach_sub(powers, squares)
+    torch._foreach_clamp_min_(totals, 0)
+    torch._foreach_mul_(totals, mean_variance_ratio(beta, corrections[0]))
+    torch._foreach_add_(totals, squares)
+    factors = torch._foreach_div(squares, totals)
+    dead = [(power == 0) | (square == 0) for power, square in zip(powers, squares, strict=True)]
+    torch._foreach_sqrt_(powers)
+    torch._foreach_add_(powers, eps)
+    torch._foreach_div_(means, powers)
+    for mean, factor, where in zip(means, factors, dead, strict=True):
+        mean.masked_fill_(where, 0)
+        factor.masked_fill_(where, 0)
+    one = torch.ones((), dtype=ms[0].dtype, device=ms[0].device)
+    return [Terms(mean, factor, one.expand_as(mean), None) for mean, factor in zip(means, factors, strict=True)]

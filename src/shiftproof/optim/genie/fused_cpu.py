@@ -12,17 +12,16 @@ from torch import Tensor
 from shiftproof.base.sharding import PLAIN
 from shiftproof.optim.genie.build import is_settled, kernel_error
 from shiftproof.optim.genie.rule import (
-    FORMS,
     Begun,
     Options,
     Row,
     begin_in_batches,
-    bias_correction,
+    bias_corrections,
     mean_variance_ratio,
 )
-from shiftproof.optim.stream import MASK_LEVELS
 
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
+_FORMS = ("paper", "released", "adamw")  # as `Form` in kernel/genie.h counts them
 _PARAM_TYPES = (torch.float32, torch.bfloat16)
 _GROUP = 64  # elements that share a flag
 _CHUNK = 16384  # elements of a thread's task
@@ -134,21 +133,22 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
         dtype=torch.int64,
         device="cpu",
     )
-    by_step = {step: _step_scalars(step, options.beta) for step in {cast(int, row.step) for row in rows}}
+    by_step = {step: _step_scalars(step, options.betas) for step in {cast(int, row.step) for row in rows}}
     scalars = torch.tensor([by_step[cast(int, row.step)] for row in rows], dtype=torch.float64, device="cpu")
     params, ms, vs = [row.param for row in rows], [row.exp_avg for row in rows], [row.exp_avg_sq for row in rows]
     flags = torch.empty(sum(map(_most_groups, rows, layouts)), dtype=torch.int16, device="cpu")
     sums = torch.zeros(len(rows), 2, dtype=torch.float64, device="cpu")
     lr = float(options.lr)
-    if options.form != "paper":
-        lr /= 1 - options.threshold / MASK_LEVELS
     settings = {
         "low_params": rows[0].param.dtype == torch.bfloat16,
         "low_moments": rows[0].exp_avg.dtype == torch.bfloat16,
-        "form": FORMS.index(options.form),
-        "lr": lr,
-        "beta": options.beta,
-        "weight_decay": options.weight_decay,
+        "form": _FORMS.index(options.form),
+        "lr": lr / options.kept_share,
+        "beta1": options.betas[0],
+        "beta2": options.betas[1],
+        "eps": options.eps,
+        "penalty": options.penalty,
+        "shrinkage": lr * options.decoupled_decay,
         "maximize": options.maximize,
         "noise": options.noise,
         "threshold": options.threshold,
@@ -169,11 +169,11 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
     return Begun(sums if options.needs_sums else None, finish)
 
 
-def _step_scalars(step: int, beta: float) -> tuple[float, float, float]:
+def _step_scalars(step: int, betas: tuple[float, float]) -> tuple[float, float, float, float]:
     """Return the scalars that depend on the step count; see `Tensor` in kernel/genie.h."""
-    correction = bias_correction(beta, step, torch.float64)
-    rho = mean_variance_ratio(beta, correction)
-    return 1 / correction, rho, 1 / (1 - rho) if step > 1 and rho < 1 else 0.0
+    first, second = cast(tuple[float, float], bias_corrections(betas, step, torch.float64))
+    rho = mean_variance_ratio(betas[0], first)
+    return 1 / first, 1 / second, rho, 1 / (1 - rho) if step > 1 and rho < 1 else 0.0
 
 
 def _most_groups(row: Row, layout: _Layout) -> int:

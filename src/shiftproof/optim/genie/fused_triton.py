@@ -19,7 +19,6 @@ from torch import Tensor
 
 from shiftproof.base.sharding import PLAIN, Shard, local_part, shard_of
 from shiftproof.optim.genie.rule import Begun, Options, Row
-from shiftproof.optim.stream import MASK_LEVELS
 
 block = 1024
 """Elements per program: a power of two, at least 8."""
@@ -156,7 +155,7 @@ class _Batch:
         step = None if isinstance(first.step, Tensor) else first.step
         # A learning rate on the host can be read there.
         lr_at = options.lr if isinstance(options.lr, Tensor) and options.lr.device.type == self.device.type else None
-        beta, keeps = options.beta, 1.0 if options.form == "paper" else 1 - options.threshold / MASK_LEVELS
+        beta1, beta2 = options.betas
         # What both kernels are given.
         self.arguments: dict[str, Any] = {
             "table": self.table.rows,
@@ -164,13 +163,17 @@ class _Batch:
             "flags": self._empty(self.table.chunk_count, dtype=torch.int32) if options.noise else None,
             "lr_at": _on(self.device, lr_at),
             "lr": float(options.lr) if lr_at is None else 0.0,
-            "rescale": 1 / keeps,
+            "rescale": 1 / options.kept_share,
+            "shrinkage": float(options.decoupled_decay),
             "threshold": options.threshold,
             "seed": options.seed,
             "step": step or 0,
-            "correction": 0.0 if step is None else 1.0 - beta**step,
-            "log_beta": math.log(beta) if beta else -math.inf,
-            "ratio": (1 - beta) / (1 + beta),
+            "correction1": 0.0 if step is None else 1.0 - beta1**step,
+            "correction2": 0.0 if step is None else 1.0 - beta2**step,
+            "log_beta1": math.log(beta1) if beta1 else -math.inf,
+            "log_beta2": math.log(beta2) if beta2 else -math.inf,
+            "ratio": (1 - beta1) / (1 + beta1),
+            "eps": float(options.eps),
             "param_type": triton_kernels.element_type(first.param.dtype),
             "moment_type": triton_kernels.element_type(first.exp_avg.dtype),
             "form": options.form,
@@ -193,12 +196,14 @@ class _Batch:
                 partials=partials,
                 found_inf=_on(self.device, options.found_inf),
                 grad_scale=_on(self.device, options.grad_scale),
-                beta=float(options.beta),
-                weight=1.0 - options.beta,
-                weight_decay=float(options.weight_decay),
+                beta1=float(options.betas[0]),
+                beta2=float(options.betas[1]),
+                weight1=1.0 - options.betas[0],
+                weight2=1.0 - options.betas[1],
+                penalty=float(options.penalty),
                 grad_type=self.grad_type,
                 maximize=options.maximize,
-                decays=options.weight_decay != 0,
+                penalises=options.penalty != 0,
                 noisy=options.noise != 0,
                 **self.arguments,
             )

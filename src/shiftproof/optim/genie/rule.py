@@ -1,4 +1,4 @@
-"""The update rule of GENIE's two forms, computed element by element from a parameter's moving averages."""
+"""The update rules, of GENIE's two forms and of GENIEAdamW, element by element from a parameter's moving averages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from shiftproof.base.sharding import Shard
-from shiftproof.optim.stream import Place, mask_threshold
+from shiftproof.optim.stream import MASK_LEVELS, Place, mask_threshold
 
 Form = Literal["paper", "released"]
 FORMS: tuple[Form, ...] = ("paper", "released")
 DEFAULT_LR: dict[Form, float] = {"paper": 0.1, "released": 0.015}
+Rule = Literal["paper", "released", "adamw"]
+"""What a step follows: a form of GENIE, or GENIEAdamW."""
 
 # The released code's constants, in units of the squared gradient.
 VARIANCE_FLOOR = 1e-8
@@ -22,20 +24,24 @@ LARGEST_INVERSE_VARIANCE = 10.0
 
 
 class Options(NamedTuple):
-    """The options of a step, under the names that they have in `GENIE` and its groups; those with defaults are not.
+    """The options of a step, under the names that they have in `GENIE` and `GENIEAdamW`.
 
     Attributes:
+        betas: decay of the moving averages of the gradient and of its square; GENIE has one for both.
+        weight_decay: an L2 penalty in GENIE, decoupled in GENIEAdamW.
+        form: the rule.
         grad_scale: what the gradients are multiplied by; None for 1. Only the Triton implementation is given one.
         found_inf: not 0 where a gradient is not finite and nothing is to be updated; likewise.
     """
 
     lr: float | Tensor
-    beta: float
+    betas: tuple[float, float]
+    eps: float
     dropout: float
     noise: float
     precondition: bool
     weight_decay: float
-    form: Form
+    form: Rule
     seed: int
     maximize: bool
     grad_scale: Tensor | None = None
@@ -45,6 +51,21 @@ class Options(NamedTuple):
     def threshold(self) -> int:
         """The dropout in units of 1 / 65536."""
         return mask_threshold(self.dropout)
+
+    @property
+    def kept_share(self) -> float:
+        """What the elements that the mask keeps are divided by: their expected share, but 1 in the paper's form."""
+        return 1.0 if self.form == "paper" else 1 - self.threshold / MASK_LEVELS
+
+    @property
+    def penalty(self) -> float:
+        """The weight decay that is added to the gradient."""
+        return 0.0 if self.form == "adamw" else self.weight_decay
+
+    @property
+    def decoupled_decay(self) -> float:
+        """The weight decay that is added to the update, whatever the mask."""
+        return self.weight_decay if self.form == "adamw" else 0.0
 
     @property
     def needs_sums(self) -> bool:
@@ -126,7 +147,7 @@ class Terms(NamedTuple):
     """The terms of a tensor's update.
 
     Attributes:
-        mean: the bias-corrected mean gradient.
+        mean: the bias-corrected mean gradient; in GENIEAdamW divided by the root mean square, which is Adam's update.
         factor: the preconditioner, in [0, 1]; the update is mean times factor.
         certainty: one minus the weight of the noise, in [0, 1].
         spread: standard deviation of the noise, per element; None if it is one scalar per tensor, which is then the
@@ -195,12 +216,43 @@ def released_terms(m: Tensor, v: Tensor, correction: float | Tensor, step: int |
     return Terms(mean, certainty * signal / (signal + averaged), certainty, None)
 
 
+def adamw_terms(
+    m: Tensor, v: Tensor, corrections: tuple[float | Tensor, float | Tensor], beta: float, eps: float
+) -> Terms:
+    """Return the terms of `GENIEAdamW`: Adam's update, and the share of the mean in what the gradients average to.
+
+    Args:
+        m: moving average of the gradient.
+        v: moving average of its square.
+        corrections: 1 - beta ** step of either average.
+        beta: decay of the first average.
+        eps: added to the root of the second.
+    """
+    mean, power = m / corrections[0], v / corrections[1]
+    square = mean * mean
+    averaged = (power - square).clamp(min=0) * mean_variance_ratio(beta, corrections[0])
+    live = (power != 0) & (square != 0)  # true of NaN, which is not to be hidden
+    # What is not chosen by `where` is kept finite, for the gradients of a differentiable step.
+    factor = torch.where(live, square / torch.where(live, square + averaged, 1), 0)
+    root = torch.where(live, power, 1).sqrt() + eps
+    return Terms(torch.where(live, mean / root, 0), factor, torch.ones_like(mean), None)
+
+
 def row_terms(row: Row, options: Options, m: Tensor, v: Tensor) -> Terms:
     """Return the terms of a row from its moving averages after the step, in the precision of the arithmetic."""
-    correction = bias_correction(options.beta, row.step, m.dtype)
+    corrections = bias_corrections(options.betas, row.step, m.dtype)
     if options.form == "paper":
-        return paper_terms(m, v, correction)
-    return released_terms(m, v, correction, row.step, options.beta)
+        return paper_terms(m, v, corrections[0])
+    if options.form == "released":
+        return released_terms(m, v, corrections[0], row.step, options.betas[0])
+    return adamw_terms(m, v, corrections, options.betas[0], options.eps)
+
+
+def bias_corrections(
+    betas: tuple[float, float], step: int | Tensor, dtype: torch.dtype
+) -> tuple[float | Tensor, float | Tensor]:
+    """Return the `bias_correction` of both averages."""
+    return bias_correction(betas[0], step, dtype), bias_correction(betas[1], step, dtype)
 
 
 @overload

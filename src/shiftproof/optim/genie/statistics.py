@@ -12,7 +12,7 @@ from torch import Tensor
 from shiftproof.base.sharding import sum_over_shards
 from shiftproof.optim.genie.eager import arithmetic_dtype
 from shiftproof.optim.genie.rule import Options, Row, Terms, row_terms, spread_sums
-from shiftproof.optim.stream import MASK_LEVELS, draw_masks
+from shiftproof.optim.stream import draw_masks
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BINS = 2048
@@ -62,7 +62,6 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
         mask = torch.ones_like(m, dtype=torch.bool)
         if options.threshold:
             [mask] = draw_masks([row.place], options.seed, row.step, options.threshold, m.device)
-        rescale = 1.0 if options.form == "paper" else 1 / (1 - options.threshold / MASK_LEVELS)
         elements += m.numel()
         factors += _sum(terms.factor)
         for part in torch.split(terms.factor.float().flatten(), 2**23):  # histc counts in float32
@@ -71,7 +70,7 @@ def group_statistics(rows: Sequence[Row], options: Options) -> GroupStatistics |
         kept += _sum(mask)
         noise_square += _sum(deviation[acted].square())
         update_square += _sum(update[acted].square())
-        moved += _sum((update * mask).abs()) * rescale * float(options.lr)
+        moved += _sum((update * mask).abs()) / options.kept_share * float(options.lr)
     if not elements:
         return None
     return GroupStatistics(

@@ -47,22 +47,28 @@ def begin_kernel(
     lr_at,
     lr,
     rescale,
+    shrinkage,
     threshold,
     seed,
     step,
-    correction,
-    log_beta,
+    correction1,
+    correction2,
+    log_beta1,
+    log_beta2,
     ratio,
-    beta,
-    weight,
-    weight_decay,
+    eps,
+    beta1,
+    beta2,
+    weight1,
+    weight2,
+    penalty,
     param_type: tl.constexpr,
     grad_type: tl.constexpr,
     moment_type: tl.constexpr,
     form: tl.constexpr,
     precondition: tl.constexpr,
     maximize: tl.constexpr,
-    decays: tl.constexpr,
+    penalises: tl.constexpr,
     masks: tl.constexpr,
     noisy: tl.constexpr,
     capturable: tl.constexpr,
@@ -74,7 +80,7 @@ def begin_kernel(
     first, live, element = _elements(row, chunk, run, block)
     if found_inf is not None:
         live = _unless(tl.load(found_inf), live)
-    step, correction, rho = _count(row, step, correction, log_beta, ratio, capturable)
+    step, correction1, rho = _count(row, step, correction1, log_beta1, ratio, capturable)
     draw = (seed, step, tl.load(row + _POSITION).to(tl.uint32), element)
 
     grads = _pointers(row, _GRAD, first, grad_type, block)
@@ -86,12 +92,12 @@ def begin_kernel(
     p = tl.load(params, mask=live, other=0).to(tl.float32)
     if maximize:
         g = -g
-    if decays:
-        g = g + weight_decay * p
+    if penalises:
+        g = g + penalty * p
     ms = _pointers(row, _EXP_AVG, first, moment_type, block)
     vs = _pointers(row, _EXP_AVG_SQ, first, moment_type, block)
-    m = beta * tl.load(ms, mask=live, other=0).to(tl.float32) + weight * g
-    v = beta * tl.load(vs, mask=live, other=0).to(tl.float32) + weight * (g * g)
+    m = beta1 * tl.load(ms, mask=live, other=0).to(tl.float32) + weight1 * g
+    v = beta2 * tl.load(vs, mask=live, other=0).to(tl.float32) + weight2 * (g * g)
     if moment_type == tl.bfloat16:
         words = _words(_ROUNDING, 0, draw, run, block)
         m = _round(m, words & 0xFFFF)
@@ -99,19 +105,25 @@ def begin_kernel(
     tl.store(ms, m.to(moment_type), mask=live)
     tl.store(vs, v.to(moment_type), mask=live)
 
-    mean, share, variance = _estimates(m, v, step, correction, rho, form)
-    flag = tl.max((live & (variance * _CERTAIN > 1.0)).to(tl.int32), axis=0)
-    certainty = _certainty(variance) if flag != 0 else tl.full((block,), 1.0, tl.float32)
-    program = tl.program_id(0)
-    if partials is not None:
-        count = tl.num_programs(0)
-        tl.store(partials + program, _total(certainty * share * tl.abs(mean), live))
-        tl.store(partials + count + program, _total(certainty, live))
-    if noisy:
-        tl.store(flags + program, flag)
-        live = _unless(flag, live)
-    update = mean * (certainty * share) if precondition else mean
-    _move(params, p, update, live, lr_at, lr, rescale, threshold, draw, param_type, masks, run, block)
+    if form == "adamw":
+        correction2 = _count(row, step, correction2, log_beta2, ratio, capturable)[1]
+        update = _adamw_update(m, v, correction1, correction2, rho, eps)
+    else:
+        mean, share, variance = _estimates(m, v, step, correction1, rho, form)
+        flag = tl.max((live & (variance * _CERTAIN > 1.0)).to(tl.int32), axis=0)
+        certainty = _certainty(variance) if flag != 0 else tl.full((block,), 1.0, tl.float32)
+        program = tl.program_id(0)
+        if partials is not None:
+            count = tl.num_programs(0)
+            tl.store(partials + program, _total(certainty * share * tl.abs(mean), live))
+            tl.store(partials + count + program, _total(certainty, live))
+        if noisy:
+            tl.store(flags + program, flag)
+            live = _unless(flag, live)
+        update = mean * (certainty * share) if precondition else mean
+    _move(
+        params, p, update, live, lr_at, lr, rescale, shrinkage, threshold, draw, param_type, form, masks, run, block
+    )
 
 
 @triton.jit
@@ -140,12 +152,16 @@ def finish_kernel(
     lr_at,
     lr,
     rescale,
+    shrinkage,
     threshold,
     seed,
     step,
-    correction,
-    log_beta,
+    correction1,
+    correction2,
+    log_beta1,
+    log_beta2,
     ratio,
+    eps,
     noise,
     param_type: tl.constexpr,
     moment_type: tl.constexpr,
@@ -161,19 +177,21 @@ def finish_kernel(
         return
     row, chunk = _row_and_chunk(table, chunks)
     first, live, element = _elements(row, chunk, run, block)
-    step, correction, rho = _count(row, step, correction, log_beta, ratio, capturable)
+    step, correction1, rho = _count(row, step, correction1, log_beta1, ratio, capturable)
     draw = (seed, step, tl.load(row + _POSITION).to(tl.uint32), element)
 
     m = tl.load(_pointers(row, _EXP_AVG, first, moment_type, block), mask=live, other=0).to(tl.float32)
     v = tl.load(_pointers(row, _EXP_AVG_SQ, first, moment_type, block), mask=live, other=0).to(tl.float32)
-    mean, share, variance = _estimates(m, v, step, correction, rho, form)
+    mean, share, variance = _estimates(m, v, step, correction1, rho, form)
     certainty = _certainty(variance)
     spread = tl.sqrt(variance) if form == "paper" else tl.load(spreads + tl.load(row + _INDEX)).to(tl.float32)
     update = mean * (certainty * share) if precondition else mean
     update += _normals(draw, run, block) * spread * (1 - certainty) * noise
     params = _pointers(row, _PARAM, first, param_type, block)
     p = tl.load(params, mask=live, other=0).to(tl.float32)
-    _move(params, p, update, live, lr_at, lr, rescale, threshold, draw, param_type, masks, run, block)
+    _move(
+        params, p, update, live, lr_at, lr, rescale, shrinkage, threshold, draw, param_type, form, masks, run, block
+    )
 
 
 @triton.jit
@@ -250,6 +268,18 @@ def _estimates(m, v, step, correction, rho, form: tl.constexpr):
 
 
 @triton.jit
+def _adamw_update(m, v, correction1, correction2, rho, eps):
+    """Return Adam's update by the share of the squared mean in what gradients of its size average to."""
+    mean, power = m * (1 / correction1), v * (1 / correction2)
+    square = mean * mean
+    difference = power - square
+    total = square + tl.where(difference > 0, difference, 0.0) * rho
+    # Rounded correctly, so that the scale of the loss changes no bit; the faster divisions promise less.
+    update = tl.div_rn(mean, tl.sqrt_rn(power) + eps) * tl.div_rn(square, total)
+    return tl.where((power != 0) & (square != 0), update, 0.0)  # NaN is not 0, and stays
+
+
+@triton.jit
 def _certainty(variance):
     """Return tanh(1 / variance), for a variance of at least 0."""
     x = tl.minimum(1.0 / variance, _LARGEST_INVERSE_VARIANCE)
@@ -272,9 +302,11 @@ def _move(
     lr_at,
     lr,
     rescale,
+    shrinkage,
     threshold,
     draw,
     param_type: tl.constexpr,
+    form: tl.constexpr,
     masks: tl.constexpr,
     run: tl.constexpr,
     block: tl.constexpr,
@@ -289,7 +321,10 @@ def _move(
         update = tl.where(halfwords >= threshold, update, 0.0)
     if lr_at is not None:
         lr = tl.load(lr_at).to(tl.float32)
-    tl.store(params, (p - update * (lr * rescale)).to(param_type), mask=live)
+    change = update * (lr * rescale)
+    if form == "adamw":
+        change += p * (lr * shrinkage)
+    tl.store(params, (p - change).to(param_type), mask=live)
 
 
 @triton.jit

@@ -407,18 +407,22 @@ constexpr float kExponential[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.16657958
 
 // What the rule reads, as local variables of a pass: stores cannot change them, so they stay in registers.
 struct Constants {
-  float beta, signed_weight, new_weight, signed_decay, noise, lr;
-  float inverse_correction, rho, inverse_rest;
+  float beta1, beta2, signed_weight1, new_weight2, signed_penalty, shrinkage, eps, noise, lr;
+  float inverse_correction, inverse_correction2, rho, inverse_rest;
   bool precondition;
 
   Constants(const Step& s, const Tensor& t)
-      : beta(s.beta),
-        signed_weight(s.sign * s.new_weight),
-        new_weight(s.new_weight),
-        signed_decay(s.sign * s.weight_decay),
+      : beta1(s.beta1),
+        beta2(s.beta2),
+        signed_weight1(s.sign * s.new_weight1),
+        new_weight2(s.new_weight2),
+        signed_penalty(s.sign * s.penalty),
+        shrinkage(s.shrinkage),
+        eps(s.eps),
         noise(s.noise),
         lr(s.lr),
         inverse_correction(t.inverse_correction),
+        inverse_correction2(t.inverse_correction2),
         rho(t.rho),
         inverse_rest(t.inverse_rest),
         precondition(s.precondition) {}
@@ -441,6 +445,15 @@ template <Form form>
   const F32 averaged = variance * c.rho;  // above 0 as the variance is, but for gradients below 1e-22
   const F32 signal = square + kFloor;
   return {mean, signal / (signal + averaged), variance};  // the floor keeps the divisor above 0
+}
+
+// The update of GENIEAdamW: Adam's, by the share of the squared mean in what gradients of its size average to.
+[[gnu::always_inline]] inline F32 adamw_update(const Constants& c, F32 m, F32 v) {
+  const F32 mean = m * c.inverse_correction, power = v * c.inverse_correction2;
+  const F32 square = mean * mean, difference = power - square;
+  const F32 total = square + choose(difference > 0.0f, difference, F32{}) * c.rho;
+  const F32 update = mean / (square_root(power) + c.eps) * (square / total);
+  return choose((power != 0.0f) & (square != 0.0f), update, F32{});  // NaN is not 0, and stays
 }
 
 // tanh(1 / variance), which is 1 - 2 / (exp(2 / variance) + 1), and below 1/4 its series, as nothing would be
@@ -487,9 +500,9 @@ template <Form form, class P, class M>
   for (int k = 0; k < kVectors; ++k) {
     const int at = kLanes * k;
     F32 gradient = load(g + at);  // its sign is applied where it is not squared
-    if (c.signed_decay != 0.0f) gradient += load(p + at) * c.signed_decay;
-    F32 mean = load(m + at) * c.beta + gradient * c.signed_weight;
-    F32 square = load(v + at) * c.beta + gradient * gradient * c.new_weight;
+    if (c.signed_penalty != 0.0f) gradient += load(p + at) * c.signed_penalty;
+    F32 mean = load(m + at) * c.beta1 + gradient * c.signed_weight1;
+    F32 square = load(v + at) * c.beta2 + gradient * gradient * c.new_weight2;
     if (sizeof(M) == 2) {
       U32 random;
       std::memcpy(&random, rounding + at, sizeof random);
@@ -498,6 +511,11 @@ template <Form form, class P, class M>
     }
     store(m + at, mean);
     store(v + at, square);
+    if constexpr (form == kAdamW) {
+      const F32 weights = load(p + at), update = keep.apply(k, adamw_update(c, mean, square));
+      store(p + at, weights - (update * c.lr + weights * c.shrinkage));
+      continue;
+    }
     const Terms terms = compute_terms<form>(c, mean, square);
     F32 size = terms.factor * absolute(terms.mean);
     const bool uncertain = any_above(terms.variance, kNoisyAbove);
@@ -740,8 +758,10 @@ void choose_params(const Step& s, const Tensor& t, Chunk& chunk, Flag* flags, fl
 void choose_form(const Step& s, const Tensor& t, Chunk& chunk, Flag* flags, float spread, bool second) {
   if (s.form == kPaper)
     choose_params<kPaper>(s, t, chunk, flags, spread, second);
-  else
+  else if (s.form == kReleased)
     choose_params<kReleased>(s, t, chunk, flags, spread, second);
+  else
+    choose_params<kAdamW>(s, t, chunk, flags, spread, second);
 }
 
 void first_pass(const Step& s, const Tensor& t, Chunk& chunk, Flag* flags, float spread) {

@@ -5,7 +5,7 @@
 
 namespace shiftproof {
 
-enum Form : int64_t { kPaper, kReleased };
+enum Form : int64_t { kPaper, kReleased, kAdamW };
 enum Type : int64_t { kFloat32, kBFloat16 };
 
 using Flag = uint16_t;  // of a group: bit k is set where noise acts on its vector number k
@@ -28,7 +28,8 @@ struct Tensor {
   int64_t area;
   uint32_t position;
   uint32_t step;
-  float inverse_correction;  // 1 / (1 - beta^step)
+  float inverse_correction;  // 1 / (1 - beta1^step)
+  float inverse_correction2;  // 1 / (1 - beta2^step)
   float rho;                 // variance of the moving average over that of one gradient
   float inverse_rest;        // 1 / (1 - rho); 0 where the variance is not known
 };
@@ -38,9 +39,13 @@ struct Step {
   Type param_type;
   Type moment_type;
   float lr;  // divided by the kept fraction where the form rescales
-  float beta;
-  float new_weight;  // 1 - beta
-  float weight_decay;
+  float beta1;
+  float beta2;
+  float new_weight1;  // 1 - beta1
+  float new_weight2;  // 1 - beta2
+  float eps;
+  float penalty;    // weight decay that is added to the gradient
+  float shrinkage;  // lr times the weight decay that is not
   float sign;  // -1 to ascend
   float noise;
   uint32_t threshold;  // halfwords from which elements are kept

@@ -42,7 +42,7 @@ Kernel kernel_of(int64_t instruction_set) {
 
 // Columns of the tables of tensors: in order, the fields of shiftproof::Tensor behind numel.
 constexpr int64_t kNumbers = 7;
-constexpr int64_t kScalars = 3;
+constexpr int64_t kScalars = 4;
 
 // Both passes: `first` fills sums (tensors, 2) and flags, the second reads spreads (tensors,) and flags.
 int64_t run(bool second, const Step& step, const std::vector<StableTensor>& params,
@@ -58,7 +58,7 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
   shiftproof::check_table(values, ScalarType::Double, second ? count : count * 2, second ? "spreads" : "sums");
   shiftproof::check_table(flags_tensor, ScalarType::Short, flags_tensor.numel(), "flags");
   require(0 <= instruction_set && instruction_set <= best_instruction_set(), "this processor lacks the instructions");
-  require(step.form == shiftproof::kPaper || step.form == shiftproof::kReleased, "there is no such form");
+  require(shiftproof::kPaper <= step.form && step.form <= shiftproof::kAdamW, "there is no such form");
   require(step.threshold <= 65536, "the threshold of the mask is above 65536");
   const auto* number = static_cast<const int64_t*>(numbers.const_data_ptr());
   const auto* scalar = static_cast<const double*>(scalars.const_data_ptr());
@@ -83,7 +83,8 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
                                (uint32_t)number[6],
                                (float)scalar[0],
                                (float)scalar[1],
-                               (float)scalar[2]};
+                               (float)scalar[2],
+                               (float)scalar[3]};
     tensors.push_back(t);
     int64_t size = shiftproof::kChunk;
     if (t.channels) {
@@ -114,15 +115,20 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
   return noisy;
 }
 
-Step make_step(bool low_params, bool low_moments, int64_t form, double lr, double beta, double weight_decay, bool maximize,
-               double noise, int64_t threshold, bool precondition, int64_t seed) {
+Step make_step(bool low_params, bool low_moments, int64_t form, double lr, double beta1, double beta2, double eps,
+               double penalty, double shrinkage, bool maximize, double noise, int64_t threshold, bool precondition,
+               int64_t seed) {
   return {(shiftproof::Form)form,
           low_params ? shiftproof::kBFloat16 : shiftproof::kFloat32,
           low_moments ? shiftproof::kBFloat16 : shiftproof::kFloat32,
           (float)lr,
-          (float)beta,
-          (float)(1 - beta),
-          (float)weight_decay,
+          (float)beta1,
+          (float)beta2,
+          (float)(1 - beta1),
+          (float)(1 - beta2),
+          (float)eps,
+          (float)penalty,
+          (float)shrinkage,
           maximize ? -1.0f : 1.0f,
           (float)noise,
           (uint32_t)threshold,
@@ -133,28 +139,30 @@ Step make_step(bool low_params, bool low_moments, int64_t form, double lr, doubl
 int64_t first(const std::vector<StableTensor> params, const std::vector<StableTensor> grads,
               const std::vector<StableTensor> exp_avgs, const std::vector<StableTensor> exp_avg_sqs,
               const StableTensor numbers, const StableTensor scalars, const StableTensor sums, const StableTensor flags,
-              bool low_params, bool low_moments, int64_t form, double lr, double beta, double weight_decay, bool maximize,
-              double noise, int64_t threshold, bool precondition, int64_t seed, int64_t instruction_set) {
-  const Step step = make_step(low_params, low_moments, form, lr, beta, weight_decay, maximize, noise, threshold,
-                              precondition, seed);
+              bool low_params, bool low_moments, int64_t form, double lr, double beta1, double beta2, double eps,
+              double penalty, double shrinkage, bool maximize, double noise, int64_t threshold, bool precondition,
+              int64_t seed, int64_t instruction_set) {
+  const Step step = make_step(low_params, low_moments, form, lr, beta1, beta2, eps, penalty, shrinkage, maximize, noise,
+                              threshold, precondition, seed);
   return run(false, step, params, grads, exp_avgs, exp_avg_sqs, numbers, scalars, sums, flags, instruction_set);
 }
 
 void second(const std::vector<StableTensor> params, const std::vector<StableTensor> exp_avgs,
             const std::vector<StableTensor> exp_avg_sqs, const StableTensor numbers, const StableTensor scalars,
             const StableTensor spreads, const StableTensor flags, bool low_params, bool low_moments, int64_t form,
-            double lr, double beta, double weight_decay, bool maximize, double noise, int64_t threshold,
-            bool precondition, int64_t seed, int64_t instruction_set) {
-  const Step step = make_step(low_params, low_moments, form, lr, beta, weight_decay, maximize, noise, threshold,
-                              precondition, seed);
+            double lr, double beta1, double beta2, double eps, double penalty, double shrinkage, bool maximize,
+            double noise, int64_t threshold, bool precondition, int64_t seed, int64_t instruction_set) {
+  const Step step = make_step(low_params, low_moments, form, lr, beta1, beta2, eps, penalty, shrinkage, maximize, noise,
+                              threshold, precondition, seed);
   run(true, step, params, {}, exp_avgs, exp_avg_sqs, numbers, scalars, spreads, flags, instruction_set);
 }
 
 }  // namespace
 
 #define OPTIONS                                                                                             \
-  "bool low_params, bool low_moments, int form, float lr, float beta, float weight_decay, bool maximize, "  \
-  "float noise, int threshold, bool precondition, int seed, int instruction_set"
+  "bool low_params, bool low_moments, int form, float lr, float beta1, float beta2, float eps, "            \
+  "float penalty, float shrinkage, bool maximize, float noise, int threshold, bool precondition, int seed, " \
+  "int instruction_set"
 
 STABLE_TORCH_LIBRARY(shiftproof, m) {
   m.def(
