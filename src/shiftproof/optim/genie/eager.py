@@ -36,10 +36,14 @@ def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
 def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of some rows, one tensor at a time; if a row's step count is a tensor, read no value."""
     moments = [_update_moments(row, options) for row in rows]
-    terms = [row_terms(row, options, m, v) for row, (m, v) in zip(rows, moments, strict=True)]
+    terms = None
+    if options.needs_sums:
+        terms = [row_terms(row, options, m, v) for row, (m, v) in zip(rows, moments, strict=True)]
 
     def finish(spreads: Tensor | None) -> None:
-        for i, (row, term) in enumerate(zip(rows, terms, strict=True)):
+        for i, (row, (m, v)) in enumerate(zip(rows, moments, strict=True)):
+            # Held for all tensors only if sums are to be taken first: fresh memory takes as long as the arithmetic.
+            term = row_terms(row, options, m, v) if terms is None else terms[i]
             update = term.mean * term.factor if options.precondition else term.mean
             uncertainty = 1 - term.certainty
             # Certain everywhere is the usual case: then nothing is drawn.
@@ -55,12 +59,12 @@ def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
                 update = update + row.param.to(update.dtype) * options.decoupled_decay
             row.param.sub_(update * options.lr)
 
-    return Begun(_sums(terms, options), finish)
+    return Begun(None if terms is None else torch.stack(list(map(spread_sums, terms))), finish)
 
 
 def _kept_only(update: Tensor, kept: Tensor) -> Tensor:
     """Return an update with zeros for what is not kept, also where that is not finite; it may be overwritten."""
-    if not update.is_cpu or update.requires_grad:
+    if type(update) is not Tensor or not update.is_cpu or update.requires_grad:
         return torch.where(kept, update, 0)
     # On a CPU, `where` takes some ten times as long as clearing all bits of the rest, because it branches at random.
     bits = torch.int32 if update.dtype == torch.float32 else torch.int64
@@ -110,10 +114,6 @@ def _round_stochastically(values: Tensor, random: Tensor) -> Tensor:
     bits = values.contiguous().view(torch.int32).to(torch.int64) + random
     cut = (bits & ~0xFFFF).to(torch.int32).view(torch.float32)
     return torch.where(values.isfinite(), cut, values)
-
-
-def _sums(terms: Sequence[Terms], options: Options) -> Tensor | None:
-    return torch.stack(list(map(spread_sums, terms))) if options.needs_sums else None
 
 
 def _spread(term: Terms, spreads: Tensor | None, index: int) -> Tensor:
