@@ -54,18 +54,19 @@ def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, int | Tensor]) -> t
     Returns:
         Four int64 tensors of that shape with values in [0, 2**32), equal on every device.
     """
-    c0, c1, c2 = counter[:3]
+    c0, c1, c2 = (word.clone() for word in counter[:3])
     last = counter[3]
-    c3 = (last.to(c0.dtype) & _WORD).expand_as(c0) if isinstance(last, Tensor) else torch.full_like(c0, last & _WORD)
+    c3 = torch.zeros_like(c0).add_(last.to(c0.dtype) if isinstance(last, Tensor) else last & _WORD)
+    product0, product1 = torch.empty_like(c0), torch.empty_like(c2)
     key0, key1 = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(10):
         # int64 products wrap, but keep the low 64 bits of the unsigned product, which the shift and mask read.
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((product1 >> 32) & _WORD) ^ c1 ^ key0,
-            product1 & _WORD,
-            ((product0 >> 32) & _WORD) ^ c3 ^ key1,
-            product0 & _WORD,
-        )
+        torch.mul(c0, _MULTIPLIERS[0], out=product0)
+        torch.mul(c2, _MULTIPLIERS[1], out=product1)
+        # Only factors must be 32-bit words: the upper halves of c1 and c3 are masked out with the shift's sign bits.
+        torch.bitwise_right_shift(product1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(key0).bitwise_and_(_WORD)
+        torch.bitwise_right_shift(product0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(key1).bitwise_and_(_WORD)
+        c1, product1 = product1, c1
+        c3, product0 = product0, c3
         key0, key1 = (key0 + _KEY_INCREMENTS[0]) & _WORD, (key1 + _KEY_INCREMENTS[1]) & _WORD
-    return c0, c1, c2, c3
+    return c0, c1.bitwise_and_(_WORD), c2, c3.bitwise_and_(_WORD)

@@ -25,7 +25,7 @@ MASK_LEVELS = 65536
 _MASK_PER_BLOCK = 8
 _NOISE_PER_BLOCK = 4
 _SIGNS_PER_BLOCK = 128
-_CACHED_BLOCKS = 2**14  # blocks per pass on a CPU, so that the rounds' temporaries stay in its cache
+_CACHED_BLOCKS = 2**15  # blocks per pass and thread on a CPU, so that the rounds' temporaries stay in its cache
 
 
 class Place(NamedTuple):
@@ -52,11 +52,13 @@ def draw_masks(
 ) -> list[Tensor]:
     """Draw which elements are kept: boolean tensors, each True with probability 1 - threshold / 65536."""
 
-    def halfwords(words: Sequence[Tensor]) -> Tensor:
-        return torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=1)
+    def kept(words: Sequence[Tensor]) -> Tensor:
+        halfwords = torch.stack([word.to(torch.int32) for word in words], dim=1).view(torch.int16)  # low before high
+        halfwords.bitwise_xor_(-(2**15))  # less 2^15, so that signed numbers have the order of the unsigned
+        # In place, because a comparison is not vectorised where it fills a tensor of truth values.
+        return torch.ge(halfwords, threshold - 2**15, out=halfwords).to(torch.bool)
 
-    drawn = _draw(MASK_STREAM, _MASK_PER_BLOCK, halfwords, places, seed, step, device)
-    return [halfword >= threshold for halfword in drawn]
+    return _draw(MASK_STREAM, _MASK_PER_BLOCK, kept, places, seed, step, device)
 
 
 def draw_normals(
@@ -108,15 +110,18 @@ def _draw(
     """Draw one value per element; ``values_of`` maps the four words of each block to values (blocks, per_block)."""
     indices = [None if place.shard is None else element_indices(place.shape, place.shard, device) for place in places]
     sizes = [math.prod(place.shape) for place in places]
-    blocks = [
-        torch.arange(-(-size // per_block), device=device) if index is None else index // per_block
-        for size, index in zip(sizes, indices, strict=True)
-    ]
-    counts = [len(block) for block in blocks]
-    positions = [
-        torch.full((count,), place.position, device=device) for count, place in zip(counts, places, strict=True)
-    ]
-    values = values_of(_words(stream, torch.cat(blocks), torch.cat(positions), seed, step))
+    counts = [-(-size // per_block) if index is None else size for size, index in zip(sizes, indices, strict=True)]
+    block, position = torch.empty(2, sum(counts), dtype=torch.int64, device=device)
+    parts = zip(places, indices, torch.split(block, counts), torch.split(position, counts), strict=True)
+    for place, index, own_block, own_position in parts:
+        if index is None:
+            torch.arange(len(own_block), out=own_block)
+        else:
+            torch.div(index, per_block, rounding_mode="floor", out=own_block)
+        own_position.fill_(place.position)
+    chunk = _CACHED_BLOCKS * torch.get_num_threads() if device.type == "cpu" else max(len(block), 1)
+    chunks = zip(torch.split(block, chunk), torch.split(position, chunk), strict=True)
+    values = torch.cat([values_of(_words(stream, *one, seed, step)) for one in chunks])
     drawn = []
     for part, index, size, place in zip(torch.split(values, counts), indices, sizes, places, strict=True):
         own = part.flatten()[:size] if index is None else part.gather(1, (index % per_block)[:, None])
@@ -124,13 +129,7 @@ def _draw(
     return drawn
 
 
-def _words(stream: int, block: Tensor, position: Tensor, seed: int, step: int | Tensor) -> list[Tensor]:
+def _words(stream: int, block: Tensor, position: Tensor, seed: int, step: int | Tensor) -> tuple[Tensor, ...]:
     """Draw the four words of each block."""
     high = ((block >> 32) & 0x0FFFFFFF) | (stream << 28)
-    low = block & 0xFFFFFFFF
-    chunk = _CACHED_BLOCKS if block.device.type == "cpu" else max(len(block), 1)
-    chunks = [
-        philox(seed, (*counter, step))
-        for counter in zip(*(torch.split(word, chunk) for word in (low, high, position)), strict=True)
-    ]
-    return [torch.cat(word) for word in zip(*chunks, strict=True)]
+    return philox(seed, (block & 0xFFFFFFFF, high, position, step))

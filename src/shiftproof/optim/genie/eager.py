@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from shiftproof.optim.genie.rule import (
     LARGEST_INVERSE_VARIANCE,
@@ -18,6 +20,8 @@ from shiftproof.optim.genie.rule import (
     begin_in_batches,
     bias_corrections,
     mean_variance_ratio,
+    paper_terms,
+    released_terms,
     row_terms,
     spread_sums,
 )
@@ -32,26 +36,40 @@ def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
 def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of some rows, one tensor at a time; if a row's step count is a tensor, read no value."""
     moments = [_update_moments(row, options) for row in rows]
-    terms = [row_terms(row, options, m, v) for row, (m, v) in zip(rows, moments, strict=True)]
+    terms = None
+    if options.needs_sums:
+        terms = [row_terms(row, options, m, v) for row, (m, v) in zip(rows, moments, strict=True)]
 
     def finish(spreads: Tensor | None) -> None:
-        for i, (row, term) in enumerate(zip(rows, terms, strict=True)):
+        for i, (row, (m, v)) in enumerate(zip(rows, moments, strict=True)):
+            # Held for all tensors only if sums are to be taken first: fresh memory takes as long as the arithmetic.
+            term = row_terms(row, options, m, v) if terms is None else terms[i]
             update = term.mean * term.factor if options.precondition else term.mean
             uncertainty = 1 - term.certainty
             # Certain everywhere is the usual case: then nothing is drawn.
-            if options.noise and (isinstance(row.step, Tensor) or uncertainty.any()):
+            if options.noise and (isinstance(row.step, Tensor) or (uncertainty > 0).any()):
                 [normal] = draw_normals([row.place], options.seed, row.step, update.dtype, update.device)
                 update = update + normal * _spread(term, spreads, i) * uncertainty * options.noise
             if options.threshold:
                 [kept] = draw_masks([row.place], options.seed, row.step, options.threshold, update.device)
-                update = torch.where(kept, update, 0)  # also where it is not finite
+                update = _kept_only(update, kept)
                 if options.kept_share != 1:
                     update = update / options.kept_share
             if options.decoupled_decay:
                 update = update + row.param.to(update.dtype) * options.decoupled_decay
             row.param.sub_(update * options.lr)
 
-    return Begun(_sums(terms, options), finish)
+    return Begun(None if terms is None else torch.stack(list(map(spread_sums, terms))), finish)
+
+
+def _kept_only(update: Tensor, kept: Tensor) -> Tensor:
+    """Return an update with zeros for what is not kept, also where that is not finite; it may be overwritten."""
+    if type(update) is not Tensor or not update.is_cpu or update.requires_grad:
+        return torch.where(kept, update, 0)
+    # On a CPU, `where` takes some ten times as long as clearing all bits of the rest, because it branches at random.
+    bits = torch.int32 if update.dtype == torch.float32 else torch.int64
+    update.view(bits).bitwise_and_(kept.view(torch.int8).neg().to(bits))
+    return update
 
 
 def _update_moments(row: Row, options: Options) -> tuple[Tensor, Tensor]:
@@ -98,10 +116,6 @@ def _round_stochastically(values: Tensor, random: Tensor) -> Tensor:
     return torch.where(values.isfinite(), cut, values)
 
 
-def _sums(terms: Sequence[Terms], options: Options) -> Tensor | None:
-    return torch.stack(list(map(spread_sums, terms))) if options.needs_sums else None
-
-
 def _spread(term: Terms, spreads: Tensor | None, index: int) -> Tensor:
     """Return the spread of the noise, per element or for the tensor."""
     if term.spread is not None:
@@ -124,28 +138,25 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
     ms, vs = _foreach_moments(rows, options)
     corrections = cast(tuple[float, float], bias_corrections(options.betas, step, ms[0].dtype))
     if options.form == "paper":
-        terms = _foreach_paper_terms(ms, vs, corrections[0])
+        terms, doubtful = _foreach_paper_terms(ms, vs, corrections[0])
     elif options.form == "released":
-        terms = _foreach_released_terms(ms, vs, corrections[0], step, options.betas[0])
+        terms, doubtful = _foreach_released_terms(ms, vs, corrections[0], step, options.betas[0])
     else:
-        terms = _foreach_adamw_terms(ms, vs, corrections, options.betas[0], options.eps)
+        terms, doubtful = _foreach_adamw_terms(ms, vs, corrections, options.betas[0], options.eps), []
     device, dtype = ms[0].device, ms[0].dtype
 
     def finish(spreads: Tensor | None) -> None:
         means = [term.mean for term in terms]
         updates = torch._foreach_mul(means, [term.factor for term in terms]) if options.precondition else means
-        if options.noise:
-            uncertainties = torch._foreach_neg([term.certainty for term in terms])
-            torch._foreach_add_(uncertainties, 1)
-            largest = torch.stack(torch._foreach_max(uncertainties)).tolist()
-            noisy = [i for i, value in enumerate(largest) if value != 0]
-            if noisy:
-                normals = draw_normals([rows[i].place for i in noisy], options.seed, step, dtype, device)
-                for i, normal in zip(noisy, normals, strict=True):
-                    updates[i].add_(normal * _spread(terms[i], spreads, i) * uncertainties[i] * options.noise)
+        if options.noise and doubtful:
+            uncertainties = {i: 1 - terms[i].certainty for i in doubtful}
+            noisy = [i for i in doubtful if (uncertainties[i] > 0).any()]
+            normals = draw_normals([rows[i].place for i in noisy], options.seed, step, dtype, device)
+            for i, normal in zip(noisy, normals, strict=True):
+                updates[i].add_(normal * _spread(terms[i], spreads, i) * uncertainties[i] * options.noise)
         if options.threshold:
             masks = draw_masks([row.place for row in rows], options.seed, step, options.threshold, device)
-            updates = tuple(torch.where(mask, update, 0) for mask, update in zip(masks, updates, strict=True))
+            updates = tuple(map(_kept_only, updates, masks))
             if options.kept_share != 1:
                 torch._foreach_div_(updates, options.kept_share)
         params = [row.param for row in rows]
@@ -155,7 +166,13 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
         torch._foreach_mul_(updates, options.lr)
         torch._foreach_sub_(params, updates)
 
-    return Begun(_sums(terms, options), finish)
+    if not options.needs_sums:
+        return Begun(None, finish)
+    sums = torch.ones(len(rows), 2, dtype=torch.float64, device=device)
+    for i, (row, term) in enumerate(zip(rows, terms, strict=True)):
+        if i in doubtful or row.shard is not None:  # otherwise there is no noise to scale
+            sums[i] = spread_sums(term)
+    return Begun(sums, finish)
 
 
 def _foreach_moments(rows: list[Row], options: Options) -> tuple[list[Tensor], list[Tensor]]:
@@ -177,39 +194,57 @@ def _foreach_moments(rows: list[Row], options: Options) -> tuple[list[Tensor], l
     return [m for m, _ in rounded], [v for _, v in rounded]
 
 
-def _foreach_paper_terms(ms: list[Tensor], vs: list[Tensor], correction: float) -> list[Terms]:
+def _foreach_paper_terms(ms: list[Tensor], vs: list[Tensor], correction: float) -> tuple[list[Terms], list[int]]:
+    """Return the terms and the numbers of the doubtful tensors, in which certainty may be below 1."""
     squares = torch._foreach_mul(ms, ms)
-    variances = torch._foreach_sub(vs, squares)
-    torch._foreach_clamp_min_(variances, 0)
-    certainties = torch._foreach_reciprocal(variances)
-    torch._foreach_tanh_(certainties)
-    factors = torch._foreach_div(torch._foreach_mul(certainties, squares), vs)
-    factors = tuple(torch.where(v > 0, factor, 0) for v, factor in zip(vs, factors, strict=True))
-    spreads = torch._foreach_sqrt(variances)
-    means = torch._foreach_div(ms, correction)
-    return [Terms(*term) for term in zip(means, factors, certainties, spreads, strict=True)]
+    doubtful = _doubtful(torch._foreach_sub(vs, squares), math.inf)
+    factors = torch._foreach_div(squares, [threshold(v, 0, math.inf) for v in vs])
+    terms = _certain_terms(torch._foreach_div(ms, correction), factors)
+    for i in doubtful:
+        terms[i] = paper_terms(ms[i], vs[i], correction)
+    return terms, doubtful
 
 
 def _foreach_released_terms(
     ms: list[Tensor], vs: list[Tensor], correction: float, step: int, beta: float
-) -> list[Terms]:
+) -> tuple[list[Terms], list[int]]:
+    """Return the terms and the numbers of the doubtful tensors, in which certainty may be below 1."""
     rho = mean_variance_ratio(beta, correction)
-    known = step > 1 and rho < 1
     means = torch._foreach_div(ms, correction)
     squares = torch._foreach_mul(means, means)
-    variances = torch._foreach_div(vs, correction)
-    torch._foreach_sub_(variances, squares)
-    torch._foreach_div_(variances, 1 - rho if known else 1.0)
-    variances = tuple(torch.where((t > 0) & known, t, VARIANCE_FLOOR) for t in variances)
-    averages = torch._foreach_mul(variances, rho)
-    averages = tuple(torch.where(t > 0, t, VARIANCE_FLOOR) for t in averages)
-    certainties = torch._foreach_reciprocal(variances)
-    torch._foreach_clamp_max_(certainties, LARGEST_INVERSE_VARIANCE)
-    torch._foreach_tanh_(certainties)
+    if step > 1 and rho < 1:
+        variances = torch._foreach_div(vs, correction)
+        torch._foreach_sub_(variances, squares)
+        torch._foreach_div_(variances, 1 - rho)
+    else:
+        variances = tuple(map(torch.zeros_like, vs))
+    for variance in variances:
+        threshold(variance, 0, VARIANCE_FLOOR, inplace=True)
+    doubtful = _doubtful(variances, LARGEST_INVERSE_VARIANCE)
+    torch._foreach_mul_(variances, rho)
+    for averaged in variances:
+        threshold(averaged, 0, VARIANCE_FLOOR, inplace=True)
     torch._foreach_add_(squares, VARIANCE_FLOOR)
-    factors = torch._foreach_mul(certainties, squares)
-    torch._foreach_div_(factors, torch._foreach_add(squares, averages))
-    return [Terms(*term, None) for term in zip(means, factors, certainties, strict=True)]
+    terms = _certain_terms(means, torch._foreach_div(squares, torch._foreach_add(variances, squares)))
+    for i in doubtful:
+        terms[i] = released_terms(ms[i], vs[i], correction, step, beta)
+    return terms, doubtful
+
+
+def _doubtful(variances: Sequence[Tensor], largest_inverse: float) -> list[int]:
+    """Return the numbers of the tensors in which certainty may be below 1.
+
+    It usually is 1 everywhere, because the hyperbolic tangent rounds to 1 from about 9 on (19 in float64). The largest
+    variance tells, doubled for a margin to where rounding decides.
+    """
+    inverse = 0.5 / torch.stack(torch._foreach_max(variances))
+    certain = (inverse < 0) | (torch.tanh(inverse.clamp(max=largest_inverse)) == 1)
+    return [i for i, known in enumerate(certain.tolist()) if not known]
+
+
+def _certain_terms(means: Sequence[Tensor], factors: Sequence[Tensor]) -> list[Terms]:
+    one = torch.ones((), dtype=means[0].dtype, device=means[0].device)
+    return [Terms(mean, factor, one.expand_as(mean), None) for mean, factor in zip(means, factors, strict=True)]
 
 
 def _foreach_adamw_terms(
@@ -229,5 +264,4 @@ def _foreach_adamw_terms(
     for mean, factor, where in zip(means, factors, dead, strict=True):
         mean.masked_fill_(where, 0)
         factor.masked_fill_(where, 0)
-    one = torch.ones((), dtype=ms[0].dtype, device=ms[0].device)
-    return [Terms(mean, factor, one.expand_as(mean), None) for mean, factor in zip(means, factors, strict=True)]
+    return _certain_terms(means, factors)

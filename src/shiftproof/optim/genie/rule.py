@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Literal, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from shiftproof.base.sharding import Shard
 from shiftproof.optim.stream import MASK_LEVELS, Place, mask_threshold
@@ -176,13 +178,11 @@ def mean_variance_ratio(beta: float, correction: float | Tensor) -> float | Tens
 def paper_terms(m: Tensor, v: Tensor, correction: float | Tensor) -> Terms:
     """Return the terms of form "paper" (Algorithm 1 of the paper)."""
     square = m * m
-    variance = v - square
-    noisy = variance > 0  # not so by rounding, under constant gradients; then there is no noise
-    # What is not chosen by `where` is kept finite, for the gradients of a differentiable step.
-    certainty = torch.where(noisy, torch.tanh(1 / torch.where(noisy, variance, 1)), 1)
-    factor = torch.where(v > 0, certainty * square / torch.where(v > 0, v, 1), 0)
-    spread = torch.where(noisy, torch.where(noisy, variance, 1).sqrt(), 0)
-    return Terms(m / correction, factor, certainty, spread)
+    # Not above 0 by rounding, under constant gradients; then there is no noise, as with any small variance.
+    variance = threshold(v - square, 0, VARIANCE_FLOOR)
+    certainty = torch.tanh(1 / variance)
+    factor = certainty * square / threshold(v, 0, math.inf)  # 0 where v = 0
+    return Terms(m / correction, factor, certainty, variance.sqrt())
 
 
 def released_terms(m: Tensor, v: Tensor, correction: float | Tensor, step: int | Tensor, beta: float) -> Terms:
@@ -199,18 +199,16 @@ def released_terms(m: Tensor, v: Tensor, correction: float | Tensor, step: int |
     square = mean * mean
     rho = mean_variance_ratio(beta, correction)
     # At step 1 rho is 1 and the variance x / 0, which rounding would decide: it is defined as the floor.
-    rest: float | Tensor
-    known: bool | Tensor
     if isinstance(step, Tensor):
         known = (step > 1) & (rho < 1)
         rest = torch.where(known, 1 - rho, 1)
+        variance = torch.where(known, (v / correction - square) / rest, 0)
+    elif step > 1 and rho < 1:
+        variance = (v / correction - square) / (1 - rho)
     else:
-        known = bool(step > 1 and rho < 1)
-        rest = 1 - rho if known else 1.0
-    variance = (v / correction - square) / rest
-    variance = torch.where((variance > 0) & known, variance, VARIANCE_FLOOR)
-    averaged = variance * rho
-    averaged = torch.where(averaged > 0, averaged, VARIANCE_FLOOR)
+        variance = torch.zeros_like(v)
+    variance = threshold(variance, 0, VARIANCE_FLOOR)
+    averaged = threshold(variance * rho, 0, VARIANCE_FLOOR)
     certainty = torch.tanh((1 / variance).clamp(max=LARGEST_INVERSE_VARIANCE))
     signal = square + VARIANCE_FLOOR
     return Terms(mean, certainty * signal / (signal + averaged), certainty, None)
