@@ -108,25 +108,45 @@ def _draw(
     device: torch.device,
 ) -> list[Tensor]:
     """Draw one value per element; ``values_of`` maps the four words of each block to values (blocks, per_block)."""
-    indices = [None if place.shard is None else element_indices(place.shape, place.shard, device) for place in places]
+    starts = [_run_start(place) for place in places]
     sizes = [math.prod(place.shape) for place in places]
-    counts = [-(-size // per_block) if index is None else size for size, index in zip(sizes, indices, strict=True)]
+    # Of elements that are consecutive in the whole, a block serves several; else each has one of its own.
+    counts = [
+        size if start is None else -(-(start % per_block + size) // per_block)
+        for size, start in zip(sizes, starts, strict=True)
+    ]
     block, position = torch.empty(2, sum(counts), dtype=torch.int64, device=device)
-    parts = zip(places, indices, torch.split(block, counts), torch.split(position, counts), strict=True)
-    for place, index, own_block, own_position in parts:
-        if index is None:
-            torch.arange(len(own_block), out=own_block)
-        else:
+    parts = zip(places, starts, torch.split(block, counts), torch.split(position, counts), strict=True)
+    for place, start, own_block, own_position in parts:
+        if start is None:
+            index = element_indices(place.shape, place.shard, device)
             torch.div(index, per_block, rounding_mode="floor", out=own_block)
+        else:
+            torch.arange(start // per_block, start // per_block + len(own_block), out=own_block)
         own_position.fill_(place.position)
     chunk = _CACHED_BLOCKS * torch.get_num_threads() if device.type == "cpu" else max(len(block), 1)
     chunks = zip(torch.split(block, chunk), torch.split(position, chunk), strict=True)
     values = torch.cat([values_of(_words(stream, *one, seed, step)) for one in chunks])
     drawn = []
-    for part, index, size, place in zip(torch.split(values, counts), indices, sizes, places, strict=True):
-        own = part.flatten()[:size] if index is None else part.gather(1, (index % per_block)[:, None])
+    for part, start, size, place in zip(torch.split(values, counts), starts, sizes, places, strict=True):
+        if start is None:
+            index = element_indices(place.shape, place.shard, device)
+            own = part.gather(1, (index % per_block)[:, None])
+        else:
+            own = part.flatten()[start % per_block :][:size]
         drawn.append(own.view(tuple(place.shape)))
     return drawn
+
+
+def _run_start(place: Place) -> int | None:
+    """Return the index in the whole of a tensor's first element; None if its elements are not consecutive there."""
+    if place.shard is None:
+        return 0
+    shape, whole = place.shape, place.shard.shape
+    cut = max((i for i, (size, total) in enumerate(zip(shape, whole, strict=True)) if size != total), default=0)
+    if any(size != 1 for size in shape[:cut]):
+        return None
+    return sum(first * math.prod(whole[i + 1 :]) for i, first in enumerate(place.shard.offset))
 
 
 def _words(stream: int, block: Tensor, position: Tensor, seed: int, step: int | Tensor) -> tuple[Tensor, ...]:

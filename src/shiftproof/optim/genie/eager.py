@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
+from shiftproof.base.sharding import PLAIN, Shard
 from shiftproof.optim.genie.rule import (
     LARGEST_INVERSE_VARIANCE,
     VARIANCE_FLOOR,
@@ -27,6 +28,9 @@ from shiftproof.optim.genie.rule import (
 )
 from shiftproof.optim.stream import draw_masks, draw_normals, draw_rounding_words
 
+_TILE = 2**18
+"""Elements of a tensor that are stepped at a time on a CPU: temporaries of that size stay in its cache."""
+
 
 def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
     """Return the dtype in which a step computes, given the dtype of the moments."""
@@ -35,31 +39,79 @@ def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
 
 def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of some rows, one tensor at a time; if a row's step count is a tensor, read no value."""
-    moments = [_update_moments(row, options) for row in rows]
-    terms = None
-    if options.needs_sums:
-        terms = [row_terms(row, options, m, v) for row, (m, v) in zip(rows, moments, strict=True)]
+    return _begin_in_parts(rows, options, lambda tiles, options: _begin_one(tiles[0], options), 0)
+
+
+def _begin_one(row: Row, options: Options) -> Begun:
+    """Begin the step of one row, and finish it unless noise acts whose scale is still to be summed up."""
+    m, v = _update_moments(row, options)
+    term = row_terms(row, options, m, v)
 
     def finish(spreads: Tensor | None) -> None:
-        for i, (row, (m, v)) in enumerate(zip(rows, moments, strict=True)):
-            # Held for all tensors only if sums are to be taken first: fresh memory takes as long as the arithmetic.
-            term = row_terms(row, options, m, v) if terms is None else terms[i]
-            update = term.mean * term.factor if options.precondition else term.mean
-            uncertainty = 1 - term.certainty
-            # Certain everywhere is the usual case: then nothing is drawn.
-            if options.noise and (isinstance(row.step, Tensor) or (uncertainty > 0).any()):
-                [normal] = draw_normals([row.place], options.seed, row.step, update.dtype, update.device)
-                update = update + normal * _spread(term, spreads, i) * uncertainty * options.noise
-            if options.threshold:
-                [kept] = draw_masks([row.place], options.seed, row.step, options.threshold, update.device)
-                update = _kept_only(update, kept)
-                if options.kept_share != 1:
-                    update = update / options.kept_share
-            if options.decoupled_decay:
-                update = update + row.param.to(update.dtype) * options.decoupled_decay
-            row.param.sub_(update * options.lr)
+        update = term.mean * term.factor if options.precondition else term.mean
+        if noisy:
+            spread = term.spread if spreads is None else spreads[0].to(update.dtype)
+            [normal] = draw_normals([row.place], options.seed, row.step, update.dtype, update.device)
+            update = update + normal * spread * (1 - term.certainty) * options.noise
+        if options.threshold:
+            [kept] = draw_masks([row.place], options.seed, row.step, options.threshold, update.device)
+            update = _kept_only(update, kept)
+            if options.kept_share != 1:
+                update = update / options.kept_share
+        if options.decoupled_decay:
+            update = torch.add(update, row.param.to(update.dtype), alpha=options.decoupled_decay)
+        row.param.sub_(update * options.lr)
 
-    return Begun(None if terms is None else torch.stack(list(map(spread_sums, terms))), finish)
+    # Certain everywhere is the usual case: then nothing is drawn.
+    noisy = bool(options.noise) and (isinstance(row.step, Tensor) or bool((term.certainty < 1).any()))
+    if options.needs_sums and noisy:
+        return Begun(spread_sums(term)[None], finish)
+    finish(None)
+    return Begun(spread_sums(term)[None] if options.needs_sums else None, lambda spreads: None)
+
+
+def _begin_in_parts(
+    rows: Sequence[Row], options: Options, begin_part: Callable[[list[Row], Options], Begun], least: float
+) -> Begun:
+    """Begin the step of some rows part by part, a part being `_tiles` of at least so many elements together."""
+    parts: list[tuple[list[int], list[Row]]] = []
+    size: float = least
+    for i, row in enumerate(rows):
+        for tile in _tiles(row):
+            if size >= least:
+                parts.append(([], []))
+                size = 0
+            parts[-1][0].append(i)
+            parts[-1][1].append(tile)
+            size += tile.param.numel()
+    begun = [(owners, begin_part(tiles, options)) for owners, tiles in parts]
+
+    def finish(spreads: Tensor | None) -> None:
+        for owners, part in begun:
+            part.finish(None if spreads is None else torch.stack([spreads[i] for i in owners]))
+
+    if not options.needs_sums:
+        return Begun(None, finish)
+    sums = torch.zeros(len(rows), 2, dtype=torch.float64, device=rows[0].param.device)
+    for owners, part in begun:
+        for i, own in zip(owners, cast(Tensor, part.sums), strict=True):
+            sums[i] += own.to(sums.device)
+    return Begun(sums, finish)
+
+
+def _tiles(row: Row) -> list[Row]:
+    """Return a row in parts, as if they were shards of a flat tensor; in one where it is no large tensor of a CPU."""
+    tensors = (row.param, row.grad, row.exp_avg, row.exp_avg_sq)
+    if (
+        row.param.numel() <= _TILE
+        or row.shard is not None
+        or torch.is_grad_enabled()
+        or not all(t.is_cpu and type(t) in PLAIN and t.is_contiguous() for t in tensors)
+    ):
+        return [row]
+    parts = zip(*(torch.split(t.view(-1), _TILE) for t in tensors), strict=True)
+    whole = (row.param.numel(),)
+    return [Row(*part, row.step, row.position, Shard(whole, (i * _TILE,), ())) for i, part in enumerate(parts)]
 
 
 def _kept_only(update: Tensor, kept: Tensor) -> Tensor:
@@ -116,63 +168,70 @@ def _round_stochastically(values: Tensor, random: Tensor) -> Tensor:
     return torch.where(values.isfinite(), cut, values)
 
 
-def _spread(term: Terms, spreads: Tensor | None, index: int) -> Tensor:
-    """Return the spread of the noise, per element or for the tensor."""
-    if term.spread is not None:
-        return term.spread
-    return cast(Tensor, spreads)[index].to(term.mean.dtype)
-
-
 def begin_foreach(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of some rows together, whose step counts must be numbers; equals `begin_forloop` bit for bit."""
 
     def key(row: Row) -> Hashable:
         return row.param.device, row.param.dtype, row.exp_avg.dtype, row.step
 
-    return begin_in_batches(rows, options, key, _begin_batch)
+    def begin_batch(batch: list[Row], options: Options) -> Begun:
+        least = _TILE if batch[0].param.is_cpu else math.inf
+        return _begin_in_parts(batch, options, _begin_together, least)
+
+    return begin_in_batches(rows, options, key, begin_batch)
 
 
-def _begin_batch(rows: list[Row], options: Options) -> Begun:
-    """Begin the step of rows with equal device, dtypes of parameter and moments, and step count."""
+def _begin_together(rows: list[Row], options: Options) -> Begun:
+    """Begin the step of rows with equal device, dtypes of parameter and moments, and step count.
+
+    It is finished for those on which no noise acts whose scale is still to be summed up.
+    """
     step = cast(int, rows[0].step)
     ms, vs = _foreach_moments(rows, options)
     corrections = cast(tuple[float, float], bias_corrections(options.betas, step, ms[0].dtype))
+    doubtful: list[int] = []
     if options.form == "paper":
         terms, doubtful = _foreach_paper_terms(ms, vs, corrections[0])
     elif options.form == "released":
         terms, doubtful = _foreach_released_terms(ms, vs, corrections[0], step, options.betas[0])
     else:
-        terms, doubtful = _foreach_adamw_terms(ms, vs, corrections, options.betas[0], options.eps), []
-    device, dtype = ms[0].device, ms[0].dtype
+        terms = _foreach_adamw_terms(ms, vs, corrections, options.betas[0], options.eps)
+    noisy = [i for i in doubtful if options.noise and (terms[i].certainty < 1).any()]
+    waiting = noisy if options.needs_sums else []
+    moving = [i for i in range(len(rows)) if i not in waiting]
+    _move([rows[i] for i in moving], [terms[i] for i in moving], options, [i in noisy for i in moving], None)
+    left = [(rows[i], terms[i]) for i in waiting]
 
     def finish(spreads: Tensor | None) -> None:
-        means = [term.mean for term in terms]
-        updates = torch._foreach_mul(means, [term.factor for term in terms]) if options.precondition else means
-        if options.noise and doubtful:
-            uncertainties = {i: 1 - terms[i].certainty for i in doubtful}
-            noisy = [i for i in doubtful if (uncertainties[i] > 0).any()]
-            normals = draw_normals([rows[i].place for i in noisy], options.seed, step, dtype, device)
-            for i, normal in zip(noisy, normals, strict=True):
-                updates[i].add_(normal * _spread(terms[i], spreads, i) * uncertainties[i] * options.noise)
-        if options.threshold:
-            masks = draw_masks([row.place for row in rows], options.seed, step, options.threshold, device)
-            updates = tuple(map(_kept_only, updates, masks))
-            if options.kept_share != 1:
-                torch._foreach_div_(updates, options.kept_share)
-        params = [row.param for row in rows]
-        if options.decoupled_decay:
-            decays = torch._foreach_mul([p.to(dtype) for p in params], options.decoupled_decay)
-            updates = torch._foreach_add(updates, decays)
-        torch._foreach_mul_(updates, options.lr)
-        torch._foreach_sub_(params, updates)
+        if left:
+            own = cast(Tensor, spreads)[waiting]
+            _move([row for row, _ in left], [term for _, term in left], options, [True] * len(left), own)
 
-    if not options.needs_sums:
-        return Begun(None, finish)
-    sums = torch.ones(len(rows), 2, dtype=torch.float64, device=device)
-    for i, (row, term) in enumerate(zip(rows, terms, strict=True)):
-        if i in doubtful or row.shard is not None:  # otherwise there is no noise to scale
-            sums[i] = spread_sums(term)
-    return Begun(sums, finish)
+    return Begun(torch.stack(list(map(spread_sums, terms))) if options.needs_sums else None, finish)
+
+
+def _move(rows: list[Row], terms: list[Terms], options: Options, noisy: list[bool], spreads: Tensor | None) -> None:
+    """Update the parameters of some rows; on which noise acts is said by row, and its scale per row if it is one."""
+    if not rows:
+        return
+    step, means = cast(int, rows[0].step), [term.mean for term in terms]
+    device, dtype = means[0].device, means[0].dtype
+    updates = torch._foreach_mul(means, [term.factor for term in terms]) if options.precondition else means
+    acted = [i for i, acts in enumerate(noisy) if acts]
+    normals = draw_normals([rows[i].place for i in acted], options.seed, step, dtype, device) if acted else []
+    for i, normal in zip(acted, normals, strict=True):
+        spread = terms[i].spread if spreads is None else spreads[i].to(dtype)
+        updates[i].add_(normal * spread * (1 - terms[i].certainty) * options.noise)
+    if options.threshold:
+        masks = draw_masks([row.place for row in rows], options.seed, step, options.threshold, device)
+        updates = tuple(map(_kept_only, updates, masks))
+        if options.kept_share != 1:
+            torch._foreach_div_(updates, options.kept_share)
+    params = [row.param for row in rows]
+    if options.decoupled_decay:
+        torch._foreach_add_(updates, [p.to(dtype) for p in params], alpha=options.decoupled_decay)
+    torch._foreach_mul_(updates, options.lr)
+    torch._foreach_sub_(params, updates)
 
 
 def _foreach_moments(rows: list[Row], options: Options) -> tuple[list[Tensor], list[Tensor]]:
@@ -250,18 +309,18 @@ def _certain_terms(means: Sequence[Tensor], factors: Sequence[Tensor]) -> list[T
 def _foreach_adamw_terms(
     ms: list[Tensor], vs: list[Tensor], corrections: tuple[float, float], beta: float, eps: float
 ) -> list[Terms]:
-    means, powers = torch._foreach_div(ms, corrections[0]), torch._foreach_div(vs, corrections[1])
+    """The terms of `rule.adamw_terms`, where the reasons are."""
+    means = torch._foreach_div(ms, corrections[0])
     squares = torch._foreach_mul(means, means)
+    powers = torch._foreach_div(vs, corrections[1])
+    for power in powers:
+        threshold(power, 0, math.inf, inplace=True)
     totals = torch._foreach_sub(powers, squares)
-    torch._foreach_clamp_min_(totals, 0)
+    torch._foreach_clamp_min_(totals, torch.finfo(ms[0].dtype).tiny)
     torch._foreach_mul_(totals, mean_variance_ratio(beta, corrections[0]))
     torch._foreach_add_(totals, squares)
-    factors = torch._foreach_div(squares, totals)
-    dead = [(power == 0) | (square == 0) for power, square in zip(powers, squares, strict=True)]
+    torch._foreach_div_(squares, totals)
     torch._foreach_sqrt_(powers)
     torch._foreach_add_(powers, eps)
     torch._foreach_div_(means, powers)
-    for mean, factor, where in zip(means, factors, dead, strict=True):
-        mean.masked_fill_(where, 0)
-        factor.masked_fill_(where, 0)
-    return _certain_terms(means, factors)
+    return _certain_terms(means, squares)

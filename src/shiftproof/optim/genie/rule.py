@@ -226,14 +226,12 @@ def adamw_terms(
         beta: decay of the first average.
         eps: added to the root of the second.
     """
-    mean, power = m / corrections[0], v / corrections[1]
+    mean = m / corrections[0]
     square = mean * mean
-    averaged = (power - square).clamp(min=0) * mean_variance_ratio(beta, corrections[0])
-    live = (power != 0) & (square != 0)  # true of NaN, which is not to be hidden
-    # What is not chosen by `where` is kept finite, for the gradients of a differentiable step.
-    factor = torch.where(live, square / torch.where(live, square + averaged, 1), 0)
-    root = torch.where(live, power, 1).sqrt() + eps
-    return Terms(torch.where(live, mean / root, 0), factor, torch.ones_like(mean), None)
+    power = threshold(v / corrections[1], 0, math.inf)  # infinite where it is 0, so that factor and update are 0
+    variance = (power - square).clamp(min=torch.finfo(m.dtype).tiny)  # not 0, or a mean of 0 would give 0 / 0
+    factor = square / (square + variance * mean_variance_ratio(beta, corrections[0]))
+    return Terms(mean / (power.sqrt() + eps), factor, torch.ones_like(mean), None)
 
 
 def row_terms(row: Row, options: Options, m: Tensor, v: Tensor) -> Terms:
