@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, cast
@@ -35,23 +36,19 @@ def obstacle(row: Row, *, may_build: bool = True) -> str | None:
         row: the row.
         may_build: compile the kernel if necessary; if False, assume that compiling it would succeed.
     """
-    dtype = row.param.dtype
-    if not row.param.is_cpu:
-        return f"the parameter is on {row.param.device}"
-    if dtype not in _PARAM_TYPES or row.grad.dtype != dtype:
-        return f"the parameter is {dtype} and its gradient {row.grad.dtype}, neither float32 nor bfloat16"
-    if row.exp_avg.dtype not in _PARAM_TYPES:
-        return f"the moving averages are {row.exp_avg.dtype}"
-    if not (
-        type(row.param) in PLAIN
-        and type(row.grad) in PLAIN
-        and type(row.exp_avg) in PLAIN
-        and type(row.exp_avg_sq) in PLAIN
-    ):
+    param, grad, exp_avg, exp_avg_sq, step, _, _ = row
+    dtype = param.dtype
+    if not param.is_cpu:
+        return f"the parameter is on {param.device}"
+    if dtype not in _PARAM_TYPES or grad.dtype is not dtype:
+        return f"the parameter is {dtype} and its gradient {grad.dtype}, neither float32 nor bfloat16"
+    if exp_avg.dtype not in _PARAM_TYPES:
+        return f"the moving averages are {exp_avg.dtype}"
+    if not (type(param) in PLAIN and type(grad) in PLAIN and type(exp_avg) in PLAIN and type(exp_avg_sq) in PLAIN):
         return "a gradient or moving average is of a subclass of Tensor"
-    if row.param.is_neg() or row.grad.is_neg() or row.grad._is_zerotensor():
+    if param.is_neg() or grad.is_neg() or grad._is_zerotensor():
         return "the negation or the zeros of a tensor are not in its memory"
-    if isinstance(row.step, Tensor):
+    if isinstance(step, Tensor):
         return "capturable is for GPUs"
     if not _is_in_order(row) and _layout(row) is None:
         return "the parameter or a moving average lies neither in logical order nor channels last, or in another order"
@@ -94,14 +91,15 @@ class _Layout(NamedTuple):
 
 def _is_in_order(row: Row) -> bool:
     """Return whether a row is the whole tensor, in logical order."""
-    contiguous = row.param.is_contiguous() and row.exp_avg.is_contiguous() and row.exp_avg_sq.is_contiguous()
-    return contiguous and row.shard is None
+    if row.shard is not None:
+        return False
+    return row.param.is_contiguous() and row.exp_avg.is_contiguous() and row.exp_avg_sq.is_contiguous()
 
 
 def _layout(row: Row) -> _Layout | None:
-    shape, shard = row.param.shape, row.shard
     if _is_in_order(row):
-        return _Layout(max(row.param.numel(), 1), 0, 0)
+        return _Layout(row.param.numel() or 1, 0, 0)
+    shape, shard = row.param.shape, row.shard
     whole, offset = (shape, (0,) * len(shape)) if shard is None else (shard.shape, shard.offset)
     tensors = (row.param, row.exp_avg, row.exp_avg_sq)
     sharded = [i for i, (size, total) in enumerate(zip(shape, whole, strict=True)) if size != total]
@@ -128,13 +126,16 @@ def begin(rows: Sequence[Row], options: Options) -> Begun:
 def _begin_batch(rows: list[Row], options: Options) -> Begun:
     """Begin the step of rows with equal dtypes of parameter and moments."""
     layouts = [cast(_Layout, _layout(row)) for row in rows]
-    numbers = torch.tensor(
-        [[*layout, row.position, row.step] for row, layout in zip(rows, layouts, strict=True)],
-        dtype=torch.int64,
-        device="cpu",
-    )
-    by_step = {step: _step_scalars(step, options.betas) for step in {cast(int, row.step) for row in rows}}
-    scalars = torch.tensor([by_step[cast(int, row.step)] for row in rows], dtype=torch.float64, device="cpu")
+    number_table, scalar_table = array("q"), array("d")  # which torch reads at once, and lists one number at a time
+    by_step: dict[int, tuple[float, float, float, float]] = {}
+    for row, layout in zip(rows, layouts, strict=True):
+        step = cast(int, row.step)
+        if step not in by_step:
+            by_step[step] = _step_scalars(step, options.betas)
+        number_table.extend((*layout, row.position, step))
+        scalar_table.extend(by_step[step])
+    numbers = torch.frombuffer(number_table, dtype=torch.int64)
+    scalars = torch.frombuffer(scalar_table, dtype=torch.float64)
     params, ms, vs = [row.param for row in rows], [row.exp_avg for row in rows], [row.exp_avg_sq for row in rows]
     flags = torch.empty(sum(map(_most_groups, rows, layouts)), dtype=torch.int16, device="cpu")
     sums = torch.zeros(len(rows), 2, dtype=torch.float64, device="cpu")

@@ -47,7 +47,8 @@ def refuse_unfused(params: Sequence[Tensor], flags: Flags) -> None:
 def _count_step(steps: Sequence[Tensor], found_inf: Tensor | None, change: int = 1) -> None:
     """Change step counts by one, unless a gradient is not finite."""
     if steps and found_inf is None:
-        torch._foreach_add_(list(steps), change)
+        on_cpu = all(step.is_cpu for step in steps)  # where torch would make a tensor of the number for each count
+        torch._foreach_add_(list(steps), torch.tensor(change, device="cpu") if on_cpu else change)
     elif found_inf is not None:
         for step in steps:
             step += change * (found_inf == 0).reshape(()).to(step)
@@ -98,7 +99,7 @@ def make_rows(
         if (reason := _unfit(row)) is not None:
             label = f"parameter {position}" if name is None else f"parameter '{name}'"
             raise RuntimeError(reason.format(label))
-        if row.whole_numel:
+        if p.numel():
             rows.append(row)
     return rows
 
@@ -110,7 +111,7 @@ def _whole(count: float) -> int:
 
 def _unfit(row: Row) -> str | None:
     """Return why a row cannot be stepped, with a placeholder for the parameter's name; None if it can."""
-    p, grad, m, v, step = row.param, row.grad, row.exp_avg, row.exp_avg_sq, row.step
+    p, grad, m, v, step, _, _ = row
     shape, device = p.shape, p.device
     if not (
         grad.shape == m.shape == v.shape == shape
@@ -131,7 +132,7 @@ def _unfit(row: Row) -> str | None:
     if m.dtype is not v.dtype or m.dtype not in _MOMENT_TYPES:
         types = f"{m.dtype} and {v.dtype}".replace("torch.", "")
         return f"exp_avg and exp_avg_sq of {{}} are {types}; both must be float32, bfloat16 or float64"
-    if not (p.is_floating_point() and grad.is_floating_point()):
+    if not (p.dtype.is_floating_point and grad.dtype.is_floating_point):
         return f"{{}} is {p.dtype} and its gradient {grad.dtype}, of which one has no fractions"
     if not isinstance(step, Tensor) and step < 1:
         return "the step count of {} is below 0, or no number below 2^32"

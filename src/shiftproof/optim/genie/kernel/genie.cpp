@@ -34,6 +34,8 @@ using U16 = uint16_t __attribute__((vector_size(kBytes)));
 using HalfF32 = float __attribute__((vector_size(kBytes / 2)));
 using HalfU32 = uint32_t __attribute__((vector_size(kBytes / 2)));
 using HalfU16 = uint16_t __attribute__((vector_size(kBytes / 2)));
+using I16 = int16_t __attribute__((vector_size(kBytes)));
+using HalfI16 = int16_t __attribute__((vector_size(kBytes / 2)));
 
 struct BFloat16 {
   uint16_t bits;
@@ -129,14 +131,26 @@ constexpr float kNoisyAbove = 1 / 9.011f;  // variances
 }
 
 struct Words {
-  U64 w[4];  // in the low halves of the lanes
+  U64 w[4];  // in the low halves of the lanes; the high ones hold rubbish
+};
+
+// The keys of Philox's rounds, as vectors in memory: making them anew for every group takes as long as the rounds.
+struct Keys {
+  U64 k0[10], k1[10];
+
+  explicit Keys(const Step& s) {
+    for (uint32_t i = 0; i < 10; ++i) {
+      k0[i] = (uint64_t)((uint32_t)s.seed + i * 0x9E3779B9u) - U64{};
+      k1[i] = (uint64_t)((uint32_t)(s.seed >> 32) + i * 0xBB67AE85u) - U64{};
+    }
+  }
 };
 
 // Philox4x32-10 of `chains` vectors of blocks, which are worked on side by side because one alone waits for its own
-// multiplications. High halves hold rubbish on the way: the multiplication does not read them.
+// multiplications. High halves hold rubbish: the multiplication does not read them.
 template <int chains>
-[[gnu::always_inline]] inline void philox(const Step& s, const Tensor& t, uint32_t stream, const U64 (&block)[chains],
-                                          Words (&drawn)[chains]) {
+[[gnu::always_inline]] inline void philox(const Keys& keys, const Tensor& t, uint32_t stream,
+                                          const U64 (&block)[chains], Words (&drawn)[chains]) {
   U64 c[chains][4];
   for (int i = 0; i < chains; ++i) {
     c[i][0] = block[i];
@@ -144,22 +158,19 @@ template <int chains>
     c[i][2] = (uint64_t)t.position - U64{};
     c[i][3] = (uint64_t)t.step - U64{};
   }
-  uint32_t k0 = (uint32_t)s.seed, k1 = (uint32_t)(s.seed >> 32);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
 #pragma GCC unroll 4
     for (int i = 0; i < chains; ++i) {
       const U64 p0 = multiply_low_words(c[i][0], 0xD2511F53u), p1 = multiply_low_words(c[i][2], 0xCD9E8D57u);
-      c[i][0] = (p1 >> 32) ^ c[i][1] ^ (uint64_t)k0;
+      c[i][0] = (p1 >> 32) ^ (c[i][1] ^ keys.k0[round]);
       c[i][1] = p1;
-      c[i][2] = (p0 >> 32) ^ c[i][3] ^ (uint64_t)k1;
+      c[i][2] = (p0 >> 32) ^ (c[i][3] ^ keys.k1[round]);
       c[i][3] = p0;
     }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
   for (int i = 0; i < chains; ++i)
-    for (int j = 0; j < 4; ++j) drawn[i].w[j] = c[i][j] & 0xffffffffu;
+    for (int j = 0; j < 4; ++j) drawn[i].w[j] = c[i][j];
 }
 
 // Which of the 64 elements of a group are kept.
@@ -168,8 +179,20 @@ struct Keep {
   uint64_t bits;
   F32 apply(int k, F32 x) const { return (F32)_mm512_maskz_mov_ps((__mmask16)(bits >> (kLanes * k)), (__m512)x); }
 #else
-  I32 lanes[kVectors];
-  F32 apply(int k, F32 x) const { return (F32)((I32)x & lanes[k]); }
+  int16_t lanes[kGroup];  // -1 where the element is kept
+  F32 apply(int k, F32 x) const {
+#if defined(__AVX2__)
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(lanes + kLanes * k));
+    return (F32)((I32)x & (I32)_mm256_cvtepi16_epi32(halves));
+#elif defined(__SSE2__)
+    const __m128i halves = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(lanes + kLanes * k));
+    return (F32)((I32)x & (I32)_mm_unpacklo_epi16(halves, halves));
+#else
+    HalfI16 halves;
+    std::memcpy(&halves, lanes + kLanes * k, sizeof halves);
+    return (F32)((I32)x & __builtin_convertvector(halves, I32));
+#endif
+  }
 #endif
 };
 
@@ -189,7 +212,8 @@ constexpr int kParts = 8 / kWide;
 constexpr int kChains = kStrip * kParts < 4 ? kStrip * kParts : 4;
 
 // Draws the masks of the groups that begin at element `first` of the whole, a multiple of 64.
-[[gnu::always_inline]] inline void draw_masks(const Step& s, const Tensor& t, int64_t first, Keep (&keep)[kStrip]) {
+[[gnu::always_inline]] inline void draw_masks(const Keys& keys, const Tensor& t, uint32_t threshold, int64_t first,
+                                              Keep (&keep)[kStrip]) {
   // Blocks of eight elements. Even lanes are the first half: unpacking pairs of lanes then puts words in order.
 #if defined(__AVX512F__)
   const U64 lane = {0, 4, 1, 5, 2, 6, 3, 7};
@@ -203,15 +227,15 @@ constexpr int kChains = kStrip * kParts < 4 ? kStrip * kParts : 4;
     U64 block[kChains];
     Words words[kChains];
     for (int i = 0; i < kChains; ++i) block[i] = lane + (uint64_t)((first >> 3) + kWide * (drawn + i));
-    philox(s, t, 0, block, words);
+    philox(keys, t, 0, block, words);
 #pragma GCC unroll 4
     for (int i = 0; i < kChains; ++i) {
       const U64* w = words[i].w;
-      const U64 low = w[0] | (w[1] << 32), high = w[2] | (w[3] << 32);
+      const U64 low = (w[0] & 0xffffffffu) | (w[1] << 32), high = (w[2] & 0xffffffffu) | (w[3] << 32);
 #if defined(__AVX512F__)
       const U64 front = __builtin_shufflevector(low, high, 0, 8, 2, 10, 4, 12, 6, 14);
       const U64 back = __builtin_shufflevector(low, high, 1, 9, 3, 11, 5, 13, 7, 15);
-      const __m512i least = _mm512_set1_epi16((int16_t)s.threshold);
+      const __m512i least = _mm512_set1_epi16((int16_t)threshold);
       keep[drawn + i].bits = (uint64_t)_mm512_cmpge_epu16_mask((__m512i)front, least) |
                              (uint64_t)_mm512_cmpge_epu16_mask((__m512i)back, least) << 32;
 #else
@@ -221,14 +245,10 @@ constexpr int kChains = kStrip * kParts < 4 ? kStrip * kParts : 4;
 #else
       const U64 halves[2] = {__builtin_shufflevector(low, high, 0, 2), __builtin_shufflevector(low, high, 1, 3)};
 #endif
-#pragma GCC unroll 4
-      for (int quarter = 0; quarter < 4; ++quarter) {
-        HalfU16 halfwords;
-        std::memcpy(&halfwords, reinterpret_cast<const char*>(&halves[quarter / 2]) + kBytes / 2 * (quarter % 2),
-                    sizeof halfwords);
-        const int at = 4 * (drawn + i) + quarter;
-        keep[at / kVectors].lanes[at % kVectors] =
-            (I32)__builtin_convertvector(halfwords, U32) > (int32_t)s.threshold - 1;
+      for (int half = 0; half < 2; ++half) {  // unsigned halfwords, which signed comparisons see without their top bit
+        const I16 kept = ((I16)halves[half] ^ INT16_MIN) > (int16_t)((threshold - 1) ^ 0x8000u);
+        const int at = kBytes * (drawn + i) + kBytes / 2 * half;
+        std::memcpy(keep[at / kGroup].lanes + at % kGroup, &kept, sizeof kept);
       }
 #endif
     }
@@ -238,22 +258,23 @@ constexpr int kChains = kStrip * kParts < 4 ? kStrip * kParts : 4;
 // The masks of groups that are asked for one after the other.
 class Masks {
  public:
-  Masks(const Step& s, const Tensor& t) : s_(s), t_(t) {
-    if (!s.threshold)
+  Masks(const Step& s, const Tensor& t, const Keys& keys) : threshold_(s.threshold), t_(t), keys_(keys) {
+    if (!threshold_)
       for (Keep& keep : strip_) keep = keep_all();
   }
   [[gnu::always_inline]] const Keep& at(int64_t first) {
-    if (!s_.threshold) return strip_[0];
+    if (!threshold_) return strip_[0];
     if (first < begin_ || first >= begin_ + kStrip * kGroup) {
-      draw_masks(s_, t_, first, strip_);
+      draw_masks(keys_, t_, threshold_, first, strip_);
       begin_ = first;
     }
     return strip_[(first - begin_) / kGroup];
   }
 
  private:
-  const Step& s_;
+  const uint32_t threshold_;
   const Tensor& t_;
+  const Keys& keys_;
   int64_t begin_ = INT64_MIN / 2;
   Keep strip_[kStrip];
 };
@@ -263,7 +284,7 @@ class Masks {
 #if defined(__AVX512BW__)
     to[i] = (keep.bits >> i) & 1;
 #else
-    to[i] = keep.lanes[i / kLanes][i % kLanes] != 0;
+    to[i] = keep.lanes[i] != 0;
 #endif
   }
 }
@@ -274,7 +295,7 @@ class Masks {
   const __m512i bytes = _mm512_loadu_si512(from);
   keep.bits = _mm512_test_epi8_mask(bytes, bytes);
 #else
-  for (int i = 0; i < kGroup; ++i) keep.lanes[i / kLanes][i % kLanes] = from[i] ? -1 : 0;
+  for (int i = 0; i < kGroup; ++i) keep.lanes[i] = from[i] ? -1 : 0;
 #endif
   return keep;
 }
@@ -285,14 +306,14 @@ struct BlockWords {
   U32 w[kVectors / 4][4];
 };
 
-[[gnu::always_inline]] inline BlockWords draw_words(const Step& s, const Tensor& t, uint32_t stream, int64_t first) {
+[[gnu::always_inline]] inline BlockWords draw_words(const Keys& keys, const Tensor& t, uint32_t stream, int64_t first) {
   BlockWords words;
   for (int vector = 0; vector < kVectors / 4; ++vector) {
     U64 blocks[2];
     for (int i = 0; i < kLanes; ++i)
       blocks[i / kWide][i % kWide] = (uint64_t)((first >> 2) + vector * kLanes + kBytes / 16 * (i % 4) + i / 4);
     Words drawn[2];
-    philox(s, t, stream, blocks, drawn);
+    philox(keys, t, stream, blocks, drawn);
     for (int j = 0; j < 4; ++j) {
       const HalfU32 halves[2] = {__builtin_convertvector(drawn[0].w[j], HalfU32),
                                  __builtin_convertvector(drawn[1].w[j], HalfU32)};
@@ -376,8 +397,8 @@ constexpr float kExponential[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.16657958
 }
 
 // Draws the 64 standard normal numbers of a group by Box and Muller's transformation.
-[[gnu::always_inline]] inline void draw_normals(const Step& s, const Tensor& t, int64_t first, float* to) {
-  const BlockWords words = draw_words(s, t, 1, first);
+[[gnu::always_inline]] inline void draw_normals(const Keys& keys, const Tensor& t, int64_t first, float* to) {
+  const BlockWords words = draw_words(keys, t, 1, first);
   const auto uniform = [](U32 word) {
     return (__builtin_convertvector((I32)(word >> 9), F32) + 0.5f) * 0x1p-23f;
   };
@@ -395,8 +416,8 @@ constexpr float kExponential[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.16657958
   }
 }
 
-[[gnu::always_inline]] inline void draw_rounding(const Step& s, const Tensor& t, int64_t first, uint32_t* to) {
-  const BlockWords words = draw_words(s, t, 2, first);
+[[gnu::always_inline]] inline void draw_rounding(const Keys& keys, const Tensor& t, int64_t first, uint32_t* to) {
+  const BlockWords words = draw_words(keys, t, 2, first);
   for (int vector = 0; vector < kVectors / 4; ++vector) {
     const U32(&w)[4] = words.w[vector];
     store_by_element({(F32)w[0], (F32)w[1], (F32)w[2], (F32)w[3]}, to + 4 * kLanes * vector);
@@ -496,11 +517,12 @@ template <Form form, class P, class M>
                                                   const uint32_t* rounding, Sums& sums, const float* present) {
   Flag noisy = 0;
   F32 weighted{}, certainties{};
+  const bool penalized = c.signed_penalty != 0.0f;
 #pragma GCC unroll 4
   for (int k = 0; k < kVectors; ++k) {
     const int at = kLanes * k;
     F32 gradient = load(g + at);  // its sign is applied where it is not squared
-    if (c.signed_penalty != 0.0f) gradient += load(p + at) * c.signed_penalty;
+    if (form != kAdamW && penalized) gradient += load(p + at) * c.signed_penalty;
     F32 mean = load(m + at) * c.beta1 + gradient * c.signed_weight1;
     F32 square = load(v + at) * c.beta2 + gradient * gradient * c.new_weight2;
     if (sizeof(M) == 2) {
@@ -624,24 +646,13 @@ struct Passes {
     }
   }
 
-  static void prefetch(const void* p) { __builtin_prefetch(p); }
-
   [[gnu::always_inline]] static Flag first_at(const Constants& c, const Tensor& t, int64_t at, int64_t skip, int64_t length, const Keep& keep,
                           const uint32_t* rounding, Sums& sums) {
     P* p = static_cast<P*>(t.param) + at;
     const P* g = static_cast<const P*>(t.grad) + at;
     M* m = static_cast<M*>(t.exp_avg) + at;
     M* v = static_cast<M*>(t.exp_avg_sq) + at;
-    if (length == kGroup) {
-      constexpr int64_t ahead = 8 * kGroup;
-      for (int64_t i = 0; i < kGroup; i += 64 / (int64_t)sizeof(float)) {
-        prefetch(p + i + ahead);
-        prefetch(g + i + ahead);
-        prefetch(m + i + ahead);
-        prefetch(v + i + ahead);
-      }
-      return first_group<form>(c, p, g, m, v, keep, rounding, sums, nullptr);
-    }
+    if (length == kGroup) return first_group<form>(c, p, g, m, v, keep, rounding, sums, nullptr);
     Buffer<P> bp(p, skip, length), bg(g, skip, length);
     Buffer<M> bm(m, skip, length), bv(v, skip, length);
     float present[kGroup];
@@ -672,6 +683,7 @@ struct Passes {
 
   static void first(const Step& s, const Tensor& t, Chunk& chunk, Flag* flags, float) {
     const Constants c(s, t);
+    const Keys keys(s);
     Sums sums;
     Flag* flag = flags + chunk.flags;
     Flag any_noisy = 0;
@@ -679,7 +691,7 @@ struct Passes {
       const int64_t size = t.channels * t.area;
       RowNumbers numbers(size, false, sizeof(M) == 2);
       for (int64_t row = chunk.begin; row < chunk.end; row += size) {
-        draw_row(s, t, row, numbers, false);
+        draw_row(s, t, keys, row, numbers, false);
         for (int64_t at = 0; at < size; at += kGroup) {
           const int64_t length = size - at < kGroup ? size - at : kGroup;
           const Keep keep = s.threshold ? load_bytes(numbers.keep + at) : keep_all();
@@ -688,10 +700,10 @@ struct Passes {
         }
       }
     } else {
-      Masks masks(s, t);
+      Masks masks(s, t, keys);
       over_groups(t, chunk, [&](int64_t at, int64_t base, int64_t skip, int64_t length) {
         uint32_t rounding[kGroup];
-        if (sizeof(M) == 2) draw_rounding(s, t, base, rounding);
+        if (sizeof(M) == 2) draw_rounding(keys, t, base, rounding);
         *flag = first_at(c, t, at, skip, length, masks.at(base), rounding, sums);
         any_noisy |= *flag++;
       });
@@ -702,12 +714,13 @@ struct Passes {
 
   static void second(const Step& s, const Tensor& t, Chunk& chunk, Flag* flags, float spread) {
     const Constants c(s, t);
+    const Keys keys(s);
     const Flag* flag = flags + chunk.flags;
     if (t.channels) {
       const int64_t size = t.channels * t.area;
       RowNumbers numbers(size, true, false);
       for (int64_t row = chunk.begin; row < chunk.end; row += size) {
-        draw_row(s, t, row, numbers, true);
+        draw_row(s, t, keys, row, numbers, true);
         for (int64_t at = 0; at < size; at += kGroup, ++flag) {
           if (!*flag) continue;
           const int64_t length = size - at < kGroup ? size - at : kGroup;
@@ -717,25 +730,26 @@ struct Passes {
       }
       return;
     }
-    Masks masks(s, t);
+    Masks masks(s, t, keys);
     over_groups(t, chunk, [&](int64_t at, int64_t base, int64_t skip, int64_t length) {
       if (const Flag noisy = *flag++) {
         float normals[kGroup];
-        draw_normals(s, t, base, normals);
+        draw_normals(keys, t, base, normals);
         second_at(c, t, at, skip, length, masks.at(base), normals, noisy, spread);
       }
     });
   }
 
-  static void draw_row(const Step& s, const Tensor& t, int64_t row, RowNumbers& numbers, bool with_normals) {
+  static void draw_row(const Step& s, const Tensor& t, const Keys& keys, int64_t row, RowNumbers& numbers,
+                       bool with_normals) {
     const int64_t first = t.start + row;
-    Masks masks(s, t);
+    Masks masks(s, t, keys);
     if (s.threshold)
       numbers.fill(numbers.keep, t, first, [&](int64_t at, uint8_t* to) { store_bytes(masks.at(at), to); });
     if (with_normals)
-      numbers.fill(numbers.normals, t, first, [&](int64_t at, float* to) { draw_normals(s, t, at, to); });
+      numbers.fill(numbers.normals, t, first, [&](int64_t at, float* to) { draw_normals(keys, t, at, to); });
     if (numbers.rounding)
-      numbers.fill(numbers.rounding, t, first, [&](int64_t at, uint32_t* to) { draw_rounding(s, t, at, to); });
+      numbers.fill(numbers.rounding, t, first, [&](int64_t at, uint32_t* to) { draw_rounding(keys, t, at, to); });
   }
 };
 
