@@ -199,7 +199,7 @@ def _register(
     )
 
 
-def _with_radius(**others: Hparam) -> dict[str, Mapping[str, Hparam]]:
+def _with_radius(**others: Hparam) -> dict[str, Any]:
     """Return the hyperparameters of SAM or of its kin: the radius as published or in short searches, and others."""
     return {"hparams": {"rho": _RHO, **others}, "short_hparams": {"relative_rho": _RELATIVE_RHO, **others}}
 

@@ -65,9 +65,9 @@ def search_space(
     else:
         batch_size = Hparam(64, log2_int(3, 9))
     if photographs and of_algorithm.photograph_batch_size is not None:
-        fixed, drawn = of_algorithm.photograph_batch_size, batch_size.draw
+        always, drawn = of_algorithm.photograph_batch_size, batch_size.draw
         # drawn and not used, as in DomainBed's published code and SWAD's: later draws depend on it
-        batch_size = Hparam(fixed, published_draw=None if drawn is None else unused(drawn, fixed))
+        batch_size = Hparam(always, published_draw=None if drawn is None else unused(drawn, always))
     return {
         "data": {"batch_size": batch_size},
         "model": {"dropout": dropout},
