@@ -50,7 +50,7 @@ def _begin_one(row: Row, options: Options) -> Begun:
     def finish(spreads: Tensor | None) -> None:
         update = term.mean * term.factor if options.precondition else term.mean
         if noisy:
-            spread = term.spread if spreads is None else spreads[0].to(update.dtype)
+            spread = cast(Tensor, term.spread) if spreads is None else spreads[0].to(update.dtype)
             [normal] = draw_normals([row.place], options.seed, row.step, update.dtype, update.device)
             update = update + normal * spread * (1 - term.certainty) * options.noise
         if options.threshold:
@@ -111,7 +111,10 @@ def _tiles(row: Row) -> list[Row]:
         return [row]
     parts = zip(*(torch.split(t.view(-1), _TILE) for t in tensors), strict=True)
     whole = (row.param.numel(),)
-    return [Row(*part, row.step, row.position, Shard(whole, (i * _TILE,), ())) for i, part in enumerate(parts)]
+    return [
+        Row(p, grad, m, v, row.step, row.position, Shard(whole, (i * _TILE,), ()))
+        for i, (p, grad, m, v) in enumerate(parts)
+    ]
 
 
 def _kept_only(update: Tensor, kept: Tensor) -> Tensor:
@@ -220,7 +223,7 @@ def _move(rows: list[Row], terms: list[Terms], options: Options, noisy: list[boo
     acted = [i for i, acts in enumerate(noisy) if acts]
     normals = draw_normals([rows[i].place for i in acted], options.seed, step, dtype, device) if acted else []
     for i, normal in zip(acted, normals, strict=True):
-        spread = terms[i].spread if spreads is None else spreads[i].to(dtype)
+        spread = cast(Tensor, terms[i].spread) if spreads is None else spreads[i].to(dtype)
         updates[i].add_(normal * spread * (1 - terms[i].certainty) * options.noise)
     if options.threshold:
         masks = draw_masks([row.place for row in rows], options.seed, step, options.threshold, device)
@@ -296,7 +299,7 @@ def _doubtful(variances: Sequence[Tensor], largest_inverse: float) -> list[int]:
     It usually is 1 everywhere, because the hyperbolic tangent rounds to 1 from about 9 on (19 in float64). The largest
     variance tells, doubled for a margin to where rounding decides.
     """
-    inverse = 0.5 / torch.stack(torch._foreach_max(variances))
+    inverse = 0.5 / torch.stack(torch._foreach_max(list(variances)))
     certain = (inverse < 0) | (torch.tanh(inverse.clamp(max=largest_inverse)) == 1)
     return [i for i, known in enumerate(certain.tolist()) if not known]
 
