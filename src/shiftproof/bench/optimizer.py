@@ -181,10 +181,10 @@ def _candidates(best_build: int, graphs: bool) -> list[_Candidate]:
         for cls, options in ((AdamW, {}), (Adam, {}), (SGD, {"momentum": 0.9}))
         for name in ("fused", "foreach")
     ]
-    forms: list[tuple[str, type[Optimizer], dict[str, Any]]] = [
+    forms: list[tuple[str, Callable[..., Optimizer], dict[str, Any]]] = [
         (f"GENIE {form}", GENIE, {"lr": lr, "form": form}) for form in FORMS
     ]
-    own = [("GENIEAdamW", GENIEAdamW, {"lr": lr}), *forms]
+    own: list[tuple[str, Callable[..., Optimizer], dict[str, Any]]] = [("GENIEAdamW", GENIEAdamW, {"lr": lr}), *forms]
     genies = [
         _Candidate(f"{label}, {name}", build, {**options, **choice})
         for label, build, options in own
