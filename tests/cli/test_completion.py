@@ -30,7 +30,7 @@ def test_every_shell_has_a_script_with_commands_options_and_names(shell, capsys)
     [
         ("stu", {"study"}),
         ("figure bal", {"balance"}),
-        ("compare --optimizers g", {"gsam", "gam", "genie", "genie_released"}),
+        ("compare --optimizers g", {"gsam", "gam", "genie", "genie_released", "genie_adamw"}),
         ("compare --averag", {"--averaging"}),
         ("figure balance --averag", set()),
         ("study run conv", {"convergence"}),

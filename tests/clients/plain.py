@@ -9,7 +9,7 @@ from shiftproof.optim import GENIE, SAM, GENIEAdamW
 OPTIMIZERS = {  # with seeds, as two GENIEs of one process otherwise draw different masks
     "paper": partial(GENIE, lr=0.02, seed=3),
     "released": partial(GENIE, lr=0.02, seed=3, form="released"),
-    "genie_adamw": partial(GENIEAdamW, lr=0.01, dropout=0.4, seed=3),
+    "genie_adamw": partial(GENIEAdamW, lr=0.01, weight_decay=0.0, dropout=0.4, seed=3),
     "sam": partial(SAM, base=torch.optim.Adam, rho=0.1, lr=0.01),
     "sam_genie": partial(SAM, base=GENIE, rho=0.1, lr=0.02, seed=3),
 }

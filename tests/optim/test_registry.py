@@ -22,7 +22,8 @@ def test_protocol_ranges():
         genie_adamw, adamw = (
             OPTIMIZERS[name].search_space(pretrained, "protocol") for name in ("genie_adamw", "adamw")
         )
-        assert {name: str(genie_adamw[name]) for name in adamw} == {name: str(hparam) for name, hparam in adamw.items()}
+        for name, hparam in adamw.items():
+            assert (genie_adamw[name].default, genie_adamw[name].range) == (hparam.default, hparam.range)
 
 
 @pytest.mark.parametrize("name", ["sam", "gsam", "sagm", "fad"])

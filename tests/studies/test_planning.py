@@ -198,7 +198,7 @@ def test_a_missing_or_damaged_plan_is_named(tmp_path):
 
 def test_the_data_set_is_not_opened_to_describe_a_study(monkeypatch):
     monkeypatch.setattr(type(DATASETS["rotated_digits"]), "open", None, raising=False)
-    assert len(Study().methods) == 4
+    assert len(Study().methods) == 5
 
 
 @pytest.mark.parametrize(

@@ -468,10 +468,10 @@ def test_the_files_have_every_row_of_their_published_tables(name):
         ("ablation", 864, 16),
         ("algorithms", 4320, 24),
         ("annealing", 432, 10),
-        ("convergence", 810, 24),
-        ("optimizers", 594, 24),
+        ("convergence", 972, 24),
+        ("optimizers", 648, 24),
         ("sensitivity", 432, 20),
-        ("single_source", 270, 24),
+        ("single_source", 324, 24),
     ],
 )
 def test_the_files_say_how_many_runs_they_are(name, small, smoke):

@@ -122,7 +122,8 @@ def _draw(
             index = element_indices(place.shape, place.shard, device)
             torch.div(index, per_block, rounding_mode="floor", out=own_block)
         else:
-            torch.arange(start // per_block, start // per_block + len(own_block), out=own_block)
+            first = start // per_block
+            torch.arange(first, first + len(own_block), out=own_block, device=device)
         own_position.fill_(place.position)
     chunk = _CACHED_BLOCKS * torch.get_num_threads() if device.type == "cpu" else max(len(block), 1)
     chunks = zip(torch.split(block, chunk), torch.split(position, chunk), strict=True)

@@ -47,8 +47,7 @@ def refuse_unfused(params: Sequence[Tensor], flags: Flags) -> None:
 def _count_step(steps: Sequence[Tensor], found_inf: Tensor | None, change: int = 1) -> None:
     """Change step counts by one, unless a gradient is not finite."""
     if steps and found_inf is None:
-        on_cpu = all(step.is_cpu for step in steps)  # where torch would make a tensor of the number for each count
-        torch._foreach_add_(list(steps), torch.tensor(change, device="cpu") if on_cpu else change)
+        torch._foreach_add_(list(steps), change)
     elif found_inf is not None:
         for step in steps:
             step += change * (found_inf == 0).reshape(()).to(step)
