@@ -65,7 +65,14 @@ every_case = pytest.mark.parametrize(
     ids=[f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in CASES],
 )
 every_implementation = pytest.mark.parametrize("implementation", FLAGS)
-every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+QUICK = ("defaults", "no momentum, no eps, dropout", "all")  # which cover every option between them
+every_option = pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, options in OPTIONS.items()
+    ],
+)
 
 
 def flags(implementation):
