@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -109,6 +109,10 @@ def _draw(
 ) -> list[Tensor]:
     """Draw one value per element; ``values_of`` maps the four words of each block to values (blocks, per_block)."""
     starts = [_run_start(place) for place in places]
+    indices = [
+        element_indices(place.shape, place.shard, device) if start is None else None
+        for place, start in zip(places, starts, strict=True)
+    ]
     sizes = [math.prod(place.shape) for place in places]
     # Of elements that are consecutive in the whole, a block serves several; else each has one of its own.
     counts = [
@@ -116,11 +120,10 @@ def _draw(
         for size, start in zip(sizes, starts, strict=True)
     ]
     block, position = torch.empty(2, sum(counts), dtype=torch.int64, device=device)
-    parts = zip(places, starts, torch.split(block, counts), torch.split(position, counts), strict=True)
-    for place, start, own_block, own_position in parts:
+    parts = zip(places, starts, indices, torch.split(block, counts), torch.split(position, counts), strict=True)
+    for place, start, index, own_block, own_position in parts:
         if start is None:
-            index = element_indices(place.shape, place.shard, device)
-            torch.div(index, per_block, rounding_mode="floor", out=own_block)
+            torch.div(cast(Tensor, index), per_block, rounding_mode="floor", out=own_block)
         else:
             first = start // per_block
             torch.arange(first, first + len(own_block), out=own_block, device=device)
@@ -129,10 +132,11 @@ def _draw(
     chunks = zip(torch.split(block, chunk), torch.split(position, chunk), strict=True)
     values = torch.cat([values_of(_words(stream, *one, seed, step)) for one in chunks])
     drawn = []
-    for part, start, size, place in zip(torch.split(values, counts), starts, sizes, places, strict=True):
+    for part, start, index, size, place in zip(
+        torch.split(values, counts), starts, indices, sizes, places, strict=True
+    ):
         if start is None:
-            index = element_indices(place.shape, place.shard, device)
-            own = part.gather(1, (index % per_block)[:, None])
+            own = part.gather(1, (cast(Tensor, index) % per_block)[:, None])
         else:
             own = part.flatten()[start % per_block :][:size]
         drawn.append(own.view(tuple(place.shape)))

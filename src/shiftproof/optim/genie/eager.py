@@ -202,19 +202,20 @@ def _begin_together(rows: list[Row], options: Options) -> Begun:
     noisy = [i for i in doubtful if options.noise and (terms[i].certainty < 1).any()]
     waiting = noisy if options.needs_sums else []
     moving = [i for i in range(len(rows)) if i not in waiting]
-    _move([rows[i] for i in moving], [terms[i] for i in moving], options, [i in noisy for i in moving], None)
-    left = [(rows[i], terms[i]) for i in waiting]
+    _move([rows[i] for i in moving], [terms[i] for i in moving], options, [i in noisy for i in moving])
+    left, dtype = ([rows[i] for i in waiting], [terms[i] for i in waiting]), ms[0].dtype
 
     def finish(spreads: Tensor | None) -> None:
-        if left:
-            own = cast(Tensor, spreads)[waiting]
-            _move([row for row, _ in left], [term for _, term in left], options, [True] * len(left), own)
+        if waiting:
+            own = cast(Tensor, spreads)[waiting].to(dtype)
+            scaled = [term._replace(spread=spread) for term, spread in zip(left[1], own, strict=True)]
+            _move(left[0], scaled, options, [True] * len(waiting))
 
     return Begun(torch.stack(list(map(spread_sums, terms))) if options.needs_sums else None, finish)
 
 
-def _move(rows: list[Row], terms: list[Terms], options: Options, noisy: list[bool], spreads: Tensor | None) -> None:
-    """Update the parameters of some rows; on which noise acts is said by row, and its scale per row if it is one."""
+def _move(rows: list[Row], terms: list[Terms], options: Options, noisy: list[bool]) -> None:
+    """Update the parameters of some rows, given for each whether noise acts on it, whose spread is in its terms."""
     if not rows:
         return
     step, means = cast(int, rows[0].step), [term.mean for term in terms]
@@ -223,8 +224,7 @@ def _move(rows: list[Row], terms: list[Terms], options: Options, noisy: list[boo
     acted = [i for i, acts in enumerate(noisy) if acts]
     normals = draw_normals([rows[i].place for i in acted], options.seed, step, dtype, device) if acted else []
     for i, normal in zip(acted, normals, strict=True):
-        spread = cast(Tensor, terms[i].spread) if spreads is None else spreads[i].to(dtype)
-        updates[i].add_(normal * spread * (1 - terms[i].certainty) * options.noise)
+        updates[i].add_(normal * cast(Tensor, terms[i].spread) * (1 - terms[i].certainty) * options.noise)
     if options.threshold:
         masks = draw_masks([row.place for row in rows], options.seed, step, options.threshold, device)
         updates = tuple(map(_kept_only, updates, masks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ from shiftproof.optim.genie.rule import (
     Begun,
     Options,
     Row,
+    Rule,
     begin_in_batches,
     bias_corrections,
     mean_variance_ratio,
 )
 
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
-_FORMS = ("paper", "released", "adamw")  # as `Form` in kernel/genie.h counts them
+_RULES = get_args(Rule)  # in the order of `Form` in kernel/genie.h
 _PARAM_TYPES = (torch.float32, torch.bfloat16)
 _GROUP = 64  # elements that share a flag
 _CHUNK = 16384  # elements of a thread's task
@@ -143,7 +144,7 @@ def _begin_batch(rows: list[Row], options: Options) -> Begun:
     settings = {
         "low_params": rows[0].param.dtype == torch.bfloat16,
         "low_moments": rows[0].exp_avg.dtype == torch.bfloat16,
-        "form": _FORMS.index(options.form),
+        "form": _RULES.index(options.form),
         "lr": lr / options.kept_share,
         "beta1": options.betas[0],
         "beta2": options.betas[1],

@@ -158,7 +158,7 @@ class GENIE(GENIEBase):
 
     def _check(self, options: Mapping[str, Any]) -> None:
         _check_form(options["form"])
-        for name in ("lr", "beta", "dropout", "noise", "weight_decay"):
+        for name in ("lr", "beta", "noise", "weight_decay"):
             check_number(name, options[name])
         lr = options["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:

@@ -101,11 +101,6 @@ class Row(NamedTuple):
         """The row's place in the random stream."""
         return Place(tuple(self.param.shape), self.position, self.shard)
 
-    @property
-    def whole_numel(self) -> int:
-        """The number of elements of the whole parameter."""
-        return self.param.numel() if self.shard is None else torch.Size(self.shard.shape).numel()
-
 
 class Begun(NamedTuple):
     """A step after its first half: moving averages are updated, but sums over whole tensors are still to be taken.
@@ -231,7 +226,8 @@ def adamw_terms(
     power = threshold(v / corrections[1], 0, math.inf)  # infinite where it is 0, so that factor and update are 0
     variance = (power - square).clamp(min=torch.finfo(m.dtype).tiny)  # not 0, or a mean of 0 would give 0 / 0
     factor = square / (square + variance * mean_variance_ratio(beta, corrections[0]))
-    return Terms(mean / (power.sqrt() + eps), factor, torch.ones_like(mean), None)
+    certain = torch.ones((), dtype=m.dtype, device=m.device).expand_as(mean)
+    return Terms(mean / (power.sqrt() + eps), factor, certain, None)
 
 
 def row_terms(row: Row, options: Options, m: Tensor, v: Tensor) -> Terms:
