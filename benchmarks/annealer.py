@@ -102,7 +102,7 @@ def bench_annealer(study: Study, *, candidates: int = 100, rounds: int = 3) -> d
             "source domains": len(inputs.sources),
             "model": spec.model,
             "weights": weights,
-            "image size": data.image_shape[-1],
+            "image size": data.input_shape[-1],
             "images per domain and step": spec.axis("data")["batch_size"],
             "candidates": candidates,
             "rounds": rounds,

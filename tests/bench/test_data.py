@@ -90,8 +90,8 @@ def test_the_usual_way_evaluates_the_same_pixels(root):
     ).evaluation()
     images, labels = next(stream)
     stream.close()
-    known = torch.cat([torch.from_numpy(domain.images.copy()) for domain in open_data(study, "folder").domains])
-    classes = torch.cat([torch.from_numpy(domain.labels) for domain in open_data(study, "folder").domains])
+    known = torch.cat([torch.from_numpy(domain.inputs.copy()) for domain in open_data(study, "folder").domains])
+    classes = torch.cat([torch.from_numpy(domain.targets) for domain in open_data(study, "folder").domains])
     distances = (images[:, None] - network.normalisation(known.float() / 255)[None]).abs().amax(dim=(2, 3, 4))
     assert distances.amin(dim=1).max() < 1e-6
     assert torch.equal(classes[distances.argmin(dim=1)], labels)

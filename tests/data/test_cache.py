@@ -36,18 +36,18 @@ def test_images_are_decoded_once_and_mapped(image_tree, decoded):
     again = open_folder(root, 8)
     assert len(decoded) == 5
     for domain, same in zip(first.domains, again.domains, strict=True):
-        assert isinstance(same.images, np.memmap)
-        np.testing.assert_array_equal(domain.images, same.images)
-    np.testing.assert_array_equal(first.domains[0].images[2], decode(root / "art" / "dog" / "c.png", 8))
-    np.testing.assert_array_equal(first.domains[1].images[0], decode(root / "photo" / "cat" / "d.png", 8))
+        assert isinstance(same.inputs, np.memmap)
+        np.testing.assert_array_equal(domain.inputs, same.inputs)
+    np.testing.assert_array_equal(first.domains[0].inputs[2], decode(root / "art" / "dog" / "c.png", 8))
+    np.testing.assert_array_equal(first.domains[1].inputs[0], decode(root / "photo" / "cat" / "d.png", 8))
 
 
 def test_blocks_keep_the_order(image_tree, monkeypatch):
     root = image_tree(TREE)
-    whole = open_folder(root, 8).domains[0].images.copy()
+    whole = open_folder(root, 8).domains[0].inputs.copy()
     shutil.rmtree(cache.cache_folder())
     monkeypatch.setattr(cache, "_BLOCK", 2)
-    np.testing.assert_array_equal(open_folder(root, 8).domains[0].images, whole)
+    np.testing.assert_array_equal(open_folder(root, 8).domains[0].inputs, whole)
 
 
 def test_progress_and_time_left_go_to_standard_error(image_tree, monkeypatch, capsys):
@@ -61,8 +61,8 @@ def test_progress_and_time_left_go_to_standard_error(image_tree, monkeypatch, ca
 
 def test_another_size_is_another_cache(image_tree, decoded, cache_folder):
     root = image_tree(TREE)
-    assert open_folder(root, 8).image_shape == (3, 8, 8)
-    assert open_folder(root, 6).image_shape == (3, 6, 6)
+    assert open_folder(root, 8).input_shape == (3, 8, 8)
+    assert open_folder(root, 6).input_shape == (3, 6, 6)
     open_folder(root, 8)
     assert len(decoded) == 10
     assert len(list(cache_folder.glob("*.npy"))) == 2
@@ -70,13 +70,13 @@ def test_another_size_is_another_cache(image_tree, decoded, cache_folder):
 
 def test_a_changed_file_renews_the_cache(image_tree, decoded, cache_folder):
     root = image_tree(TREE)
-    before = open_folder(root, 8).domains[0].images.copy()
+    before = open_folder(root, 8).domains[0].inputs.copy()
     shutil.copyfile(root / "photo" / "dog" / "e.png", root / "art" / "cat" / "a.png")
     os.utime(root / "art" / "cat" / "a.png", ns=(1, 1))
     after = open_folder(root, 8)
     assert len(decoded) == 10
-    np.testing.assert_array_equal(after.domains[0].images[0], after.domains[1].images[1])
-    np.testing.assert_array_equal(after.domains[0].images[1:], before[1:])
+    np.testing.assert_array_equal(after.domains[0].inputs[0], after.domains[1].inputs[1])
+    np.testing.assert_array_equal(after.domains[0].inputs[1:], before[1:])
     assert len(list(cache_folder.glob("*.npy"))) == 1  # the stale one is gone
 
 
@@ -90,7 +90,7 @@ def test_a_new_file_renews_the_cache(image_tree, decoded):
 @pytest.mark.parametrize("damage", ["truncated", "longer", "header", "empty"])
 def test_a_damaged_cache_is_rebuilt(image_tree, decoded, cache_folder, damage):
     root = image_tree(TREE)
-    images = open_folder(root, 8).domains[0].images.copy()
+    images = open_folder(root, 8).domains[0].inputs.copy()
     (file,) = cache_folder.glob("*.npy")
     content = file.read_bytes()
     damaged = {
@@ -101,7 +101,7 @@ def test_a_damaged_cache_is_rebuilt(image_tree, decoded, cache_folder, damage):
     }
     file.unlink()  # the first one may still be mapped
     file.write_bytes(damaged[damage])
-    np.testing.assert_array_equal(open_folder(root, 8).domains[0].images, images)
+    np.testing.assert_array_equal(open_folder(root, 8).domains[0].inputs, images)
     assert len(decoded) == 10
     assert file.read_bytes() == content
 
@@ -180,7 +180,7 @@ cache.decode = slow
 mine.touch()
 while not other.exists():
     time.sleep(0.01)
-total = open_folder(root, 8).domains[0].images.sum()
+total = open_folder(root, 8).domains[0].inputs.sum()
 print(total, count)
 """
 

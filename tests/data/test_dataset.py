@@ -23,7 +23,7 @@ def domain(name="art", **changes):
 
 def test_good_data_are_taken():
     groups = np.array([7, 7, -1, 2, 3, 2**40])
-    assert dataset(domain(groups=groups), domain("photo")).image_shape == (3, 8, 8)
+    assert dataset(domain(groups=groups), domain("photo")).input_shape == (3, 8, 8)
     assert len(dataset(domain(images=IMAGES[:, :1, :, :5])).domains[0]) == 6
 
 
@@ -138,7 +138,7 @@ def test_a_kind_that_there_is_not_is_refused(kind):
 
 @pytest.mark.parametrize("images", [IMAGES[:, :1], IMAGES[:, :, :, :5], IMAGES.repeat(2, 1)])
 def test_photographs_are_square_and_in_colour(images):
-    assert dataset(domain(), kind="photographs").image_shape == (3, 8, 8)
+    assert dataset(domain(), kind="photographs").input_shape == (3, 8, 8)
     with pytest.raises(ValueError, match=r"photographs must have \(3, side, side\): .*images\.repeat\(3, axis=1\)"):
         dataset(domain(images=images), kind="photographs")
     assert dataset(domain(images=images)).kind == "small_images"

@@ -20,19 +20,19 @@ def colored():
 def test_rotated_digits_holds_every_digit_once(rotated):
     assert rotated.domain_names == ("0", "15", "30", "45", "60", "75")
     assert [len(domain) for domain in rotated.domains] == [300, 300, 300, 299, 299, 299]
-    labels = np.concatenate([domain.labels for domain in rotated.domains])
+    labels = np.concatenate([domain.targets for domain in rotated.domains])
     np.testing.assert_array_equal(np.bincount(labels), np.bincount(load_digits().target))
-    assert rotated.image_shape == (1, 16, 16)
-    assert all(domain.images.dtype == np.uint8 for domain in rotated.domains)
+    assert rotated.input_shape == (1, 16, 16)
+    assert all(domain.inputs.dtype == np.uint8 for domain in rotated.domains)
 
 
 def test_rotated_digits_are_turned_by_the_angle_in_their_name(rotated):
     """Turned back, the domains' mean images agree with the upright one's; as they are, they do not."""
     from scipy.ndimage import rotate
 
-    upright = rotated.domains[0].images[:, 0].mean(axis=0)
+    upright = rotated.domains[0].inputs[:, 0].mean(axis=0)
     for domain in rotated.domains[2:]:
-        mean = domain.images[:, 0].mean(axis=0)
+        mean = domain.inputs[:, 0].mean(axis=0)
         back = rotate(mean, -float(domain.name), reshape=False, order=1)
 
         def agreement(image):
@@ -44,19 +44,19 @@ def test_rotated_digits_are_turned_by_the_angle_in_their_name(rotated):
 def test_colored_digits_have_the_colour_and_label_noise_of_their_domains(colored):
     assert colored.domain_names == ("plus90", "plus80", "minus90")
     for domain, correlation in zip(colored.domains, (0.9, 0.8, 0.1), strict=True):
-        red, green, blue = (domain.images[:, channel].reshape(len(domain), -1).any(axis=1) for channel in range(3))
+        red, green, blue = (domain.inputs[:, channel].reshape(len(domain), -1).any(axis=1) for channel in range(3))
         assert not blue.any()
         assert (red ^ green).all()
-        assert np.mean(green == domain.labels) == pytest.approx(correlation, abs=0.04)
+        assert np.mean(green == domain.targets) == pytest.approx(correlation, abs=0.04)
 
 
 def test_colored_digits_flip_a_quarter_of_the_labels(colored):
     rotated = DATASETS["rotated_digits"].open(None, None)  # the same digits in the same order
     digits = np.empty(1797, dtype=np.int64)
     for i, domain in enumerate(rotated.domains):
-        digits[i::6] = domain.labels
+        digits[i::6] = domain.targets
     for i, domain in enumerate(colored.domains):
-        assert np.mean((digits[i::3] < 5) != domain.labels) == pytest.approx(0.25, abs=0.04)
+        assert np.mean((digits[i::3] < 5) != domain.targets) == pytest.approx(0.25, abs=0.04)
 
 
 def test_data_sets_are_fixed(rotated, colored):

@@ -30,9 +30,9 @@ def test_folder_has_sorted_domains_and_classes(image_tree):
     assert dataset.domain_names == ("art", "photo")
     assert dataset.classes == ("cat", "dog")
     assert dataset.kind == "photographs"
-    assert dataset.image_shape == (3, 8, 8)
-    assert dataset.domains[0].labels.tolist() == [0, 0, 1]
-    assert dataset.domains[1].labels.tolist() == [0, 1, 1, 1, 1, 1]
+    assert dataset.input_shape == (3, 8, 8)
+    assert dataset.domains[0].targets.tolist() == [0, 0, 1]
+    assert dataset.domains[1].targets.tolist() == [0, 1, 1, 1, 1, 1]
 
 
 def test_folder_lists_files_in_the_order_of_torchvision(image_tree):
@@ -59,7 +59,7 @@ def test_folder_accepts_one_domain(image_tree):
 
 
 def test_folder_resizes_to_224_unless_told(image_tree):
-    assert open_folder(image_tree(TREE), kind="photographs").image_shape == (3, 224, 224)
+    assert open_folder(image_tree(TREE), kind="photographs").input_shape == (3, 224, 224)
 
 
 def test_folder_groups_drawings_of_one_photograph(image_tree):
@@ -251,8 +251,8 @@ def test_pacs_counts_and_order(pacs):
     assert pacs.domain_names == PACS_DOMAINS
     assert pacs.classes == PACS_CLASSES
     assert tuple(len(domain) for domain in pacs.domains) == PACS_COUNTS
-    assert tuple(len(domain.images) for domain in pacs.domains) == PACS_COUNTS
-    assert np.bincount(pacs.domains[3].labels).tolist() == [772, 740, 753, 608, 816, 80, 160]
+    assert tuple(len(domain.inputs) for domain in pacs.domains) == PACS_COUNTS
+    assert np.bincount(pacs.domains[3].targets).tolist() == [772, 740, 753, 608, 816, 80, 160]
 
 
 def test_pacs_files_are_in_the_order_of_torchvision(pacs_folder):

@@ -71,10 +71,10 @@ def test_a_folder_is_opened_at_the_size_of_its_kind(tmp_path):
             _write(tmp_path / "own" / domain / name, [(20, 28), (24, 24)], "L")
     root = tmp_path / "own"
     assert look_at_folder(root).kind == open_folder(root).kind == "small_images"
-    assert open_folder(root).image_shape == (3, 28, 28)
-    assert open_folder(root, 16).image_shape == (3, 16, 16)
+    assert open_folder(root).input_shape == (3, 28, 28)
+    assert open_folder(root, 16).input_shape == (3, 16, 16)
     forced = open_folder(root, None, "photographs")
-    assert (forced.kind, forced.image_shape) == ("photographs", (3, 224, 224))
+    assert (forced.kind, forced.input_shape) == ("photographs", (3, 224, 224))
 
 
 def test_all_but_folders_state_their_kind():

@@ -161,7 +161,7 @@ def test_pictures_beside_folders_of_a_class_keep_theirs_in_it(write):
     root = write(("amazon", "dslr"), CLASSES)
     (root / "amazon" / "mug" / "red").mkdir()
     (root / "amazon" / "mug" / "red" / "y.png").write_bytes((root / "dslr/mug/x.png").read_bytes())
-    assert open_folder(root, 8).domains[0].labels.tolist() == [0, 1, 1]
+    assert open_folder(root, 8).domains[0].targets.tolist() == [0, 1, 1]
 
 
 def test_a_published_set_says_how_a_folder_of_another_name_opens(write, capsys, tmp_path):
@@ -183,7 +183,7 @@ def test_ambiguous_names_of_domains_are_refused(write, capsys):
 def run(tmp_path):
     network = build_network("small_conv", (3, 8, 8), 2, dropout=0.0, seed=0)
     (tmp_path / "run").mkdir()
-    save_model(tmp_path / "run", network, network.state_dict(), "small_conv", "erm", CLASSES, (3, 8, 8))
+    save_model(tmp_path / "run", network, network.state_dict(), "small_conv", "erm", dataset, {})
     return tmp_path / "run"
 
 

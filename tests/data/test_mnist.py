@@ -43,15 +43,15 @@ def test_rotated_mnist_turns_every_digit_once_as_domainbed_does(data_dir, origin
     images, digits = originals
     dataset = DATASETS["rotated_mnist"].open(data_dir, None)
     assert dataset.domain_names == ("0", "15", "30", "45", "60", "75")
-    assert (dataset.image_shape, len(dataset.classes), dataset.kind) == ((1, 28, 28), 10, "small_images")
+    assert (dataset.input_shape, len(dataset.classes), dataset.kind) == ((1, 28, 28), 10, "small_images")
     seen = []
     for domain in dataset.domains:
         assert len(domain) == 12
         turned = [
             rotate(Image.fromarray(image), int(domain.name), InterpolationMode.BICUBIC, fill=(0,)) for image in images
         ]
-        found = [find(image[0], np.stack(turned)) for image in domain.images]
-        np.testing.assert_array_equal(domain.labels, digits[found])
+        found = [find(image[0], np.stack(turned)) for image in domain.inputs]
+        np.testing.assert_array_equal(domain.targets, digits[found])
         seen += found
     assert sorted(seen) == list(range(72))
 
@@ -60,14 +60,14 @@ def test_colored_mnist_colours_every_digit_once(data_dir, originals):
     images, digits = originals
     dataset = DATASETS["colored_mnist"].open(data_dir, 28)
     assert dataset.domain_names == ("plus90", "plus80", "minus90")
-    assert (dataset.image_shape, dataset.classes) == ((2, 28, 28), ("at least 5", "below 5"))
+    assert (dataset.input_shape, dataset.classes) == ((2, 28, 28), ("at least 5", "below 5"))
     seen = []
     for domain in dataset.domains:
         assert len(domain) == 24
-        assert (domain.images.any(axis=(2, 3)).sum(axis=1) == 1).all()  # one channel is empty
-        seen += [find(image.sum(axis=0), images) for image in domain.images]
+        assert (domain.inputs.any(axis=(2, 3)).sum(axis=1) == 1).all()  # one channel is empty
+        seen += [find(image.sum(axis=0), images) for image in domain.inputs]
     assert sorted(seen) == list(range(72))
-    below = np.concatenate([domain.labels for domain in dataset.domains]) == 1
+    below = np.concatenate([domain.targets for domain in dataset.domains]) == 1
     assert 0.6 < (below == (digits[seen] < 5)).mean() < 0.9  # 0.75 but for chance
 
 
@@ -76,9 +76,9 @@ def test_labels_and_colours_are_flipped_as_often_as_they_should_be():
     digits = np.arange(count) % 10
     images = np.full((count, 1, 1), 255, dtype=np.uint8)
     for i, (domain, flip) in enumerate(zip(colored("large", images, digits, 2).domains, (0.1, 0.2, 0.9), strict=True)):
-        assert np.mean(domain.labels != (digits[i::3] < 5)) == pytest.approx(0.25, abs=0.01)
-        colours = domain.images[:, 1, 0, 0] > 0
-        assert np.mean(colours != domain.labels) == pytest.approx(flip, abs=0.01)
+        assert np.mean(domain.targets != (digits[i::3] < 5)) == pytest.approx(0.25, abs=0.01)
+        colours = domain.inputs[:, 1, 0, 0] > 0
+        assert np.mean(colours != domain.targets) == pytest.approx(flip, abs=0.01)
 
 
 def test_the_sets_are_fixed_and_trained_on_like_digits(data_dir):

@@ -83,8 +83,8 @@ def test_two_links_to_one_picture_are_the_picture_twice(image_tree):
     root = image_tree(TREE)
     (root / "art" / "cat" / "z.png").symlink_to("a.png")
     art = open_folder(root, 8).domains[0]
-    assert art.labels.tolist() == [0, 0, 0, 1]
-    np.testing.assert_array_equal(art.images[2], art.images[0])
+    assert art.targets.tolist() == [0, 0, 0, 1]
+    np.testing.assert_array_equal(art.inputs[2], art.inputs[0])
 
 
 @pytest.mark.parametrize("link", ["drawing", "art/mouse", "art/cat/more", "art/cat/x.png"])
@@ -189,7 +189,7 @@ def test_pictures_of_undecodable_names_are_trained_on_and_reported(image_tree, c
     shutil.move(renamed, _undecodable(root, "art/cat/more"))
     named = open_folder(root, 8)
     for one, other in zip(plain.domains, named.domains, strict=True):
-        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.inputs, other.inputs)
     (root / "art" / "cat" / "a.png").write_bytes(next(root.glob("art/cat/more*/*.png")).read_bytes())
     assert main(["data", "check", str(root)]) == 0
     assert rb"art/cat/a.png = art/cat/more\udcff/b\udcff.png" in capfdbinary.readouterr().out

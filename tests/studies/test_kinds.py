@@ -153,7 +153,7 @@ def test_the_kind_decides_augmentation_and_is_part_of_the_run(tmp_path):
         spec = replace(spec, hparams={**spec.hparams, "data.batch_size": 8})
         inputs = Inputs(dataset, spec, Normalisation((0.5,) * 3, (0.5,) * 3), torch.device("cpu"))
         images, _ = inputs.batches(1)[0]
-        known = dataset.domains[1].images.reshape(-1, 3 * 28 * 28) / 255
+        known = dataset.domains[1].inputs.reshape(-1, 3 * 28 * 28) / 255
         pixels[spec.kind] = all(
             np.isclose(known, image.reshape(1, -1), atol=1e-6).all(1).any() for image in images.numpy() / 2 + 0.5
         )
@@ -216,7 +216,7 @@ def test_spoken_digits_at_the_defaults_reach_unseen_speakers(tmp_path):
 def test_digits_written_to_files_reach_what_the_embedded_ones_reach(tmp_path):
     digits = DATASETS["rotated_digits"].open(None, None)
     for domain in digits.domains:
-        for i, (image, label) in enumerate(zip(domain.images, domain.labels, strict=True)):
+        for i, (image, label) in enumerate(zip(domain.inputs, domain.targets, strict=True)):
             folder = tmp_path / "written" / domain.name / str(label)
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[0]).save(folder / f"{i:04}.png")

@@ -149,8 +149,8 @@ def test_evaluate_uses_the_normalisation_that_the_model_was_kept_with(tmp_path, 
     domain = DATASETS["rotated_digits"].open(None, None).domains[5]
     for label in range(10):
         (folder := tmp_path / "pictures" / str(label)).mkdir(parents=True)
-        for i in [i for i, one in enumerate(domain.labels) if one == label][:3]:
-            Image.fromarray(domain.images[i, 0]).save(folder / f"{i}.png")
+        for i in [i for i, one in enumerate(domain.targets) if one == label][:3]:
+            Image.fromarray(domain.inputs[i, 0]).save(folder / f"{i}.png")
     options = ["train", "--target", "75", "--optimizer", "adam", "--steps", "40", "--normalisation", "0.1,0.3"]
     assert main([*options, "--output", str(tmp_path / "run")]) == 0
     capsys.readouterr()

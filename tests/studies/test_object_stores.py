@@ -112,7 +112,7 @@ def test_a_run_in_memory_is_killed_and_continues_bit_for_bit(tmp_path):
     assert result["weights_sha256"] == whole["weights_sha256"]
     assert json.loads((place / "result.json").read_text())["metrics"] == whole["metrics"]
     assert not (place / "checkpoint.pt").exists()
-    images = torch.zeros(2, *digits.image_shape)
+    images = torch.zeros(2, *digits.input_shape)
     here, there = shiftproof.load(tmp_path), shiftproof.load(str(place))
     assert torch.equal(here(here.normalise(images)), there(there.normalise(images)))
 

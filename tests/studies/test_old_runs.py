@@ -80,11 +80,11 @@ def test_the_model_scores_as_it_did(old, tmp_path, capsys):
     ].values()
     unseen = DIGITS.domains[DIGITS.domain_names.index("30")]
     with torch.inference_mode():
-        logits = model(model.normalise(torch.from_numpy(unseen.images)))
-    labels = torch.from_numpy(unseen.labels)
+        logits = model(model.normalise(torch.from_numpy(unseen.inputs)))
+    labels = torch.from_numpy(unseen.targets)
     recorded = sum(part["count"] * part["loss"] for part in parts) / len(labels)
     assert float(F.cross_entropy(logits, labels)) == pytest.approx(recorded, rel=1e-5)
-    for number, (image, label) in enumerate(zip(unseen.images, unseen.labels, strict=True)):
+    for number, (image, label) in enumerate(zip(unseen.inputs, unseen.targets, strict=True)):
         folder = tmp_path / "images" / "30" / model.classes[label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0]).save(folder / f"{number}.png")

@@ -61,9 +61,9 @@ def _assert_is_scored(folder, data, record):
     for i, part in ((1, "out"), (2, "in")):
         domain = data.domains[i]
         chosen = getattr(random_split(len(domain), 0, i), {"in": "in_", "out": "out"}[part])
-        predicted = model(model.normalise(torch.from_numpy(domain.images[chosen]))).argmax(dim=1)
+        predicted = model(model.normalise(torch.from_numpy(domain.inputs[chosen]))).argmax(dim=1)
         accuracy = record["domains"][domain.name][part]["accuracy"]
-        assert (predicted.numpy() == domain.labels[chosen]).mean() == pytest.approx(accuracy)
+        assert (predicted.numpy() == domain.targets[chosen]).mean() == pytest.approx(accuracy)
 
 
 def test_swad_stops_when_the_valley_is_dead_and_keeps_its_average(digits, make_spec, weights, dies, tmp_path):
@@ -170,7 +170,7 @@ def test_a_run_killed_while_its_average_is_scored_ends_bit_identical(digits, mak
 def grey(digits):
     """The digits, enlarged for a network with batch norms."""
     domains = tuple(
-        Domain(d.name, np.kron(d.images[:60], np.ones((1, 1, 2, 2), dtype=np.uint8)), d.labels[:60])
+        Domain(d.name, np.kron(d.inputs[:60], np.ones((1, 1, 2, 2), dtype=np.uint8)), d.targets[:60])
         for d in digits.domains[:3]
     )
     return DomainDataset(digits.name, domains, digits.classes, "small_images", "grey")

@@ -131,7 +131,7 @@ def test_targets_are_scored_at_every_evaluation_where_asked(digits, make_spec, t
 
 
 def test_a_network_starts_as_its_dialect_says(digits, make_spec, tmp_path):
-    random = build_network("test_resnet", digits.image_shape, 10, dropout=0.0, seed=3)
+    random = build_network("test_resnet", digits.input_shape, 10, dropout=0.0, seed=3)
     save_file(random.featurizer.state_dict(), tmp_path / "w.safetensors")
     for dialect, protocol in ((name, PROTOCOLS[name]) for name in PROTOCOLS):
         fingerprint = weights_fingerprint(tmp_path / "w.safetensors")
@@ -144,7 +144,7 @@ def test_a_network_starts_as_its_dialect_says(digits, make_spec, tmp_path):
 def test_augmented_validation_differs_from_evaluation_to_evaluation(digits, make_spec, tmp_path):
     """At lr 0 the weights stay: the losses of the sources differ by their images alone, the target's do not."""
     colours = tuple(
-        Domain(d.name, d.images[:60].repeat(3, axis=1), d.labels[:60]) for d in digits.domains[:3]
+        Domain(d.name, d.inputs[:60].repeat(3, axis=1), d.targets[:60]) for d in digits.domains[:3]
     )  # as photographs
     data = DomainDataset("photographs", colours, digits.classes, "photographs", "x")
     for protocol, augmented in (("domainbed", True), ("swad", False)):

@@ -62,12 +62,12 @@ def test_batches_are_the_drawn_images_augmented_if_photographs(photographs):
     batches = _inputs(dataset).batches(3)
     assert len(batches) == 2
     for (images, labels), domain, chosen in zip(batches, (0, 2), drawn, strict=True):
-        pixels = torch.from_numpy(dataset.domains[domain].images[chosen])
+        pixels = torch.from_numpy(dataset.domains[domain].inputs[chosen])
         plain = pixels.float() / 255
         expected = augment(pixels, draw_augmentations(5, 12, SPEC.seed, 3, domain)) if photographs else plain
         torch.testing.assert_close(images, _normalised(expected))
         assert torch.equal(images, _normalised(plain)) != photographs
-        assert labels.tolist() == dataset.domains[domain].labels[chosen].tolist()
+        assert labels.tolist() == dataset.domains[domain].targets[chosen].tolist()
 
 
 @pytest.mark.parametrize("part", ["in", "out"])
@@ -79,8 +79,8 @@ def test_evaluation_is_plain_whole_and_in_order(domain, part):
     batches = list(_inputs(dataset).evaluation_batches(domain, part))
     assert all(len(labels) <= EVALUATION_BATCH for _, labels in batches)
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    torch.testing.assert_close(images, _normalised(torch.from_numpy(dataset.domains[domain].images[indices]) / 255))
-    assert labels.tolist() == dataset.domains[domain].labels[indices].tolist()
+    torch.testing.assert_close(images, _normalised(torch.from_numpy(dataset.domains[domain].inputs[indices]) / 255))
+    assert labels.tolist() == dataset.domains[domain].targets[indices].tolist()
 
 
 @pytest.mark.parametrize("protocol", ["domainbed", "domainbed-head"])
@@ -88,11 +88,11 @@ def test_some_dialects_augment_the_held_out_photographs_of_the_sources(protocol)
     dataset = _dataset(photographs=True)
     split = split_domain(dataset.domains[2], "random", 1, 2)
     images, labels = _part(dataset, protocol, 2, "out", 3)
-    pixels = torch.from_numpy(dataset.domains[2].images[split.out])
+    pixels = torch.from_numpy(dataset.domains[2].inputs[split.out])
     assert len(pixels) > EVALUATION_BATCH
     draws = draw_augmentations(len(pixels), 12, SPEC.seed, -3, 2)
     torch.testing.assert_close(images, _normalised(augment(pixels, draws)))
-    assert labels == dataset.domains[2].labels[split.out].tolist()
+    assert labels == dataset.domains[2].targets[split.out].tolist()
     assert torch.equal(_part(dataset, protocol, 2, "out", 3)[0], images)
     assert not torch.equal(_part(dataset, protocol, 2, "out", 4)[0], images)
 
@@ -108,7 +108,7 @@ def test_all_else_is_evaluated_plain():
         dataset = _dataset(photographs)
         split = split_domain(dataset.domains[domain], "random", 1, domain)
         indices = split.out if part == "out" else split.in_
-        plain = _normalised(torch.from_numpy(dataset.domains[domain].images[indices]) / 255)
+        plain = _normalised(torch.from_numpy(dataset.domains[domain].inputs[indices]) / 255)
         torch.testing.assert_close(_part(dataset, protocol, domain, part, 3)[0], plain)
 
 

@@ -132,16 +132,16 @@ def test_the_selected_model_is_kept_with_what_it_needs(study, optimizer, lr, ste
     result = train(_spec(study, optimizer), DIGITS, tmp_path, device=CPU)
     model = shiftproof.load(tmp_path)
     assert model.classes == tuple("0123456789")
-    assert model.image_shape == (1, 16, 16)
+    assert model.input_shape == (1, 16, 16)
     assert not model.training
     assert select("training_domain", result["metrics"], ("30",), PROTOCOLS["shiftproof"])["step"] == step
     scores = next(m for m in result["metrics"] if m["step"] == step)["domains"]
     for i, part in ((1, "out"), (2, "in")):  # a source's validation, and the target's accuracy in the table
         domain = DIGITS.domains[i]
         chosen = getattr(random_split(len(domain), 0, i), {"in": "in_", "out": "out"}[part])
-        predicted = model(model.normalise(torch.from_numpy(domain.images[chosen]))).argmax(dim=1)
+        predicted = model(model.normalise(torch.from_numpy(domain.inputs[chosen]))).argmax(dim=1)
         accuracy = scores[domain.name][part]["accuracy"]
-        assert (predicted.numpy() == domain.labels[chosen]).mean() == pytest.approx(accuracy)
+        assert (predicted.numpy() == domain.targets[chosen]).mean() == pytest.approx(accuracy)
 
 
 def test_a_diverging_run_stops_says_where_and_keeps_no_checkpoint_after_it(study, tmp_path):
@@ -192,7 +192,7 @@ def test_a_damaged_model_is_named(study, tmp_path):
 
 def test_a_domain_too_small_to_split_is_refused(study, tmp_path):
     digits = DATASETS["rotated_digits"].open(None, None)
-    tiny = Domain("30", digits.domains[2].images[:4], digits.domains[2].labels[:4])
+    tiny = Domain("30", digits.domains[2].inputs[:4], digits.domains[2].targets[:4])
     data = DomainDataset("tiny", (digits.domains[0], digits.domains[1], tiny), digits.classes, "small_images", "x")
     with pytest.raises(ValueError, match="4 images is too small to split"):
         train(dataclasses.replace(_spec(study), data_fingerprint="x"), data, tmp_path, device=CPU)

@@ -31,8 +31,8 @@ def pictures(tmp_path_factory):
     domain = DATASETS["rotated_digits"].open(None, None).domains[5]
     for label in range(10):
         (root / str(label)).mkdir()
-        for i in np.flatnonzero(domain.labels == label)[:3]:
-            Image.fromarray(domain.images[i, 0]).save(root / str(label) / f"{i}.png")
+        for i in np.flatnonzero(domain.targets == label)[:3]:
+            Image.fromarray(domain.inputs[i, 0]).save(root / str(label) / f"{i}.png")
     return root
 
 
@@ -42,7 +42,7 @@ def test_the_transform_is_that_of_validation(run, pictures):
     path = next((pictures / "3").iterdir())
     with Image.open(path) as image:
         transformed = model.transform(image)
-    expected = model.normalise(torch.from_numpy(domain.images[[int(path.stem)]]))[0]
+    expected = model.normalise(torch.from_numpy(domain.inputs[[int(path.stem)]]))[0]
     assert torch.equal(transformed, expected)
     assert transformed.shape == (1, 16, 16)
     with Image.open(path) as image:

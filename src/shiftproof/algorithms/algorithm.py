@@ -12,10 +12,10 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from shiftproof.base.batch import Batch
+from shiftproof.base.choices import KINDS, TASKS, Kind, Task
 from shiftproof.base.hparams import Hparam
 from shiftproof.base.registry import Registry
 from shiftproof.models import Network
@@ -88,6 +88,15 @@ class Algorithm(nn.Module):
 
     min_domains: ClassVar[int] = 1
     """The least number of source domains."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = KINDS
+    """The kinds of inputs that it takes."""
+
+    tasks: ClassVar[tuple[Task, ...]] = TASKS
+    """The tasks that it is defined for."""
+
+    limits: ClassVar[str] = ""
+    """Why it takes no other kinds or tasks, as in "it mixes feature maps"."""
 
     min_images: ClassVar[int] = 1
     """The least number of images in a domain's batch."""
@@ -203,8 +212,8 @@ class Algorithm(nn.Module):
         return loss
 
     def domain_losses(self, batches: Sequence[Batch]) -> list[Tensor]:
-        """Return the cross-entropy of every source domain, without penalties."""
-        return [F.cross_entropy(self.predict(images), labels) for images, labels in batches]
+        """Return the loss of every source domain, without penalties."""
+        return [self.network.loss(self.predict(inputs), targets) for inputs, targets in batches]
 
     def domain_loss(self, batches: Sequence[Batch], domain: int) -> Tensor:
         """Return one of the `domain_losses`, without a forward pass of the others unless a subclass redefines these."""

@@ -12,6 +12,7 @@ from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import mean_domain_loss
 from shiftproof.algorithms.extended_network import ExtendedNetwork
 from shiftproof.base.batch import Batch
+from shiftproof.base.choices import PICTURES, Kind
 from shiftproof.models import Network
 
 HIDDEN = 64
@@ -33,6 +34,7 @@ class ContextNetwork(ExtendedNetwork):
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
+        assert network.normalisation is not None  # noqa: S101  (its inputs are pictures)
         channels = len(network.normalisation.mean)
         _add_input_channel(network.featurizer, channels)
         # not inside the featurizer, whose batch norms may be frozen: these have no given statistics to keep
@@ -92,6 +94,8 @@ class ARM(Algorithm):
         ValueError: the featurizer does not begin with a convolution.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = PICTURES
+    limits: ClassVar[str] = "it adds channels to pictures"
     photograph_batch_size: ClassVar[int | None] = 8
     accumulates: ClassVar[bool] = False
     transductive: ClassVar[bool] = True
@@ -107,7 +111,9 @@ class ARM(Algorithm):
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the loss of all batches, each with the context of its domain, in one forward pass."""
         images = torch.cat([images for images, _ in batches])
-        return mean_domain_loss(self.network(images, [len(labels) for _, labels in batches]), batches)
+        return mean_domain_loss(
+            self.network(images, [len(labels) for _, labels in batches]), batches, self.network.loss
+        )
 
 
 ALGORITHMS.register("arm", ARM)

@@ -23,6 +23,7 @@ from shiftproof.algorithms.algorithm import (
 )
 from shiftproof.algorithms.domain_loss import split_domains
 from shiftproof.base.batch import Batch
+from shiftproof.base.choices import Task
 from shiftproof.base.hparams import Described, Hparam, choice, log2_int, log10_uniform
 from shiftproof.models import Network
 
@@ -251,7 +252,7 @@ class DANN(Algorithm):
     def _losses(self, encoded: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Return the classifier's loss and the discriminator's, the latter with the discriminator's weights fixed."""
         features, labels, domains = _pooled(encoded)
-        classification = F.cross_entropy(self.network.classifier(features), labels)
+        classification = self.network.loss(self.network.classifier(features), labels)
         if self.discriminator is None:
             return classification, torch.zeros_like(classification)
         weights = {name: p.detach() for name, p in self.discriminator.named_parameters()}
@@ -277,6 +278,8 @@ class CDANN(DANN):
 
     accumulates: ClassVar[bool] = False
     conditional: ClassVar[bool] = True
+    tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    limits: ClassVar[str] = "its discriminator knows the class"
 
     def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Average the images' losses (n,) within each class first, and then over the classes in the batch."""
@@ -287,7 +290,9 @@ class CDANN(DANN):
 def _pooled(encoded: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
     """Concatenate the domains' features and labels, and number each image's domain."""
     features, labels = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-    domains = torch.cat([torch.full_like(labels, i) for i, (_, labels) in enumerate(encoded)])
+    domains = torch.cat(
+        [labels.new_full((len(labels),), i, dtype=torch.int64) for i, (_, labels) in enumerate(encoded)]
+    )
     return features, labels, domains
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shiftproof.base.batch import Batch
+from shiftproof.models import Loss
 
 
 def pooled(batches: Sequence[Batch]) -> Batch:
@@ -22,17 +23,18 @@ def split_domains(rows: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
     return list(rows.split([len(labels) for _, labels in batches]))  # type: ignore[no-untyped-call]
 
 
-def losses_by_domain(logits: Tensor, batches: Sequence[Batch]) -> Tensor:
-    """Return the mean cross-entropy of each domain, (domains,).
+def losses_by_domain(outputs: Tensor, batches: Sequence[Batch], loss: Loss = F.cross_entropy) -> Tensor:
+    """Return the mean loss of each domain, (domains,).
 
     Args:
-        logits: logits (n, classes) of all images of the batches, in their order.
+        outputs: outputs (n, classes) of all inputs of the batches, in their order.
         batches: one batch per source domain.
+        loss: maps outputs and targets to their mean loss, as `Network.loss` does.
     """
-    parts = split_domains(logits, batches)
-    return torch.stack([F.cross_entropy(part, labels) for part, (_, labels) in zip(parts, batches, strict=True)])
+    parts = split_domains(outputs, batches)
+    return torch.stack([loss(part, targets) for part, (_, targets) in zip(parts, batches, strict=True)])
 
 
-def mean_domain_loss(logits: Tensor, batches: Sequence[Batch]) -> Tensor:
+def mean_domain_loss(outputs: Tensor, batches: Sequence[Batch], loss: Loss = F.cross_entropy) -> Tensor:
     """Return the unweighted mean of `losses_by_domain`: small batches count as much as large ones."""
-    return losses_by_domain(logits, batches).mean()
+    return losses_by_domain(outputs, batches, loss).mean()

@@ -22,5 +22,7 @@ class ExtendedNetwork(Network):
             network.freeze_batch_norm,
             network.image_shape,
             network.stages,
+            network.task,
+            network.quantity,
         )
         self.classifier = network.classifier

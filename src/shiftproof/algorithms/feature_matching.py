@@ -62,7 +62,7 @@ class FeatureMatching(Algorithm, ABC):
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the loss of all batches in one forward pass."""
         features = self.network.featurizer(torch.cat([images for images, _ in batches]))
-        loss = mean_domain_loss(self.network.classifier(self.network.dropout(features)), batches)
+        loss = mean_domain_loss(self.network.classifier(self.network.dropout(features)), batches, self.network.loss)
         if len(batches) == 1:
             return loss
         with torch.autocast(features.device.type, enabled=False):  # penalties are small differences of large sums

@@ -13,6 +13,7 @@ from shiftproof.algorithms.algorithm import ALGORITHMS
 from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
 from shiftproof.algorithms.domain_loss import pooled, split_domains
 from shiftproof.base.batch import Batch
+from shiftproof.base.choices import Task
 from shiftproof.base.hparams import Hparam, log10_uniform, uniform, uniform_int
 from shiftproof.models import Network
 
@@ -49,6 +50,8 @@ class Fishr(AnnealedPenalty):
         ValueError: an argument is out of its range.
     """
 
+    tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    limits: ClassVar[str] = "its gradients are the cross-entropy's in closed form"
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "penalty_weight": Hparam(1000.0, log10_uniform(1, 4), seed_name="lambda"),
         "anneal_steps": Hparam(1500, uniform_int(0, 5000), seed_name="penalty_anneal_iters"),

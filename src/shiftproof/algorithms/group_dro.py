@@ -52,7 +52,7 @@ class GroupDRO(Algorithm):
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the weighted sum of the domains' losses, from one forward pass."""
         logits = self.predict(torch.cat([images for images, _ in batches]))
-        losses = losses_by_domain(logits, batches)
+        losses = losses_by_domain(logits, batches, self.network.loss)
         q = (self.q.log() + self.eta * losses.detach()).softmax(0)  # normalised without overflow
         self.carry("q", q)
         return (q * losses).sum()  # autocast would compute a matrix product in bfloat16

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS
 from shiftproof.algorithms.domain_loss import pooled
@@ -52,7 +51,7 @@ class GSNRDropout(ERM):
         if not 0 <= ratio < 1:
             raise ValueError(f"Invalid ratio value: {ratio}; it must be in [0, 1)")
         self.ratio = ratio
-        self._per_sample = PerSampleGradients(network, F.cross_entropy)
+        self._per_sample = PerSampleGradients(network, network.loss)
 
     def backward(self, batches: Sequence[Batch], create_graph: bool = False) -> Tensor:
         """Leave gradients in the parameters with the dropped elements set to 0, and return the detached loss."""

@@ -12,6 +12,7 @@ from shiftproof.algorithms.algorithm import ALGORITHMS
 from shiftproof.algorithms.annealed_penalty import AnnealedPenalty
 from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
 from shiftproof.base.batch import Batch
+from shiftproof.base.choices import Task
 from shiftproof.base.hparams import Hparam, log10_int, log10_uniform
 from shiftproof.models import Network
 
@@ -46,6 +47,8 @@ class IRM(AnnealedPenalty):
     }
 
     min_images: ClassVar[int] = 2
+    tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    limits: ClassVar[str] = "its penalty is the cross-entropy's derivative in closed form"
 
     def __init__(
         self, network: Network, num_domains: int, *, penalty_weight: float = 100.0, anneal_steps: int = 500
@@ -57,7 +60,7 @@ class IRM(AnnealedPenalty):
         logits = self.predict(torch.cat([images for images, _ in batches]))
         domains = zip(split_domains(logits, batches), batches, strict=True)
         penalties = [_penalty(of_domain, labels) for of_domain, (_, labels) in domains]
-        return mean_domain_loss(logits, batches) + self.weight * torch.stack(penalties).mean()
+        return mean_domain_loss(logits, batches, self.network.loss) + self.weight * torch.stack(penalties).mean()
 
 
 def _penalty(logits: Tensor, labels: Tensor) -> Tensor:

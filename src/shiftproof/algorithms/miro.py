@@ -15,6 +15,7 @@ from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm, OptimizerFact
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.stages import Stage, StageOutputs, find_stages
 from shiftproof.base.batch import Batch
+from shiftproof.base.choices import PICTURES, Kind
 from shiftproof.base.hparams import Hparam, choice
 from shiftproof.models import Network
 
@@ -49,6 +50,8 @@ class MIRO(Algorithm):
         ValueError: the weight is out of its range.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = PICTURES
+    limits: ClassVar[str] = "it compares feature maps with those of a pretrained network"
     single_device: ClassVar[str | None] = "its penalty is on feature maps inside the featurizer"
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "penalty_weight": Hparam(0.1, choice(1.0, 0.1, 0.01, 0.001), seed_name="ld")
@@ -85,7 +88,7 @@ class MIRO(Algorithm):
         """Return the cross-entropy over all images plus the weighted penalty."""
         images, labels = pooled(batches)
         with self._outputs.recorded() as outputs:
-            loss = F.cross_entropy(self.predict(images), labels)
+            loss = self.network.loss(self.predict(images), labels)
         with self._start_outputs.recorded() as start_outputs, torch.no_grad():
             self.start(images)
         penalty = torch.stack(

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.algorithms.stages import find_stages
 from shiftproof.base.batch import Batch
+from shiftproof.base.choices import PICTURES, Kind
 from shiftproof.base.hparams import Hparam
 from shiftproof.models import Network
 
@@ -47,6 +47,8 @@ class MixStyle(Algorithm):
         ValueError: the featurizer has no feature maps before its last stage, or an argument is out of its range.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = PICTURES
+    limits: ClassVar[str] = "it mixes statistics of feature maps"
     single_device: ClassVar[str | None] = "it mixes images inside the featurizer"
     hparams: ClassVar[Mapping[str, Hparam]] = {"p": Hparam(0.5), "alpha": Hparam(0.1)}
 
@@ -75,7 +77,7 @@ class MixStyle(Algorithm):
         if self.training:
             self._draws = self._draw(images)
         try:
-            return F.cross_entropy(self.predict(images), labels)
+            return self.network.loss(self.predict(images), labels)
         finally:
             self._draws = [None for _ in self.stages]
 

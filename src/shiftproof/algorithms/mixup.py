@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import Beta
-from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import split_domains
@@ -72,7 +71,7 @@ class Mixup(Algorithm):
             partners.append((share, other_labels[:count]))
         parts = split_domains(self.predict(torch.cat([images for images, _ in mixed])), mixed)
         losses = [
-            share * F.cross_entropy(logits, labels) + (1 - share) * F.cross_entropy(logits, other_labels)
+            share * self.network.loss(logits, labels) + (1 - share) * self.network.loss(logits, other_labels)
             for logits, (_, labels), (share, other_labels) in zip(parts, mixed, partners, strict=True)
         ]
         return torch.stack(losses).mean()

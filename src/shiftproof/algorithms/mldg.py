@@ -112,7 +112,7 @@ class MLDG(Algorithm):
     def _loss(self, batches: Sequence[Batch], weights: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss of some domains at given weights."""
         images = torch.cat([images for images, _ in batches])
-        return mean_domain_loss(functional_call(self.network, dict(weights), (images,)), batches)
+        return mean_domain_loss(functional_call(self.network, dict(weights), (images,)), batches, self.network.loss)
 
 
 ALGORITHMS.register("mldg", MLDG)

@@ -43,7 +43,10 @@ class MarginalTransferNetwork(ExtendedNetwork):
             features: features of the images (n, feature_size).
             embeddings: embedding of each image's domain (n, feature_size), or of one domain for all (feature_size,).
         """
-        logits: Tensor = self.classifier(self.dropout(features)) + self.embedding_classifier(embeddings)
+        shift: Tensor = self.embedding_classifier(embeddings)
+        if self.quantity is not None:  # in the unit of the other summand
+            shift = shift * self.quantity.std
+        logits: Tensor = self.classifier(self.dropout(features)) + shift
         return logits
 
 
@@ -95,7 +98,7 @@ class MTL(Algorithm):
         embeddings = torch.where(seen, self.embeddings.lerp(means, self.ema), means)
         self.carry("embeddings", embeddings)
         every = torch.cat([e.expand(len(labels), -1) for e, (_, labels) in zip(embeddings, batches, strict=True)])
-        return mean_domain_loss(self.network.classify(features, every), batches)
+        return mean_domain_loss(self.network.classify(features, every), batches, self.network.loss)
 
 
 ALGORITHMS.register("mtl", MTL)

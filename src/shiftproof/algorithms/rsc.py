@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.base.batch import Batch
+from shiftproof.base.choices import Task
 from shiftproof.base.hparams import Hparam, uniform
 from shiftproof.models import Network
 
@@ -38,6 +39,8 @@ class RSC(Algorithm):
         ValueError: a share is out of its range.
     """
 
+    tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    limits: ClassVar[str] = "it mutes what the true class depends on"
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "feature_drop": Hparam(1 / 3, uniform(0, 0.5), seed_name="rsc_f_drop_factor"),
         "batch_drop": Hparam(1 / 3, uniform(0, 0.5), seed_name="rsc_b_drop_factor"),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import pooled
 from shiftproof.base.batch import Batch
+from shiftproof.base.choices import PICTURES, Kind, Task
 from shiftproof.base.hparams import Hparam, log10_uniform
 from shiftproof.models import Network
 
@@ -53,6 +54,9 @@ class SagNet(Algorithm):
         ValueError: the weight is out of its range.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = PICTURES
+    tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    limits: ClassVar[str] = "it exchanges styles of feature maps, and its adversary spreads the classes' probabilities"
     reads_heads: ClassVar[bool] = True
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "adversary_weight": Hparam(0.1, log10_uniform(-2, 1), seed_name="sag_w_adv")

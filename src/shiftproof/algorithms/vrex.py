@@ -51,7 +51,7 @@ class VREx(AnnealedPenalty):
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the mean of the domains' losses plus their weighted variance, from one forward pass."""
         logits = self.predict(torch.cat([images for images, _ in batches]))
-        losses = losses_by_domain(logits, batches)
+        losses = losses_by_domain(logits, batches, self.network.loss)
         return losses.mean() + self.weight * losses.var(correction=0)
 
 

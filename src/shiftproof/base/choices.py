@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Averaging = Literal["none", "swad", "ema"]
-Kind = Literal["photographs", "small_images"]
+Kind = Literal["photographs", "small_images", "vectors"]
 Precision = Literal["float32", "bf16"]
 Search = Literal["protocol", "short"]
 SplitRule = Literal["random", "grouped"]
+Task = Literal["classification", "multilabel", "regression"]
 Tuning = Literal["per_target", "shared"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+PICTURES: tuple[Kind, ...] = ("photographs", "small_images")
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)
+TASKS: tuple[Task, ...] = get_args(Task)

@@ -130,7 +130,7 @@ def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) 
             "dataset": spec.dataset,
             "target": "+".join(spec.targets),
             "model": spec.model,
-            "image size": data.image_shape[-1],
+            "image size": data.input_shape[-1],
             "images per domain and step": spec.axis("data")["batch_size"],
             "rounds": rounds,
             "steps per round": steps,
@@ -339,7 +339,8 @@ class _Loaders(_Way):
         workers: int,
         device: torch.device,
     ) -> None:
-        size = dataset.image_shape[-1]
+        size = dataset.input_shape[-1]
+        assert network.normalisation is not None  # noqa: S101  (its inputs are pictures)
         self._device = device
         tensor = [
             transforms.ToTensor(),

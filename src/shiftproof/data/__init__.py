@@ -1,13 +1,16 @@
 """Domain data sets: their form, the embedded and folder data sets, splits and batches."""
 
-from shiftproof.base.choices import KINDS, SPLIT_RULES, Kind, SplitRule
+from shiftproof.base.choices import KINDS, SPLIT_RULES, TASKS, Kind, SplitRule, Task
 from shiftproof.data import digits as _digits  # noqa: F401 - registers its data sets
+from shiftproof.data import embedded_tables as _embedded_tables  # noqa: F401 - registers its data sets
 from shiftproof.data import mnist as _mnist  # noqa: F401 - registers its data sets
 from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
 from shiftproof.data.check import check_data
-from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Outline
+from shiftproof.data.columns import Column, Preparation, number_columns
+from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, DomainDataset, Outline
+from shiftproof.data.domain import Domain
 from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder
 from shiftproof.data.images import ImageError, decode, to_pixels, upright
 from shiftproof.data.kinds import Look
@@ -20,8 +23,10 @@ __all__ = [
     "HOLDOUT_FRACTION",
     "KINDS",
     "SPLIT_RULES",
+    "TASKS",
     "Augmentations",
     "CacheError",
+    "Column",
     "DatasetEntry",
     "DatasetNotFoundError",
     "Domain",
@@ -32,8 +37,10 @@ __all__ = [
     "Kind",
     "Look",
     "Outline",
+    "Preparation",
     "Split",
     "SplitRule",
+    "Task",
     "UnreadableImagesError",
     "augment",
     "batch_indices",
@@ -43,6 +50,7 @@ __all__ = [
     "grouped_split",
     "labelled_images",
     "look_at_folder",
+    "number_columns",
     "on_device",
     "open_folder",
     "random_split",

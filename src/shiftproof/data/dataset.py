@@ -1,4 +1,4 @@
-"""The form of a domain data set: images and labels, domain by domain."""
+"""The form of a domain data set: inputs and targets, domain by domain."""
 
 from __future__ import annotations
 
@@ -9,58 +9,33 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.base.choices import KINDS, Kind
+from shiftproof.base.choices import KINDS, TASKS, Kind, Task
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.registry import Registry, UnknownNameError, check_callable
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The images of one domain.
-
-    Attributes:
-        name: unique within the data set.
-        images: uint8, shape (n, channels, height, width); may be memory-mapped.
-        labels: int64, shape (n,), indices into the data set's classes.
-        groups: int64, shape (n,): images with the same number show the same thing (drawings of one photograph) and
-            stay on one side of a grouped split; None if no groups are known.
-
-    Raises:
-        ValueError: an array has the wrong type or shape; the message says how to convert it.
-    """
-
-    name: str
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    groups: NDArray[np.int64] | None = None
-
-    def __post_init__(self) -> None:
-        _check_images(self)
-        _check_numbers(self, "labels", self.labels)
-        if self.groups is not None:
-            _check_numbers(self, "groups", self.groups)
-
-    def __len__(self) -> int:
-        return len(self.labels)
+from shiftproof.data.columns import Column
+from shiftproof.data.domain import Domain
 
 
 @dataclass(frozen=True)
 class DomainDataset:
-    """A data set made of domains that share their classes.
+    """A data set made of domains that share their targets' meaning.
 
     Attributes:
         name: its name in tables.
         domains: the domains in the benchmark's order, which the splits depend on.
-        classes: class names; a label is an index into them.
-        kind: "photographs", of shape (3, side, side), are cropped, flipped and changed in colour in training, and
-            "small_images" (digits, characters, spectrograms) are used as they are. Defaults of batch size and
-            evaluations depend on it too.
-        fingerprint: changes whenever the images or labels do.
+        classes: classification: class names; a target is an index into them. Multilabel: names of the labels.
+            Regression: the name of the quantity, alone. A network has an output for each.
+        kind: "photographs", of shape (3, side, side), are cropped, flipped and changed in colour in training;
+            "small_images" (digits, characters, spectrograms) are used as they are; "vectors" are arrays of float32.
+            Defaults of batch size and evaluations depend on it too.
+        fingerprint: changes whenever the inputs or targets do.
         root: the folder of its domains; None for an embedded data set.
+        task: "classification", "multilabel" or "regression".
+        columns: what the columns of vectors are; None for numbers without names.
 
     Raises:
-        ValueError: domains do not fit together, a label is not a class, there are fewer than two classes, a name is not
-            a str, or the kind is unknown or does not go with the images' shape. Images are not read.
+        ValueError: domains do not fit together, a target has no meaning, there are fewer than two classes, a name is
+            not a str, or the kind is unknown or does not go with the inputs. Pictures are not read.
     """
 
     name: str
@@ -69,6 +44,8 @@ class DomainDataset:
     kind: Kind
     fingerprint: str
     root: Path | None = None
+    task: Task = "classification"
+    columns: tuple[Column, ...] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -81,36 +58,100 @@ class DomainDataset:
             raise ValueError("it has no domains")
         if self.kind not in KINDS:
             raise ValueError(f"kind must be {' or '.join(KINDS)}, not {self.kind!r}")
+        if self.task not in TASKS:
+            raise ValueError(f"task must be {' or '.join(TASKS)}, not {self.task!r}")
         for name in (self.name, *self.domain_names, *self.classes):
             if not isinstance(name, str):
                 raise ValueError(f"the name {name!r} must be a str, not {type(name).__name__}: str(name)")  # noqa: TRY004
             if printable(name) != name:
                 raise ValueError(f"the name {printable(name)} is not valid text; rename it")
         check_domain_names(self.domain_names)
-        if len(self.classes) < 2:
+        self._check_classes()
+        shape = self.input_shape
+        for domain in self.domains:
+            if domain.inputs.shape[1:] != shape:
+                raise ValueError(
+                    f"inputs of domain {domain.name} have shape {domain.inputs.shape[1:]}, those of "
+                    f"{self.domains[0].name} {shape}; {_RESHAPE[self.kind == 'vectors']}"
+                )
+            if self.kind == "vectors":
+                self._check_vectors(domain)
+            else:
+                self._check_pictures(domain)
+            self._check_targets(domain)
+
+    def _check_classes(self) -> None:
+        if self.task == "classification" and len(self.classes) < 2:
             raise ValueError(
                 f"it has {len(self.classes)} class(es); with fewer than two there is nothing to tell apart"
             )
+        if self.task == "multilabel" and not self.classes:
+            raise ValueError("it has no labels")
+        if self.task == "regression" and len(self.classes) != 1:
+            raise ValueError(
+                f"it names {len(self.classes)} quantities; a regression is of one, as in classes=('price',)"
+            )
         if repeated := _repeated(self.classes):
             raise ValueError(f"class {repeated} is named twice; give every class its own name")
-        shape = self.domains[0].images.shape[1:]
-        for domain in self.domains:
-            if domain.images.shape[1:] != shape:
+
+    def _check_pictures(self, domain: Domain) -> None:
+        inputs, shape = domain.inputs, domain.inputs.shape[1:]
+        if inputs.dtype != np.uint8:
+            raise ValueError(
+                f"inputs of domain {domain.name} must be uint8 from 0 to 255, not {inputs.dtype}: for values in "
+                "[0, 1], (inputs * 255).round().astype(np.uint8); or make the kind vectors"
+            )
+        if self.kind == "photographs" and (shape[0] != 3 or shape[1] != shape[2]):
+            raise ValueError(
+                f"its pictures have shape {shape}, and photographs must have (3, side, side): resize them to "
+                "squares, for grey ones inputs.repeat(3, axis=1); or make their kind small_images"
+            )
+        if self.columns is not None:
+            raise ValueError("columns are of vectors, not of pictures")
+
+    def _check_vectors(self, domain: Domain) -> None:
+        inputs = domain.inputs
+        if inputs.dtype != np.float32:
+            raise ValueError(
+                f"inputs of domain {domain.name} must be float32, not {inputs.dtype}: inputs.astype(np.float32); or "
+                "make the kind small_images"
+            )
+        if self.columns is not None and inputs.shape[1:] != (len(self.columns),):
+            raise ValueError(f"it names {len(self.columns)} columns, and its inputs have shape {inputs.shape[1:]}")
+        if (place := _first(np.isinf(inputs))) is not None:
+            row, *rest = place
+            column = f"column {self.columns[rest[0]].name}" if self.columns else f"place {tuple(rest)}"
+            raise ValueError(
+                f"row {row} of domain {domain.name} is infinite in {column}; write NaN for a missing value"
+            )
+        if inputs.ndim > 2 and (place := _first(np.isnan(inputs))) is not None:
+            raise ValueError(
+                f"row {place[0]} of domain {domain.name} holds NaN; only vectors (n, size) may lack values"
+            )
+
+    def _check_targets(self, domain: Domain) -> None:
+        targets, whose = domain.targets, f"targets of domain {domain.name}"
+        dtype, ndim = (np.float32, 1) if self.task == "regression" else (np.int64, 1 + (self.task == "multilabel"))
+        if targets.dtype != dtype:
+            raise ValueError(f"{whose} must be {dtype.__name__} for {self.task}, not {targets.dtype}")
+        if self.task == "multilabel" and targets.shape[1:] != (len(self.classes),):
+            raise ValueError(f"{whose} must have shape (n, {len(self.classes)}), one per label, not {targets.shape}")
+        if targets.ndim != ndim:
+            raise ValueError(f"{whose} must have shape ({len(targets)},), one per row, not {targets.shape}")
+        if self.task == "regression":
+            if (place := _first(~np.isfinite(targets))) is not None:
                 raise ValueError(
-                    f"images of domain {domain.name} have shape {domain.images.shape[1:]}, those of "
-                    f"{self.domains[0].name} {shape}; resize them to one shape (channels, height, width)"
+                    f"row {place[0]} of domain {domain.name} has the target {targets[place]}; leave it out"
                 )
-            if self.kind == "photographs" and (shape[0] != 3 or shape[1] != shape[2]):
-                raise ValueError(
-                    f"its images have shape {shape}, and photographs must have (3, side, side): resize them to "
-                    "squares, for grey ones images.repeat(3, axis=1); or make their kind small_images"
-                )
-            least, greatest = int(domain.labels.min()), int(domain.labels.max())
-            if least < 0 or greatest >= len(self.classes):
-                raise ValueError(
-                    f"labels of domain {domain.name} are from {least} to {greatest}, but {len(self.classes)} classes "
-                    f"have labels from 0 to {len(self.classes) - 1}; give every label its class, or count from 0"
-                )
+            return
+        least, greatest = int(targets.min()), int(targets.max())
+        if self.task == "multilabel" and not 0 <= least <= greatest <= 1:
+            raise ValueError(f"{whose} are from {least} to {greatest}; write 1 where a label applies, else 0")
+        if self.task == "classification" and (least < 0 or greatest >= len(self.classes)):
+            raise ValueError(
+                f"{whose} are from {least} to {greatest}, but {len(self.classes)} classes are numbered from 0 to "
+                f"{len(self.classes) - 1}; give every target its class, or count from 0"
+            )
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -118,10 +159,9 @@ class DomainDataset:
         return tuple(domain.name for domain in self.domains)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape (channels, height, width) of every image."""
-        channels, height, width = self.domains[0].images.shape[1:]
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of every input: of pictures (channels, height, width)."""
+        return tuple(self.domains[0].inputs.shape[1:])
 
     def domain_index(self, name: str) -> int:
         """Return the position of a domain.
@@ -159,45 +199,16 @@ def printable(text: object) -> str:
     return str(text).encode(errors="backslashreplace").decode()
 
 
+_RESHAPE = ("resize them to one shape (channels, height, width)", "give all the same features")
+
+
+def _first(where: NDArray[np.bool_]) -> tuple[int, ...] | None:
+    """Return the first place where an array is true; None if it is nowhere."""
+    return tuple(int(i[0]) for i in where.nonzero()) if where.any() else None
+
+
 def _repeated(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
-
-
-def _check_images(domain: Domain) -> None:
-    images, whose = domain.images, f"images of domain {domain.name}"
-    if not isinstance(images, np.ndarray):
-        raise ValueError(f"{whose} must be a numpy array, not {type(images).__name__}")  # noqa: TRY004
-    if images.dtype != np.uint8:
-        remedy = {
-            "f": "for values in [0, 1], (images * 255).round().astype(np.uint8)",
-            "b": "images.astype(np.uint8) * 255",
-        }.get(images.dtype.kind, "for values from 0 to 255, images.astype(np.uint8)")
-        raise ValueError(f"{whose} must be uint8 from 0 to 255, not {images.dtype}: {remedy}")
-    if images.ndim != 4:
-        remedy = ": images[:, None] for grey ones" if images.ndim == 3 else ""
-        raise ValueError(f"{whose} must have shape (n, channels, height, width), not {images.shape}{remedy}")
-    if not len(images):
-        raise ValueError(f"domain {domain.name} has no images; leave it out")
-    channels, height, width = images.shape[1:]
-    if not images.size:
-        raise ValueError(f"{whose} have shape {images.shape[1:]}, which holds no pixels")
-    if min(channels, height) > 4 >= width:
-        raise ValueError(
-            f"{whose} have shape {images.shape}, which looks like (n, height, width, channels): "
-            "images.transpose(0, 3, 1, 2)"
-        )
-
-
-def _check_numbers(domain: Domain, name: str, values: object) -> None:
-    whose = f"{name} of domain {domain.name}"
-    if not isinstance(values, np.ndarray):
-        raise ValueError(f"{whose} must be a numpy array, not {type(values).__name__}")  # noqa: TRY004
-    if values.dtype != np.int64:
-        raise ValueError(
-            f"{whose} must be int64, not {values.dtype}: {name}.astype(np.int64), if they are whole numbers"
-        )
-    if values.shape != (len(domain.images),):
-        raise ValueError(f"{whose} must have shape ({len(domain.images)},), one per image, not {values.shape}")
 
 
 class DataFolderError(FieldError):

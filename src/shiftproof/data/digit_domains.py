@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftproof.base.randomness import generator
-from shiftproof.data.dataset import Domain, DomainDataset
+from shiftproof.data.dataset import DomainDataset
+from shiftproof.data.domain import Domain
 
 Pixel = TypeVar("Pixel", np.float64, np.uint8)
 
@@ -71,6 +72,6 @@ def colored(name: str, images: NDArray[np.uint8], digits: NDArray[np.int64], cha
 def _fingerprint(domains: tuple[Domain, ...]) -> str:
     digest = hashlib.sha256()
     for domain in domains:
-        digest.update(domain.images.tobytes())
-        digest.update(domain.labels.tobytes())
+        digest.update(domain.inputs.tobytes())
+        digest.update(domain.targets.tobytes())
     return digest.hexdigest()[:16]

@@ -18,7 +18,8 @@ from shiftproof.base.choices import Kind
 from shiftproof.base.files import with_home
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data.cache import cached_images, file_states
-from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, Domain, DomainDataset, Outline
+from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, DomainDataset, Outline
+from shiftproof.data.domain import Domain
 from shiftproof.data.images import SUFFIXES, is_image
 from shiftproof.data.kinds import Look, look_at
 from shiftproof.data.layout import AmbiguousFolderError, check_names, domains_and_classes, refuse_folders_of_folders

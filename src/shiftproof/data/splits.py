@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shiftproof.base.choices import SplitRule
 from shiftproof.base.randomness import seed_hash
-from shiftproof.data.dataset import Domain
+from shiftproof.data.domain import Domain
 
 HOLDOUT_FRACTION = 0.2
 

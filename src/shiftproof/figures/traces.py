@@ -70,7 +70,7 @@ class Subject:
         start = "random weights" if spec.weights is None else "given weights"
         return (
             f"{spec.algorithm}{annealer} on {spec.dataset}, unseen domain {'+'.join(spec.targets)}, {spec.model} from "
-            f"{start}, {self.data.image_shape[-1]} pixels, {spec.steps} steps of {spec.axis('data')['batch_size']} "
+            f"{start}, {self.data.input_shape[-1]} pixels, {spec.steps} steps of {spec.axis('data')['batch_size']} "
             f"images per source domain{clipped}"
         )
 

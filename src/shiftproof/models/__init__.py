@@ -1,9 +1,10 @@
 """Networks: featurizers by name, with weights from files, and their linear classifier."""
 
-from shiftproof.models.build import MODELS, build_network, default_image_size
+from shiftproof.models.build import MODELS, build_network, default_image_size, model_hparams, takes_pictures
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation, check_normalisation
+from shiftproof.models.tasks import Loss, Quantity
 from shiftproof.models.timm_models import timm_names
 from shiftproof.models.weights import (
     NORMALISATION,
@@ -17,15 +18,19 @@ __all__ = [
     "MODELS",
     "NORMALISATION",
     "Featurizer",
+    "Loss",
     "Model",
     "Network",
     "Normalisation",
+    "Quantity",
     "build_network",
     "check_normalisation",
     "default_image_size",
     "load_weights",
+    "model_hparams",
     "read_weights",
     "stated_normalisation",
+    "takes_pictures",
     "timm_names",
     "weights_fingerprint",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import nn
 
+from shiftproof.base.choices import PICTURES, Kind
+from shiftproof.base.hparams import Hparam
 from shiftproof.models.normalisation import Normalisation
 
 
@@ -14,15 +17,15 @@ class Featurizer(NamedTuple):
     """A featurizer, and how to feed it and load its weights.
 
     Attributes:
-        module: maps images (n, channels, height, width) to features (n, feature_size).
-        normalisation: normalisation of the images that it expects.
+        module: maps images (n, channels, height, width), or other inputs, to features (n, feature_size).
+        normalisation: normalisation of the images that it expects; None for inputs that are no pictures.
         classifier: first parts of the names of the classifier's tensors in a weights file ("fc").
         stages: names of the modules whose outputs are its stages, the earliest first, for methods that act on inner
             features (MIRO, MixStyle): feature maps or tokens of one image each. Empty to find them by their resolution.
     """
 
     module: nn.Module
-    normalisation: Normalisation
+    normalisation: Normalisation | None
     classifier: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
 
@@ -31,14 +34,19 @@ class Model(NamedTuple):
     """A model that can be built by name.
 
     Attributes:
-        build: builds the featurizer for images of a shape (channels, height, width).
-        image_size: side in pixels of the images that it is made for.
+        build: builds the featurizer for inputs of a shape, of pictures (channels, height, width); hyperparameters are
+            further arguments by their names.
+        image_size: side in pixels of the images that it is made for; of no meaning for other inputs.
         channels: the only number of channels that it takes; None if it takes any.
+        kinds: the kinds of inputs that it takes.
+        hparams: its hyperparameters, besides the dropout before the classifier that every network has.
     """
 
-    build: Callable[[tuple[int, int, int]], Featurizer]
-    image_size: int
+    build: Callable[..., Featurizer]
+    image_size: int = 224
     channels: int | None = None
+    kinds: tuple[Kind, ...] = PICTURES
+    hparams: Mapping[str, Hparam] = MappingProxyType({})
 
     @property
     def documented(self) -> object:

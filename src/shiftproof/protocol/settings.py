@@ -14,6 +14,7 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Hparam, Value, check_value, choice, log2_int, unused
 from shiftproof.base.randomness import seed_hash
 from shiftproof.base.registry import UnknownNameError
+from shiftproof.models import MODELS, model_hparams
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol.dialects import PROTOCOLS, Protocol
 
@@ -34,6 +35,7 @@ def search_space(
     annealer: str,
     search: Search,
     fixed: Collection[str] = (),
+    model: str | None = None,
 ) -> SearchSpace:
     """Return the hyperparameters of a method.
 
@@ -51,6 +53,7 @@ def search_space(
             "protocol".
         fixed: names of hyperparameters that are fixed by hand, as "axis.name". One that only the other search has
             takes the place of its counterpart: with ``optimizer.rho``, the short search has the published radius.
+        model: name of the model; None for hyperparameters that all models have.
     """
     of_algorithm, photographs = ALGORITHMS[algorithm], kind == "photographs"
     fixed_of_optimizer = [name.removeprefix("optimizer.") for name in fixed if name.startswith("optimizer.")]
@@ -70,7 +73,7 @@ def search_space(
         batch_size = Hparam(always, published_draw=None if drawn is None else unused(drawn, always))
     return {
         "data": {"batch_size": batch_size},
-        "model": {"dropout": dropout},
+        "model": {"dropout": dropout, **({} if model is None else model_hparams(model))},
         "algorithm": {**of_algorithm.hparams, **(of_algorithm.short_hparams if search == "short" else {})},
         "optimizer": OPTIMIZERS[optimizer].search_space(pretrained, search, fixed_of_optimizer),
         "annealer": dict(ANNEALERS[annealer].hparams),
@@ -154,7 +157,10 @@ def hyperparameters(algorithm: str, optimizer: str, annealer: str) -> dict[str, 
     spaces = [
         search_space("", "photographs", False, algorithm, optimizer, annealer, search) for search in get_args(Search)
     ]
-    return {f"{axis}.{name}": hparam for space in spaces for axis in space for name, hparam in space[axis].items()}
+    of_models = {f"model.{name}": hparam for model in MODELS for name, hparam in MODELS[model].hparams.items()}
+    return of_models | {
+        f"{axis}.{name}": hparam for space in spaces for axis in space for name, hparam in space[axis].items()
+    }
 
 
 def known_names() -> list[str]:

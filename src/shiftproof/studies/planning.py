@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -14,20 +14,20 @@ import torch
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
-from shiftproof.base.choices import Kind
+from shiftproof.base.choices import Kind, Task
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.method import Method
 from shiftproof.base.plugins import digests
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, split_domain
-from shiftproof.models import MODELS, Network, build_network, weights_fingerprint
+from shiftproof.models import MODELS, Network, Quantity, build_network, weights_fingerprint
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS, RULES, SearchSpace, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say_normalisation
-from shiftproof.training import CONVERGENCE, EVALUATION_BATCH, RunSpec, check_combination
+from shiftproof.training import CONVERGENCE, EVALUATION_BATCH, RunSpec, check_combination, check_inputs_taken
 
 Targets = tuple[str, ...]
 _TRANSDUCTIVE = (
@@ -90,8 +90,9 @@ class _Facts:
     classes: tuple[str, ...]
     num_classes: int
     images: int
-    image_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     kind: Kind
+    task: Task
     model: str
     image_size: int | None
     fingerprint: str
@@ -117,6 +118,7 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
             outline.images,
             shape,
             "photographs",
+            "classification",
             model,
             size,
             ABSENT,
@@ -130,8 +132,9 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
         data.classes,
         len(data.classes),
         images,
-        data.image_shape,
+        data.input_shape,
         data.kind,
+        data.task,
         model_of(study, key),
         image_size_of(study, key),
         data.fingerprint,
@@ -259,7 +262,8 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         "image_size": facts.image_size,
         "kind": None if DATASETS[facts.key].kind else facts.kind,
         "weights": _fingerprint(study.weights),
-        "normalisation": str(normalisation_of(study, facts.image_shape[0])) if study.normalisation else None,
+        "normalisation": str(normalisation_of(study, facts.input_shape[0])) if study.normalisation else None,
+        "task": facts.task,
         "device": torch.device(study.device).type,
         "score_targets": any(RULES[rule].every_step for rule in study.selection),
         "plugins": _digests(study, facts, method),
@@ -285,7 +289,8 @@ _SPEC_FIELDS = {field.name for field in fields(RunSpec)}
 
 def _space(study: Study, facts: _Facts, method: Method) -> SearchSpace:
     fixed = {**study.fixed, **study.variant(method).fixed}
-    return search_space(facts.key, facts.kind, study.weights is not None, *method[:3], study.search, fixed)
+    pretrained = study.weights is not None
+    return search_space(facts.key, facts.kind, pretrained, *method[:3], study.search, fixed, facts.model)
 
 
 def _check_schedule(study: Study, steps: int, freq: int) -> None:
@@ -324,7 +329,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
         "kind": specs[0].kind,
         "image_size": facts.image_size,
         "weights": study.weights.name if study.weights else None,
-        "normalisation": str(normalisation_of(study, facts.image_shape[0]) or ""),
+        "normalisation": str(normalisation_of(study, facts.input_shape[0]) or ""),
         "fixed": ", ".join(f"{name}={value}" for name, value in study.fixed.items()),
     }
     of_no_field = _terms_of_no_field(study, specs)
@@ -379,6 +384,8 @@ def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> N
         for i, domain in enumerate(facts.data.domains):
             split_domain(domain, study.split, 0, i)
     build = _Builder(study, facts)
+    for algorithm in {spec.algorithm: spec for spec in specs}.values():
+        check_inputs_taken(algorithm, facts.kind)
     for spec in specs:
         batch_size = int(spec.hparams["data.batch_size"])
         if batch_size < 1:
@@ -396,11 +403,11 @@ class _Builder:
 
     def __init__(self, study: Study, facts: _Facts) -> None:
         self.study, self.facts = study, facts
-        self._networks: dict[Any, Network] = {}
+        self._networks: dict[str, Network] = {}
         self._built: set[str] = set()
 
     def check(self, spec: RunSpec) -> None:
-        network = self._network(spec.axis("model")["dropout"])
+        network = self._network(spec.axis("model"))
         sources = len(self.facts.domains) - len(spec.targets)
         self._once(
             spec, "annealer", [sources, spec.steps], lambda h: ANNEALERS[spec.annealer](**h).check(sources, spec.steps)
@@ -413,19 +420,24 @@ class _Builder:
         self._once(spec, "algorithm", [sources], build)
         self._once(spec, "optimizer", [], lambda h: OPTIMIZERS[spec.optimizer](network.classifier.parameters(), **h))
 
-    def _network(self, dropout: Any) -> Network:
-        if dropout not in self._networks:
-            self._networks[dropout] = build_network(
+    def _network(self, hparams: Mapping[str, Any]) -> Network:
+        key = json.dumps(hparams, sort_keys=True)
+        if key not in self._networks:
+            self._networks[key] = network = build_network(
                 self.facts.model,
-                self.facts.image_shape,
+                self.facts.input_shape,
                 self.facts.num_classes,
-                dropout=dropout,
+                dropout=hparams["dropout"],
                 seed=0,
                 weights=self.study.weights,
                 normalisation=self.study.normalisation,
+                hparams=hparams,
+                task=self.facts.task,
+                quantity=Quantity(0.0, 1.0) if self.facts.task == "regression" else None,  # any will do
             )
-            say_normalisation(self.study, self.facts.model, self._networks[dropout].normalisation)
-        return self._networks[dropout]
+            if network.normalisation is not None:
+                say_normalisation(self.study, self.facts.model, network.normalisation)
+        return self._networks[key]
 
     def _check_combination(self, spec: RunSpec, sources: int) -> None:
         key = json.dumps([sources, spec.steps, str(spec.method), spec.hparams])

@@ -14,8 +14,14 @@ from shiftproof.data import DATASETS, DomainDataset, Look, look_at_folder
 from shiftproof.models import Normalisation, default_image_size, stated_normalisation
 from shiftproof.studies.study import Study
 
+VECTOR_MODEL = "mlp"
+"""The default model for vectors."""
 SMALL_MODEL = "small_lenet"
 """The default model for a folder of small images."""
+
+
+FIXED_SIZE = ("small_images", "vectors")
+"""Kinds of inputs that published data sets have in one size."""
 
 
 def open_data(study: Study, dataset: str) -> DomainDataset:
@@ -73,7 +79,10 @@ def model_of(study: Study, dataset: str) -> str:
         return known
     if study.weights is not None:
         raise FieldError("model", f"no model is named: name the one whose weights {study.weights.name} holds")
-    if kind_of(study, dataset) == "photographs":
+    kind = kind_of(study, dataset)
+    if kind == "vectors":
+        return VECTOR_MODEL
+    if kind == "photographs":
         folder, advice = data_folder(study, dataset), ""
         name = dataset
         if DATASETS[dataset].kind is None:  # a folder, whose kind can be stated
@@ -93,9 +102,9 @@ def image_size_of(study: Study, dataset: str) -> int | None:
 
     Unless the study states a size, it is the model's for photographs and the images' own for small images.
     """
-    fixed_size = DATASETS[dataset].kind == "small_images"
+    fixed_size = DATASETS[dataset].kind in FIXED_SIZE
     if study.image_size is not None:
-        beside = fixed_size and any(DATASETS[name].kind != "small_images" for name in study.datasets)
+        beside = fixed_size and any(DATASETS[name].kind not in FIXED_SIZE for name in study.datasets)
         return None if beside else study.image_size
     if fixed_size:
         return None

@@ -105,7 +105,7 @@ class _Meter:
 
     def _step(self, kind: tuple[str, str], sources: int) -> float:
         """Return the seconds of a step."""
-        key = (*kind, sources, self.data.image_shape)
+        key = (*kind, sources, self.data.input_shape)
         if key not in self.timed:
             spec = next(s for s in self.grid.runs if (s.algorithm, s.optimizer) == kind)
             targets = self.grid.domains[: len(self.grid.domains) - sources]
@@ -124,7 +124,7 @@ class _Meter:
 
     def _image(self, spec: RunSpec) -> float:
         """Return the seconds of evaluating one image."""
-        key = ("evaluation", spec.algorithm, self.data.image_shape)
+        key = ("evaluation", spec.algorithm, self.data.input_shape)
         if key not in self.timed:
             device = self.study.device_here()
             algorithm = build_steps(spec, self.data, device, self.study.weights).algorithm.eval()

@@ -4,7 +4,7 @@ from shiftproof.protocol import PROTOCOLS, Protocol
 from shiftproof.training.averaging import CONVERGENCE
 from shiftproof.training.build import build_algorithm, build_steps
 from shiftproof.training.checkpoint import read_saved
-from shiftproof.training.combinations import check_combination
+from shiftproof.training.combinations import check_combination, check_inputs_taken
 from shiftproof.training.device import check_device, check_device_name
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import EVALUATION_BATCH, GPU_EVALUATION_BATCH, Inputs
@@ -51,6 +51,7 @@ __all__ = [
     "build_algorithm",
     "build_steps",
     "check_combination",
+    "check_inputs_taken",
     "check_device",
     "check_device_name",
     "check_inputs",

@@ -14,6 +14,7 @@ from shiftproof.models import build_network
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.optimizer_factory import RunOptimizers
+from shiftproof.training.prepared import PreparedDataset, prepared
 from shiftproof.training.ranks import ALONE, Ranks, split_over_ranks
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.step import StepBuilder
@@ -55,16 +56,21 @@ def build_algorithm(
     It works for runs whose optimizer has been removed. The arguments and errors are those of `build_steps`.
     """
     protocol = PROTOCOLS[spec.protocol]
+    dataset = prepared(spec, dataset)
+    hparams = spec.axis("model")
     network = build_network(
         spec.model,
-        dataset.image_shape,
+        dataset.input_shape,
         len(dataset.classes),
-        dropout=spec.axis("model")["dropout"],
+        dropout=hparams["dropout"],
         weights=weights,
         seed=torch_seed(spec.seed, "start"),
         freeze_batch_norm=protocol.freeze_batch_norm,
         zero_classifier=protocol.zero_classifier,
         normalisation=spec.normalisation,
+        hparams=hparams,
+        task=dataset.task,
+        quantity=dataset.quantity if isinstance(dataset, PreparedDataset) else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))

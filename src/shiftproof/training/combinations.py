@@ -4,10 +4,40 @@ from __future__ import annotations
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
+from shiftproof.base.choices import PICTURES, Kind
 from shiftproof.base.field_error import FieldError
+from shiftproof.models import MODELS
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
+
+
+def check_inputs_taken(spec: RunSpec, kind: Kind) -> None:
+    """Check before training that an algorithm and a model take a data set's inputs and task.
+
+    Args:
+        spec: the run's spec.
+        kind: kind of the data set's inputs.
+
+    Raises:
+        FieldError: they do not; the message says why.
+    """
+    algorithm = ALGORITHMS[spec.algorithm]
+    if kind not in algorithm.kinds:
+        raise FieldError(
+            "algorithms",
+            f"{spec.algorithm} takes {' and '.join(algorithm.kinds)}, and {spec.dataset} has {kind}: "
+            f"{algorithm.limits}",
+        )
+    if spec.task not in algorithm.tasks:
+        raise FieldError(
+            "algorithms",
+            f"{spec.algorithm} is for {' and '.join(algorithm.tasks)}, and {spec.dataset} for {spec.task}: "
+            f"{algorithm.limits}",
+        )
+    kinds = MODELS[spec.model].kinds if spec.model in MODELS else PICTURES
+    if kind not in kinds:
+        raise FieldError("model", f"model '{spec.model}' takes {' and '.join(kinds)}, and {spec.dataset} has {kind}")
 
 
 def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> None:

@@ -1,4 +1,4 @@
-"""The images of a run: splits, batches for training steps and batches for evaluations."""
+"""The inputs of a run: splits, batches for training steps and batches for evaluations."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset, augment, batch_indices, draw_augmentations, on_device, split_domain
 from shiftproof.models import Normalisation
 from shiftproof.protocol import PROTOCOLS
+from shiftproof.training.prepared import prepared
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
@@ -31,7 +32,7 @@ class Inputs:
     Args:
         dataset: the data set.
         spec: the run's spec, which names the targets and determines splits and batches.
-        normalisation: normalisation of the network's input.
+        normalisation: normalisation of pictures; None for other inputs.
         device: the device of the batches.
         ranks: the processes that train the run; each fills only its own rows of a step's batches, the rest are NaN.
     """
@@ -40,11 +41,11 @@ class Inputs:
         self,
         dataset: DomainDataset,
         spec: RunSpec,
-        normalisation: Normalisation,
+        normalisation: Normalisation | None,
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
-        self._dataset = dataset
+        self._dataset = dataset = prepared(spec, dataset)
         self._seed = spec.seed
         self._photographs = dataset.kind == "photographs"
         self._augments_validation = self._photographs and PROTOCOLS[spec.protocol].augment_validation
@@ -94,15 +95,16 @@ class Inputs:
         if self._ranks.size == 1:
             return images
         whole = images.new_full((len(indices), *images.shape[1:]), math.nan)  # so that using them by mistake shows
-        whole = whole.contiguous(memory_format=torch.channels_last)
+        if whole.ndim == 4:
+            whole = whole.contiguous(memory_format=torch.channels_last)
         whole[own] = images
         return whole
 
     def _augmented(self, domain: int, indices: NDArray[np.int64], own: slice, seed: int, step: int) -> Tensor:
-        """Return the rows ``own`` of a batch as floats in [0, 1], augmented if they are photographs."""
-        images = self._pixels(domain, indices[own])
+        """Return the rows ``own`` of a batch as floats, of pictures in [0, 1]; photographs are augmented."""
+        images = self._rows(domain, indices[own])
         if not self._photographs:
-            return images.float() / 255
+            return self._as_floats(images)
         draws = draw_augmentations(len(indices), images.shape[-1], seed, step, domain)
         return augment(images, draws[own])
 
@@ -114,28 +116,33 @@ class Inputs:
         indices = self._splits[domain].out if part == "out" else self._splits[domain].in_
         draws = None
         if self._augments_validation and part == "out" and domain in self.sources:
-            size = self._dataset.image_shape[-1]
+            size = self._dataset.input_shape[-1]
             # negative, because training draws with positive steps
             draws = draw_augmentations(len(indices), size, self._seed, -step, domain)
         for start in range(0, len(indices), self._evaluation_batch):
             batch = slice(start, start + self._evaluation_batch)
-            pixels = self._pixels(domain, indices[batch])
-            images = pixels.float() / 255 if draws is None else augment(pixels, draws[batch])
+            rows = self._rows(domain, indices[batch])
+            images = self._as_floats(rows) if draws is None else augment(rows, draws[batch])
             yield self._prepared(images), self._labels(domain, indices[batch])
 
     def sample(self, domain: int, part: Part, count: int) -> Batch:
         """Return up to ``count`` images of one part of a domain without augmentation, always the same ones."""
         split = self._splits[domain].out if part == "out" else self._splits[domain].in_
         chosen = split[:count]  # the splits are in random order
-        return self._prepared(self._pixels(domain, chosen).float() / 255), self._labels(domain, chosen)
+        return self._prepared(self._as_floats(self._rows(domain, chosen))), self._labels(domain, chosen)
 
-    def _prepared(self, pixels: Tensor) -> Tensor:
+    def _as_floats(self, rows: Tensor) -> Tensor:
+        return rows.float() / 255 if rows.dtype == torch.uint8 else rows
+
+    def _prepared(self, inputs: Tensor) -> Tensor:
+        if self._normalisation is None:
+            return inputs
         # convolutions are up to 2.5 times as fast in channels-last format
-        return self._normalisation(pixels).contiguous(memory_format=torch.channels_last)
+        return self._normalisation(inputs).contiguous(memory_format=torch.channels_last)
 
-    def _pixels(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
+    def _rows(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
         # fancy indexing copies the chosen images, even out of a memory-mapped array
-        return on_device(self._dataset.domains[domain].images[indices], self._device)
+        return on_device(self._dataset.domains[domain].inputs[indices], self._device)
 
     def _labels(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
-        return on_device(self._dataset.domains[domain].labels[indices], self._device)
+        return on_device(self._dataset.domains[domain].targets[indices], self._device)

@@ -15,6 +15,7 @@ from shiftproof.data import DomainDataset
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.build import build_steps
 from shiftproof.training.inputs import Inputs
+from shiftproof.training.prepared import prepared
 from shiftproof.training.progress import Progress
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
@@ -90,9 +91,9 @@ class Loop:
     def __init__(
         self, spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks = ALONE
     ) -> None:
-        self.spec, self.dataset, self.device, self.ranks = spec, dataset, device, ranks
-        self.steps = build_steps(spec, dataset, device, weights, ranks)
-        self.inputs = Inputs(dataset, spec, self.algorithm.network.normalisation, device, ranks)
+        self.spec, self.dataset, self.device, self.ranks = spec, prepared(spec, dataset), device, ranks
+        self.steps = build_steps(spec, self.dataset, device, weights, ranks)
+        self.inputs = Inputs(self.dataset, spec, self.algorithm.network.normalisation, device, ranks)
         self.progress = Progress()
         self.callbacks: Sequence[Callback] = ()
         self.stopped = False

@@ -32,8 +32,9 @@ from shiftproof.training.callbacks import (
     Trackers,
     averaging_callback,
 )
-from shiftproof.training.combinations import check_combination
+from shiftproof.training.combinations import check_combination, check_inputs_taken
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
+from shiftproof.training.prepared import prepared
 from shiftproof.training.ranks import ALONE, Ranks, full_state
 from shiftproof.training.recorded import check_result
 from shiftproof.training.spec import RunSpec
@@ -86,7 +87,9 @@ def train(
     """
     check_inputs(spec, dataset, weights)
     with naming_plugins(spec.plugins):
+        check_inputs_taken(spec, dataset.kind)
         check_combination(spec, len(dataset.domains) - len(spec.targets), ranks)
+    dataset = prepared(spec, dataset)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SPEC_FILE, asdict(spec))

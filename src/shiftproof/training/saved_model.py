@@ -1,10 +1,10 @@
-"""The model that a run keeps: weights, class names, input size and normalisation."""
+"""The model that a run keeps: weights, class names, and what turns raw inputs into those of the network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from shiftproof.algorithms import ALGORITHMS, Batch
 from shiftproof.base.files import DamagedFileError, output_path, read_json, write_bytes, write_json
 from shiftproof.base.plugins import digests, import_plugins, naming_plugins
-from shiftproof.data import decode, labelled_images, to_pixels
-from shiftproof.models import MODELS, NORMALISATION, Network, Normalisation, build_network
+from shiftproof.data import DomainDataset, Preparation, Task, decode, labelled_images, to_pixels
+from shiftproof.models import MODELS, NORMALISATION, Network, Normalisation, Quantity, build_network
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import EVALUATION_BATCH
+from shiftproof.training.prepared import PreparedDataset
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
@@ -31,30 +32,69 @@ class SavedModel(nn.Module):
     """A trained network with everything needed to use it.
 
     Attributes:
-        network: maps normalised images (n, channels, height, width) to logits (n, classes).
-        classes: the class names.
-        image_shape: shape (channels, height, width) of its input.
+        network: maps normalised images (n, channels, height, width), or prepared vectors (n, size), to outputs
+            (n, classes).
+        classes: the names of its outputs: of classes or labels, or of a quantity.
+        input_shape: shape of its input, of pictures (channels, height, width).
+        preparation: what turns rows of a table into vectors; None for pictures and for arrays of other shapes.
     """
 
-    def __init__(self, network: Network, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        classes: tuple[str, ...],
+        input_shape: tuple[int, ...],
+        preparation: Preparation | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.classes = classes
-        self.image_shape = image_shape
+        self.input_shape = input_shape
+        self.preparation = preparation
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (n, classes) of normalised images (n, channels, height, width)."""
-        logits: Tensor = self.network(images)
-        return logits
+    @property
+    def task(self) -> Task:
+        """What it predicts."""
+        return self.network.task
 
-    def transform(self, image: Image.Image) -> Tensor:
-        """Turn a picture into a normalised tensor (channels, height, width), as in validation."""
-        channels, size, _ = self.image_shape
-        return self.normalise(torch.from_numpy(to_pixels(image, size, 1 if channels == 1 else 3)[None]))[0]
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return outputs (n, classes) of normalised images (n, channels, height, width) or prepared vectors."""
+        outputs: Tensor = self.network(inputs)
+        return outputs
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Turn uint8 images (n, channels, height, width) into the network's input."""
-        return self.network.normalisation(images.float() / 255)
+    def transform(self, image: Image.Image | str | Path) -> Tensor:
+        """Turn a picture, or the path of one, into a normalised tensor (channels, height, width), as in validation.
+
+        Raises:
+            ImageError: there is no picture at the path.
+            ValueError: the model takes no pictures.
+        """
+        size, channels = self.size_of_pictures()
+        given = isinstance(image, Image.Image)
+        pixels = to_pixels(image, size, channels) if given else decode(Path(image), size, channels)
+        return self.normalise(torch.from_numpy(pixels[None]))[0]
+
+    def size_of_pictures(self) -> tuple[int, Literal[1, 3]]:
+        """Return the side in pixels and the channels of the pictures that it takes.
+
+        Raises:
+            ValueError: the model takes no pictures.
+        """
+        if self.network.normalisation is None:
+            raise ValueError(f"the model takes inputs of shape {self.input_shape}, not pictures")
+        channels, side, _ = self.input_shape
+        return side, 1 if channels == 1 else 3
+
+    def normalise(self, inputs: Tensor) -> Tensor:
+        """Turn uint8 images (n, channels, height, width) into the network's input.
+
+        Rows of a table, float32 (n, columns), are prepared as training prepared its own.
+        """
+        if self.network.normalisation is not None:
+            return self.network.normalisation(inputs.float() / 255)
+        if self.preparation is None:
+            return inputs
+        return torch.from_numpy(self.preparation(inputs.cpu().numpy())).to(inputs.device)
 
 
 def save_model(
@@ -63,26 +103,44 @@ def save_model(
     weights: Mapping[str, Tensor],
     model: str,
     algorithm: str,
-    classes: tuple[str, ...],
-    image_shape: tuple[int, int, int],
+    dataset: DomainDataset,
+    hparams: Mapping[str, Any],
 ) -> None:
-    """Save a network with some weights in a run's folder; the algorithm's name tells `load` which parts it adds."""
+    """Save a network with some weights in a run's folder.
+
+    Args:
+        folder: the run's folder.
+        network: the network.
+        weights: the weights to save.
+        model: name of the model.
+        algorithm: name of the algorithm, which tells `load` what parts it adds.
+        dataset: the data set that it was trained on.
+        hparams: hyperparameters of the model.
+    """
     plugins = {"model": list(digests([(MODELS, model)])), "algorithm": list(digests([(ALGORITHMS, algorithm)]))}
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
-    write_bytes(folder / WEIGHTS_FILE, save(tensors, {NORMALISATION: str(network.normalisation)}))
-    write_json(
-        folder / DESCRIPTION_FILE,
-        {
-            "model": model,
-            "algorithm": algorithm,
-            "classes": classes,
-            "image_shape": image_shape,
-            "mean": network.normalisation.mean,
-            "std": network.normalisation.std,
-            "freeze_batch_norm": network.freeze_batch_norm,
-            **({"plugins": plugins} if any(plugins.values()) else {}),
-        },
-    )
+    stated = {} if network.normalisation is None else {NORMALISATION: str(network.normalisation)}
+    write_bytes(folder / WEIGHTS_FILE, save(tensors, stated))
+    facts: dict[str, Any] = {
+        "model": model,
+        "algorithm": algorithm,
+        "classes": dataset.classes,
+        "freeze_batch_norm": network.freeze_batch_norm,
+    }
+    if network.normalisation is None:
+        facts |= {"input_shape": dataset.input_shape, "hparams": dict(hparams)}
+    else:
+        facts |= {"image_shape": dataset.input_shape}
+        facts |= {"mean": network.normalisation.mean, "std": network.normalisation.std}
+    if network.task != "classification":
+        facts["task"] = network.task
+    if network.quantity is not None:
+        facts["quantity"] = network.quantity
+    if isinstance(dataset, PreparedDataset) and dataset.preparation is not None:
+        facts["preparation"] = dataset.preparation.as_json()
+    if any(plugins.values()):
+        facts["plugins"] = plugins
+    write_json(folder / DESCRIPTION_FILE, facts)
 
 
 def load(run: str | Path) -> SavedModel:
@@ -103,16 +161,29 @@ def load(run: str | Path) -> SavedModel:
     remedy = "train the run again"
     description: dict[str, Any] = read_json(folder / DESCRIPTION_FILE, remedy)
     try:
-        classes, image_shape = tuple(description["classes"]), tuple(description["image_shape"])
+        classes = tuple(description["classes"])
+        input_shape = tuple(description["input_shape" if "input_shape" in description else "image_shape"])
+        quantity, steps = description.get("quantity"), description.get("preparation")
         plugins = description.get("plugins", {})
         with naming_plugins(plugins.get("model", [])):
-            network = build_network(description["model"], image_shape, len(classes), dropout=0.0, seed=0)
+            network = build_network(
+                description["model"],
+                input_shape,
+                len(classes),
+                dropout=0.0,
+                seed=0,
+                hparams=description.get("hparams", {}),
+                task=description.get("task", "classification"),
+                quantity=None if quantity is None else Quantity(*quantity),
+            )
+        preparation = None if steps is None else Preparation.from_json(steps)
         # early versions, whose algorithms added no parts, did not record it
         algorithm, own = description.get("algorithm", "erm"), plugins.get("algorithm", [])
         if algorithm in ALGORITHMS or own:  # one that a script registers may not be known here
             with naming_plugins(own):
                 network = ALGORITHMS[algorithm].extend(network)
-        network.normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
+        if network.normalisation is not None:
+            network.normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
         network.freeze_batch_norm = description["freeze_batch_norm"]
     except (KeyError, TypeError) as error:
         raise DamagedFileError(folder / DESCRIPTION_FILE, f"no valid {error}", remedy) from error
@@ -120,7 +191,7 @@ def load(run: str | Path) -> SavedModel:
         network.load_state_dict(read_tensors((folder / WEIGHTS_FILE).read_bytes()))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DamagedFileError(folder / WEIGHTS_FILE, str(error).partition("\n")[0], remedy) from error
-    return SavedModel(network, classes, image_shape).eval()
+    return SavedModel(network, classes, input_shape, preparation).eval()
 
 
 def evaluate_folder(run: str | Path, data_dir: Path, device: str = "cpu") -> dict[str, dict[str, Any]]:
@@ -139,12 +210,12 @@ def evaluate_folder(run: str | Path, data_dir: Path, device: str = "cpu") -> dic
         ValueError: a file of the run or an image is damaged, or the folder does not fit the model.
     """
     model = load(run).to(device)
-    channels, size, _ = model.image_shape
+    size, channels = model.size_of_pictures()
 
     def batches(paths: Sequence[Path], labels: NDArray[np.int64]) -> Iterator[Batch]:
         for start in range(0, len(paths), EVALUATION_BATCH):
             part = slice(start, start + EVALUATION_BATCH)
-            pixels = np.stack([decode(path, size, 1 if channels == 1 else 3) for path in paths[part]])
+            pixels = np.stack([decode(path, size, channels) for path in paths[part]])
             yield model.normalise(torch.from_numpy(pixels).to(device)), torch.from_numpy(labels[part]).to(device)
 
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from shiftproof.base.choices import Averaging, Kind, Precision, SplitRule
+from shiftproof.base.choices import Averaging, Kind, Precision, SplitRule, Task
 from shiftproof.base.hparams import Value, is_finite
 from shiftproof.base.method import Method
 from shiftproof.base.randomness import seed_hash
@@ -16,7 +16,7 @@ from shiftproof.base.randomness import seed_hash
 RESULTS_VERSION = 6
 """Increment it when code gives other numbers for the same spec, so that no table mixes the two."""
 _LABELS = ("hparam_seed", "variant", "plugins")
-_LATER = ("averaging", "score_targets", "compile", "kind", "normalisation")
+_LATER = ("averaging", "score_targets", "compile", "kind", "normalisation", "task")
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
 
@@ -55,6 +55,7 @@ class RunSpec:
         kind: kind of the images in a user's folder; None for published data sets, and in earlier results, whose
             folders held photographs.
         normalisation: normalisation of the images, if stated; None for that of the weights file or the model.
+        task: what is predicted.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
         variant: name of the variant in tables. It is a label outside the hash, like `hparam_seed`.
@@ -89,6 +90,7 @@ class RunSpec:
     score_targets: bool = False
     kind: Kind | None = None
     normalisation: str | None = None
+    task: Task = "classification"
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION

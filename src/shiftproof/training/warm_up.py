@@ -39,5 +39,6 @@ def warm_up(spec: RunSpec, dataset: DomainDataset, device: torch.device, weights
         # two sizes, because torch.compile specialises for the first size and then recompiles for any size
         sizes = ((images[:n], labels[:n]) for images, labels in some for n in (len(images), -1) if len(images[:n]))
         steps.algorithm.eval()
-        evaluate(steps.algorithm.predict, sizes, len(dataset.classes), spec.precision)
+        network = steps.algorithm.network
+        evaluate(steps.algorithm.predict, sizes, len(dataset.classes), spec.precision, network.task, network.loss)
         torch.save(full_state(steps.algorithm), io.BytesIO())

@@ -90,7 +90,8 @@ def score_part(loop: Loop, domain: int, part: Part) -> dict[str, Any]:
     """Score one part of a domain and return the scores as `evaluate` does."""
     batches = loop.inputs.evaluation_batches(domain, part, loop.progress.step)
     loop.algorithm.eval()
-    score = evaluate(loop.algorithm.predict, batches, len(loop.dataset.classes), loop.spec.precision)
+    network, classes = loop.algorithm.network, len(loop.dataset.classes)
+    score = evaluate(loop.algorithm.predict, batches, classes, loop.spec.precision, network.task, network.loss)
     loop.algorithm.train()
     return score
 

@@ -68,9 +68,7 @@ def _selected(loop: Loop) -> dict[str, Any]:
 
 def keep_model(loop: Loop, folder: Path) -> None:
     """Write the network of a loop in its present state into a run's folder."""
-    network, dataset = loop.algorithm.network, loop.dataset
+    network, spec = loop.algorithm.network, loop.spec
     weights = full_state(network)
     if loop.ranks.first:
-        spec = loop.spec
-        classes, image_shape = dataset.classes, dataset.image_shape
-        save_model(folder, network, weights, spec.model, spec.algorithm, classes, image_shape)
+        save_model(folder, network, weights, spec.model, spec.algorithm, loop.dataset, spec.axis("model"))

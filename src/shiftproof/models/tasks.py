@@ -1,0 +1,70 @@
+"""What a network's outputs are for, by task: their loss, and how targets of any unit become numbers near zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shiftproof.base.choices import Task
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs and targets to their mean loss."""
+
+
+class Quantity(NamedTuple):
+    """Mean and standard deviation of a regression's targets on the rows trained on."""
+
+    mean: float
+    std: float
+
+
+class QuantityHead(nn.Linear):
+    """A linear layer with one output in the unit of a quantity, computed in float32 from a standardised one.
+
+    Args:
+        in_features: number of features.
+        quantity: mean and standard deviation of the quantity.
+    """
+
+    def __init__(self, in_features: int, quantity: Quantity) -> None:
+        super().__init__(in_features, 1)
+        self.quantity = quantity
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
+        """Return values (n, 1)."""
+        return super().forward(input).float() * self.quantity.std + self.quantity.mean
+
+
+def classifier_of(feature_size: int, outputs: int, quantity: Quantity | None) -> nn.Linear:
+    """Return the last layer of a network: of logits, or of a quantity."""
+    return nn.Linear(feature_size, outputs) if quantity is None else QuantityHead(feature_size, quantity)
+
+
+def loss_of(task: Task, quantity: Quantity | None = None) -> Loss:
+    """Return the loss that a task is trained with.
+
+    Args:
+        task: "classification" has the cross-entropy of logits (n, classes); "multilabel" the mean over labels of the
+            binary cross-entropy of logits (n, labels); "regression" the squared error of values (n, 1) in units of
+            the variance of the targets.
+        quantity: of a regression.
+    """
+    if task == "classification":
+        return F.cross_entropy
+    if task == "multilabel":
+        return _binary_cross_entropy
+    assert quantity is not None  # noqa: S101  (a regression has one)
+    variance = quantity.std**2
+
+    def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs.reshape(targets.shape), targets) / variance
+
+    return squared_error
+
+
+def _binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, targets.to(torch.result_type(outputs, 1.0)))
