@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shiftproof.cli import main
-from shiftproof.data import FolderError, labelled_images, open_folder
+from shiftproof.data import Domain, DomainDataset, FolderError, labelled_images, open_folder
 from shiftproof.data.folder import list_folder
 from shiftproof.models import build_network
 from shiftproof.training.saved_model import save_model
@@ -182,6 +182,8 @@ def test_ambiguous_names_of_domains_are_refused(write, capsys):
 @pytest.fixture
 def run(tmp_path):
     network = build_network("small_conv", (3, 8, 8), 2, dropout=0.0, seed=0)
+    domain = Domain("art", np.zeros((2, 3, 8, 8), dtype=np.uint8), np.arange(2))
+    dataset = DomainDataset("mine", (domain,), CLASSES, "small_images", "x")
     (tmp_path / "run").mkdir()
     save_model(tmp_path / "run", network, network.state_dict(), "small_conv", "erm", dataset, {})
     return tmp_path / "run"
