@@ -1,7 +1,6 @@
 """The rules of a fair comparison: dialects of the protocol, settings to search and rules of selection."""
 
 from shiftproof.protocol.dialects import PROTOCOLS, Protocol
-from shiftproof.protocol.measures import training_domain_validation, validation_loss
 from shiftproof.protocol.selection import (
     BUILT_IN_RULES,
     RULES,
@@ -13,6 +12,7 @@ from shiftproof.protocol.selection import (
     select,
 )
 from shiftproof.protocol.settings import SearchSpace, check_fixed, hyperparameters, known_names, search_space, setting
+from shiftproof.protocol.validation import training_domain_validation, validation_loss
 
 __all__ = [
     "BUILT_IN_RULES",
