@@ -9,7 +9,9 @@ Kind = Literal["photographs", "small_images"]
 Precision = Literal["float32", "bf16"]
 Search = Literal["protocol", "short"]
 SplitRule = Literal["random", "grouped"]
+Task = Literal["classification", "multilabel", "regression"]
 Tuning = Literal["per_target", "shared"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)
+TASKS: tuple[Task, ...] = get_args(Task)
