@@ -1,6 +1,8 @@
-"""The rules of a fair comparison: dialects of the protocol, settings to search and rules of selection."""
+"""The rules of a fair comparison: dialects, settings to search, measures and rules of selection."""
 
 from shiftproof.protocol.dialects import PROTOCOLS, Protocol
+from shiftproof.protocol.measures import MEASURES, Measure, MeasureError, measures_of, over_domains, score
+from shiftproof.protocol.predictions import Predictions
 from shiftproof.protocol.selection import (
     BUILT_IN_RULES,
     RULES,
@@ -16,10 +18,14 @@ from shiftproof.protocol.validation import training_domain_validation, validatio
 
 __all__ = [
     "BUILT_IN_RULES",
+    "MEASURES",
     "PROTOCOLS",
     "RULES",
     "Choice",
     "Curves",
+    "Measure",
+    "MeasureError",
+    "Predictions",
     "Protocol",
     "Record",
     "RuleError",
@@ -28,6 +34,9 @@ __all__ = [
     "check_fixed",
     "hyperparameters",
     "known_names",
+    "measures_of",
+    "over_domains",
+    "score",
     "search_space",
     "select",
     "setting",
