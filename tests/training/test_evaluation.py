@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shiftproof.protocol.measures import training_domain_validation, validation_loss
+from shiftproof.protocol.validation import training_domain_validation, validation_loss
 from shiftproof.training.evaluation import evaluate
 
 

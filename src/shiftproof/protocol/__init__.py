@@ -1,7 +1,8 @@
-"""The rules of a fair comparison: dialects of the protocol, settings to search and rules of selection."""
+"""The rules of a fair comparison: dialects, settings to search, measures and rules of selection."""
 
 from shiftproof.protocol.dialects import PROTOCOLS, Protocol
-from shiftproof.protocol.measures import training_domain_validation, validation_loss
+from shiftproof.protocol.measures import MEASURES, Measure, MeasureError, measures_of, over_domains, score
+from shiftproof.protocol.predictions import Predictions
 from shiftproof.protocol.selection import (
     BUILT_IN_RULES,
     RULES,
@@ -13,13 +14,18 @@ from shiftproof.protocol.selection import (
     select,
 )
 from shiftproof.protocol.settings import SearchSpace, check_fixed, hyperparameters, known_names, search_space, setting
+from shiftproof.protocol.validation import training_domain_validation, validation_loss
 
 __all__ = [
     "BUILT_IN_RULES",
+    "MEASURES",
     "PROTOCOLS",
     "RULES",
     "Choice",
     "Curves",
+    "Measure",
+    "MeasureError",
+    "Predictions",
     "Protocol",
     "Record",
     "RuleError",
@@ -28,6 +34,9 @@ __all__ = [
     "check_fixed",
     "hyperparameters",
     "known_names",
+    "measures_of",
+    "over_domains",
+    "score",
     "search_space",
     "select",
     "setting",

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from shiftproof.base.hparams import is_finite
 from shiftproof.base.registry import Registry
 from shiftproof.protocol.dialects import Protocol
-from shiftproof.protocol.measures import training_domain_validation
+from shiftproof.protocol.validation import training_domain_validation
 
 Record = dict[str, Any]
 """One evaluation of a run.

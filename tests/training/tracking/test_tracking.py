@@ -12,7 +12,7 @@ import torch
 from google.protobuf.message import DecodeError
 
 from processes import wait_until
-from shiftproof.protocol.measures import training_domain_validation
+from shiftproof.protocol.validation import training_domain_validation
 from shiftproof.training import train
 from shiftproof.training.tracking import TRACKERS, OpenTrackers, TrackedRun, TrackerWarning, Tracking, check_trackers
 from shiftproof.training.tracking.tracker import plain_names
