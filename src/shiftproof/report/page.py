@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shiftproof import __version__
 from shiftproof.base.drawing import line_style
 from shiftproof.base.files import write_bytes
-from shiftproof.protocol import BUILT_IN_RULES
+from shiftproof.protocol import BUILT_IN_RULES, Unit
 from shiftproof.report.diagnostics import diagnostic_figures
 from shiftproof.report.figure_files import FigureFiles
 from shiftproof.report.figures import MOST_WITH_TRIALS
@@ -88,4 +88,5 @@ def _template() -> Any:
     )
     for said in (annealer_block, difference_note, selection_note, transductive_note):
         environment.globals[said.__name__] = said
+    environment.globals["percent"] = Unit()
     return environment.get_template("report.html.jinja")

@@ -23,6 +23,6 @@ def difference_note(table: Table) -> str:
 def selection_note(table: Table) -> str:
     """Explain the gain from picking on the target."""
     return (
-        f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "
-        "published best-of-sweep figures include such a gain."
+        f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, "
+        f"{table.unit.step}; published best-of-sweep figures include such a gain."
     )

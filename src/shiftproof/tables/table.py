@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from shiftproof.base.registry import UnknownNameError
+from shiftproof.protocol import Unit
 from shiftproof.studies import (
     OVERALL,
     SECONDS,
@@ -40,20 +41,22 @@ class Cell:
     """One entry of a table.
 
     Attributes:
-        accuracy: mean accuracy over the trials that finished, None if none has.
+        score: the table's measure, mean over the trials that finished and have one; None if none does.
         class_mean: the mean over classes of the accuracy on each class, likewise.
         difference: from the baseline, over the trials that finished for both.
-        trials: number of trials that finished.
+        trials: number of trials that finished and have a score.
         planned: number of trials in the study.
         failed: whether a trial failed; trials that are neither finished nor failed have not run yet.
+        undefined: whether the measure is undefined in a trial that finished.
     """
 
-    accuracy: Estimate | None
+    score: Estimate | None
     class_mean: Estimate | None
     difference: Difference | None
     trials: int
     planned: int
     failed: bool
+    undefined: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Table:
         title: the data set, or the name of the study for the overall table.
         dataset: what it is of; None for the overall table, whose columns are data sets.
         rule: the selection rule, for steps and settings.
+        unit: the measure, and how its values are written.
         columns: targets, or data sets.
         rows: one per method.
         baseline: the method that differences are taken from.
@@ -103,6 +107,7 @@ class Table:
     title: str
     dataset: str | None
     rule: str
+    unit: Unit
     columns: list[str]
     rows: list[MethodRow]
     baseline: Method
@@ -169,7 +174,7 @@ def build_tables(results: Results, rule: str | None = None, baseline: str | None
     first = plan.baseline if baseline is None else next(m for m in methods if str(m) == baseline)
     chosen = rule or plan.selection[0]
     tables = []
-    if len(plan.grids) > 1:
+    if len(plan.grids) > 1 and len({results.shown(grid) for grid in plan}) == 1:
         columns = {grid.dataset: [_Part(grid, targets) for targets in grid.columns] for grid in plan}
         tables.append(_Builder(results, chosen, first, columns).table(None, list(plan.grids)))
     for grid in plan:
@@ -186,13 +191,13 @@ def comparisons(results: Results, tables: Sequence[Table]) -> list[Comparison]:
         dataset = OVERALL if table.dataset is None else table.dataset
         for row in table.rows:
             name = results.plan.published.get(row.method.variant)
-            if name is None or row.mean.accuracy is None:
+            if name is None or row.mean.score is None or table.unit.metric != "accuracy":
                 continue
             if dataset == OVERALL and names != {key.dataset for key in published(name)} - {OVERALL, SECONDS}:
                 continue  # the published mean is over other data sets
             figure = published_for(name, *row.method[:3], dataset)
             if figure is not None:
-                found.append(Comparison(row.method, dataset, row.mean.accuracy, figure))
+                found.append(Comparison(row.method, dataset, row.mean.score, figure))
     return found
 
 
@@ -209,6 +214,8 @@ class _Builder:
     def __init__(self, results: Results, rule: str, baseline: Method, columns: dict[str, list[_Part]]) -> None:
         self.results, self.rule, self.baseline, self.columns = results, rule, baseline, columns
         self.parts = [part for parts in columns.values() for part in parts]
+        self.metric = results.shown(self.parts[0].grid)
+        self.sign = Unit.of(self.metric).sign
         self.trials = self.parts[0].grid.trials
 
     def table(self, dataset: str | None, grids: Sequence[Grid]) -> Table:
@@ -226,6 +233,7 @@ class _Builder:
             self.results.plan.name if dataset is None else dataset,
             dataset,
             self.rule,
+            Unit.of(self.metric, max((abs(row.mean.score.mean) for row in rows if row.mean.score), default=0.0)),
             list(self.columns),
             [replace(row, adjusted_p=adjusted.get(row.method)) for row in rows],
             self.baseline,
@@ -261,15 +269,17 @@ class _Builder:
         return self._entry(method, self.parts, lambda m, quantity: self._over_columns(m, quantity, self.rule))
 
     def _entry(self, method: Method, parts: Sequence[_Part], scores: Callable[[Method, str], Scores]) -> Cell:
-        accuracies, baseline = scores(method, "accuracy"), scores(self.baseline, "accuracy")
+        found, baseline = scores(method, self.metric), scores(self.baseline, self.metric)
+        class_means = scores(method, "class_mean")
         outcomes = [self._outcome(method, part, trial) for part in parts for trial in range(self.trials)]
         return Cell(
-            estimate(list(accuracies.values())) if accuracies else None,
-            estimate(list(scores(method, "class_mean").values())) if accuracies else None,
-            _paired(accuracies, baseline),
-            len(accuracies),
+            estimate(list(found.values())) if found else None,
+            estimate(list(class_means.values())) if class_means else None,
+            _paired(found, baseline),
+            len(found),
             self.trials,
-            any(one.status == "failed" and one.trial not in accuracies for one in outcomes),
+            any(one.status == "failed" and one.trial not in found for one in outcomes),
+            any(one.selected is not None and _value(one.selected, self.metric) is None for one in outcomes),
         )
 
     def _outcome(self, method: Method, part: _Part, trial: int, rule: str | None = None) -> Outcome:
@@ -280,7 +290,7 @@ class _Builder:
         result = {}
         for trial in range(self.trials):
             picked = [self._outcome(method, part, trial, rule).selected for part in parts]
-            values = [selected[quantity] for selected in picked if selected]
+            values = [value for one in picked if one and (value := _value(one, quantity)) is not None]
             if len(values) == len(parts):
                 result[trial] = sum(values) / len(values)
         return result
@@ -295,20 +305,20 @@ class _Builder:
         }
 
     def _sweep_gain(self, method: Method) -> Difference | None:
-        scores = [self._over_columns(method, "accuracy", rule) for rule in ("oracle", self.rule)]
+        scores = [self._over_columns(method, self.metric, rule) for rule in ("oracle", self.rule)]
         return _paired(*scores)
 
     def _signs(self, method: Method) -> SignCount | None:
         pairs = []
         for part in self.parts:
-            ours, theirs = (self._column(m, [part], "accuracy") for m in (method, self.baseline))
+            ours, theirs = (self._column(m, [part], self.metric) for m in (method, self.baseline))
             if both := sorted(ours.keys() & theirs.keys()):
-                pairs.append([sum(scores[trial] for trial in both) / len(both) for scores in (ours, theirs)])
+                pairs.append([self.sign * sum(s[trial] for trial in both) / len(both) for s in (ours, theirs)])
         return sign_count([pair[0] for pair in pairs], [pair[1] for pair in pairs]) if pairs else None
 
     def _ranks(self, methods: Sequence[Method]) -> tuple[list[Method], AverageRanks | None]:
         """Rank the methods on every target, by their mean over the trials that all of them have."""
-        scores = {m: [self._column(m, [part], "accuracy") for part in self.parts] for m in methods}
+        scores = {m: [self._column(m, [part], self.metric) for part in self.parts] for m in methods}
         scores = {m: cells for m, cells in scores.items() if all(cells)}
         common = [
             sorted(set.intersection(*(set(cells[i]) for cells in scores.values()))) if scores else []
@@ -317,7 +327,10 @@ class _Builder:
         if len(scores) < 2 or not all(common):
             return [], None
         means = [
-            [sum(cell[trial] for trial in trials) / len(trials) for cell, trials in zip(cells, common, strict=True)]
+            [
+                self.sign * sum(cell[trial] for trial in trials) / len(trials)
+                for cell, trials in zip(cells, common, strict=True)
+            ]
             for cells in scores.values()
         ]
         return list(scores), average_ranks(means)
@@ -336,7 +349,16 @@ class _Builder:
         versions = sorted({spec.results_version for grid in grids for spec in grid.runs})
         if versions != [RESULTS_VERSION]:  # the same runs would give other numbers today
             terms["results version"] = f"{' '.join(map(str, versions))}, earlier than today's {RESULTS_VERSION}"
-        return {**terms, "selection": self.rule, "runs finished": f"{len(finished)} of {len(planned)}"}
+        by = {self.results.plan.metric_of(grid) for grid in grids}
+        rule = self.rule if by == {self.metric} else f"{self.rule}, by {' and '.join(sorted(by))}"
+        return {**terms, "selection": rule, "runs finished": f"{len(finished)} of {len(planned)}"}
+
+
+def _value(selected: dict[str, Any], quantity: str) -> float | None:
+    """Return a measure, or the class mean, of a selected checkpoint."""
+    values = selected if quantity == "class_mean" else selected["measures"]
+    value: float | None = values.get(quantity)
+    return value
 
 
 def _annealing(reports: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
