@@ -26,9 +26,11 @@ from shiftproof.tables import (
     annealer_block,
     build_tables,
     comparisons,
+    constant_note,
     difference_note,
     selection_note,
     transductive_note,
+    verdicts,
 )
 
 REPORT_FILE = "report.html"
@@ -86,7 +88,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for said in (annealer_block, difference_note, selection_note, transductive_note):
+    for said in (annealer_block, constant_note, difference_note, selection_note, transductive_note, verdicts):
         environment.globals[said.__name__] = said
     environment.globals["percent"] = Unit()
     return environment.get_template("report.html.jinja")

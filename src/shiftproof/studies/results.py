@@ -263,6 +263,7 @@ def run_row(
         "results_version": spec.results_version,
         "versions": result.get("versions"),
         "metric": metric,
+        "constant": result.get("constant"),  # which runs made before it lack
         "selection": {
             rule: select(rule, result["metrics"], spec.targets, protocol, pairs, metric) if finished else None
             for rule in rules

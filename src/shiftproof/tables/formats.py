@@ -15,9 +15,10 @@ from shiftproof.protocol import Unit
 from shiftproof.studies import SECONDS, Method, Results, published_for
 from shiftproof.tables.marks import Mark, marks
 from shiftproof.tables.markup import latex, markdown
-from shiftproof.tables.notes import difference_note, selection_note, transductive_note
+from shiftproof.tables.notes import constant_note, difference_note, selection_note, transductive_note
 from shiftproof.tables.statistics import Difference, Estimate
 from shiftproof.tables.table import Cell, Comparison, MethodRow, Table, build_tables, comparisons
+from shiftproof.tables.verdicts import verdicts
 
 
 class Entry(NamedTuple):
@@ -226,11 +227,15 @@ def _accuracy_block(table: Table) -> Block:
          Entry(_number(row.seconds))]
         for i, row in enumerate(table.rows)
     ]  # fmt: skip
+    if table.constant:
+        entries_of = [_estimate(table.constant[name], table.unit) for name in (*table.columns, table.mean_name)]
+        rows.append([Entry(text) for text in (table.constant_name, *entries_of, "-", "-")])
+    notes = (transductive_note(table), constant_note(table))
     return Block(
         f"{table.title}: {_measure(table.unit)}",
         ["method", *table.columns, table.mean_name, "passes/step", "s/run"],
         rows,
-        [note] if (note := transductive_note(table)) else [],
+        [note for note in notes if note],
     )
 
 
@@ -286,7 +291,7 @@ def _difference_block(table: Table) -> Block:
         f"{table.title}: difference from {table.baseline}, {table.unit.step}, paired by trial",
         ["method", table.mean_name, "95 % interval", "p (Holm)", "won-lost-tied", *table.columns],
         [entries(row) for row in rows],
-        [difference_note(table)] if table.compared > 1 else [],
+        [*verdicts(table), *([difference_note(table)] if table.compared > 1 else [])],
     )
 
 

@@ -10,6 +10,12 @@ def transductive_note(table: Table) -> str:
     return f"Transductive: {table.terms['transductive']}." if "transductive" in table.terms else ""
 
 
+def constant_note(table: Table) -> str:
+    """Warn of methods that are not better than predictions that read no input; empty if there are none."""
+    named = ", ".join(map(str, table.not_above_constant))
+    return f"Not better than {table.constant_name}, which reads no input: {named}." if named else ""
+
+
 def difference_note(table: Table) -> str:
     """Explain the p-values and counts beside the differences from the baseline."""
     signs = "won-lost-tied counts targets."

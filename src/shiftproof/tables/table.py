@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.protocol import Unit
+from shiftproof.protocol import Unit, measures_of
 from shiftproof.studies import (
     OVERALL,
     SECONDS,
@@ -102,6 +102,8 @@ class Table:
         ranks: their average ranks over targets; None with fewer than two such methods.
         terms: what the accuracies depend on, by name.
         failures: a line per failed run, with its reason.
+        constant: what predictions that read no input score (`constant_name`), by column, and by `mean_name` the mean
+            of the columns; empty if a run that tells is missing.
     """
 
     title: str
@@ -115,6 +117,20 @@ class Table:
     ranks: AverageRanks | None
     terms: dict[str, Any]
     failures: list[str]
+    constant: dict[str, Estimate]
+
+    @property
+    def constant_name(self) -> str:
+        """What predictions that read no input are called."""
+        return "mean of the sources" if self.unit.metric in measures_of("regression") else "largest class"
+
+    @property
+    def not_above_constant(self) -> list[Method]:
+        """The methods whose mean is not better than that of predictions that read no input."""
+        if not self.constant:
+            return []
+        least = self.unit.sign * self.constant[self.mean_name].mean
+        return [row.method for row in self.rows if row.mean.score and self.unit.sign * row.mean.score.mean <= least]
 
     @property
     def mean_name(self) -> str:
@@ -241,7 +257,35 @@ class _Builder:
             ranks,
             self._terms(grids),
             [line for grid in grids for line in _failures(self.results, grid)],
+            self._constant(),
         )
+
+    def _constant(self) -> dict[str, Estimate]:
+        """Return what predictions that read no input score, over the trials in which all columns tell."""
+        known: dict[str, dict[tuple[tuple[str, ...], int], float]] = {}
+        for grid in {part.grid.dataset: part.grid for part in self.parts}.values():
+            found = known.setdefault(grid.dataset, {})
+            for row in (row for rows in self.results.rows_by_method(grid).values() for row in rows):
+                if row["constant"] is None:
+                    continue
+                values = [scores.get(self.metric) for scores in row["constant"].values()]
+                if None not in values:
+                    found[tuple(row["constant"]), row["trial_seed"]] = sum(values) / len(values)
+        by_column = {
+            column: {
+                trial: sum(known[part.grid.dataset][part.targets, trial] for part in parts) / len(parts)
+                for trial in range(self.trials)
+                if all((part.targets, trial) in known[part.grid.dataset] for part in parts)
+            }
+            for column, parts in self.columns.items()
+        }
+        trials = [trial for trial in range(self.trials) if all(trial in one for one in by_column.values())]
+        if not trials:
+            return {}
+        means = [sum(one[trial] for one in by_column.values()) / len(by_column) for trial in trials]
+        name = "mean of all" if "mean" in self.columns else "mean"
+        columns = {column: estimate([one[trial] for trial in trials]) for column, one in by_column.items()}
+        return {**columns, name: estimate(means)}
 
     def _row(self, method: Method, grids: Sequence[Grid]) -> MethodRow:
         finished = [
