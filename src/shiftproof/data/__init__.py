@@ -5,6 +5,7 @@ from shiftproof.data import digits as _digits  # noqa: F401 - registers its data
 from shiftproof.data import embedded_tables as _embedded_tables  # noqa: F401 - registers its data sets
 from shiftproof.data import mnist as _mnist  # noqa: F401 - registers its data sets
 from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations
+from shiftproof.data.augmentations import AUGMENTATIONS, Augmentation
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
 from shiftproof.data.check import check_data
@@ -19,11 +20,13 @@ from shiftproof.data.transfer import on_device
 from shiftproof.data.tree import FolderError
 
 __all__ = [
+    "AUGMENTATIONS",
     "DATASETS",
     "HOLDOUT_FRACTION",
     "KINDS",
     "SPLIT_RULES",
     "TASKS",
+    "Augmentation",
     "Augmentations",
     "CacheError",
     "Column",
