@@ -36,8 +36,8 @@ def from_arrays(
 ) -> DomainDataset:
     """Return the data set that arrays hold: of numpy, tensors on the CPU, or anything that numpy makes an array of.
 
-    Vectors and quantities become float32; labels and groups int64. Arrays that have these types already, and pictures,
-    are not copied, so those that are mapped from a file stay there.
+    Vectors and quantities become float32; classes, labels and groups int64. Pictures and vectors of float32 are not
+    copied, so those that are mapped from a file stay there.
 
     Args:
         name: name of the data set.
@@ -92,18 +92,18 @@ def as_array(values: object, whose: str) -> NDArray[Any]:
     Raises:
         ValueError: no array can be made of them, or a part of them would be lost.
     """
+    word = whose.partition(" ")[0]
     if isinstance(values, torch.Tensor):
-        word = whose.partition(" ")[0]
         if values.device.type != "cpu":
-            raise ValueError(f"{whose} are on {values.device}: {word}.cpu()")
+            raise ValueError(f"{whose} must be on the CPU, not on {values.device}: {word}.cpu()")
         if values.layout != torch.strided:
-            raise ValueError(f"{whose} are a sparse tensor: {word}.to_dense()")
+            raise ValueError(f"{whose} must be dense, not sparse: {word}.to_dense()")
         if values.dtype == torch.bfloat16:  # which numpy does not know
             values = values.float()
         whole: NDArray[Any] = values.numpy(force=True)
         return whole
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise ValueError(f"{whose} are masked, which would be lost: fill them, for vectors with filled(np.nan)")
+        raise ValueError(f"{whose} must not be masked, because numpy drops masks: {word}.filled(np.nan) for vectors")
     try:
         return np.asarray(values)
     except Exception as error:  # of many types, by what the values are

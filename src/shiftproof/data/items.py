@@ -255,8 +255,8 @@ def _input(value: Any, kind: Kind | None, image_size: int | None) -> NDArray[Any
     floats = values.dtype.kind == "f" and values.ndim == 3 and len(values) in (1, 3)
     if kind in PICTURES or (floats and kind is None):
         raise ValueError(
-            f"its picture is {values.dtype} of shape {values.shape}, and must be uint8, (channels, height, width): leave "
-            "the transforms ToTensor and Normalize out, or use PILToTensor; if it is no picture, say kind='vectors'"
+            f"its picture is {values.dtype} of shape {values.shape}, and must be uint8, (channels, height, width): "
+            "leave the transforms ToTensor and Normalize out, or use PILToTensor; if it is none, say kind='vectors'"
         )
     if image_size is not None:
         raise ValueError(f"its input is {values.dtype} of shape {values.shape}, and image_size is for pictures")
