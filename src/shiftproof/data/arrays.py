@@ -100,12 +100,10 @@ def as_array(values: object, whose: str) -> NDArray[Any]:
             raise ValueError(f"{whose} must be dense, not sparse: {word}.to_dense()")
         if values.dtype == torch.bfloat16:  # which numpy does not know
             values = values.float()
-        whole: NDArray[Any] = values.numpy(force=True)
-        return whole
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise ValueError(f"{whose} must not be masked, because numpy drops masks: {word}.filled(np.nan) for vectors")
     try:
-        return np.asarray(values)
+        return np.asarray(values.numpy(force=True) if isinstance(values, torch.Tensor) else values)
     except Exception as error:  # of many types, by what the values are
         raise ValueError(f"{whose} cannot be made an array: {one_line(str(error))}") from error
 
@@ -191,7 +189,7 @@ def _class_indices(
             )
         return {key: np.searchsorted(found, v) for key, v in labels.items()}, tuple(map(str, found.tolist()))
     seen = {key: set(values.tolist()) for key, values in labels.items()}
-    named = tuple(sorted(set().union(*seen.values()))) if classes is None else classes
+    named = tuple(sorted({text for values in seen.values() for text in values})) if classes is None else classes
     for key, values in seen.items():
         if unknown := sorted(values.difference(named)):
             raise UnknownNameError(f"class of domain {key}", unknown[0], list(named))
@@ -229,8 +227,8 @@ def _texts(whose: str, values: NDArray[Any]) -> NDArray[np.object_]:
     return texts
 
 
-def _plain(name: str) -> str:
-    """Return a name as a text of Python, which one of numpy's is printed otherwise than; what is no text as it is."""
+def _plain(name: Any) -> Any:
+    """Return a text as one of Python, because numpy's are written otherwise in a fingerprint; all else as it is."""
     return str(name) if isinstance(name, str) else name
 
 

@@ -302,7 +302,8 @@ def _numbers(row: Mapping[str, Any], columns: Sequence[str]) -> NDArray[np.float
 def _names(dataset: Any, column: str) -> list[str] | None:
     """Return the names of a column's whole numbers; None if it has none."""
     described = (getattr(dataset, "features", None) or {}).get(column)
-    return getattr(described, "names", None)
+    names: list[str] | None = getattr(described, "names", None)
+    return names
 
 
 def _as_name(value: Any, column: str, names: Sequence[str] | None) -> str:
