@@ -4,6 +4,7 @@ from shiftproof.base.choices import KINDS, SPLIT_RULES, TASKS, Kind, SplitRule, 
 from shiftproof.data import digits as _digits  # noqa: F401 - registers its data sets
 from shiftproof.data import embedded_tables as _embedded_tables  # noqa: F401 - registers its data sets
 from shiftproof.data import mnist as _mnist  # noqa: F401 - registers its data sets
+from shiftproof.data.arrays import from_arrays
 from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations
 from shiftproof.data.augmentations import AUGMENTATIONS, Augmentation
 from shiftproof.data.batches import batch_indices
@@ -14,6 +15,7 @@ from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError
 from shiftproof.data.domain import Domain
 from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder
 from shiftproof.data.images import ImageError, decode, to_pixels, upright
+from shiftproof.data.items import from_huggingface, from_torch
 from shiftproof.data.kinds import Look
 from shiftproof.data.splits import HOLDOUT_FRACTION, Split, grouped_split, random_split, split_domain
 from shiftproof.data.transfer import on_device
@@ -50,6 +52,9 @@ __all__ = [
     "check_data",
     "decode",
     "draw_augmentations",
+    "from_arrays",
+    "from_huggingface",
+    "from_torch",
     "grouped_split",
     "labelled_images",
     "look_at_folder",
