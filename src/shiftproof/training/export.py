@@ -38,18 +38,21 @@ class _Program(nn.Module):
         model: the model.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: SavedModel) -> None:
         super().__init__()
         self.network = model.network
         normalisation = model.network.normalisation
-        self.is_normalised = normalisation is None
+        self.takes_pixels = normalisation is not None
         if normalisation is not None:
             for name, values in (("mean", normalisation.mean), ("std", normalisation.std)):
                 self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (n, classes) of pixels in [0, 1] (n, channels, height, width), or of prepared vectors."""
-        outputs: Tensor = self.network(inputs if self.is_normalised else (inputs - self.mean) / self.std)
+        outputs: Tensor = self.network((inputs - self.mean) / self.std if self.takes_pixels else inputs)
         return outputs
 
 

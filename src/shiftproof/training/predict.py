@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -117,9 +117,10 @@ def _pixels(path: Path, size: int, channels: Literal[1, 3]) -> NDArray[np.uint8]
 
 
 @torch.inference_mode()
-def _outputs(model: SavedModel, inputs: Tensor) -> NDArray[Any]:
+def _outputs(model: SavedModel, inputs: Tensor) -> NDArray[np.float32]:
     device = next(model.parameters()).device
-    return model(model.normalise(inputs.to(device))).float().cpu().numpy()
+    outputs: Tensor = model(model.normalise(inputs.to(device)))
+    return outputs.float().cpu().numpy()
 
 
 def _checked(source: Path | int, outputs: NDArray[np.float32]) -> Prediction:
