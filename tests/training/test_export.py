@@ -22,7 +22,7 @@ import json, sys, numpy as np, torch
 inputs = torch.from_numpy(np.load("inputs.npy"))
 if sys.argv[1] == "model.pt2":
     facts = {"shiftproof.json": ""}
-    outputs = torch.export.load("model.pt2", extra_files=facts).module()(inputs).numpy()
+    outputs = torch.export.load("model.pt2", extra_files=facts).module()(inputs).detach().numpy()
     facts = facts["shiftproof.json"]
 else:
     import onnxruntime
@@ -56,6 +56,13 @@ def _elsewhere(file, inputs, folder):
     return torch.from_numpy(np.load(folder / "outputs.npy")), json.loads(done.stdout)
 
 
+def _here(path, inputs):
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(inputs).detach()
+    [outputs] = pytest.importorskip("onnxruntime").InferenceSession(path).run(None, {"inputs": inputs.numpy()})
+    return torch.from_numpy(outputs)
+
+
 @pytest.mark.parametrize("file", FORMATS)
 def test_a_program_gives_the_models_logits_in_a_fresh_process(file, run, tmp_path, capsys):
     _need(file)
@@ -77,17 +84,14 @@ def test_a_regression_of_vectors_is_exported_from_prepared_rows(file, tmp_path):
     _need(file)
     rows = np.random.default_rng(0).normal(3, 2, (40, 6)).astype(np.float32)
     preparation = Preparation.fit(number_columns(6), rows)
-    network = build_network(
-        "mlp", (6,), 1, dropout=0.5, seed=0, task="regression", quantity=Quantity(2e5, 1e5)
-    )  # fmt: skip
+    network = build_network("mlp", (6,), 1, dropout=0.5, seed=0, task="regression", quantity=Quantity(2e5, 1e5))
     model = SavedModel(network, ("price",), (6,), preparation).eval()
     export_model(model, tmp_path / file)
     inputs = model.normalise(torch.from_numpy(rows))
-    outputs, facts = _elsewhere(file, inputs, tmp_path)
+    outputs = _here(tmp_path / file, inputs)
     with torch.inference_mode():
         torch.testing.assert_close(outputs, model(inputs), atol=1, rtol=0)
     assert outputs.std() > 1000
-    assert facts["task"] == "regression"
 
 
 def _photograph_model(featurizer, features=8):
@@ -106,8 +110,7 @@ def test_dropout_and_batch_norms_are_those_of_evaluation(file, tmp_path):
     )
     assert export_model(model, tmp_path / file) <= 1e-5
     pixels = torch.rand(6, 3, 12, 12)
-    together, _ = _elsewhere(file, pixels, tmp_path)
-    alone, _ = _elsewhere(file, pixels[:1], tmp_path)
+    together, alone = _here(tmp_path / file, pixels), _here(tmp_path / file, pixels[:1])
     torch.testing.assert_close(alone, together[:1], atol=1e-5, rtol=0)
     with torch.inference_mode():
         expected = model(model.network.normalisation(pixels))
@@ -169,7 +172,10 @@ def test_one_batch_size_alone_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["model.pt"], "tells no format: it must be .pt2 or .onnx, or give the format: torch or onnx. Did you mean .pt2?"),
+        (
+            ["model.pt"],
+            "it must be .pt2 or .onnx, or give the format: torch or onnx. Did you mean .pt2?",
+        ),
         (["model.pt2", "--format", "onxx"], "unknown format 'onxx'. Did you mean onnx? Valid names: torch, onnx"),
         (["none/model.pt2"], "there is no folder"),
     ],
