@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Averaging = Literal["none", "swad", "ema"]
+ClassWeights = Literal["none", "balanced"]
 Kind = Literal["photographs", "small_images", "vectors"]
 Precision = Literal["float32", "bf16"]
+Sampling = Literal["uniform", "balanced"]
 Search = Literal["protocol", "short"]
 SplitRule = Literal["random", "grouped"]
 Task = Literal["classification", "multilabel", "regression"]

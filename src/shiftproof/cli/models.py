@@ -103,16 +103,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _measures_text(measures: dict[str, float | None]) -> str:
-    from shiftproof.protocol import MEASURES
+    from shiftproof.protocol import Unit
 
     shown = []
     for name, value in measures.items():
         if value is None:
             shown.append(f"{name} undefined")
-        elif MEASURES[name].percent:
-            shown.append(f"{name} {100 * value:.1f} %")
         else:
-            shown.append(f"{name} {value:.3f}")
+            unit = Unit.of(name, value)
+            shown.append(f"{name} {unit.text(value)}{' %' if unit.scale == 100 else ''}")
     return ", ".join(shown)
 
 

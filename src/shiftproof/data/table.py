@@ -121,10 +121,7 @@ def _in_order(text: str) -> tuple[float, str]:
 
 def _texts(name: str, values: Values, what: str) -> NDArray[np.object_]:
     """Return a column as texts; whole numbers are written without a point."""
-    if values.dtype == object:
-        missing = np.array([value is None for value in values])
-    else:
-        missing = np.isnan(values)
+    missing = np.array([value is None for value in values]) if values.dtype == object else np.isnan(values)
     if (row := _first(missing)) is not None:
         raise ValueError(f"row {row} has no {what}: its column {name} is empty")
     texts = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values.tolist()]
@@ -133,8 +130,8 @@ def _texts(name: str, values: Values, what: str) -> NDArray[np.object_]:
 
 def _numbers(name: str, values: Values) -> NDArray[np.float64]:
     if values.dtype == object:
-        row = next(i for i, value in enumerate(values, 1) if value is None or _in_order(value)[0] == math.inf)
-        raise ValueError(f"row {row}: column {name} is {values[row - 1]!r}, and must be a number")
+        text = next(i for i, value in enumerate(values, 1) if value is None or _in_order(value)[0] == math.inf)
+        raise ValueError(f"row {text}: column {name} is {values[text - 1]!r}, and must be a number")
     if (row := _first(~np.isfinite(values))) is not None:
         raise ValueError(f"row {row} has no finite label: its column {name} is {values[row - 1]}")
     return values
@@ -143,7 +140,9 @@ def _numbers(name: str, values: Values) -> NDArray[np.float64]:
 def _truths(name: str, values: Values) -> NDArray[np.int64]:
     numbers = _numbers(name, values)
     if (row := _first((numbers != 0) & (numbers != 1))) is not None:
-        raise ValueError(f"row {row}: column {name} is {numbers[row - 1]:g}, and must be 1 where the label applies, else 0")
+        raise ValueError(
+            f"row {row}: column {name} is {numbers[row - 1]:g}, and must be 1 where the label applies, else 0"
+        )
     return numbers.astype(np.int64)
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from shiftproof.base.choices import Averaging, Kind, Precision, Search, SplitRule, Tuning
+from shiftproof.base.choices import Averaging, ClassWeights, Kind, Precision, Sampling, Search, SplitRule, Tuning
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value
 from shiftproof.base.method import Method
@@ -153,6 +153,15 @@ class Study:
         "protocol",
         STUDIES,
         metavar="RULE",
+    )
+    metric: str | None = described(
+        None,
+        "measure that selects steps and settings, and that tables show (docs/metrics.md)",
+        "protocol",
+        (*STUDIES, "train"),
+        none="accuracy; average_precision of several labels, rmse of a regression",
+        metavar="MEASURE",
+        term=Term("metric", "the measure that selects and that tables show"),
     )
     protocol: str = described(
         "shiftproof",
@@ -328,6 +337,20 @@ class Study:
         none="no clipping",
         metavar="X",
         term=Term("clip norm", "norm that the gradient was clipped to"),
+    )
+    sampling: Sampling = described(
+        "uniform",
+        "what batches draw alike in every source domain: its rows (uniform) or its classes (balanced)",
+        "training",
+        RUNS,
+        term=Term("sampling", "balanced: batches draw the classes of a domain alike, however few rows they have"),
+    )
+    class_weights: ClassWeights = described(
+        "none",
+        "weights of the classes in the loss: none, or balanced, the inverse of their share of the training rows",
+        "training",
+        RUNS,
+        term=Term("class weights", "balanced: rows of rare classes weigh more in the loss"),
     )
     averaging: Averaging = described(
         "none",

@@ -47,6 +47,7 @@ class Inputs:
     ) -> None:
         self._dataset = dataset = prepared(spec, dataset)
         self._seed = spec.seed
+        self._balanced = spec.sampling == "balanced"
         self._photographs = dataset.kind == "photographs"
         self._augments_validation = self._photographs and PROTOCOLS[spec.protocol].augment_validation
         self._batch_size: int = spec.axis("data")["batch_size"]
@@ -82,7 +83,11 @@ class Inputs:
     def _drawn(
         self, domains: Sequence[int], candidates: Sequence[NDArray[np.int64]], batch_size: int, seed: int, step: int
     ) -> list[Batch]:
-        indices = batch_indices(candidates, batch_size, seed, step)
+        classes = None
+        if self._balanced:
+            parts = zip(domains, candidates, strict=True)
+            classes = [self._dataset.domains[domain].targets[rows] for domain, rows in parts]
+        indices = batch_indices(candidates, batch_size, seed, step, classes)
         return [
             (self._own_rows(domain, chosen, seed, step), self._labels(domain, chosen))
             for domain, chosen in zip(domains, indices, strict=True)

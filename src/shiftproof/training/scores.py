@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from shiftproof.algorithms import Batch
 from shiftproof.data import DomainFiles, decode, labelled_files, labelled_images
-from shiftproof.protocol import score
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import EVALUATION_BATCH
 from shiftproof.training.saved_model import SavedModel, load
@@ -28,8 +26,7 @@ def evaluate_folder(run: str | Path, data_dir: Path, device: str = "cpu") -> dic
         device: the device to evaluate on.
 
     Returns:
-        ``count``, ``accuracy``, ``per_class`` and ``loss`` by domain, as in `evaluate`, and ``measures``, those of
-        `score` by their names.
+        ``count``, ``accuracy``, ``per_class``, ``loss`` and ``measures`` by domain, as in `evaluate`.
 
     Raises:
         FileNotFoundError: the run holds no model.
@@ -81,15 +78,7 @@ def _scores(model: SavedModel, domains: Iterable[DomainFiles]) -> dict[str, dict
             pixels = np.stack([decode(path, size, channels) for path in paths[part]])
             yield model.normalise(torch.from_numpy(pixels).to(device)), torch.from_numpy(labels[part]).to(device)
 
-    scores = {}
-    for domain in domains:
-        outputs: list[Tensor] = []
-
-        def predict(inputs: Tensor, outputs: list[Tensor] = outputs) -> Tensor:
-            outputs.append(model(inputs))
-            return outputs[-1]
-
-        scored = evaluate(predict, batches(domain.paths, domain.labels), len(model.classes), "float32")
-        logits = torch.cat(outputs).float().cpu().numpy()
-        scores[domain.name] = {**scored, "measures": score("classification", logits, domain.labels)}
-    return scores
+    return {
+        domain.name: evaluate(model, batches(domain.paths, domain.labels), len(model.classes), "float32")
+        for domain in domains
+    }
