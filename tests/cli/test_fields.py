@@ -175,7 +175,7 @@ def test_a_command_of_one_data_set_refuses_two(command, capsys):
     assert re.search(r"--dataset NAME +name of the data set", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", ["", "compare", "train", "study run", "figure osgr"])
+@pytest.mark.parametrize("command", ["", "compare", "train", "predict", "export", "study run", "figure osgr"])
 def test_help_imports_neither_torch_nor_numpy(command):
     code = (
         "import sys\nfrom shiftproof.cli import main\n"

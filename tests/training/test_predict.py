@@ -14,9 +14,11 @@ from PIL import Image
 import shiftproof
 from shiftproof.algorithms import arm
 from shiftproof.cli import main
+from shiftproof.cli.parser import make_parser
 from shiftproof.data import DATASETS, Column, Preparation
 from shiftproof.models import Quantity, build_network
 from shiftproof.training import (
+    EVALUATION_BATCH,
     Prediction,
     SavedModel,
     as_row,
@@ -173,7 +175,8 @@ def test_a_damaged_picture_among_good_ones_is_named_and_ends_nothing(run, pictur
             assert float(row["probability_3"]) == pytest.approx(float(other["probability_3"]), abs=1e-6)
 
 
-def test_the_batch_size_changes_nothing(run, pictures):
+def test_the_batch_size_is_that_of_evaluate_and_changes_nothing(run, pictures):
+    assert make_parser().parse_args(["predict", "RUN", "INPUT"]).batch_size == EVALUATION_BATCH
     model = shiftproof.load(run)
     paths = sorted(pictures.rglob("*.png"))
     one, many = (np.stack([p.outputs for p in predict_pictures(model, paths, size)]) for size in (7, 200))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from shiftproof.base.extras import require
 from shiftproof.base.files import write_bytes
@@ -150,27 +151,49 @@ _SUFFIXES = {".pt2": "torch", ".onnx": "onnx"}
 
 
 def _traced(model: SavedModel, program: _Program) -> torch.export.ExportedProgram:
-    with _parts(program) as inside:
+    batch = {_INPUT: {0: torch.export.Dim("batch")}}
+    with _trail(program.network) as trail:
         try:
-            return torch.export.export(
-                program, (_random(model, _TRACED_BATCH),), dynamic_shapes={_INPUT: {0: torch.export.Dim("batch")}}
-            )
+            return torch.export.export(program, (_random(model, _TRACED_BATCH),), dynamic_shapes=batch)
         except Exception as error:  # of many types, by what the part does
-            part = f"its part {inside[-1]} cannot be exported" if inside else "torch.export refuses it"
-            raise ExportError(f"the model cannot be exported: {part}: {_reason(error)}") from error
+            raise ExportError(f"{trail}: {_reason(error)}") from error
+
+
+class _Trail:
+    """Follows a forward pass through the parts of a network, to tell where it ended or fixed the size of the batch."""
+
+    def __init__(self) -> None:
+        self._inside: list[str] = []
+        self._batch: int | torch.SymInt = -1
+        self._fixes_batch = ""
+
+    def enter(self, part: str, inputs: tuple[Any, ...]) -> None:
+        if not self._inside:
+            self._batch = inputs[0].shape[0]
+        self._inside.append(part)
+
+    def leave(self) -> None:
+        part = self._inside.pop()
+        if not self._fixes_batch and isinstance(self._batch, torch.SymInt) and is_concrete_int(self._batch):
+            self._fixes_batch = part
+
+    def __str__(self) -> str:
+        if self._inside:
+            return f"the part {self._inside[-1]} of the model cannot be exported"
+        if self._fixes_batch:
+            return f"the part {self._fixes_batch} of the model takes one size of batch alone"
+        return "the model cannot be exported"
 
 
 @contextmanager
-def _parts(program: _Program) -> Iterator[list[str]]:
-    """Keep a list of the modules whose forward pass has begun and not ended, the innermost last."""
-    inside: list[str] = []
-    hooks = []
-    for name, module in program.network.named_modules():
-        described = f"{name or 'network'} ({type(module).__name__})"
-        hooks.append(module.register_forward_pre_hook(lambda *_, described=described: inside.append(described)))
-        hooks.append(module.register_forward_hook(lambda *_: (inside.pop(), None)[1]))
+def _trail(network: nn.Module) -> Iterator[_Trail]:
+    trail, hooks = _Trail(), []
+    for name, module in network.named_modules():
+        part = f"{name or 'network'} ({type(module).__name__})"
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs, part=part: trail.enter(part, inputs)))
+        hooks.append(module.register_forward_hook(lambda *_: trail.leave()))
     try:
-        yield inside
+        yield trail
     finally:
         for hook in hooks:
             hook.remove()
@@ -208,4 +231,4 @@ def _facts(model: SavedModel) -> str:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *lines[:1]])
