@@ -175,7 +175,7 @@ def test_a_command_of_one_data_set_refuses_two(command, capsys):
     assert re.search(r"--dataset NAME +name of the data set", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", ["", "compare", "train", "study run", "figure osgr"])
+@pytest.mark.parametrize("command", ["", "compare", "train", "predict", "export", "study run", "figure osgr"])
 def test_help_imports_neither_torch_nor_numpy(command):
     code = (
         "import sys\nfrom shiftproof.cli import main\n"
@@ -193,7 +193,18 @@ def test_the_table_in_the_docs_is_that_of_today():
 
 
 @pytest.mark.parametrize(
-    "command", ["evaluate", "diagnose", "study table", "study status", "list", "data check", "bench optimizer"]
+    "command",
+    [
+        "evaluate",
+        "predict",
+        "export",
+        "diagnose",
+        "study table",
+        "study status",
+        "list",
+        "data check",
+        "bench optimizer",
+    ],
 )
 def test_commands_without_a_study_import_plugins_too(command):
     [option] = [one for one in _parser(command)._actions if "--import" in one.option_strings]

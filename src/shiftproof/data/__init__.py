@@ -13,10 +13,12 @@ from shiftproof.data.check import check_data
 from shiftproof.data.columns import Column, Preparation, number_columns
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, DomainDataset, Outline
 from shiftproof.data.domain import Domain
-from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder
+from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder, pictures_below
 from shiftproof.data.images import ImageError, decode, to_pixels, upright
 from shiftproof.data.items import from_huggingface, from_torch
 from shiftproof.data.kinds import Look
+from shiftproof.data.labels_file import labelled_files
+from shiftproof.data.new_rows import TABLE_SUFFIXES, NewRows, read_new_rows
 from shiftproof.data.splits import HOLDOUT_FRACTION, Split, grouped_split, random_split, split_domain
 from shiftproof.data.transfer import on_device
 from shiftproof.data.tree import FolderError
@@ -27,6 +29,7 @@ __all__ = [
     "HOLDOUT_FRACTION",
     "KINDS",
     "SPLIT_RULES",
+    "TABLE_SUFFIXES",
     "TASKS",
     "Augmentation",
     "Augmentations",
@@ -41,6 +44,7 @@ __all__ = [
     "ImageError",
     "Kind",
     "Look",
+    "NewRows",
     "Outline",
     "Preparation",
     "Split",
@@ -56,12 +60,15 @@ __all__ = [
     "from_huggingface",
     "from_torch",
     "grouped_split",
+    "labelled_files",
     "labelled_images",
     "look_at_folder",
     "number_columns",
     "on_device",
     "open_folder",
+    "pictures_below",
     "random_split",
+    "read_new_rows",
     "split_domain",
     "to_pixels",
     "upright",

@@ -114,6 +114,11 @@ class Preparation:
         """Names of the prepared columns."""
         return tuple(name for part in self.parts for name in part.names)
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the rows that it takes."""
+        return tuple(Column(part.name, part.categories if isinstance(part, _Categories) else ()) for part in self.parts)
+
     def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Prepare rows: float32, shape (n, columns) to (n, prepared columns)."""
         prepared = np.empty((len(rows), len(self.names)), dtype=np.float32)
