@@ -106,7 +106,8 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
     names = {name for grid in grids for name in grid.terms}
     assert {"averaging", "tuning", "sources", "steps between evaluations"} <= names
     # with a file of weights, drawings of photographs, or a folder
-    given = {"weights", "published start", "batch norm", "classifier start", "split", "kind"}
+    given = {"weights", "published start", "batch norm", "classifier start", "split", "kind", "augmentation"}
+    given |= {"metric", "sampling", "class weights"}
     assert names | given | {"selection", "results version", "runs finished"} == MEANINGS.keys()
     assert RULE_MEANINGS.keys() == set(BUILT_IN_RULES)
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 Averaging = Literal["none", "swad", "ema"]
 ClassWeights = Literal["none", "balanced"]
 Kind = Literal["photographs", "small_images", "vectors"]
+PictureKind = Literal["photographs", "small_images"]
 Precision = Literal["float32", "bf16"]
 Sampling = Literal["uniform", "balanced"]
 Search = Literal["protocol", "short"]
@@ -15,6 +16,6 @@ Task = Literal["classification", "multilabel", "regression"]
 Tuning = Literal["per_target", "shared"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-PICTURES: tuple[Kind, ...] = ("photographs", "small_images")
+PICTURES: tuple[PictureKind, ...] = get_args(PictureKind)
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from shiftproof.base.choices import Averaging, ClassWeights, Kind, Precision, Sampling, Search, SplitRule, Tuning
+from shiftproof.base.choices import Averaging, ClassWeights, PictureKind, Precision, Sampling, Search, SplitRule, Tuning
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value
 from shiftproof.base.method import Method
@@ -264,7 +264,7 @@ class Study:
             texts={True: "one domain"},
         ),
     )
-    kind: Kind | None = described(
+    kind: PictureKind | None = described(
         None,
         "kind of the images in your own folder, which sets size and augmentation: photographs or small_images",
         "data",
