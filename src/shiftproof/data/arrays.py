@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.base.choices import TASKS, Kind, Task
+from shiftproof.base.choices import KINDS, TASKS, Kind, Task
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.base.text import one_line
 from shiftproof.data.columns import Column
@@ -56,7 +56,7 @@ def from_arrays(
     Raises:
         ValueError: something cannot be converted without loss, or is no data set; the message names the domain and says
             how to convert it.
-        UnknownNameError: a label is not among the classes, or groups are of an unknown domain.
+        UnknownNameError: a label is not among the classes, groups are of an unknown domain, or kind or task is unknown.
     """
     if not isinstance(domains, Mapping) or not domains:
         raise ValueError(f"data set {name}: domains must be a dict of one domain or more: name: (inputs, targets)")
@@ -64,6 +64,8 @@ def from_arrays(
         raise ValueError(f"data set {name}: classes must be names, as in ({classes!r},), not one text")  # noqa: TRY004
     if task not in TASKS:
         raise UnknownNameError("task", task, list(TASKS))
+    if kind is not None and kind not in KINDS:
+        raise UnknownNameError("kind", kind, list(KINDS))
     given = None if classes is None else tuple(map(_plain, classes))
     arrays = {_plain(key): _pair(key, value) for key, value in domains.items()}
     kind = kind or _inferred(*next((key, inputs) for key, (inputs, _) in arrays.items()))
@@ -116,6 +118,8 @@ def _pair(domain: str, value: object) -> tuple[NDArray[Any], NDArray[Any]]:
         array = as_array(values, whose := f"{word} of domain {domain}")
         if not array.ndim:
             raise ValueError(f"{whose} must be an array with a row per input, not {type(values).__name__}")
+        if not len(array):
+            raise ValueError(f"{whose} hold no rows; leave the domain out")
         arrays.append(array)
     return arrays[0], arrays[1]
 
@@ -239,6 +243,8 @@ def _as_int64(whose: str, values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _truths(whose: str, targets: NDArray[Any]) -> NDArray[Any]:
+    if targets.ndim != 2:
+        raise ValueError(f"{whose} must have shape ({len(targets)}, labels) for multilabel, not {targets.shape}")
     if targets.dtype.kind not in "biuf":
         raise ValueError(f"{whose} must be 1 where a label applies, else 0, not {targets.dtype}")
     wrong = (targets != 0) & (targets != 1)
@@ -257,8 +263,7 @@ def _quantities(whose: str, targets: NDArray[Any]) -> NDArray[Any]:
 def _default_names(task: Task, targets: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
     if task == "regression":
         return ("target",)
-    first = next(iter(targets.values()))
-    return tuple(map(str, range(first.shape[1]))) if first.ndim == 2 else ()
+    return tuple(map(str, range(next(iter(targets.values())).shape[1])))
 
 
 def _groups(groups: Mapping[str, ArrayLike] | None, domains: list[str]) -> dict[str, NDArray[Any]]:

@@ -276,10 +276,12 @@ def _opened(value: Any) -> Any:
         if value is None:
             raise ValueError("it has no picture")
         return value
-    content, path = value.get("bytes"), value.get("path")
-    if content is None and path is None:
-        raise ValueError("its picture has neither bytes nor a path")
-    return Image.open(io.BytesIO(Path(path).read_bytes() if content is None else content))
+    content = value.get("bytes")
+    if content is None:
+        if not value.get("path"):
+            raise ValueError("its picture has neither bytes nor a path")
+        content = Path(value["path"]).read_bytes()
+    return Image.open(io.BytesIO(content))
 
 
 def _is_vector(value: Any) -> bool:
