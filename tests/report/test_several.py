@@ -184,9 +184,7 @@ def test_data_that_are_not_at_hand_are_reported_without_class_names(published):
     page = path.read_text()
     assert "Accuracy by domain and class" not in page
     assert not list((path.parent / "figures").glob("*class_accuracy*"))
-    assert cells(page, "accuracy-PACS")[1][2] == _estimate(
-        build_tables(results)[1].rows[0].cells["art_painting"].score
-    )
+    assert cells(page, "accuracy-PACS")[1][2] == _estimate(build_tables(results)[1].rows[0].cells["art_painting"].score)
 
 
 def test_the_report_needs_the_store_alone(write_store, hostile_plan, tmp_path, monkeypatch, capsys):

@@ -150,18 +150,19 @@ def begin(rows: Sequence[Row], options: Options) -> Begun:
 
 def _begin_batch(rows: list[Row], options: Options) -> Begun:
     """Begin the step of rows with equal dtypes of parameter and moments."""
-    layouts = [cast(_Layout, _layout(row)) for row in rows]
-    number_table, scalar_table = array("q"), array("d")  # which torch reads at once, and lists one number at a time
-    by_step: dict[int, tuple[float, float, float, float]] = {}
-    for row, layout in zip(rows, layouts, strict=True):
-        step = cast(int, row.step)
-        if step not in by_step:
-            by_step[step] = _step_scalars(step, options.betas)
-        number_table.extend((*layout, row.position, step))
-        scalar_table.extend(by_step[step])
-    numbers = torch.frombuffer(number_table, dtype=torch.int64)
-    scalars = torch.frombuffer(scalar_table, dtype=torch.float64)
     params, ms, vs = [row.param for row in rows], [row.exp_avg for row in rows], [row.exp_avg_sq for row in rows]
+    if not any(row.shard for row in rows) and all(map(Tensor.is_contiguous, (*params, *ms, *vs))):
+        layouts = [_Layout(p.numel() or 1, 0, 0) for p in params]  # as `_layout` says row by row
+    else:
+        layouts = [cast(_Layout, _layout(row)) for row in rows]
+    steps = [cast(int, row.step) for row in rows]
+    by_step = {step: _step_scalars(step, options.betas) for step in {*steps}}
+    # Arrays, which torch reads at once; lists it reads one number at a time.
+    numbers = torch.frombuffer(
+        array("q", [n for one, row in zip(layouts, rows, strict=True) for n in (*one, row.position, row.step)]),
+        dtype=torch.int64,
+    )
+    scalars = torch.frombuffer(array("d", [n for step in steps for n in by_step[step]]), dtype=torch.float64)
     flags = torch.empty(sum(map(_most_groups, rows, layouts)), dtype=torch.int16, device="cpu")
     sums = torch.zeros(len(rows), 2, dtype=torch.float64, device="cpu")
     lr = float(options.lr)
