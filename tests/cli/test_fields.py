@@ -193,7 +193,18 @@ def test_the_table_in_the_docs_is_that_of_today():
 
 
 @pytest.mark.parametrize(
-    "command", ["evaluate", "predict", "export", "diagnose", "study table", "study status", "list", "data check", "bench optimizer"]
+    "command",
+    [
+        "evaluate",
+        "predict",
+        "export",
+        "diagnose",
+        "study table",
+        "study status",
+        "list",
+        "data check",
+        "bench optimizer",
+    ],
 )
 def test_commands_without_a_study_import_plugins_too(command):
     [option] = [one for one in _parser(command)._actions if "--import" in one.option_strings]
