@@ -4,7 +4,9 @@ from shiftproof.base.choices import KINDS, SPLIT_RULES, TASKS, Kind, SplitRule, 
 from shiftproof.data import digits as _digits  # noqa: F401 - registers its data sets
 from shiftproof.data import embedded_tables as _embedded_tables  # noqa: F401 - registers its data sets
 from shiftproof.data import mnist as _mnist  # noqa: F401 - registers its data sets
+from shiftproof.data.arrays import from_arrays
 from shiftproof.data.augmentation import Augmentations, augment, draw_augmentations
+from shiftproof.data.augmentations import AUGMENTATIONS, Augmentation
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
 from shiftproof.data.check import check_data
@@ -13,6 +15,7 @@ from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError
 from shiftproof.data.domain import Domain
 from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder, pictures_below
 from shiftproof.data.images import ImageError, decode, to_pixels, upright
+from shiftproof.data.items import from_huggingface, from_torch
 from shiftproof.data.kinds import Look
 from shiftproof.data.labels_file import labelled_files
 from shiftproof.data.new_rows import TABLE_SUFFIXES, NewRows, read_new_rows
@@ -21,12 +24,14 @@ from shiftproof.data.transfer import on_device
 from shiftproof.data.tree import FolderError
 
 __all__ = [
+    "AUGMENTATIONS",
     "DATASETS",
     "HOLDOUT_FRACTION",
     "KINDS",
     "SPLIT_RULES",
     "TABLE_SUFFIXES",
     "TASKS",
+    "Augmentation",
     "Augmentations",
     "CacheError",
     "Column",
@@ -51,6 +56,9 @@ __all__ = [
     "check_data",
     "decode",
     "draw_augmentations",
+    "from_arrays",
+    "from_huggingface",
+    "from_torch",
     "grouped_split",
     "labelled_files",
     "labelled_images",

@@ -338,6 +338,13 @@ class Study:
         metavar="X",
         term=Term("clip norm", "norm that the gradient was clipped to"),
     )
+    augmentation: str = described(
+        "standard",
+        "how photographs are changed at random in training: standard, none or randaugment",
+        "training",
+        RUNS,
+        term=Term("augmentation", "how photographs were changed at random in training"),
+    )
     sampling: Sampling = described(
         "uniform",
         "what batches draw alike in every source domain: its rows (uniform) or its classes (balanced)",
