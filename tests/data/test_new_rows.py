@@ -18,7 +18,7 @@ def _table(tmp_path, text, name="table.csv"):
 
 @pytest.mark.parametrize("start", ["", "\N{BYTE ORDER MARK}"])
 def test_numbers_and_categories_are_read_in_the_models_order(start, tmp_path):
-    text = f"{start}site,note,age\nnorth,x,3\n2.0,x, 4.5 \n,x,\n01,x,1e2\nsouth,x,0\n"
+    text = f"{start}site,note,age\nnorth,x,3\n2.0,x, 4.5 \n,x,  \n01,x,1e2\nsouth,x,0\n"
     rows = read_new_rows(_table(tmp_path, text), COLUMNS)
     np.testing.assert_array_equal(rows.vectors, [[3, 2], [4.5, 1], [np.nan, np.nan], [100, 0], [0, 3]])
     assert rows.errors == {}

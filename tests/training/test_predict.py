@@ -338,7 +338,10 @@ def test_tables_that_do_not_fit_are_refused(heart, patients, tmp_path, capsys):
         assert main(["predict", str(heart), *map(str, inputs)]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert "cannot be read as Parquet" in errors[0]
-    assert errors[1:] == ["shiftproof: error: the model takes the rows of a table: give one file, .csv or .parquet"] * 2
+    assert (
+        errors[1:]
+        == ["shiftproof: error: the model takes the rows of a table: give one file of .csv, .parquet, .pq"] * 2
+    )
 
 
 # Tasks

@@ -190,7 +190,7 @@ def _predictions(model: SavedModel, inputs: Sequence[Path], batch_size: int) -> 
         paths = [path for one in inputs for path in (pictures_below(one) if one.is_dir() else [one])]
         return predict_pictures(model, paths, batch_size), len(paths), "picture"
     if tables != list(inputs) or len(inputs) > 1:
-        raise ValueError(f"the model takes the rows of a table: give one file, {' or '.join(TABLE_SUFFIXES)}")
+        raise ValueError(f"the model takes the rows of a table: give one file of {', '.join(TABLE_SUFFIXES)}")
     rows = read_rows(model, tables[0])
     return predict_rows(model, rows, batch_size), len(rows.vectors), "row"
 

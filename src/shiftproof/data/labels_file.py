@@ -9,7 +9,7 @@ import numpy as np
 
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data.folder import DomainFiles, pictures_below
-from shiftproof.data.new_rows import read_csv
+from shiftproof.data.new_rows import csv_rows
 
 FILE, CLASS = "file", "class"
 _SHOWN = 5
@@ -32,10 +32,9 @@ def labelled_files(root: Path, labels: Path, classes: Sequence[str]) -> tuple[Do
             picture a second time, or pictures are missing. Rows are counted from 1, without the line of names.
         OSError: there is no such file.
     """
-    columns = read_csv(labels, (FILE, CLASS))
     index = {name: label for label, name in enumerate(classes)}
     rows: dict[Path, tuple[int, int]] = {}
-    for row, (name, label) in enumerate(zip(columns[FILE], columns[CLASS], strict=True), 1):
+    for row, (name, label) in enumerate(csv_rows(labels, (FILE, CLASS)), 1):
         if name is None or label is None:
             raise ValueError(f"{labels}, row {row}: no {FILE if name is None else CLASS}")
         if label not in index:

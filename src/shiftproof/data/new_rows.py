@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from shiftproof.base.extras import require
 from shiftproof.base.registry import did_you_mean
 from shiftproof.data.columns import Column
 
-TABLE_SUFFIXES = (".csv", ".parquet")
+TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 """Suffixes of the tables that `read_new_rows` reads, in lower or upper case."""
 _GREATEST = float(np.finfo(np.float32).max)
 
@@ -51,25 +52,24 @@ def read_new_rows(path: Path, columns: Sequence[Column]) -> NewRows:
         OSError: the file is missing.
     """
     names = [column.name for column in columns]
-    values = (_from_parquet if path.suffix.lower() == ".parquet" else read_csv)(path, names)
-    count = len(values[names[0]])
-    if not count:
-        raise ValueError(f"{path} has no rows")
-    vectors = np.empty((count, len(columns)), dtype=np.float32)
+    coded = {place: _Codes(column) for place, column in enumerate(columns) if column.categories}
+    values = array("f")
     errors: dict[int, str] = {}
-    unseen: dict[str, Counter[str]] = {}
-    for place, column in enumerate(columns):
-        if column.categories:
-            vectors[:, place], new = _codes(column, values[column.name])
-            if new:
-                unseen[column.name] = new
-        else:
-            vectors[:, place] = _numbers(column.name, values[column.name], errors)
-    return NewRows(vectors, errors, unseen)
+    for row, record in enumerate((_parquet_rows if path.suffix.lower() != ".csv" else csv_rows)(path, names)):
+        for place, value in enumerate(record):
+            number = coded[place](value) if place in coded else _number(value)
+            if number is None or abs(number) > _GREATEST:
+                errors.setdefault(row, f"column {names[place]} is {value!r}, and must be a finite number")
+                number = math.nan
+            values.append(number)
+    if not values:
+        raise ValueError(f"{path} has no rows")
+    vectors = np.frombuffer(values, dtype=np.float32).reshape(-1, len(columns))
+    return NewRows(vectors, errors, {names[place]: codes.unseen for place, codes in coded.items() if codes.unseen})
 
 
-def read_csv(path: Path, names: Sequence[str]) -> dict[str, list[str | None]]:
-    """Read some columns of a CSV file, whose first line names its columns; an empty field is None.
+def csv_rows(path: Path, names: Sequence[str]) -> Iterator[list[str | None]]:
+    """Yield some columns of every row of a CSV file, whose first line names its columns; an empty field is None.
 
     Raises:
         ValueError: the file is not UTF-8 or not CSV, a line has another number of fields than the first, or a column is
@@ -81,7 +81,6 @@ def read_csv(path: Path, names: Sequence[str]) -> dict[str, list[str | None]]:
         try:
             header = next(reader, [])
             places = _places(path, names, header)
-            columns: list[list[str | None]] = [[] for _ in names]
             for fields in reader:
                 if not fields:
                     continue
@@ -89,24 +88,21 @@ def read_csv(path: Path, names: Sequence[str]) -> dict[str, list[str | None]]:
                     raise ValueError(
                         f"{path}, line {reader.line_num}: {len(fields)} fields, but the first line names {len(header)}"
                     )
-                for column, place in zip(columns, places, strict=True):
-                    column.append(fields[place] or None)
+                yield [fields[place] or None for place in places]
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
-    return dict(zip(names, columns, strict=True))
 
 
-def _from_parquet(path: Path, names: Sequence[str]) -> Mapping[str, Sequence[Any]]:
-    parquet = require("pyarrow.parquet", "data")
-    arrow = require("pyarrow", "data")
+def _parquet_rows(path: Path, names: Sequence[str]) -> Iterator[Sequence[Any]]:
+    parquet, arrow = require("pyarrow.parquet", "data"), require("pyarrow", "data")
     path.stat()
     try:
-        file = parquet.ParquetFile(path)
-        _places(path, names, file.schema_arrow.names)
-        table = file.read(columns=list(names))
-    except (arrow.ArrowInvalid, OSError) as error:
+        with parquet.ParquetFile(path) as file:
+            _places(path, names, file.schema_arrow.names)
+            for batch in file.iter_batches(columns=list(names)):
+                yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+    except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
-    return {name: table.column(name).to_pylist() for name in names}
 
 
 def _places(path: Path, names: Sequence[str], there: Sequence[str]) -> list[int]:
@@ -123,38 +119,35 @@ def _places(path: Path, names: Sequence[str], there: Sequence[str]) -> list[int]
     return [there.index(name) for name in names]
 
 
-def _numbers(name: str, values: Iterable[Any], errors: dict[int, str]) -> list[float]:
-    numbers = []
-    for row, value in enumerate(values):
-        number = math.nan if value is None else _number(value)
-        if number is None or abs(number) > _GREATEST:
-            errors.setdefault(row, f"column {name} is {value!r}, and must be a finite number")
-            number = math.nan
-        numbers.append(number)
-    return numbers
+class _Codes:
+    """Turns categories into their numbers, and missing values into NaN; one that is not known gets the next number.
 
+    Args:
+        column: the column.
+    """
 
-def _codes(column: Column, values: Iterable[Any]) -> tuple[list[float], Counter[str]]:
-    """Return the numbers of categories, NaN where a value is missing, and the categories that are not known."""
-    by_text = {category: code for code, category in enumerate(column.categories)}
-    by_number = {number: code for text, code in by_text.items() if (number := _number(text)) is not None}
-    codes: list[float] = []
-    unseen: Counter[str] = Counter()
-    for value in values:
-        if value is None or value != value:  # Parquet holds NaN too
-            codes.append(math.nan)
-            continue
-        code = by_text.get(str(value))
+    def __init__(self, column: Column) -> None:
+        self._by_text = {category: float(code) for code, category in enumerate(column.categories)}
+        known = [(_number(text), code) for text, code in self._by_text.items()]
+        self._by_number = {number: code for number, code in known if number is not None}
+        self.unseen: Counter[str] = Counter()
+
+    def __call__(self, value: Any) -> float:
+        if value is None or value != value:  # Parquet has NaN too
+            return math.nan
+        code = self._by_text.get(str(value))
         if code is None and (number := _number(value)) is not None:
-            code = by_number.get(number)
+            code = self._by_number.get(number)
         if code is None:
-            unseen[str(value)] += 1
-            code = len(by_text)
-        codes.append(code)
-    return codes, unseen
+            self.unseen[str(value)] += 1
+            code = float(len(self._by_text))
+        return code
 
 
 def _number(value: Any) -> float | None:
+    """Return a value as a number, NaN if it is missing; None if it is no number."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return math.nan
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
