@@ -21,6 +21,11 @@ def test_a_wheel_built_beside_torch_holds_the_compiled_kernel(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         study = "shiftproof/studies/named/optimizers.yaml"
         assert {KERNEL, "shiftproof/optim/genie/kernel/genie.cpp", study} <= set(archive.namelist())
+        embedded = {f"shiftproof/data/embedded/{name}" for name in ("vowels.csv", "heart_disease.csv", "README.md")}
+        assert embedded <= set(archive.namelist())
+        [metadata] = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
+        assert "License-Expression: Apache-2.0 AND CC-BY-4.0" in metadata.splitlines()
+        assert "License-File: src/shiftproof/data/embedded/README.md" in metadata.splitlines()
         archive.extractall(tmp_path / "installed")
     step = (
         "import torch; from shiftproof.optim import GENIE; p = torch.ones(3); p.grad = torch.ones(3);"

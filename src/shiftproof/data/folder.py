@@ -307,6 +307,7 @@ class _Benchmark:
         classes: number of classes.
         counts: number of images per domain.
         class_counts: number of images per domain and class, if known.
+        side: side in pixels of its images, which are small; None for photographs of any size.
     """
 
     name: str
@@ -315,6 +316,11 @@ class _Benchmark:
     classes: int
     counts: tuple[int, ...]
     class_counts: tuple[tuple[int, ...], ...] | None = None
+    side: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        return "photographs" if self.side is None else "small_images"
 
     @property
     def outline(self) -> Outline:
@@ -357,6 +363,15 @@ _BENCHMARKS = (
         345,
         (48129, 51605, 72266, 172500, 172947, 69128),
     ),
+    _Benchmark(
+        "spoken_digits",
+        "SpokenDigits",
+        tuple((f"speaker{number}",) for number in range(1, 7)),
+        10,
+        (500,) * 6,
+        ((50,) * 10,) * 6,
+        side=32,
+    ),
 )
 
 
@@ -373,8 +388,8 @@ def _open_benchmark(benchmark: _Benchmark, data_dir: Path | None, image_size: in
         warnings.warn(
             f"{benchmark.name} in {root} is not the published data set: {'; '.join(differences)}", stacklevel=2
         )
-    size = IMAGE_SIZE if image_size is None else image_size
-    return _dataset(benchmark.name, root, classes, files, size, "photographs")
+    size = (benchmark.side or IMAGE_SIZE) if image_size is None else image_size
+    return _dataset(benchmark.name, root, classes, files, size, benchmark.kind)
 
 
 def _benchmark_root(benchmark: _Benchmark, data_dir: Path | None) -> Path:
@@ -426,9 +441,16 @@ DATASETS.register(
     "folder", DatasetEntry(open_folder, kind=None), summary="Your own images: a folder of <domain>/<class>/<image>."
 )
 for _benchmark in _BENCHMARKS:
+    _small = _benchmark.side is not None
     DATASETS.register(
         _benchmark.name,
-        DatasetEntry(partial(_open_benchmark, _benchmark), kind="photographs", outline=_benchmark.outline),
+        DatasetEntry(
+            partial(_open_benchmark, _benchmark),
+            kind=_benchmark.kind,
+            outline=None if _small else _benchmark.outline,  # plans without the data are of photographs
+            model="small_lenet" if _small else None,
+        ),
         summary=f"{len(_benchmark.outline.domains)} domains, {_benchmark.outline.classes} classes and "
-        f"{_benchmark.outline.images} photographs, from a folder that holds {_benchmark.name}.",
+        f"{_benchmark.outline.images} {'small images' if _small else 'photographs'}, from a folder that holds "
+        f"{_benchmark.folder if _small else _benchmark.name}.",
     )
