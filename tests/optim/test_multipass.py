@@ -499,6 +499,8 @@ def test_the_warning_names_the_relative_radius_in_use():
 
 def test_a_perturbed_loss_must_be_far_above_the_loss_on_end():
     assert perturbed_losses(SAM, ratio=lambda step: 1 if step % STEPS == 5 else 100, steps=6 * STEPS) == []
+    late = perturbed_losses(SAM, ratio=lambda step: 100 if 5 < step < 38 else 1, steps=6 * STEPS)
+    assert len(late) == 1  # between two looks
     assert len(perturbed_losses(SAM, ratio=lambda step: 1 if step == 5 else 100, steps=2 * STEPS)) == 1
 
 

@@ -35,8 +35,8 @@ def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
 
     Returns:
         One tensor per parameter, at least float32, in the order of the groups; 0 for parameters that have taken no
-        step, such as frozen ones. None if the optimizer is not supported, or if no parameter has the necessary state:
-        except for SGD, there is none before the first step.
+        step, such as frozen ones. None if the optimizer or a complex parameter is not supported, or if no parameter
+        has the necessary state: except for SGD, there is none before the first step.
     """
     try:
         optimizer = hooked_optimizer(optimizer)
@@ -49,7 +49,7 @@ def preconditioner(optimizer: Optimizer) -> list[Tensor] | None:
     factor = _FACTORS.get(name)
     members = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     stepped = any(optimizer.state.get(p, {}).get("step", 0) > 0 for p, _ in members)
-    if factor is None or not (stepped or name == "SGD"):
+    if factor is None or not (stepped or name == "SGD") or any(p.is_complex() for p, _ in members):
         return None
     result = []
     try:

@@ -13,7 +13,7 @@ from shiftproof.base.sharding import PLAIN
 FACTOR = 10
 """A perturbed loss of more than this many times the loss is far above it."""
 STEPS = 20
-"""For so many steps on end it must be far above. They are looked at only this often, as a look waits for the device."""
+"""For so many steps on end it must be far above. That is looked at only this often, as a look waits for the device."""
 
 
 class PerturbedLossWatch:
@@ -22,6 +22,7 @@ class PerturbedLossWatch:
     def __init__(self) -> None:
         self._steps = 0
         self._far: Tensor | int = 0
+        self._most: Tensor | int = 0  # of them since the last look
 
     def is_far(self, loss: Tensor | float, perturbed: Tensor | float) -> bool:
         """Take in the losses of a step, and return whether the perturbed one has been far above for `STEPS` steps.
@@ -32,8 +33,12 @@ class PerturbedLossWatch:
         """
         far = (loss > 0) & (perturbed > FACTOR * loss) & (perturbed < math.inf)
         self._far = (self._far + 1) * far
+        self._most = self._most + (self._far - self._most) * (self._far > self._most)
         self._steps += 1
-        return self._steps % STEPS == 0 and int(self._far) >= STEPS
+        if self._steps % STEPS:
+            return False
+        most, self._most = int(self._most), 0
+        return most >= STEPS
 
 
 def number(result: object) -> Tensor | float:

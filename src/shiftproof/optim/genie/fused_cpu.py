@@ -69,7 +69,7 @@ def takes_all(rows: Sequence[Row]) -> bool:
         len(dtypes) == 1
         and dtypes.issubset(_PARAM_TYPES)
         and {*map(_DTYPE, exp_avgs)}.issubset(_PARAM_TYPES)
-        and {*map(type, params)}.issubset(PLAIN)
+        and {*map(type, (*params, *grads, *exp_avgs, *exp_avg_sqs))}.issubset(PLAIN)
         and all(map(_IS_CPU, params))
         and all(map(Tensor.is_contiguous, (*params, *exp_avgs, *exp_avg_sqs)))
         and not any(map(Tensor.is_neg, (*params, *grads)))

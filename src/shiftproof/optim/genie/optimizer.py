@@ -174,6 +174,8 @@ class GENIE(GENIEBase):
         check_shared_options(options)
 
     def _check_saved(self, group: Mapping[str, Any]) -> None:
+        if "betas" in group and "beta" not in group:  # moments on two scales of time
+            raise ValueError("the state is of GENIEAdamW or another Adam, which GENIE cannot continue")
         _check_form(group.get("form", self.defaults["form"]))
 
     def _step_options(self, group: Mapping[str, Any]) -> Options:

@@ -89,7 +89,8 @@ def make_rows(
     """
     counts = steps if capturable else [_whole(count.item()) + begins for count in steps]
     tensors = (params, grads, exp_avgs, exp_avg_sqs)
-    if len({*map(len, tensors)}) == 1 and _are_ordinary(*tensors) and (capturable or min(counts, default=1) >= 1):
+    same_length = len({*map(len, (*tensors, counts, positions, names))}) == 1
+    if same_length and _are_ordinary(*tensors) and (capturable or min(counts, default=1) >= 1):
         return [row for row in map(Row, *tensors, counts, positions, repeat(None)) if row.param.numel()]
     rows = []
     for p, grad, m, v, step, position, name in zip(
