@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Averaging = Literal["none", "swad", "ema"]
+ColumnType = Literal["number", "category"]
 Kind = Literal["photographs", "small_images", "vectors"]
+MissingLabels = Literal["error", "drop"]
+Pictures = Literal["photographs", "small_images"]
 Precision = Literal["float32", "bf16"]
 Search = Literal["protocol", "short"]
 SplitRule = Literal["random", "grouped"]
 Task = Literal["classification", "multilabel", "regression"]
 Tuning = Literal["per_target", "shared"]
 
+COLUMN_TYPES: tuple[ColumnType, ...] = get_args(ColumnType)
 KINDS: tuple[Kind, ...] = get_args(Kind)
-PICTURES: tuple[Kind, ...] = ("photographs", "small_images")
+PICTURES: tuple[Pictures, ...] = get_args(Pictures)
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)
 TASKS: tuple[Task, ...] = get_args(Task)

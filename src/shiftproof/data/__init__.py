@@ -17,6 +17,7 @@ from shiftproof.data.kinds import Look
 from shiftproof.data.splits import HOLDOUT_FRACTION, Split, grouped_split, random_split, split_domain
 from shiftproof.data.transfer import on_device
 from shiftproof.data.tree import FolderError
+from shiftproof.data.user_table import TableFile, look_at_table, open_table
 
 __all__ = [
     "DATASETS",
@@ -40,6 +41,7 @@ __all__ = [
     "Preparation",
     "Split",
     "SplitRule",
+    "TableFile",
     "Task",
     "UnreadableImagesError",
     "augment",
@@ -50,9 +52,11 @@ __all__ = [
     "grouped_split",
     "labelled_images",
     "look_at_folder",
+    "look_at_table",
     "number_columns",
     "on_device",
     "open_folder",
+    "open_table",
     "random_split",
     "split_domain",
     "to_pixels",
