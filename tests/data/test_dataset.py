@@ -33,9 +33,12 @@ def test_good_data_are_taken():
         (
             IMAGES / 255,
             r"inputs of domain art must be uint8 \(pictures, from 0 to 255\) or float32 \(vectors\), not float64: for "
-            r"pictures, \(inputs \* 255\)\.round\(\)\.astype\(np\.uint8\) for values in \[0, 1\]; for vectors, inputs\.",
+            r"pictures, \(inputs \* 255\)\.round\(\)\.astype\(np\.uint8\) for values in \[0, 1\]; for vectors, ",
         ),
-        (IMAGES.astype(np.int64), r"not int64: for pictures, inputs\.astype\(np\.uint8\) for values from 0 to 255; for"),
+        (
+            IMAGES.astype(np.int64),
+            r"not int64: for pictures, inputs\.astype\(np\.uint8\) for values from 0 to 255; for",
+        ),
         (IMAGES > 9, r"not bool: for pictures, inputs\.astype\(np\.uint8\) \* 255"),
         (IMAGES[:, 0, 0].astype(np.float64), r"not float64: inputs\.astype\(np\.float32\)$"),
         (IMAGES.tolist(), "must be a numpy array, not list"),
@@ -69,13 +72,15 @@ def test_the_remedies_are_right():
         ),
         (LABELS.astype(np.uint8), "must be int64, or float32 for regression, not uint8"),
         (LABELS.tolist(), "must be a numpy array, not list"),
-                (LABELS[:5], r"must have shape \(6,\), one per row of the inputs, not \(5,\)"),
+        (LABELS[:5], r"must have shape \(6,\), one per row of the inputs, not \(5,\)"),
     ],
 )
 def test_labels_and_groups_of_another_type_or_shape_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         domain(targets=labels)
-    with pytest.raises(ValueError, match=message.replace("targets", "groups").replace(r", or float32 for regression", "")):
+    with pytest.raises(
+        ValueError, match=message.replace("targets", "groups").replace(r", or float32 for regression", "")
+    ):
         domain(groups=labels)
 
 
@@ -131,7 +136,9 @@ def test_classes_must_be_told_apart(classes, message):
 @pytest.mark.parametrize("kind", ["photo", True, False, None])
 def test_a_kind_that_there_is_not_is_refused(kind):
     """Also what stood in its place before, whether the images are photographs: they would not be augmented."""
-    with pytest.raises(ValueError, match=f"data set mine: kind must be photographs or small_images or vectors, not {kind!r}"):
+    with pytest.raises(
+        ValueError, match=f"data set mine: kind must be photographs or small_images or vectors, not {kind!r}"
+    ):
         dataset(domain(), kind=kind)
 
 

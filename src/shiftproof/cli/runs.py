@@ -157,6 +157,7 @@ def run_and_report(options: argparse.Namespace, study: Study) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from shiftproof.protocol import Unit
     from shiftproof.studies import train_one
 
     row = train_one(
@@ -172,10 +173,13 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     if row["status"] == "failed":
         raise ValueError(f"the run failed: {row['error']}")
-    print(f"accuracy on {row['target']}, unseen in training, {row['steps']} steps, protocol {row['protocol']}:")
+    metric = row["metric"]
+    print(f"{metric} on {row['target']}, unseen in training, {row['steps']} steps, protocol {row['protocol']}:")
     for rule, selected in row["selection"].items():
         if selected is not None:  # leave-one-domain-out validation needs more runs than this one
-            print(f"  {rule:16} {100 * selected['accuracy']:5.1f} %  (step {selected['step']})")
+            value = selected["measures"][metric]
+            text = "undefined" if value is None else f"{Unit.of(metric, value).text(value):>5}"
+            print(f"  {rule:16} {text}{' %' if Unit.of(metric).scale == 100 else ''}  (step {selected['step']})")
     return 0
 
 

@@ -45,9 +45,7 @@ def vowels(data_dir: Path | None = None, image_size: int | None = None) -> Domai
     _refuse_options("vowels", data_dir, image_size)
     columns = _columns("vowels", ("domain", "sex", "published_split", "vowel"))
     features = [f"f{i}" for i in range(10)]
-    return dataset_of_columns(
-        "vowels", columns, domain="domain", labels=["vowel"], features=features, classes=_VOWELS
-    )
+    return dataset_of_columns("vowels", columns, domain="domain", labels=["vowel"], features=features, classes=_VOWELS)
 
 
 def heart_disease(data_dir: Path | None = None, image_size: int | None = None) -> DomainDataset:

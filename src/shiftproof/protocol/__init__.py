@@ -14,10 +14,18 @@ from shiftproof.protocol.selection import (
     select,
 )
 from shiftproof.protocol.settings import SearchSpace, check_fixed, hyperparameters, known_names, search_space, setting
-from shiftproof.protocol.validation import training_domain_validation, validation_loss
+from shiftproof.protocol.unit import Unit
+from shiftproof.protocol.validation import (
+    DEFAULT_METRIC,
+    goodness,
+    measured,
+    training_domain_validation,
+    validation_loss,
+)
 
 __all__ = [
     "BUILT_IN_RULES",
+    "DEFAULT_METRIC",
     "MEASURES",
     "PROTOCOLS",
     "RULES",
@@ -31,9 +39,12 @@ __all__ = [
     "RuleError",
     "SearchSpace",
     "SelectionRule",
+    "Unit",
     "check_fixed",
+    "goodness",
     "hyperparameters",
     "known_names",
+    "measured",
     "measures_of",
     "over_domains",
     "score",

@@ -11,6 +11,7 @@ A run with SWAD adds one evaluation of its averaged weights to the curve, and ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -19,15 +20,16 @@ from typing import Any, NamedTuple
 from shiftproof.base.hparams import is_finite
 from shiftproof.base.registry import Registry
 from shiftproof.protocol.dialects import Protocol
-from shiftproof.protocol.validation import training_domain_validation
+from shiftproof.protocol.validation import goodness, measured, training_domain_validation
 
 Record = dict[str, Any]
 """One evaluation of a run.
 
 It has the ``step``, the mean ``loss`` of the steps since the evaluation before, and ``domains``: by domain the scores
 of its parts. Every domain has "out", its held-out images, and a target may also have "in", all others. The scores of a
-part are ``accuracy``, ``loss`` (mean cross-entropy, None if not finite), ``per_class`` (accuracies by class, None for
-absent classes) and ``count``. An evaluation of averaged weights also has ``averaged``.
+part are ``count``, ``loss`` (mean loss, None if not finite) and ``measures`` by name, None where one is undefined;
+in classification also ``accuracy`` and ``per_class`` (accuracies by class, None for absent classes). An evaluation of
+averaged weights also has ``averaged``.
 """
 
 
@@ -41,12 +43,14 @@ class Curves:
         protocol: the dialect.
         pairs: evaluations of the runs that leave out the target and one other domain, by the name of the other domain;
             only for rules that need them.
+        metric: name of the measure that tells which evaluation is better.
     """
 
     metrics: Sequence[Record]
     targets: Sequence[str]
     protocol: Protocol
     pairs: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    metric: str = "accuracy"
 
     @property
     def sources(self) -> list[str]:
@@ -59,7 +63,8 @@ class Choice(NamedTuple):
 
     Attributes:
         record: one of the run's evaluations.
-        validation: its score: the setting with the highest score is selected. None if the rule has no scores; then the
+        validation: its score: the setting with the highest score is selected, so that of a measure that is better when
+            it is small this is the negative. None if the rule has no scores, or its measure is undefined; then the
             finished setting with the lowest number is.
     """
 
@@ -101,6 +106,7 @@ def select(
     targets: Sequence[str],
     protocol: Protocol,
     pairs: Mapping[str, Sequence[Record]] | None = None,
+    metric: str = "accuracy",
 ) -> dict[str, Any] | None:
     """Select a checkpoint of a run.
 
@@ -110,18 +116,19 @@ def select(
         targets: the domains that the run left out.
         protocol: the dialect.
         pairs: evaluations of other runs, as in `Curves`.
+        metric: name of the measure that tells which evaluation is better.
 
     Returns:
-        The selected ``step``, its ``validation`` score (None if the rule has none) and its ``accuracy`` and
-        ``class_mean`` on the in part of the target, in [0, 1]; unweighted means over several targets. None if runs or
-        scores that the rule needs are missing.
+        The selected ``step``, its ``validation`` score (None if the rule has none) and its ``measures`` on the in part
+        of the target, unweighted means over several targets, None where one is undefined; in classification also
+        ``accuracy`` and ``class_mean``, in [0, 1]. None if runs or scores that the rule needs are missing.
 
     Raises:
         UnknownNameError: the rule is unknown.
         RuleError: a plug-in's rule raised an error or returned something that is no choice.
     """
     metrics = [record for record in metrics if "averaged" in record] or metrics
-    curves = Curves(metrics, targets, protocol, pairs or {})
+    curves = Curves(metrics, targets, protocol, pairs or {}, metric)
     choose = RULES[rule].choose
     choice = choose(curves) if RULES.place(rule).is_ours else _guarded(rule, choose, curves)
     return None if choice is None else _selected(choice, targets)
@@ -147,19 +154,19 @@ def _guarded(rule: str, choose: Callable[[Curves], Choice | None], curves: Curve
 
 
 def training_domain(curves: Curves) -> Choice:
-    """Highest mean accuracy on held-out images of the sources, the earliest on a tie.
+    """Best mean of the measure on held-out inputs of the sources, the earliest on a tie.
 
     In ``domainbed`` and ``domainbed-head`` those images are augmented, so this validation is noisier.
     """
-    validations = [training_domain_validation(record, curves.targets) for record in curves.metrics]
-    best = max(validations)
-    return Choice(curves.metrics[validations.index(best)], best)
+    metric = curves.metric
+    validations = [training_domain_validation(record, curves.targets, metric) for record in curves.metrics]
+    return _best(curves.metrics, validations, metric)
 
 
 def leave_one_domain_out(curves: Curves) -> Choice | None:
     """The step at which runs without the target and one more domain are best on that domain.
 
-    The validation score of a step is the mean over the other domains of each one's accuracy on its whole in part, in
+    The validation score of a step is the mean over the other domains of each one's measure on its whole in part, in
     the run that left out that domain and the target. The rule takes the earliest of the best steps that all runs
     have, and reports the run that left out only the target at that step. All dialects agree on it.
 
@@ -171,17 +178,16 @@ def leave_one_domain_out(curves: Curves) -> Choice | None:
         return None
     pairs = [(name, _by_moment(curves.pairs[name])) for name in others]
     own = _by_moment(curves.metrics)
-    validations = {}
+    validations: dict[int | str, float | None] = {}
     for moment, record in own.items():
         if all(moment in pair for _, pair in pairs):
             scores = [record["domains"][targets[0]], *(pair[moment]["domains"][name] for name, pair in pairs)]
             if not all("in" in score for score in scores):
                 return None
-            validations[moment] = _mean([score["in"]["accuracy"] for score in scores[1:]])
+            validations[moment] = _mean_measure([score["in"] for score in scores[1:]], curves.metric)
     if not validations:
         return None
-    best = max(validations, key=lambda moment: validations[moment])
-    return Choice(own[best], validations[best])
+    return _best([own[moment] for moment in validations], list(validations.values()), curves.metric)
 
 
 def _by_moment(metrics: Sequence[Record]) -> dict[int | str, Record]:
@@ -196,10 +202,12 @@ def oracle(curves: Curves) -> Choice:
     one, the earliest on a tie, so that the target is consulted at every evaluation.
     """
     validations = [
-        _mean([record["domains"][target]["out"]["accuracy"] for target in curves.targets]) for record in curves.metrics
+        _mean_measure([record["domains"][target]["out"] for target in curves.targets], curves.metric)
+        for record in curves.metrics
     ]
-    chosen = validations.index(max(validations)) if curves.protocol.oracle == "best" else len(curves.metrics) - 1
-    return Choice(curves.metrics[chosen], validations[chosen])
+    if curves.protocol.oracle == "best":
+        return _best(curves.metrics, validations, curves.metric)
+    return _best(curves.metrics[-1:], validations[-1:], curves.metric)
 
 
 def last(curves: Curves) -> Choice:
@@ -217,13 +225,25 @@ BUILT_IN_RULES = tuple(RULES)
 
 def _selected(choice: Choice, targets: Sequence[str]) -> dict[str, Any]:
     scores = [choice.record["domains"][target]["in"] for target in targets]
-    class_means = [_mean([c for c in score["per_class"] if c is not None]) for score in scores]
-    return {
-        "step": choice.record["step"],
-        "validation": choice.validation,
-        "accuracy": _mean([score["accuracy"] for score in scores]),
-        "class_mean": _mean(class_means),
-    }
+    selected: dict[str, Any] = {"step": choice.record["step"], "validation": choice.validation}
+    if all("per_class" in score for score in scores):
+        class_means = [_mean([c for c in score["per_class"] if c is not None]) for score in scores]
+        selected |= {"accuracy": _mean([score["accuracy"] for score in scores]), "class_mean": _mean(class_means)}
+    names = scores[0].get("measures", {"accuracy": None})
+    return {**selected, "measures": {name: _mean_measure(scores, name) for name in names}}
+
+
+def _best(records: Sequence[Record], validations: Sequence[float | None], metric: str) -> Choice:
+    """Choose the record with the best validation, the earliest on a tie, or the last if it is undefined in all."""
+    scores = [goodness(value, metric) for value in validations]
+    best = max(scores)
+    return Choice(records[scores.index(best)], best) if math.isfinite(best) else Choice(records[-1], None)
+
+
+def _mean_measure(scores: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    values = [measured(score, metric) for score in scores]
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shiftproof.protocol import Record, training_domain_validation
+from shiftproof.protocol import Record, Unit, measured, training_domain_validation
 from shiftproof.studies import Grid, Method, Outcome, Results
 
 
@@ -27,15 +27,15 @@ class Quantity:
         name: name of its files.
         title: title of its figure.
         label: label of its axis.
-        percent: whether it is an accuracy in [0, 1], drawn in per cent.
-        read: reads its value from an evaluation, given the domains left out.
+        percent: whether it is in [0, 1], and drawn in per cent.
+        read: reads its value from an evaluation, given the domains left out; None where it is undefined.
     """
 
     name: str
     title: str
     label: str
     percent: bool
-    read: Callable[[Record, Sequence[str]], float]
+    read: Callable[[Record, Sequence[str]], float | None]
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,34 @@ class Curve:
         return [Point(step, sum(one[step] for one in trials) / len(trials)) for step in steps]
 
 
-def _unseen_accuracy(record: Record, targets: Sequence[str]) -> float:
-    """Return the accuracy on the target's held-out part, which every evaluation scores; the mean over several."""
-    accuracies: list[float] = [record["domains"][target]["out"]["accuracy"] for target in targets]
-    return sum(accuracies) / len(accuracies)
+def quantities(metric: str) -> tuple[Quantity, ...]:
+    """Return the quantities that a report draws of a data set.
 
+    Args:
+        metric: the measure that its tables show.
+    """
 
-QUANTITIES = (
-    Quantity("unseen", "Accuracy on the unseen domain", "accuracy, %", True, _unseen_accuracy),
-    Quantity("validation", "Validation accuracy", "accuracy, %", True, training_domain_validation),
-    Quantity("loss", "Training loss", "loss", False, lambda record, targets: float(record["loss"])),
-)
+    def unseen(record: Record, targets: Sequence[str]) -> float | None:
+        """Return the measure on the target's held-out part, which every evaluation scores; the mean over several."""
+        values = [measured(record["domains"][target]["out"], metric) for target in targets]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if len(known) == len(values) else None
+
+    unit = Unit.of(metric)
+    percent = unit.scale == 100
+    label = f"{metric}, %" if percent else metric
+    title = metric[0].upper() + metric[1:].replace("_", " ")
+    return (
+        Quantity("unseen", f"{title} on the unseen domain", label, percent, unseen),
+        Quantity(
+            "validation",
+            f"Validation {metric}",
+            label,
+            percent,
+            lambda record, targets: training_domain_validation(record, targets, metric),
+        ),
+        Quantity("loss", "Training loss", "loss", False, lambda record, targets: float(record["loss"])),
+    )
 
 
 def curves(results: Results, grid: Grid, quantity: Quantity) -> list[Curve]:
@@ -78,7 +95,8 @@ def curves(results: Results, grid: Grid, quantity: Quantity) -> list[Curve]:
 
     def points(outcome: Outcome) -> list[Point]:
         evaluations = [record for record in outcome.metrics if "averaged" not in record]  # which belongs to no step
-        return [Point(record["step"], quantity.read(record, outcome.targets)) for record in evaluations]
+        values = [(record["step"], quantity.read(record, outcome.targets)) for record in evaluations]
+        return [Point(step, value) for step, value in values if value is not None]
 
     def curve(method: Method, targets: tuple[str, ...]) -> Curve:
         outcomes = results.outcomes(grid, results.plan.selection[0], method, targets)

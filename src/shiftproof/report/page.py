@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shiftproof import __version__
 from shiftproof.base.drawing import line_style
 from shiftproof.base.files import write_bytes
-from shiftproof.protocol import BUILT_IN_RULES
+from shiftproof.protocol import BUILT_IN_RULES, Unit
 from shiftproof.report.diagnostics import diagnostic_figures
 from shiftproof.report.figure_files import FigureFiles
 from shiftproof.report.figures import MOST_WITH_TRIALS
@@ -26,9 +26,11 @@ from shiftproof.tables import (
     annealer_block,
     build_tables,
     comparisons,
+    constant_note,
     difference_note,
     selection_note,
     transductive_note,
+    verdicts,
 )
 
 REPORT_FILE = "report.html"
@@ -86,6 +88,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for said in (annealer_block, difference_note, selection_note, transductive_note):
+    for said in (annealer_block, constant_note, difference_note, selection_note, transductive_note, verdicts):
         environment.globals[said.__name__] = said
+    environment.globals["percent"] = Unit()
     return environment.get_template("report.html.jinja")

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from shiftproof.protocol import Unit
 from shiftproof.report.class_accuracy import DomainAccuracy, class_accuracy_csv, domain_accuracies
-from shiftproof.report.curves import QUANTITIES, Quantity, curves, curves_csv
+from shiftproof.report.curves import Quantity, curves, curves_csv, quantities
 from shiftproof.report.figure_files import FigureFiles, embedded
 from shiftproof.report.figures import panel_svg, sheet, vertical_limits
 from shiftproof.report.ranks import rank_figure
@@ -42,9 +43,9 @@ class TablePart:
 
     @property
     def highest(self) -> Sequence[Method]:
-        """The methods with the highest mean, among those that finished every trial; none if nothing is compared."""
+        """The methods with the best mean, among those that finished every trial; none if nothing is compared."""
         rows = self.table.rows
-        marked = zip(rows, marks([row.mean for row in rows]), strict=True)
+        marked = zip(rows, marks([row.mean for row in rows], self.table.unit), strict=True)
         return [row.method for row, mark in marked if mark == "best"]
 
 
@@ -74,6 +75,7 @@ class DatasetPart:
         accuracies: accuracy by domain and class for every method; empty if the names of the classes are unknown.
         settings: the chosen settings of every method.
         runs: all its runs.
+        unit: its measure, and how that is written.
     """
 
     key: str
@@ -83,6 +85,7 @@ class DatasetPart:
     accuracies: dict[Method, list[DomainAccuracy]]
     settings: list[ChosenSettings]
     runs: RunList
+    unit: Unit
 
     @property
     def failed(self) -> list[RunEntry]:
@@ -108,18 +111,20 @@ def write_table_part(by_rule: dict[str, Table], key: str, files: FigureFiles) ->
 
 def write_dataset_part(results: Results, grid: Grid, key: str, files: FigureFiles) -> DatasetPart:
     """Write the figures of a data set and the numbers behind them, and return the page's part about it."""
-    accuracies = {method: domain_accuracies(results, grid, method) for method in grid.methods if grid.classes}
-    if grid.classes:
+    named = grid.runs[0].task == "classification" and bool(grid.classes)
+    accuracies = {method: domain_accuracies(results, grid, method) for method in grid.methods if named}
+    if named:
         numbers = class_accuracy_csv(grid.classes, [one for found in accuracies.values() for one in found])
         files.write("class_accuracy", {"csv": numbers.encode()})
     return DatasetPart(
         key,
         files,
         grid,
-        [_write_curves(results, grid, quantity, files) for quantity in QUANTITIES],
+        [_write_curves(results, grid, quantity, files) for quantity in quantities(results.shown(grid))],
         accuracies,
         [chosen_settings(results, grid, method) for method in grid.methods],
         run_list(results, grid),
+        Unit.of(results.shown(grid)),
     )
 
 

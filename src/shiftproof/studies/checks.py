@@ -17,7 +17,7 @@ from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import DATASETS
 from shiftproof.models import check_normalisation, default_image_size
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol import PROTOCOLS, RULES, check_fixed, hyperparameters
+from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, check_fixed, hyperparameters
 from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, Variant, field_types
 from shiftproof.training import check_device_name
@@ -192,6 +192,7 @@ def names_by_field() -> Mapping[str, Registry[Any]]:
         "optimizers": OPTIMIZERS,
         "annealers": ANNEALERS,
         "selection": RULES,
+        "metric": MEASURES,
         "protocol": PROTOCOLS,
         **{name: _choices(name, choices) for name, choices in literals.items()},
     }

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from shiftproof.base.choices import Tuning
 from shiftproof.base.files import DamagedFileError, read_json, write_bytes
 from shiftproof.base.method import Method
-from shiftproof.protocol import BUILT_IN_RULES
+from shiftproof.protocol import BUILT_IN_RULES, DEFAULT_METRIC
 from shiftproof.training import SPEC_FILE, RunSpec
 
 PLAN_FILE = "study.json"
@@ -81,6 +81,7 @@ class Plan:
         selection: the selection rules; tables use the first.
         published: the published table to compare each variant with, by the variant's name.
         plugins: digests of the plug-ins that its selection rules come from, by name.
+        metric: the measure that selects and that tables show; None for the default of each data set's task.
     """
 
     name: str
@@ -91,6 +92,11 @@ class Plan:
     selection: tuple[str, ...]
     published: dict[str, str]
     plugins: dict[str, str] = field(default_factory=dict)
+    metric: str | None = None
+
+    def metric_of(self, grid: Grid) -> str:
+        """Return the measure that selects steps and settings on a data set."""
+        return self.metric or DEFAULT_METRIC[grid.runs[0].task]
 
     @property
     def rules(self) -> tuple[str, ...]:

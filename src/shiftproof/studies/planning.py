@@ -22,7 +22,7 @@ from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, split_domain
 from shiftproof.models import MODELS, Network, Quantity, build_network, weights_fingerprint
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol import PROTOCOLS, RULES, SearchSpace, search_space, setting
+from shiftproof.protocol import DEFAULT_METRIC, PROTOCOLS, RULES, SearchSpace, measures_of, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import Study
@@ -58,6 +58,7 @@ def make_plan(study: Study, *, absent: bool = False) -> Plan:
         study.selection,
         published,
         digests([(RULES, rule) for rule in study.selection]),
+        study.metric,
     )
 
 
@@ -264,8 +265,10 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         "weights": _fingerprint(study.weights),
         "normalisation": str(normalisation_of(study, facts.input_shape[0])) if study.normalisation else None,
         "task": facts.task,
+        "metric": None if study.metric == DEFAULT_METRIC[facts.task] else study.metric,
         "device": torch.device(study.device).type,
-        "score_targets": any(RULES[rule].every_step for rule in study.selection),
+        # vectors are soon scored, and then any measure can select
+        "score_targets": facts.kind == "vectors" or any(RULES[rule].every_step for rule in study.selection),
         "plugins": _digests(study, facts, method),
     }
     return RunSpec(**{**as_in_study, **worked_out})
@@ -398,6 +401,8 @@ def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> N
             raise FieldError("split", f"{facts.name} has no groups to split by: {reason}")
         for i, domain in enumerate(facts.data.domains):
             split_domain(domain, study.split, 0, i)
+    if study.metric is not None and study.metric not in (known := measures_of(facts.task)):
+        raise FieldError("metric", str(UnknownNameError(f"measure of {facts.task}", study.metric, known)))
     build = _Builder(study, facts)
     for algorithm in {spec.algorithm: spec for spec in specs}.values():
         check_inputs_taken(algorithm, facts.kind)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from shiftproof.base.method import Method
 from shiftproof.base.plugins import naming_plugins
-from shiftproof.protocol import BUILT_IN_RULES, PROTOCOLS, RULES, Record, RuleError, select
+from shiftproof.protocol import BUILT_IN_RULES, DEFAULT_METRIC, PROTOCOLS, RULES, Record, RuleError, select
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.training import RunSpec
 
@@ -63,14 +63,20 @@ class Results:
     Args:
         plan: the planned runs.
         found: the results of the runs that have ended, by the run's name.
+        shown: the measure that tables show; None for the one that selects.
     """
 
-    def __init__(self, plan: Plan, found: Mapping[str, Result]) -> None:
+    def __init__(self, plan: Plan, found: Mapping[str, Result], shown: str | None = None) -> None:
         self.plan = plan
+        self._shown = shown
         self._found = found
         self._rows: dict[RowKey, Row | None] = {}
         self._by_method: dict[str, dict[Method, list[Row]]] = {}
         self._chosen: dict[tuple[str, Method, tuple[str, ...], int, str], Outcome] = {}
+
+    def shown(self, grid: Grid) -> str:
+        """Return the measure that the tables of a data set show."""
+        return self._shown or self.plan.metric_of(grid)
 
     def result(self, spec: RunSpec) -> Result | None:
         """Return the result of a run, None if it has not ended."""
@@ -96,7 +102,7 @@ class Results:
         if result is None:
             return None
         try:
-            return run_row(spec, result, self._pairs(grid, spec), self.plan.rules)
+            return run_row(spec, result, self._pairs(grid, spec), self.plan.rules, self.plan.metric_of(grid))
         except RuleError as error:
             raise RuleError(f"{error}, for {spec.label()}") from error
 
@@ -221,6 +227,7 @@ def run_row(
     result: Result,
     pairs: Mapping[str, Sequence[Record]] | None = None,
     rules: Sequence[str] = BUILT_IN_RULES,
+    metric: str | None = None,
 ) -> Row:
     """Return the line of a run in `runs.jsonl`.
 
@@ -229,9 +236,11 @@ def run_row(
         result: its result.
         pairs: evaluations of the runs that leave out its target and one other domain, by the other domain's name.
         rules: the selection rules to score it by; those that are unknown here are left out.
+        metric: the measure that selects; None for the run's own.
     """
     finished = result["status"] == "finished"
     protocol = PROTOCOLS[spec.protocol]
+    metric = metric or spec.metric or DEFAULT_METRIC[spec.task]
     return {
         "run": spec.name,
         "dataset": spec.dataset,
@@ -253,8 +262,10 @@ def run_row(
         "protocol": spec.protocol,
         "results_version": spec.results_version,
         "versions": result.get("versions"),
+        "metric": metric,
+        "constant": result.get("constant"),  # which runs made before it lack
         "selection": {
-            rule: select(rule, result["metrics"], spec.targets, protocol, pairs) if finished else None
+            rule: select(rule, result["metrics"], spec.targets, protocol, pairs, metric) if finished else None
             for rule in rules
             if rule in RULES
         },

@@ -21,6 +21,7 @@ from shiftproof.base.files import DamagedFileError, is_local, with_home
 from shiftproof.base.plugins import Plugin, PluginError, adopt_plugins, digests, imported, keep_sources
 from shiftproof.base.processes import preload
 from shiftproof.data import TableFile
+from shiftproof.protocol import Unit
 from shiftproof.studies.plan import PLAN_FILE, Plan, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
 from shiftproof.studies.results import Results, run_row
@@ -315,8 +316,8 @@ def _train_all(
             if row["status"] == "failed":
                 bar.write(f"failed: {spec.label()}: {row['error']}", file=sys.stderr)
             else:
-                accuracy = row["selection"]["training_domain"]["accuracy"]
-                bar.set_postfix_str(f"{spec.label()}: {100 * accuracy:.1f} %", refresh=False)
+                value = row["selection"]["training_domain"]["measures"][row["metric"]]
+                bar.set_postfix_str(f"{spec.label()}: {Unit.of(row['metric']).with_unit(value)}", refresh=False)
             bar.update()
 
 

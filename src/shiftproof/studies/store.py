@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from shiftproof.base.files import is_local, locked, write_json, write_json_lines
 from shiftproof.base.plugins import import_plugins
+from shiftproof.base.registry import UnknownNameError
+from shiftproof.protocol import measures_of
 from shiftproof.studies.plan import Plan, read_plan, read_spec
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.stored_results import StoredResults
@@ -87,13 +89,17 @@ class Store:
         """
         return read_result(self.folder(spec))
 
-    def results(self, plan: Plan) -> Results:
+    def results(self, plan: Plan, shown: str | None = None) -> Results:
         """Read the results of a study so far, every run once.
+
+        Args:
+            plan: the planned runs.
+            shown: the measure that tables show; None for the one that selects.
 
         Raises:
             DamagedFileError: a result cannot be read.
         """
-        return StoredResults(plan, self.root)
+        return StoredResults(plan, self.root, shown)
 
     def record_failure(self, spec: RunSpec, error: str) -> dict[str, Any]:
         """Record a failure that is worth retrying, so that the next process trains the run again.
@@ -144,13 +150,27 @@ class Store:
         write_json_lines(self.root / "runs.jsonl", results.rows + others)
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, metric: str | None = None) -> Results:
     """Read the results so far of the study that a folder holds.
 
+    Args:
+        folder: the study's store.
+        metric: the measure that tables show; None for the one that the study selects by. It also selects steps and
+            settings if every run was scored on its targets at all evaluations.
+
     Raises:
+        UnknownNameError: there is no such measure of the study's task.
         FileNotFoundError: the folder holds no study.
         DamagedFileError: its plan or a result cannot be read.
         PluginError: results must be scored by a selection rule of a plug-in that was not imported.
     """
     import_plugins()
-    return Store(folder).results(read_plan(folder))
+    plan = read_plan(folder)
+    if metric is not None:
+        for grid in plan:
+            task = grid.runs[0].task
+            if metric not in (known := measures_of(task)):
+                raise UnknownNameError(f"measure of {task}", metric, known)
+        if all(spec.score_targets for spec in plan.runs):
+            plan = replace(plan, metric=metric)
+    return Store(folder).results(plan, metric)

@@ -30,13 +30,14 @@ class StoredResults(Results):
     Args:
         plan: the planned runs.
         root: the store's folder.
+        shown: the measure that tables show; None for the one that selects.
 
     Raises:
         DamagedFileError: a result cannot be read.
     """
 
-    def __init__(self, plan: Plan, root: Path) -> None:
-        super().__init__(plan, {})
+    def __init__(self, plan: Plan, root: Path, shown: str | None = None) -> None:
+        super().__init__(plan, {}, shown)
         self._folder = root / "runs"
         self._root, self._recorded = root, dict[RowKey, Row]()
         # another version of a script's own rule could not be told apart
@@ -58,7 +59,7 @@ class StoredResults(Results):
     def _make_row(self, grid: Grid, spec: RunSpec) -> Row | None:
         names = [one.name for one in (spec, *self._pair_specs(grid, spec).values())]
         row = self._index.row(row_key(spec), names)
-        if row is None:
+        if row is None or row["metric"] != self.plan.metric_of(grid):
             stamps = self._index.stamps(names)  # before reading, so that changes during it are noticed later
             try:
                 row = super()._make_row(grid, spec)

@@ -224,6 +224,15 @@ class Study:
         STUDIES,
         metavar="RULE",
     )
+    metric: str | None = described(
+        None,
+        "measure that selects steps and settings, and that tables show (docs/metrics.md)",
+        "protocol",
+        (*STUDIES, "train"),
+        none="accuracy; average_precision of several labels, rmse of a regression",
+        metavar="MEASURE",
+        term=Term("metric", "the measure that selects and that tables show"),
+    )
     protocol: str = described(
         "shiftproof",
         "dialect of the benchmark protocol: shiftproof, domainbed, domainbed-head or swad",

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 from shiftproof.base.files import write_bytes
 from shiftproof.base.text import one_line
+from shiftproof.protocol import Unit
 from shiftproof.studies import SECONDS, Method, Results, published_for
 from shiftproof.tables.marks import Mark, marks
 from shiftproof.tables.markup import latex, markdown
-from shiftproof.tables.notes import difference_note, selection_note, transductive_note
+from shiftproof.tables.notes import constant_note, difference_note, selection_note, transductive_note
 from shiftproof.tables.statistics import Difference, Estimate
 from shiftproof.tables.table import Cell, Comparison, MethodRow, Table, build_tables, comparisons
+from shiftproof.tables.verdicts import verdicts
 
 
 class Entry(NamedTuple):
@@ -150,8 +152,8 @@ def _measured(table: Table, row: MethodRow, column: str, cell: Cell) -> dict[str
         "table": table.title,
         **row.method._asdict(),
         "target": column,
-        "accuracy": cell.accuracy.mean if cell.accuracy else None,
-        "standard_error": cell.accuracy.error if cell.accuracy else None,
+        table.unit.metric: cell.score.mean if cell.score else None,
+        "standard_error": cell.score.error if cell.score else None,
         "class_mean": cell.class_mean.mean if cell.class_mean else None,
         "difference": difference.mean if difference else None,
         "difference_low": difference.low if difference else None,
@@ -219,17 +221,21 @@ def _terms(table: Table) -> str:
 def _accuracy_block(table: Table) -> Block:
     columns = [[row.cells[column] for row in table.rows] for column in table.columns]
     cells = [*columns, [row.mean for row in table.rows]]
-    entries = [_marked(column) for column in cells]
+    entries = [_marked(column, table.unit) for column in cells]
     rows = [
         [Entry(str(row.method)), *(column[i] for column in entries), Entry(_number(row.passes_per_step)),
          Entry(_number(row.seconds))]
         for i, row in enumerate(table.rows)
     ]  # fmt: skip
+    if table.constant:
+        entries_of = [_estimate(table.constant[name], table.unit) for name in (*table.columns, table.mean_name)]
+        rows.append([Entry(text) for text in (table.constant_name, *entries_of, "-", "-")])
+    notes = (transductive_note(table), constant_note(table))
     return Block(
-        f"{table.title}: accuracy on unseen domains, %",
+        f"{table.title}: {_measure(table.unit)}",
         ["method", *table.columns, table.mean_name, "passes/step", "s/run"],
         rows,
-        [note] if (note := transductive_note(table)) else [],
+        [note for note in notes if note],
     )
 
 
@@ -258,8 +264,13 @@ def annealer_block(table: Table) -> Block | None:
     )
 
 
-def _marked(cells: Sequence[Cell]) -> list[Entry]:
-    return [Entry(_accuracy(cell), mark) for cell, mark in zip(cells, marks(cells), strict=True)]
+def _measure(unit: Unit) -> str:
+    percent, better = ", %" if unit.scale == 100 else "", "" if unit.sign > 0 else ", the lower the better"
+    return f"{unit.metric} on unseen domains{percent}{better}"
+
+
+def _marked(cells: Sequence[Cell], unit: Unit) -> list[Entry]:
+    return [Entry(_score(cell, unit), mark) for cell, mark in zip(cells, marks(cells, unit), strict=True)]
 
 
 def _difference_block(table: Table) -> Block:
@@ -268,19 +279,19 @@ def _difference_block(table: Table) -> Block:
     def entries(row: MethodRow) -> list[Entry]:
         texts = [
             str(row.method),
-            _signed(row.mean.difference),
-            _interval(row.mean.difference),
+            _signed(row.mean.difference, table.unit),
+            _interval(row.mean.difference, table.unit),
             _p(row.adjusted_p),
             f"{row.signs.wins}-{row.signs.losses}-{row.signs.ties}" if row.signs else "-",
-            *(_signed(row.cells[column].difference) for column in table.columns),
+            *(_signed(row.cells[column].difference, table.unit) for column in table.columns),
         ]
         return [Entry(text) for text in texts]
 
     return Block(
-        f"{table.title}: difference from {table.baseline}, points, paired by trial",
+        f"{table.title}: difference from {table.baseline}, {table.unit.step}, paired by trial",
         ["method", table.mean_name, "95 % interval", "p (Holm)", "won-lost-tied", *table.columns],
         [entries(row) for row in rows],
-        [difference_note(table)] if table.compared > 1 else [],
+        [*verdicts(table), *([difference_note(table)] if table.compared > 1 else [])],
     )
 
 
@@ -289,14 +300,14 @@ def _selection_block(table: Table, by_rule: Sequence[Table]) -> Block:
     rows = [
         [
             Entry(str(row.method)),
-            *(Entry(_accuracy(same.rows[i].mean)) for same in by_rule),
-            Entry(_signed(row.sweep_gain)),
-            Entry(_interval(row.sweep_gain)),
+            *(Entry(_score(same.rows[i].mean, table.unit)) for same in by_rule),
+            Entry(_signed(row.sweep_gain, table.unit)),
+            Entry(_interval(row.sweep_gain, table.unit)),
         ]
         for i, row in enumerate(table.rows)
     ]
     return Block(
-        f"{table.title}: mean by selection rule, %",
+        f"{table.title}: mean by selection rule, {'%' if table.unit.scale == 100 else table.unit.metric}",
         ["method", *(same.rule for same in by_rule), "picked on target", "95 % interval"],
         rows,
         [selection_note(table)],
@@ -328,7 +339,7 @@ def _published_blocks(results: Results, compared: Sequence[Comparison]) -> list[
             for text in (
                 f"{one.method}{' (published: released form)' if one.published.released_form else ''}",
                 one.dataset,
-                _estimate(one.measured),
+                _estimate(one.measured, Unit()),
                 f"{100 * one.published.value:.1f}"
                 + (f" ± {100 * one.published.error:.1f}" if one.published.error is not None else ""),
                 f"{100 * (one.measured.mean - one.published.value):+.1f}",
@@ -403,29 +414,29 @@ def _aligned(block: Block) -> list[str]:
     ]
 
 
-def _accuracy(cell: Cell) -> str:
-    if cell.accuracy is None:
-        return "failed" if cell.failed else "missing"
-    text = _estimate(cell.accuracy)
+def _score(cell: Cell, unit: Unit) -> str:
+    if cell.score is None:
+        return "failed" if cell.failed else "undefined" if cell.undefined else "missing"
+    text = _estimate(cell.score, unit)
     return text if cell.trials == cell.planned else f"{text} ({cell.trials}/{cell.planned})"
 
 
-def _estimate(value: Estimate) -> str:
-    return f"{100 * value.mean:.1f} ± {'-' if value.error is None else f'{100 * value.error:.1f}'}"
+def _estimate(value: Estimate, unit: Unit) -> str:
+    return f"{unit.text(value.mean)} ± {'-' if value.error is None else unit.text(value.error)}"
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _signed(difference: Difference | None) -> str:
-    return "-" if difference is None else f"{100 * difference.mean:+.1f}"
+def _signed(difference: Difference | None, unit: Unit) -> str:
+    return "-" if difference is None else unit.signed(difference.mean)
 
 
-def _interval(difference: Difference | None) -> str:
+def _interval(difference: Difference | None, unit: Unit) -> str:
     if difference is None or difference.low is None or difference.high is None:
         return "-"
-    return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"[{unit.signed(difference.low)}, {unit.signed(difference.high)}]"
 
 
 def _p(value: float | None) -> str:

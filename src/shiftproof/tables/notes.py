@@ -10,6 +10,12 @@ def transductive_note(table: Table) -> str:
     return f"Transductive: {table.terms['transductive']}." if "transductive" in table.terms else ""
 
 
+def constant_note(table: Table) -> str:
+    """Warn of methods that are not better than predictions that read no input; empty if there are none."""
+    named = ", ".join(map(str, table.not_above_constant))
+    return f"Not better than {table.constant_name}, which reads no input: {named}." if named else ""
+
+
 def difference_note(table: Table) -> str:
     """Explain the p-values and counts beside the differences from the baseline."""
     signs = "won-lost-tied counts targets."
@@ -23,6 +29,6 @@ def difference_note(table: Table) -> str:
 def selection_note(table: Table) -> str:
     """Explain the gain from picking on the target."""
     return (
-        f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, points; "
-        "published best-of-sweep figures include such a gain."
+        f"picked on target: what choosing by the unseen domain (oracle) would have added to {table.rule}, "
+        f"{table.unit.step}; published best-of-sweep figures include such a gain."
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from shiftproof.base.registry import UnknownNameError
+from shiftproof.protocol import Unit, measures_of
 from shiftproof.studies import (
     OVERALL,
     SECONDS,
@@ -40,20 +41,22 @@ class Cell:
     """One entry of a table.
 
     Attributes:
-        accuracy: mean accuracy over the trials that finished, None if none has.
+        score: the table's measure, mean over the trials that finished and have one; None if none does.
         class_mean: the mean over classes of the accuracy on each class, likewise.
         difference: from the baseline, over the trials that finished for both.
-        trials: number of trials that finished.
+        trials: number of trials that finished and have a score.
         planned: number of trials in the study.
         failed: whether a trial failed; trials that are neither finished nor failed have not run yet.
+        undefined: whether the measure is undefined in a trial that finished.
     """
 
-    accuracy: Estimate | None
+    score: Estimate | None
     class_mean: Estimate | None
     difference: Difference | None
     trials: int
     planned: int
     failed: bool
+    undefined: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Table:
         title: the data set, or the name of the study for the overall table.
         dataset: what it is of; None for the overall table, whose columns are data sets.
         rule: the selection rule, for steps and settings.
+        unit: the measure, and how its values are written.
         columns: targets, or data sets.
         rows: one per method.
         baseline: the method that differences are taken from.
@@ -98,11 +102,14 @@ class Table:
         ranks: their average ranks over targets; None with fewer than two such methods.
         terms: what the accuracies depend on, by name.
         failures: a line per failed run, with its reason.
+        constant: what predictions that read no input score (`constant_name`), by column, and by `mean_name` the mean
+            of the columns; empty if a run that tells is missing.
     """
 
     title: str
     dataset: str | None
     rule: str
+    unit: Unit
     columns: list[str]
     rows: list[MethodRow]
     baseline: Method
@@ -110,6 +117,20 @@ class Table:
     ranks: AverageRanks | None
     terms: dict[str, Any]
     failures: list[str]
+    constant: dict[str, Estimate]
+
+    @property
+    def constant_name(self) -> str:
+        """What predictions that read no input are called."""
+        return "mean of the sources" if self.unit.metric in measures_of("regression") else "largest class"
+
+    @property
+    def not_above_constant(self) -> list[Method]:
+        """The methods whose mean is not better than that of predictions that read no input."""
+        if not self.constant:
+            return []
+        least = self.unit.sign * self.constant[self.mean_name].mean
+        return [row.method for row in self.rows if row.mean.score and self.unit.sign * row.mean.score.mean <= least]
 
     @property
     def mean_name(self) -> str:
@@ -169,7 +190,7 @@ def build_tables(results: Results, rule: str | None = None, baseline: str | None
     first = plan.baseline if baseline is None else next(m for m in methods if str(m) == baseline)
     chosen = rule or plan.selection[0]
     tables = []
-    if len(plan.grids) > 1:
+    if len(plan.grids) > 1 and len({results.shown(grid) for grid in plan}) == 1:
         columns = {grid.dataset: [_Part(grid, targets) for targets in grid.columns] for grid in plan}
         tables.append(_Builder(results, chosen, first, columns).table(None, list(plan.grids)))
     for grid in plan:
@@ -186,13 +207,13 @@ def comparisons(results: Results, tables: Sequence[Table]) -> list[Comparison]:
         dataset = OVERALL if table.dataset is None else table.dataset
         for row in table.rows:
             name = results.plan.published.get(row.method.variant)
-            if name is None or row.mean.accuracy is None:
+            if name is None or row.mean.score is None or table.unit.metric != "accuracy":
                 continue
             if dataset == OVERALL and names != {key.dataset for key in published(name)} - {OVERALL, SECONDS}:
                 continue  # the published mean is over other data sets
             figure = published_for(name, *row.method[:3], dataset)
             if figure is not None:
-                found.append(Comparison(row.method, dataset, row.mean.accuracy, figure))
+                found.append(Comparison(row.method, dataset, row.mean.score, figure))
     return found
 
 
@@ -209,6 +230,8 @@ class _Builder:
     def __init__(self, results: Results, rule: str, baseline: Method, columns: dict[str, list[_Part]]) -> None:
         self.results, self.rule, self.baseline, self.columns = results, rule, baseline, columns
         self.parts = [part for parts in columns.values() for part in parts]
+        self.metric = results.shown(self.parts[0].grid)
+        self.sign = Unit.of(self.metric).sign
         self.trials = self.parts[0].grid.trials
 
     def table(self, dataset: str | None, grids: Sequence[Grid]) -> Table:
@@ -226,6 +249,7 @@ class _Builder:
             self.results.plan.name if dataset is None else dataset,
             dataset,
             self.rule,
+            Unit.of(self.metric, max((abs(row.mean.score.mean) for row in rows if row.mean.score), default=0.0)),
             list(self.columns),
             [replace(row, adjusted_p=adjusted.get(row.method)) for row in rows],
             self.baseline,
@@ -233,7 +257,35 @@ class _Builder:
             ranks,
             self._terms(grids),
             [line for grid in grids for line in _failures(self.results, grid)],
+            self._constant(),
         )
+
+    def _constant(self) -> dict[str, Estimate]:
+        """Return what predictions that read no input score, over the trials in which all columns tell."""
+        known: dict[str, dict[tuple[tuple[str, ...], int], float]] = {}
+        for grid in {part.grid.dataset: part.grid for part in self.parts}.values():
+            found = known.setdefault(grid.dataset, {})
+            for row in (row for rows in self.results.rows_by_method(grid).values() for row in rows):
+                if row["constant"] is None:
+                    continue
+                values = [scores.get(self.metric) for scores in row["constant"].values()]
+                if None not in values:
+                    found[tuple(row["constant"]), row["trial_seed"]] = sum(values) / len(values)
+        by_column = {
+            column: {
+                trial: sum(known[part.grid.dataset][part.targets, trial] for part in parts) / len(parts)
+                for trial in range(self.trials)
+                if all((part.targets, trial) in known[part.grid.dataset] for part in parts)
+            }
+            for column, parts in self.columns.items()
+        }
+        trials = [trial for trial in range(self.trials) if all(trial in one for one in by_column.values())]
+        if not trials:
+            return {}
+        means = [sum(one[trial] for one in by_column.values()) / len(by_column) for trial in trials]
+        name = "mean of all" if "mean" in self.columns else "mean"
+        columns = {column: estimate([one[trial] for trial in trials]) for column, one in by_column.items()}
+        return {**columns, name: estimate(means)}
 
     def _row(self, method: Method, grids: Sequence[Grid]) -> MethodRow:
         finished = [
@@ -261,15 +313,17 @@ class _Builder:
         return self._entry(method, self.parts, lambda m, quantity: self._over_columns(m, quantity, self.rule))
 
     def _entry(self, method: Method, parts: Sequence[_Part], scores: Callable[[Method, str], Scores]) -> Cell:
-        accuracies, baseline = scores(method, "accuracy"), scores(self.baseline, "accuracy")
+        found, baseline = scores(method, self.metric), scores(self.baseline, self.metric)
+        class_means = scores(method, "class_mean")
         outcomes = [self._outcome(method, part, trial) for part in parts for trial in range(self.trials)]
         return Cell(
-            estimate(list(accuracies.values())) if accuracies else None,
-            estimate(list(scores(method, "class_mean").values())) if accuracies else None,
-            _paired(accuracies, baseline),
-            len(accuracies),
+            estimate(list(found.values())) if found else None,
+            estimate(list(class_means.values())) if class_means else None,
+            _paired(found, baseline),
+            len(found),
             self.trials,
-            any(one.status == "failed" and one.trial not in accuracies for one in outcomes),
+            any(one.status == "failed" and one.trial not in found for one in outcomes),
+            any(one.selected is not None and _value(one.selected, self.metric) is None for one in outcomes),
         )
 
     def _outcome(self, method: Method, part: _Part, trial: int, rule: str | None = None) -> Outcome:
@@ -280,7 +334,7 @@ class _Builder:
         result = {}
         for trial in range(self.trials):
             picked = [self._outcome(method, part, trial, rule).selected for part in parts]
-            values = [selected[quantity] for selected in picked if selected]
+            values = [value for one in picked if one and (value := _value(one, quantity)) is not None]
             if len(values) == len(parts):
                 result[trial] = sum(values) / len(values)
         return result
@@ -295,20 +349,20 @@ class _Builder:
         }
 
     def _sweep_gain(self, method: Method) -> Difference | None:
-        scores = [self._over_columns(method, "accuracy", rule) for rule in ("oracle", self.rule)]
+        scores = [self._over_columns(method, self.metric, rule) for rule in ("oracle", self.rule)]
         return _paired(*scores)
 
     def _signs(self, method: Method) -> SignCount | None:
         pairs = []
         for part in self.parts:
-            ours, theirs = (self._column(m, [part], "accuracy") for m in (method, self.baseline))
+            ours, theirs = (self._column(m, [part], self.metric) for m in (method, self.baseline))
             if both := sorted(ours.keys() & theirs.keys()):
-                pairs.append([sum(scores[trial] for trial in both) / len(both) for scores in (ours, theirs)])
+                pairs.append([self.sign * sum(s[trial] for trial in both) / len(both) for s in (ours, theirs)])
         return sign_count([pair[0] for pair in pairs], [pair[1] for pair in pairs]) if pairs else None
 
     def _ranks(self, methods: Sequence[Method]) -> tuple[list[Method], AverageRanks | None]:
         """Rank the methods on every target, by their mean over the trials that all of them have."""
-        scores = {m: [self._column(m, [part], "accuracy") for part in self.parts] for m in methods}
+        scores = {m: [self._column(m, [part], self.metric) for part in self.parts] for m in methods}
         scores = {m: cells for m, cells in scores.items() if all(cells)}
         common = [
             sorted(set.intersection(*(set(cells[i]) for cells in scores.values()))) if scores else []
@@ -317,7 +371,10 @@ class _Builder:
         if len(scores) < 2 or not all(common):
             return [], None
         means = [
-            [sum(cell[trial] for trial in trials) / len(trials) for cell, trials in zip(cells, common, strict=True)]
+            [
+                self.sign * sum(cell[trial] for trial in trials) / len(trials)
+                for cell, trials in zip(cells, common, strict=True)
+            ]
             for cells in scores.values()
         ]
         return list(scores), average_ranks(means)
@@ -336,7 +393,16 @@ class _Builder:
         versions = sorted({spec.results_version for grid in grids for spec in grid.runs})
         if versions != [RESULTS_VERSION]:  # the same runs would give other numbers today
             terms["results version"] = f"{' '.join(map(str, versions))}, earlier than today's {RESULTS_VERSION}"
-        return {**terms, "selection": self.rule, "runs finished": f"{len(finished)} of {len(planned)}"}
+        by = {self.results.plan.metric_of(grid) for grid in grids}
+        rule = self.rule if by == {self.metric} else f"{self.rule}, by {' and '.join(sorted(by))}"
+        return {**terms, "selection": rule, "runs finished": f"{len(finished)} of {len(planned)}"}
+
+
+def _value(selected: dict[str, Any], quantity: str) -> float | None:
+    """Return a measure, or the class mean, of a selected checkpoint."""
+    values = selected if quantity == "class_mean" else selected["measures"]
+    value: float | None = values.get(quantity)
+    return value
 
 
 def _annealing(reports: Sequence[dict[str, float | None]]) -> dict[str, float | None]:

@@ -51,7 +51,12 @@ def _is_record(record: Any) -> bool:
 
 
 def _is_score(score: Any) -> bool:
-    if not isinstance(score, dict) or not isinstance(classes := score.get("per_class"), list):
+    if not isinstance(score, dict):
+        return False
+    if "per_class" not in score:  # of another task than classification
+        return _is_of_numbers(score.get("measures"), none=True)
+    classes = score["per_class"]
+    if not isinstance(classes, list) or not _is_of_numbers(score.get("measures", {}), none=True):
         return False
     return _is_number(score.get("accuracy")) and all(one is None or _is_number(one) for one in classes)
 

@@ -33,6 +33,7 @@ from shiftproof.training.callbacks import (
     averaging_callback,
 )
 from shiftproof.training.combinations import check_combination, check_inputs_taken
+from shiftproof.training.constant import constant_scores
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
 from shiftproof.training.prepared import prepared
 from shiftproof.training.ranks import ALONE, Ranks, full_state
@@ -149,6 +150,7 @@ def _result(loop: Loop, status: str, error: str | None) -> dict[str, Any]:
             **{name: digest[:8] for name, digest in loop.spec.plugins.items()},
         },
         "metrics": loop.progress.metrics,
+        "constant": constant_scores(loop.spec, loop.dataset),
     }
 
 

@@ -70,8 +70,10 @@ class SavedModel(nn.Module):
             ValueError: the model takes no pictures.
         """
         size, channels = self.size_of_pictures()
-        given = isinstance(image, Image.Image)
-        pixels = to_pixels(image, size, channels) if given else decode(Path(image), size, channels)
+        if isinstance(image, Image.Image):
+            pixels = to_pixels(image, size, channels)
+        else:
+            pixels = decode(Path(image), size, channels)
         return self.normalise(torch.from_numpy(pixels[None]))[0]
 
     def size_of_pictures(self) -> tuple[int, Literal[1, 3]]:

@@ -16,7 +16,7 @@ from shiftproof.base.randomness import seed_hash
 RESULTS_VERSION = 6
 """Increment it when code gives other numbers for the same spec, so that no table mixes the two."""
 _LABELS = ("hparam_seed", "variant", "plugins")
-_LATER = ("averaging", "score_targets", "compile", "kind", "normalisation", "task")
+_LATER = ("averaging", "score_targets", "compile", "kind", "normalisation", "task", "metric")
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
 
@@ -56,6 +56,7 @@ class RunSpec:
             whose folders held photographs.
         normalisation: normalisation of the images, if stated; None for that of the weights file or the model.
         task: what is predicted.
+        metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
         variant: name of the variant in tables. It is a label outside the hash, like `hparam_seed`.
@@ -91,6 +92,7 @@ class RunSpec:
     kind: Kind | None = None
     normalisation: str | None = None
     task: Task = "classification"
+    metric: str | None = None
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION

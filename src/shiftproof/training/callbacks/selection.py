@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shiftproof.protocol import training_domain_validation
+from shiftproof.protocol import DEFAULT_METRIC, goodness, training_domain_validation
 from shiftproof.training.averaging import State, copy_state
 from shiftproof.training.callbacks.evaluation import score_part, weights_in_place
 from shiftproof.training.loop import Callback, Loop
@@ -14,7 +14,7 @@ from shiftproof.training.saved_model import save_model
 
 
 class Selection(Callback):
-    """Saves the model of the evaluation with the highest training-domain validation score, the earliest on a tie.
+    """Saves the model of the evaluation with the best training-domain validation score, the earliest on a tie.
 
     It writes the files only at the end, so that they never mix with files that another process left in the folder.
 
@@ -63,7 +63,12 @@ class Selection(Callback):
 
 
 def _selected(loop: Loop) -> dict[str, Any]:
-    return max(loop.progress.metrics, key=lambda record: training_domain_validation(record, loop.spec.targets))
+    spec = loop.spec
+    metric = spec.metric or DEFAULT_METRIC[spec.task]
+    return max(
+        loop.progress.metrics,
+        key=lambda record: goodness(training_domain_validation(record, spec.targets, metric), metric),
+    )
 
 
 def keep_model(loop: Loop, folder: Path) -> None:

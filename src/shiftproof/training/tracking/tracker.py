@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from shiftproof.protocol import training_domain_validation
+from shiftproof.protocol import DEFAULT_METRIC, measured, training_domain_validation
 from shiftproof.training.spec import RunSpec
 
 PROJECT = "shiftproof"
@@ -63,16 +63,19 @@ class TrackedRun:
     def scalars(self, record: dict[str, Any]) -> dict[str, float]:
         """Return the numbers of an evaluation by name.
 
-        They are ``loss``, ``validation`` and ``accuracy/<domain>/<part>``, with the domain's name from `plain_names`.
+        They are ``loss``, ``validation`` and ``<measure>/<domain>/<part>``, with the domain's name from `plain_names`;
+        the measure is that by which the run's model is selected. One that is undefined is left out.
         Names for averaged weights begin with ``averaged/``.
         """
         names = plain_names(record["domains"])
-        scalars = {"loss": record["loss"], "validation": training_domain_validation(record, self.spec.targets)}
+        metric = self.spec.metric or DEFAULT_METRIC[self.spec.task]
+        validation = training_domain_validation(record, self.spec.targets, metric)
+        scalars = {"loss": record["loss"], "validation": validation}
         for domain, parts in record["domains"].items():
             for part, score in parts.items():
-                scalars[f"accuracy/{names[domain]}/{part}"] = score["accuracy"]
+                scalars[f"{metric}/{names[domain]}/{part}"] = measured(score, metric)
         group = "averaged/" if "averaged" in record else ""
-        return {group + name: value for name, value in scalars.items()}
+        return {group + name: value for name, value in scalars.items() if value is not None}
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:

@@ -1,0 +1,76 @@
+"""What the differences of a table tell, in one plain sentence per method."""
+
+from __future__ import annotations
+
+import math
+from itertools import count
+
+from scipy import special
+
+from shiftproof.tables.statistics import SIGNIFICANCE, Difference
+from shiftproof.tables.table import MethodRow, Table
+
+POWER = 0.8
+"""How often as many trials as are named would tell the difference."""
+MOST_TRIALS = 1000
+
+
+def verdicts(table: Table) -> list[str]:
+    """Say of every method whether it is told apart from the baseline, and how many trials would tell a point.
+
+    A method is told apart if its p-value, corrected for the number of methods, is below 5 %.
+    """
+    baseline = next(row for row in table.rows if row.method == table.baseline)
+    return [_verdict(table, row, baseline) for row in table.rows if row.method != table.baseline]
+
+
+def trials_to_tell(difference: float, spread: float) -> int | None:
+    r"""Return how many trials a paired t-test needs to tell a difference at the 5 % level in 80 % of studies.
+
+    Args:
+        difference: the true difference, above 0.
+        spread: standard deviation of the difference between trials.
+
+    Returns:
+        None for more than `MOST_TRIALS`. The power is that of the t-test's usual approximation,
+        :math:`(t_{1-\alpha/2} + t_{1-\beta})^2 s^2 / \delta^2 \le n` (Cohen, "Statistical Power Analysis", 1988).
+    """
+    for n in count(2):
+        if n > MOST_TRIALS:
+            return None
+        quantiles = special.stdtrit(n - 1, 1 - SIGNIFICANCE / 2) + special.stdtrit(n - 1, POWER)
+        if quantiles * spread <= difference * math.sqrt(n):
+            return n
+    raise AssertionError
+
+
+def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
+    difference, pair = row.mean.difference, f"{row.method} and {table.baseline}"
+    if difference is None or baseline.mean.score is None:
+        return f"{pair}: not compared yet; no trial of both is complete."
+    if difference.spread is None:
+        same = "the same in every trial" if row.mean.trials > 1 else "compared in one trial, which tells nothing"
+        return f"{pair} are {same}."
+    unit = table.unit
+    step = 0.01 if unit.scale == 100 else 0.01 * abs(baseline.mean.score.mean)
+    needed = trials_to_tell(step, difference.spread)
+    trials = f"more than {MOST_TRIALS:,}" if needed is None else f"about {needed}"
+    small = "1 point" if unit.scale == 100 else f"1 % of {table.baseline}'s {unit.metric}"
+    more = f"{trials} trials would tell a difference of {small}"
+    if row.adjusted_p is not None and row.adjusted_p < SIGNIFICANCE:
+        side = "above" if difference.mean > 0 else "below"
+        low, high = sorted(abs(end) for end in _ends(difference))
+        return (
+            f"{pair} are told apart: the first is {unit.text(abs(difference.mean))} {unit.step} {side}, between "
+            f"{unit.text(low)} and {unit.text(high)}; {more}."
+        )
+    low, high = _ends(difference)
+    return (
+        f"{pair} are not told apart: the first is at most {unit.text(max(high, 0.0))} {unit.step} above and "
+        f"{unit.text(max(-low, 0.0))} below; {more}."
+    )
+
+
+def _ends(difference: Difference) -> tuple[float, float]:
+    assert difference.low is not None and difference.high is not None  # noqa: S101, PT018  (its spread is known)
+    return difference.low, difference.high
