@@ -16,7 +16,8 @@ from shiftproof.base.extras import require
 from shiftproof.data.table import Coded, Values, text_of
 
 SUFFIXES = (".csv", ".parquet", ".pq")
-_BLOCK_BYTES = 1 << 23
+_BLOCK_BYTES = 1 << 20  # several blocks are read ahead
+_ROWS_IN_BLOCK = 64
 
 
 def column_names(file: Path) -> list[str]:
@@ -85,34 +86,68 @@ def _read_csv(file: Path, wanted: Mapping[str, ColumnType | None]) -> dict[str, 
     left = dict(wanted)
     while left:  # columns that turn out to be no numbers late in the file are read again
         again: dict[str, ColumnType | None] = {}
-        parts: dict[str, list[Any]] = {name: [] for name in left}
+        grown: dict[str, _Numbers | _Texts] = {
+            name: _Texts() if k == "category" else _Numbers() for name, k in left.items()
+        }
         row = 0
         for block in _blocks(file, list(left)):
             for name, kind in list(left.items()):
                 texts = block[name]
                 numbers = None if kind == "category" else _as_numbers(texts)
-                if numbers is not None:
-                    parts[name].append(numbers)
-                elif kind == "number":
+                if numbers is None and kind == "number":
                     raise _no_number(name, texts, row)
-                elif kind is None and row:
-                    again[name] = "category"
-                    del left[name], parts[name]
-                else:
-                    left[name] = "category"
-                    parts[name].append(texts.dictionary_encode())
+                if numbers is None and kind is None:
+                    left[name], grown[name] = "category", _Texts()
+                    if row:
+                        again[name] = "category"
+                        del left[name], grown[name]
+                        continue
+                grown[name].add(texts if numbers is None else numbers)
             row += block.num_rows
-        for name in left:
-            columns[name] = _joined(parts.pop(name), left[name])
+        columns |= {name: one.values() for name, one in grown.items()}
         left = again
     return columns
+
+
+class _Numbers:
+    """A column of numbers that grows block by block, without a second copy of it."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def add(self, numbers: NDArray[np.float32]) -> None:
+        self._bytes += numbers.data
+
+    def values(self) -> NDArray[np.float32]:
+        return np.frombuffer(self._bytes, dtype=np.float32)
+
+
+class _Texts:
+    """A column of texts that grows block by block. Empty texts and NaN are missing, and equal texts are one."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._bytes = bytearray()
+
+    def add(self, values: Any) -> None:
+        encoded = values.dictionary_encode()
+        codes = []
+        for value in encoded.dictionary.to_pylist():
+            missing = value in ("", None) or (isinstance(value, float) and math.isnan(value))
+            codes.append(-1 if missing else self._places.setdefault(text_of(value), len(self._places)))
+        index = encoded.indices.fill_null(len(codes)).to_numpy(zero_copy_only=False)
+        self._bytes += np.array([*codes, -1], dtype=np.int32)[index].data
+
+    def values(self) -> Coded:
+        return Coded(tuple(self._places), np.frombuffer(self._bytes, dtype=np.int32))
 
 
 def _blocks(file: Path, names: list[str]) -> Iterator[Any]:
     """Yield the rows of some columns as texts, in blocks."""
     arrow, arrow_csv = require("pyarrow", "data"), require("pyarrow.csv", "data")
+    row_bytes = len(",".join(_header(file)).encode())  # of very wide tables, no row may be longer than a block
     options = {
-        "read_options": arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
+        "read_options": arrow_csv.ReadOptions(block_size=max(_BLOCK_BYTES, _ROWS_IN_BLOCK * row_bytes)),
         "parse_options": arrow_csv.ParseOptions(newlines_in_values=True),
         "convert_options": arrow_csv.ConvertOptions(
             column_types=dict.fromkeys(names, arrow.string()),
@@ -165,28 +200,6 @@ def _no_number(name: str, texts: Any, before: int) -> ValueError:
     return ValueError(f"row {before + place + 1}: column {name} is {texts[place].as_py()!r}, and must be a number")
 
 
-def _joined(parts: list[Any], kind: ColumnType | None) -> Values:
-    """Return the parts of a column as one."""
-    if kind == "category":
-        arrow = require("pyarrow", "data")
-        return _texts(arrow.chunked_array(parts)) if parts else Coded((), np.empty(0, dtype=np.int64))
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
-
-
-def _texts(column: Any) -> Coded:
-    """Return an encoded column as texts. Empty texts and NaN are missing, and equal texts are one."""
-    column = column.unify_dictionaries().combine_chunks()
-    if hasattr(column, "chunks"):  # of a column with no rows or one block
-        column = column.chunk(0)
-    places: dict[str, int] = {}
-    codes = []
-    for value in column.dictionary.to_pylist():
-        missing = value in ("", None) or (isinstance(value, float) and math.isnan(value))
-        codes.append(-1 if missing else places.setdefault(text_of(value), len(places)))
-    index = column.indices.fill_null(len(codes)).to_numpy(zero_copy_only=False)
-    return Coded(tuple(places), np.array([*codes, -1], dtype=np.int32)[index])
-
-
 # Parquet
 
 
@@ -224,23 +237,19 @@ def _parquet_column(name: str, column: Any, kind: ColumnType | None) -> Values:
         )
     if types.is_float16(of):
         column = column.cast(arrow.float32())
+    if types.is_null(of):
+        return Coded((), np.full(len(column), -1)) if kind == "category" else np.full(len(column), np.nan, np.float32)
     if kind == "category" or (textual and kind is None):
-        return _encoded(column)
+        texts = _Texts()
+        for chunk in column.chunks:
+            texts.add(chunk)
+        return texts.values()
     if not textual:
         return _floats(column.cast(arrow.float32() if types.is_boolean(of) else arrow.float64(), safe=False))
-    parts, row = [], 0
-    for texts in column.cast(arrow.string()).chunks:
-        if (numbers := _as_numbers(texts)) is None:
-            raise _no_number(name, texts, row)
-        parts.append(numbers)
-        row += len(texts)
-    return _joined(parts, "number")
-
-
-def _encoded(column: Any) -> Coded:
-    arrow = require("pyarrow", "data")
-    if arrow.types.is_null(column.type):
-        return Coded((), np.full(len(column), -1, dtype=np.int32))
-    if not column.num_chunks:
-        return Coded((), np.empty(0, dtype=np.int32))
-    return _texts(column.dictionary_encode())
+    numbers, row = _Numbers(), 0
+    for chunk in column.cast(arrow.string()).chunks:
+        if (some := _as_numbers(chunk)) is None:
+            raise _no_number(name, chunk, row)
+        numbers.add(some)
+        row += len(chunk)
+    return numbers.values()
