@@ -76,9 +76,11 @@ def _is_csv(file: Path) -> bool:
 def _header(file: Path) -> list[str]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            return next(csv.reader(stream), [])
+            if header := next(csv.reader(stream), None):
+                return header
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"it is not CSV in UTF-8: {error}") from error
+    raise ValueError("its first line names no columns")
 
 
 def _read_csv(file: Path, wanted: Mapping[str, ColumnType | None]) -> dict[str, Values]:
@@ -165,17 +167,16 @@ def _blocks(file: Path, names: list[str]) -> Iterator[Any]:
 
 
 def _damage(file: Path) -> str:
-    """Return what is wrong with the first row of another length than the header; empty if there is none."""
+    """Return that there is no row, or which is the first that is not as long as the header; empty for neither."""
+    columns, number = len(_header(file)), -1
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = (row for row in csv.reader(stream) if row)
-            header = next(rows)
-            for number, row in enumerate(rows, 1):
-                if len(row) != len(header):
-                    return f"row {number} has {len(row)} values, and the header {len(header)} columns"
-    except (UnicodeDecodeError, csv.Error, StopIteration):
-        pass
-    return ""
+            for number, row in enumerate(filter(None, csv.reader(stream))):
+                if len(row) != columns:
+                    return f"row {number} has {len(row)} values, and the header {columns} columns"
+    except (UnicodeDecodeError, csv.Error):
+        return ""
+    return "" if number else "it has no rows"
 
 
 def _as_numbers(texts: Any) -> NDArray[np.float32] | None:
