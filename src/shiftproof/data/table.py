@@ -306,14 +306,16 @@ def _in_order(text: str) -> tuple[float, str]:
 
 
 def _numbers(name: str, values: Values, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    numbers: NDArray[np.float64]
     if isinstance(values, Coded) or values.dtype == object:
         coded = _coded(values)
-        number = np.array([_in_order(text)[0] for text in coded.texts])
+        number = np.array([_in_order(text)[0] for text in coded.texts], dtype=np.float64)
         codes = coded.codes[rows]
-        if (place := _place(np.isinf(number[codes]))) is not None:
+        numbers = number[codes]
+        if (place := _place(np.isinf(numbers))) is not None:
             text = coded.texts[codes[place]]
             raise FieldError("labels", f"row {rows[place] + 1}: column {name} is {text!r}, and must be a number")
-        return number[codes]
+        return numbers
     numbers = values[rows].astype(np.float64)
     if (place := _place(~np.isfinite(numbers))) is not None:
         raise FieldError("labels", f"row {rows[place] + 1} has no finite label: its column {name} is {numbers[place]}")
