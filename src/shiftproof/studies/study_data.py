@@ -198,10 +198,8 @@ def _look_at(study: Study, dataset: str) -> Look:
 @lru_cache(maxsize=2)
 def _look(source: Path | TableFile | None) -> Look:
     """Infer the kind of images in a folder or of a table, once per process, and print the result."""
-    if isinstance(source, TableFile):
-        place, look = source.file, look_at_table(source)
-    else:
-        place, look = source, look_at_folder(source)
+    place = source.file if isinstance(source, TableFile) else source
+    look = look_at_table(source) if isinstance(source, TableFile) else look_at_folder(source)
     size = f" of {look.small_size} x {look.small_size} pixels" if look.kind == "small_images" else ""
     print(f"{place}: treated as {look.kind}{size} ({look.text}); set kind to override this", file=sys.stderr)
     return look
