@@ -75,6 +75,24 @@ def test_the_python_block_of_the_diagnostics_guide_runs(tmp_path, monkeypatch, c
     assert (tmp_path / "recorded.svg").stat().st_size
 
 
+def test_python_blocks_of_the_guide_to_models_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "--target", "75", "--steps", "2", "--batch-size", "2", "--output", "runs/one"]
+    assert main(train) == 0
+    (tmp_path / "new_pictures").mkdir()
+    for path in ("picture.png", "new_pictures/a.png", "new_pictures/b.png"):
+        Image.fromarray(np.zeros((30, 20), dtype=np.uint8)).save(path)
+    assert main(["export", "runs/one", "--output", "model.pt2"]) == 0
+    capsys.readouterr()
+    names = {}
+    for block in _blocks(ROOT / "docs" / "using_a_model.md"):
+        exec(block, names)  # noqa: S102
+    one, first, second, shape = capsys.readouterr().out.splitlines()
+    assert first == f"new_pictures/a.png {one} None"
+    assert second == f"new_pictures/b.png {one} None"
+    assert shape == "torch.Size([5, 10])"
+
+
 def test_commands_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`?make ([a-z-]+)`?", README.read_text(encoding="utf-8")):

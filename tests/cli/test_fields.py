@@ -121,9 +121,9 @@ def test_what_is_given_is_of_the_type_of_its_field():
         "K --task L --features M N:number --image O --group P --missing-labels Q --algorithms f --optimizers g h "
         "--annealers i --variants j --targets k l+m --no-single-source --trials 1 --hparam-trials 2 --tune n "
         "--selection o p --baseline q --search r --protocol s --steps 3 --checkpoint-freq 4 --kind t --model u "
-        "--image-size 5 --split v --weights w --normalisation x --accumulate 6 --clip-norm 7 --precision y "
-        "--compile --averaging z --device A --set B.c=8 --fixed D.e=f --batch-size 9 --import own.py --imports "
-        "other"
+        "--image-size 5 --split v --weights w --normalisation x --accumulate 6 --clip-norm 7 --precision y --compile "
+        "--averaging z --device A --metric C --augmentation E --sampling F --class-weights G "
+        "--set B.c=8 --fixed D.e=f --batch-size 9 --import own.py --imports other"
     )
     given = given_fields(make_parser().parse_args(text.split()))
     assert given.keys() == {field.name for field in fields(Study)}
@@ -178,7 +178,7 @@ def test_a_command_of_one_data_set_refuses_two(command, capsys):
     assert re.search(r"--dataset NAME +name of the data set", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", ["", "compare", "train", "study run", "figure osgr"])
+@pytest.mark.parametrize("command", ["", "compare", "train", "predict", "export", "study run", "figure osgr"])
 def test_help_imports_neither_torch_nor_numpy(command):
     code = (
         "import sys\nfrom shiftproof.cli import main\n"
@@ -196,7 +196,18 @@ def test_the_table_in_the_docs_is_that_of_today():
 
 
 @pytest.mark.parametrize(
-    "command", ["evaluate", "diagnose", "study table", "study status", "list", "data check", "bench optimizer"]
+    "command",
+    [
+        "evaluate",
+        "predict",
+        "export",
+        "diagnose",
+        "study table",
+        "study status",
+        "list",
+        "data check",
+        "bench optimizer",
+    ],
 )
 def test_commands_without_a_study_import_plugins_too(command):
     [option] = [one for one in _parser(command)._actions if "--import" in one.option_strings]

@@ -23,6 +23,16 @@ def _record(step, a_out, b_out, target_in, target_out=None, **more):
     }
 
 
+def _chosen(step, validation, accuracy, class_mean):
+    return {
+        "step": step,
+        "validation": validation,
+        "accuracy": accuracy,
+        "class_mean": class_mean,
+        "measures": {"accuracy": accuracy},
+    }
+
+
 CURVE = [
     _record(10, 0.5, 0.7, 0.9, target_out=0.8),
     _record(20, 0.9, 0.5, 0.4, target_out=0.8),
@@ -32,21 +42,21 @@ CURVE = [
 
 def test_training_domain_takes_the_earliest_best_mean_over_sources():
     selected = select("training_domain", CURVE, ["t"], OURS)
-    assert selected == {"step": 20, "validation": pytest.approx(0.7), "accuracy": 0.4, "class_mean": 0.2}
+    assert selected == _chosen(20, pytest.approx(0.7), 0.4, 0.2)
 
 
 @pytest.mark.parametrize("dialect", ["shiftproof", "domainbed", "domainbed-head"])
 def test_oracle_takes_the_last_checkpoint_and_validates_on_the_target(dialect):
-    selected = {"step": 30, "validation": 0.3, "accuracy": 0.6, "class_mean": 0.3}
+    selected = _chosen(30, 0.3, 0.6, 0.3)
     assert select("oracle", CURVE, ["t"], PROTOCOLS[dialect]) == selected
 
 
 def test_oracle_of_swad_takes_the_earliest_best_checkpoint_on_the_target():
-    assert select("oracle", CURVE, ["t"], SWAD) == {"step": 10, "validation": 0.8, "accuracy": 0.9, "class_mean": 0.45}
+    assert select("oracle", CURVE, ["t"], SWAD) == _chosen(10, 0.8, 0.9, 0.45)
 
 
 def test_last_validates_nothing():
-    assert select("last", CURVE, ["t"], OURS) == {"step": 30, "validation": None, "accuracy": 0.6, "class_mean": 0.3}
+    assert select("last", CURVE, ["t"], OURS) == _chosen(30, None, 0.6, 0.3)
 
 
 def test_several_targets_are_averaged_and_are_no_sources():
@@ -78,7 +88,7 @@ def _pair(other, accuracies, **more):
 def test_leave_one_domain_out_takes_the_earliest_best_step_of_the_runs_that_validate():
     pairs = {"a": _pair("a", {10: 0.2, 20: 0.6, 30: 0.4}), "b": _pair("b", {10: 0.1, 20: 0.2, 30: 0.4})}
     selected = select("leave_one_domain_out", CURVE, ["t"], OURS, pairs)
-    assert selected == {"step": 20, "validation": pytest.approx(0.4), "accuracy": 0.4, "class_mean": 0.2}
+    assert selected == _chosen(20, pytest.approx(0.4), 0.4, 0.2)
 
 
 def test_leave_one_domain_out_looks_at_steps_that_all_runs_have():
@@ -99,7 +109,7 @@ def test_leave_one_domain_out_needs_all_runs_and_what_they_must_score():
 
 def test_rules_read_averaged_weights_alone_where_there_are_any():
     averaged = _record(30, 0.1, 0.3, 0.5, target_out=0.2, averaged=[11, 30])
-    expected = {"step": 30, "accuracy": 0.5, "class_mean": 0.25}
+    expected = {"step": 30, "accuracy": 0.5, "class_mean": 0.25, "measures": {"accuracy": 0.5}}
     pairs = {
         "a": [*_pair("a", {30: 1.0}), *_pair("a", {20: 0.6}, averaged=[1, 20])],  # it stopped earlier
         "b": [*_pair("b", {30: 1.0}), *_pair("b", {30: 0.4}, averaged=[1, 30])],

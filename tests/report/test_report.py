@@ -74,7 +74,7 @@ def test_the_page_shows_the_numbers_of_the_table(compared):
     head, sgd, genie = cells(text, "accuracy")
     assert head == ["method", "mean", "30", "75", "passes / step", "s / run"]
     assert sgd == ["erm + sgd", "44.5 ± 1.0", "43.0 ± 1.0", "46.0 ± 1.0", "1.0", "2.0"]
-    assert table.rows[1].mean.accuracy.mean == pytest.approx(0.546)
+    assert table.rows[1].mean.score.mean == pytest.approx(0.546)
     assert genie[1] == "54.6 ± 1.1"
     assert re.findall("<strong>(.*?)</strong>", text) == ["54.6"]
     assert cells(text, "differences")[1] == [
@@ -106,7 +106,8 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
     names = {name for grid in grids for name in grid.terms}
     assert {"averaging", "tuning", "sources", "steps between evaluations"} <= names
     # with a file of weights, drawings of photographs, or a folder
-    given = {"weights", "published start", "batch norm", "classifier start", "split", "kind"}
+    given = {"weights", "published start", "batch norm", "classifier start", "split", "kind", "augmentation"}
+    given |= {"metric", "sampling", "class weights"}
     assert names | given | {"selection", "results version", "runs finished"} == MEANINGS.keys()
     assert RULE_MEANINGS.keys() == set(BUILT_IN_RULES)
 

@@ -64,7 +64,7 @@ def test_every_table_has_the_numbers_of_build_tables(digits, place):
     assert list(differences) == ["erm + sgd", "erm + genie"]
     for row in table.rows:
         entries = [row.mean, *(row.cells[name] for name in table.columns)]
-        assert rows[str(row.method)][1:-2] == [_estimate(cell.accuracy) for cell in entries]
+        assert rows[str(row.method)][1:-2] == [_estimate(cell.score) for cell in entries]
         if row.method != table.baseline:
             mean, *others = [_difference(cell.difference) for cell in entries]
             signs = f"{row.signs.wins}-{row.signs.losses}-{row.signs.ties}"
@@ -81,7 +81,7 @@ def test_selection_rules_stand_side_by_side(digits, place):
     assert head == ["method", *rules, "picked on target"]
     tables = [build_tables(results, rule)[place] for rule in rules]
     for i, row in enumerate(rows):
-        assert row[1:4] == [_estimate(table.rows[i].mean.accuracy) for table in tables]
+        assert row[1:4] == [_estimate(table.rows[i].mean.score) for table in tables]
         assert row[4] == _difference(tables[0].rows[i].sweep_gain)
     # the oracle takes the last step, which is worse here, by as much in both trials: no interval
     assert rows[0][4] == f"{MINUS}10.0"
@@ -184,9 +184,7 @@ def test_data_that_are_not_at_hand_are_reported_without_class_names(published):
     page = path.read_text()
     assert "Accuracy by domain and class" not in page
     assert not list((path.parent / "figures").glob("*class_accuracy*"))
-    assert cells(page, "accuracy-PACS")[1][2] == _estimate(
-        build_tables(results)[1].rows[0].cells["art_painting"].accuracy
-    )
+    assert cells(page, "accuracy-PACS")[1][2] == _estimate(build_tables(results)[1].rows[0].cells["art_painting"].score)
 
 
 def test_the_report_needs_the_store_alone(write_store, hostile_plan, tmp_path, monkeypatch, capsys):

@@ -51,7 +51,7 @@ def test_the_store_has_one_folder_and_one_line_per_run(compared):
     for row in rows:
         assert (compared / "runs" / row["run"] / "result.json").exists()
         assert row["selection"].keys() == {"training_domain", "leave_one_domain_out", "oracle", "last"}
-        assert row["selection"]["last"].keys() == {"step", "validation", "accuracy", "class_mean"}
+        assert row["selection"]["last"].keys() == {"step", "validation", "accuracy", "class_mean", "measures"}
         assert (row["dataset"], row["algorithm"], row["annealer"]) == ("rotated_digits", "erm", "none")
         assert (row["status"], row["error"], row["hparam_seed"], row["passes"]) == ("finished", None, 0, 6)
         assert row["hparams"]["data.batch_size"] == 4

@@ -1,5 +1,6 @@
 import pytest
 
+from shiftproof.protocol import Unit
 from shiftproof.tables import estimate, marks
 from shiftproof.tables.table import Cell
 
@@ -20,4 +21,9 @@ def _cell(*accuracies, planned=2):
     ],
 )
 def test_the_best_of_those_that_finished_are_marked(cells, marked):
-    assert marks(cells) == marked
+    assert marks(cells, Unit()) == marked
+
+
+def test_of_an_error_the_lowest_is_the_best():
+    cells = [_cell(0.5, 0.5), _cell(0.7, 0.7), _cell(0.6, 0.6)]
+    assert marks(cells, Unit.of("rmse")) == ["best", None, "second"]

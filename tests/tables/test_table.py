@@ -48,8 +48,8 @@ def test_means_and_standard_errors_are_scipys(study, accuracies):
     [table] = build_tables(_results(study, accuracies))
     for row, values in zip(table.rows, accuracies, strict=True):
         for column, one in zip(TARGETS, values, strict=True):
-            assert row.cells[column].accuracy == pytest.approx((one.mean(), stats.sem(one)))
-        assert row.mean.accuracy == pytest.approx((values.mean(), stats.sem(values.mean(axis=0))))
+            assert row.cells[column].score == pytest.approx((one.mean(), stats.sem(one)))
+        assert row.mean.score == pytest.approx((values.mean(), stats.sem(values.mean(axis=0))))
         assert (row.passes_per_step, row.seconds) == (2.0, 2.0)
 
 
@@ -118,23 +118,23 @@ def _searched(tune="per_target", protocol="shiftproof"):
 def test_settings_are_chosen_by_validation_and_the_oracles_gain_is_told():
     [table] = build_tables(_searched())
     [row] = table.rows
-    assert [row.cells[target].accuracy.mean for target in ("0", "15")] == pytest.approx([0.4, 0.7])
+    assert [row.cells[target].score.mean for target in ("0", "15")] == pytest.approx([0.4, 0.7])
     assert row.sweep_gain.mean == pytest.approx((0.9 + 0.7) / 2 - (0.4 + 0.7) / 2)
     [oracle] = build_tables(_searched(), "oracle")
-    assert oracle.rows[0].mean.accuracy.mean == pytest.approx(0.8)
+    assert oracle.rows[0].mean.score.mean == pytest.approx(0.8)
     [last] = build_tables(_searched(), "last")
-    assert last.rows[0].cells["0"].accuracy.mean == pytest.approx(0.9)  # nothing validated: setting 0
+    assert last.rows[0].cells["0"].score.mean == pytest.approx(0.9)  # nothing validated: setting 0
 
 
 def test_a_shared_setting_is_the_best_over_all_targets_and_trials():
     [table] = build_tables(_searched("shared"))  # validations 0.7 and 0.75
-    assert [table.rows[0].cells[target].accuracy.mean for target in ("0", "15")] == pytest.approx([0.4, 0.6])
+    assert [table.rows[0].cells[target].score.mean for target in ("0", "15")] == pytest.approx([0.4, 0.6])
 
 
 def test_a_rule_that_validates_nothing_shares_the_lowest_setting_in_every_dialect():
     for dialect in ("shiftproof", "swad"):
         [table] = build_tables(_searched("shared", dialect), "last")
-        assert [table.rows[0].cells[target].accuracy.mean for target in ("0", "15")] == pytest.approx([0.9, 0.7])
+        assert [table.rows[0].cells[target].score.mean for target in ("0", "15")] == pytest.approx([0.9, 0.7])
 
 
 def test_a_shared_setting_must_have_finished_everywhere():
@@ -178,13 +178,13 @@ def test_leave_one_domain_out_reads_the_runs_of_pairs():
     results = results_of(plan, scores)
     [table] = build_tables(results)
     assert table.rule == "leave_one_domain_out"
-    assert table.rows[0].mean.accuracy.mean == pytest.approx(0.4)
-    assert build_tables(results, "training_domain")[0].rows[0].mean.accuracy.mean == pytest.approx(0.3)
+    assert table.rows[0].mean.score.mean == pytest.approx(0.4)
+    assert build_tables(results, "training_domain")[0].rows[0].mean.score.mean == pytest.approx(0.3)
     [outcome] = results.outcomes(plan.grids[0], "leave_one_domain_out", plan.baseline)
     assert outcome.selected["validation"] == pytest.approx(0.7)
     without = [spec for spec in plan.runs if spec.targets != ("0", "15")]
     partial = results_of(plan, scores, status=lambda spec: "finished" if spec in without else None)
-    assert build_tables(partial)[0].rows[0].mean.accuracy is None
+    assert build_tables(partial)[0].rows[0].mean.score is None
 
 
 def test_a_method_whose_every_setting_failed_is_failed_under_shared_tuning_too():
@@ -216,9 +216,9 @@ def test_gaps_and_failures_are_shown(study, accuracies):
     [table] = build_tables(results)
     sgd, adam, genie = table.rows
     assert sgd.mean.trials == 3
-    assert adam.cells["0"].accuracy is None
+    assert adam.cells["0"].score is None
     assert adam.cells["0"].failed
-    assert adam.mean.accuracy is None
+    assert adam.mean.score is None
     assert genie.mean.difference.mean == pytest.approx((accuracies[2] - accuracies[0]).mean(axis=0)[:3].mean())
     assert table.failures == ["erm + adam on 0, trial 0, setting 0: it broke"]
     assert table.terms["runs finished"] == "29 of 36"
@@ -247,7 +247,7 @@ def test_several_data_sets_have_a_table_over_all_and_one_each(several):
     assert (over.title, over.columns) == ("two sets", ["rotated_digits", "colored_digits"])
     assert (digits.columns, colored.columns) == (["0", "15"], ["minus90"])
     sgd, genie = over.rows
-    assert sgd.mean.accuracy.mean == pytest.approx(((0.2 + 0.4) / 2 + 0.9) / 2 + 0.01)  # data sets count alike
+    assert sgd.mean.score.mean == pytest.approx(((0.2 + 0.4) / 2 + 0.9) / 2 + 0.01)  # data sets count alike
     assert genie.mean.difference.mean == pytest.approx(0.1)
     assert (genie.signs.wins, over.ranks.cells) == (3, 3)
     assert over.terms["dataset"] == "rotated_digits, colored_digits"
@@ -259,14 +259,14 @@ def _lines(text):
 
 def test_the_formats_say_the_same(several):
     over = build_tables(several)[0]
-    mean = f"{100 * over.rows[1].mean.accuracy.mean:.1f} ± {100 * over.rows[1].mean.accuracy.error:.1f}"
+    mean = f"{100 * over.rows[1].mean.score.mean:.1f} ± {100 * over.rows[1].mean.score.error:.1f}"
     assert mean in as_text(several)
     assert f"**{mean}**" in as_markdown(several)
     assert rf"\textbf{{{mean.replace('±', chr(36) + chr(92) + 'pm' + chr(36))}}}" in as_latex(several)
     assert r"\underline{" in as_latex(several)
     lines = [row for row in _lines(as_csv(several)) if (row["table"], row["target"]) == ("two sets", "mean")]
     assert len(lines) == 2 * 3  # rules
-    assert float(lines[1]["accuracy"]) == pytest.approx(over.rows[1].mean.accuracy.mean)
+    assert float(lines[1]["accuracy"]) == pytest.approx(over.rows[1].mean.score.mean)
     whole = {(row["table"], row["target"]) for row in _lines(as_csv(several)) if row["sweep_gain"]}
     assert whole == {(table.title, "mean") for table in build_tables(several)}
     assert set(FORMATS) == {"text", "markdown", "latex", "csv"}

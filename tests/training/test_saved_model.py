@@ -12,7 +12,8 @@ import shiftproof.training.run as run_module
 from shiftproof.algorithms import arm
 from shiftproof.cli import main
 from shiftproof.data import DATASETS
-from shiftproof.training import train
+from shiftproof.protocol import score
+from shiftproof.training import evaluate_folder, train
 from shiftproof.training.evaluation import evaluate
 
 
@@ -42,6 +43,8 @@ def test_the_transform_is_that_of_validation(run, pictures):
     path = next((pictures / "3").iterdir())
     with Image.open(path) as image:
         transformed = model.transform(image)
+    assert torch.equal(model.transform(path), transformed)
+    assert torch.equal(model.transform(str(path)), transformed)
     expected = model.normalise(torch.from_numpy(domain.inputs[[int(path.stem)]]))[0]
     assert torch.equal(transformed, expected)
     assert transformed.shape == (1, 16, 16)
@@ -56,7 +59,46 @@ def test_evaluate_scores_a_folder(run, pictures, capsys):
         with Image.open(path) as image:
             right += model.classes[model(model.transform(image)[None]).argmax()] == path.parent.name
     assert main(["evaluate", str(run), "--data-dir", str(pictures)]) == 0
-    assert capsys.readouterr().out == f"{pictures.name}: {100 * right / 30:.1f} % of 30 images\n"
+    first, measures = capsys.readouterr().out.splitlines()
+    assert first == f"{pictures.name}: {100 * right / 30:.1f} % of 30 images"
+    assert measures.startswith(f"measures of {pictures.name}: accuracy {100 * right / 30:.1f} %, balanced_accuracy ")
+
+
+def test_evaluate_measures_what_score_measures(run, pictures, capsys):
+    model = shiftproof.load(run)
+    paths = sorted(pictures.glob("*/*.png"))
+    with torch.inference_mode():
+        logits = model(torch.stack([model.transform(path) for path in paths])).numpy()
+    expected = score("classification", logits, np.array([int(path.parent.name) for path in paths]))
+    measured = evaluate_folder(run, pictures)[pictures.name]["measures"]
+    assert list(measured) == list(expected)
+    assert measured == pytest.approx(expected, abs=1e-5)
+    assert main(["evaluate", str(run), "--data-dir", str(pictures)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert f"macro_f1 {100 * expected['macro_f1']:.1f} %" in line
+    assert f"nll {expected['nll']:.3f}" in line
+
+
+def test_evaluate_takes_labels_from_a_file(run, pictures, tmp_path, capsys):
+    lines = ["file,class"]
+    for path in pictures.glob("*/*.png"):
+        shutil.copy(path, tmp_path)
+        lines.append(f"{path.name},{path.parent.name}")
+    assert main(["evaluate", str(run), "--data-dir", str(pictures)]) == 0
+    of_folders = capsys.readouterr().out.replace(pictures.name, tmp_path.name).splitlines()
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(lines))
+    command = ["evaluate", str(run), "--data-dir", str(tmp_path), "--labels", str(labels)]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines() == of_folders
+    labels.write_text("\n".join(lines[:-2]))
+    assert main(command) == 0
+    counted, unlabelled, _ = capsys.readouterr().out.splitlines()
+    assert counted.endswith("% of 28 images")
+    assert unlabelled == f"2 images have no label in {labels} and were left out"
+    labels.write_text("\n".join([*lines, "none.png,3"]))
+    assert main(command) == 1
+    assert f"names pictures that are missing: {tmp_path / 'none.png'} (row 31)" in capsys.readouterr().err
 
 
 def test_evaluate_scores_every_domain_of_a_tree(run, pictures, tmp_path, capsys):
@@ -64,8 +106,8 @@ def test_evaluate_scores_every_domain_of_a_tree(run, pictures, tmp_path, capsys)
         shutil.copytree(pictures, tmp_path / name)
     assert main(["evaluate", str(run), "--data-dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["a", "b"]
-    assert all(line.endswith("% of 30 images") for line in lines)
+    assert [line.partition(":")[0] for line in lines] == ["a", "b", "measures of a", "measures of b"]
+    assert all(line.endswith("% of 30 images") for line in lines[:2])
 
 
 def test_evaluate_refuses_bad_input(run, pictures, tmp_path, capsys):

@@ -96,7 +96,10 @@ class Algorithm(nn.Module):
     """The tasks that it is defined for."""
 
     limits: ClassVar[str] = ""
-    """Why it takes no other kinds or tasks, as in "it mixes feature maps"."""
+    """Why it takes no other kinds or tasks, or no weights of classes, as in "it mixes feature maps"."""
+
+    weighs_classes: ClassVar[bool] = True
+    """Whether all of its loss can weigh classes."""
 
     min_images: ClassVar[int] = 1
     """The least number of images in a domain's batch."""

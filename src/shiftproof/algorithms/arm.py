@@ -55,8 +55,9 @@ class ContextNetwork(ExtendedNetwork):
             images: normalised images (n, channels, height, width), domain by domain.
             sizes: number of images of each domain; None if all images belong to one domain.
         """
-        maps = self.context(images).split([len(images)] if sizes is None else list(sizes))
-        context = torch.cat([part.mean(0, keepdim=True).expand_as(part) for part in maps])
+        maps = self.context(images)
+        parts = [maps] if sizes is None else maps.split(list(sizes))
+        context = torch.cat([part.mean(0, keepdim=True).expand_as(part) for part in parts])
         return super().forward(torch.cat([images, context], dim=1))
 
 

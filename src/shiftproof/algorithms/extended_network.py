@@ -26,3 +26,4 @@ class ExtendedNetwork(Network):
             network.quantity,
         )
         self.classifier = network.classifier
+        self.loss = network.loss

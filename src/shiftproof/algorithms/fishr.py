@@ -51,6 +51,7 @@ class Fishr(AnnealedPenalty):
     """
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    weighs_classes: ClassVar[bool] = False
     limits: ClassVar[str] = "its gradients are the cross-entropy's in closed form"
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "penalty_weight": Hparam(1000.0, log10_uniform(1, 4), seed_name="lambda"),

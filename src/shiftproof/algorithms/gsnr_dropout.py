@@ -44,6 +44,8 @@ class GSNRDropout(ERM):
 
     hparams: ClassVar[Mapping[str, Hparam]] = {"ratio": Hparam(1 / 3, uniform(0.0, 0.5))}
     accumulates: ClassVar[bool] = False
+    weighs_classes: ClassVar[bool] = False
+    limits: ClassVar[str] = "its ratios are of the gradients of single rows, without weights"
     single_device: ClassVar[str | None] = "it compares gradients of single images"
 
     def __init__(self, network: Network, num_domains: int, *, ratio: float = 1 / 3) -> None:

@@ -48,6 +48,7 @@ class IRM(AnnealedPenalty):
 
     min_images: ClassVar[int] = 2
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    weighs_classes: ClassVar[bool] = False
     limits: ClassVar[str] = "its penalty is the cross-entropy's derivative in closed form"
 
     def __init__(

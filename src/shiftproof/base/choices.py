@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Averaging = Literal["none", "swad", "ema"]
+ClassWeights = Literal["none", "balanced"]
 ColumnType = Literal["number", "category"]
 Kind = Literal["photographs", "small_images", "vectors"]
 MissingLabels = Literal["error", "drop"]
-Pictures = Literal["photographs", "small_images"]
+PictureKind = Literal["photographs", "small_images"]
 Precision = Literal["float32", "bf16"]
+Sampling = Literal["uniform", "balanced"]
 Search = Literal["protocol", "short"]
 SplitRule = Literal["random", "grouped"]
 Task = Literal["classification", "multilabel", "regression"]
@@ -17,6 +19,6 @@ Tuning = Literal["per_target", "shared"]
 
 COLUMN_TYPES: tuple[ColumnType, ...] = get_args(ColumnType)
 KINDS: tuple[Kind, ...] = get_args(Kind)
-PICTURES: tuple[Pictures, ...] = get_args(Pictures)
+PICTURES: tuple[PictureKind, ...] = get_args(PictureKind)
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)
 TASKS: tuple[Task, ...] = get_args(Task)

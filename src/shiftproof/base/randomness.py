@@ -56,7 +56,7 @@ def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, int | Tensor]) -> t
     """
     c0, c1, c2 = (word.clone() for word in counter[:3])
     last = counter[3]
-    c3 = torch.zeros_like(c0).add_(last.to(c0.dtype) if isinstance(last, Tensor) else last & _WORD)
+    c3 = last.to(c0.dtype).expand_as(c0).clone() if isinstance(last, Tensor) else torch.full_like(c0, last & _WORD)
     product0, product1 = torch.empty_like(c0), torch.empty_like(c2)
     key0, key1 = seed & _WORD, (seed >> 32) & _WORD
     for _ in range(10):

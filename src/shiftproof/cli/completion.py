@@ -56,11 +56,13 @@ def _names() -> tuple[Mapping[str, Collection[str]], Mapping[str, Collection[str
     from shiftproof.protocol import RULES
     from shiftproof.studies import LISTED, SCALES, names_by_field
     from shiftproof.tables import FORMATS
+    from shiftproof.training import EXPORT_FORMATS
     from shiftproof.training.tracking import TRACKERS
 
     options: dict[str, Collection[str]] = {
         **names_by_field(),
         "dataset": SOURCES,
+        "export_format": EXPORT_FORMATS,
         "format": FORMATS,
         "model": MODELS,
         "rule": RULES,

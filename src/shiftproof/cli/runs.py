@@ -1,4 +1,4 @@
-"""The commands that train and assess runs: compare, train, evaluate, diagnose."""
+"""The commands that train and assess runs: compare, train, diagnose."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ def add_commands(commands: Commands) -> None:
     commands.add_parser(
         "train", help="train one run", description="Train one run, leaving domains out.", add=_add_train, run=_train
     )
-    commands.add_parser("evaluate", help="score a run's model on a folder of images", add=_add_evaluate, run=_evaluate)
     commands.add_parser(
         "diagnose",
         help="measure and draw the quantities of the papers for a finished run",
@@ -62,18 +61,6 @@ def _add_train(parser: Command) -> None:
     add_trackers(run)
     add_option(run, "--devices", type=int, default=1, metavar="N", help="number of devices that train the run together")
     add_option(run, "--strategy", default="ddp", metavar="NAME", help="how several devices share a run: ddp or fsdp")
-
-
-def _add_evaluate(parser: Command) -> None:
-    parser.add_argument("run", type=place, metavar="RUN", help="the run's folder")
-    parser.add_argument(
-        "--data-dir",
-        type=path,
-        required=True,
-        metavar="DIR",
-        help="folder of images: <class>/<image> or <domain>/<class>/<image>",
-    )
-    add_device(parser)
 
 
 def _add_diagnose(parser: Command) -> None:
@@ -180,15 +167,6 @@ def _train(options: argparse.Namespace) -> int:
             value = selected["measures"][metric]
             text = "undefined" if value is None else f"{Unit.of(metric, value).text(value):>5}"
             print(f"  {rule:16} {text}{' %' if Unit.of(metric).scale == 100 else ''}  (step {selected['step']})")
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from shiftproof.training import check_device, evaluate_folder
-
-    check_device(options.device)
-    for domain, score in evaluate_folder(options.run, options.data_dir, options.device).items():
-        print(f"{domain}: {100 * score['accuracy']:.1f} % of {score['count']} images")
     return 0
 
 

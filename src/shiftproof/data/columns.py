@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -115,6 +114,11 @@ class Preparation:
         """Names of the prepared columns."""
         return tuple(name for part in self.parts for name in part.names)
 
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the rows that it takes."""
+        return tuple(Column(part.name, part.categories if isinstance(part, _Categories) else ()) for part in self.parts)
+
     def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Prepare rows: float32, shape (n, columns) to (n, prepared columns)."""
         prepared = np.empty((len(rows), len(self.names)), dtype=np.float32)
@@ -171,12 +175,13 @@ def _fitted_categories(column: Column, values: NDArray[np.float32]) -> _Categori
     asked = np.array([*range(len(column.categories)), np.nan, -1.0])[:, None]
     rows = encoder.transform(asked)
     places = np.where(rows.any(axis=1), rows.argmax(axis=1), -1).tolist()
-    infrequent = encoder.infrequent_categories_[0]
-    own = set(encoder.categories_[0].tolist()) - set([] if infrequent is None else infrequent.tolist())
+    own = encoder.categories_[0]
+    if (infrequent := encoder.infrequent_categories_[0]) is not None:
+        shared = np.isin(own, infrequent) | (np.isnan(own) & np.isnan(infrequent).any())
+        own = own[~shared]
     names = [f"{column.name} is rare or unseen"] * rows.shape[1]
-    for code, place in enumerate(places[:-2]):
-        if code in own:
-            names[place] = f"{column.name} is {column.categories[code]}"
-    if any(map(math.isnan, own)):
+    for code in own[~np.isnan(own)].astype(np.int64).tolist():
+        names[places[code]] = f"{column.name} is {column.categories[code]}"
+    if np.isnan(own).any():
         names[places[-2]] = f"{column.name} is missing"
     return _Categories(column.name, column.categories, tuple(places[:-2]), places[-2], places[-1], tuple(names))

@@ -220,6 +220,26 @@ def labelled_images(root: Path, classes: Sequence[str]) -> tuple[DomainFiles, ..
     return files
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """List the images of a folder and all folders below it: by folder, and in a folder by name.
+
+    The paths begin with the folder as it is given. Hidden files and files without the suffix of an image are left out.
+
+    Raises:
+        FolderError: a folder is missing, cannot be listed or is reached by two paths; or there are no images.
+    """
+    tree = Tree(_absolute(folder))
+    found = [
+        folder / listing.path.relative_to(tree.root) / file
+        for listing in tree.walk(tree.root)
+        for file in listing.files
+        if is_image(file)
+    ]
+    if not found:
+        raise FolderError(f"{folder}: no images in it or below; images are files in {_SUFFIXES}")
+    return found
+
+
 def _absolute(folder: Path) -> Path:
     """Return an absolute path without following links, so that its last part is the name that the user knows."""
     return Path(os.path.abspath(with_home(folder)))

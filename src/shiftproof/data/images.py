@@ -71,23 +71,25 @@ def decode(path: Path, size: int, channels: Literal[1, 3] = 3) -> NDArray[np.uin
         raise ImageError(path, str(error) or type(error).__name__) from error
 
 
-def to_pixels(image: Image.Image, size: int, channels: Literal[1, 3] = 3) -> NDArray[np.uint8]:
+def to_pixels(image: Image.Image, size: int | None, channels: Literal[1, 3] = 3) -> NDArray[np.uint8]:
     """Resize a picture to a square, as `decode` does.
 
     Args:
         image: the picture.
-        size: side of the result, in pixels.
+        size: side of the result, in pixels; None to keep the picture's own size.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
-        uint8, shape (channels, size, size).
+        uint8, shape (channels, size, size), or (channels, height, width) of the picture.
 
     Raises:
         ValueError: the picture's mode is not supported.
     """
     converted = _eight_bits(upright(image)).convert(_MODES[channels])
-    pixels = np.asarray(converted.resize((size, size), Image.Resampling.BILINEAR))
-    return pixels.reshape(size, size, channels).transpose(2, 0, 1).copy()
+    if size is not None:
+        converted = converted.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(converted).reshape(converted.height, converted.width, channels)
+    return pixels.transpose(2, 0, 1).copy()
 
 
 def is_image(name: str) -> bool:

@@ -15,7 +15,8 @@ SMALL_SIDE = 64
 SMALL_GREY_SIDE = 128
 """Longest side of small images that are all grey, which up to this size are rather characters and spectrograms."""
 LOOKED_AT = 256
-_GREY = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
+GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of pictures without colour."""
 
 
 class Look(NamedTuple):
@@ -53,7 +54,7 @@ def look_at(files: Sequence[Path]) -> Look:
                 modes.add(image.mode)
         except Exception:  # noqa: S112  (decoders raise errors of many types on damaged files)
             continue
-    grey = modes.issubset(_GREY)
+    grey = modes.issubset(GREY_MODES)
     side = max(sides, default=SMALL_SIDE + 1)
     small = side <= (SMALL_GREY_SIDE if grey and sides else SMALL_SIDE)
     [(width, height), *others] = sorted(sizes, key=max, reverse=True) or [(0, 0)]

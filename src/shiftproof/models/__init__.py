@@ -4,7 +4,7 @@ from shiftproof.models.build import MODELS, build_network, default_image_size, m
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation, check_normalisation
-from shiftproof.models.tasks import Loss, Quantity
+from shiftproof.models.tasks import Loss, Quantity, weighted_cross_entropy
 from shiftproof.models.timm_models import timm_names
 from shiftproof.models.weights import (
     NORMALISATION,
@@ -32,5 +32,6 @@ __all__ = [
     "stated_normalisation",
     "takes_pictures",
     "timm_names",
+    "weighted_cross_entropy",
     "weights_fingerprint",
 ]

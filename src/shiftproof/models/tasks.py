@@ -44,6 +44,20 @@ def classifier_of(feature_size: int, outputs: int, quantity: Quantity | None) ->
     return nn.Linear(feature_size, outputs) if quantity is None else QuantityHead(feature_size, quantity)
 
 
+def weighted_cross_entropy(weights: Tensor) -> Loss:
+    """Return the cross-entropy in which every row weighs as its class does.
+
+    Args:
+        weights: weights of the classes, shape (classes,). The loss is divided by the weights of the batch's rows, as
+            `torch.nn.functional.cross_entropy` does.
+    """
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, weights.to(outputs.device, torch.float32, non_blocking=True))
+
+    return loss
+
+
 def loss_of(task: Task, quantity: Quantity | None = None) -> Loss:
     """Return the loss that a task is trained with.
 

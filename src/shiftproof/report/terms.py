@@ -19,12 +19,12 @@ MEANINGS = {
 
 RULE_MEANINGS = {
     "training_domain": "Some images of every training domain are held out. The step at which a run is scored and the "
-    "setting of a method are those with the highest accuracy on these images, the earliest step on a tie. Accuracy on "
-    "the unseen domain is not used to choose anything.",
-    "leave_one_domain_out": "Step and setting are those with the highest mean accuracy over the training domains, each "
-    "scored in a run that left out that domain and the target. Accuracy on the unseen domain is not used to choose "
+    "setting of a method are those with the best score on these images, the earliest step on a tie. The score on the "
+    "unseen domain is not used to choose anything.",
+    "leave_one_domain_out": "Step and setting are those with the best mean score over the training domains, each "
+    "scored in a run that left out that domain and the target. The score on the unseen domain is not used to choose "
     "anything.",
-    "oracle": "The setting, and under the protocol swad the step too, is the one with the highest accuracy on held-out "
+    "oracle": "The setting, and under the protocol swad the step too, is the one with the best score on held-out "
     "images of the unseen domain itself, which nobody has in practice.",
     "last": "The last step. There is no validation, so the first of several settings that finished is taken.",
 }

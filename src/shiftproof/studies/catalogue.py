@@ -12,10 +12,10 @@ from shiftproof.annealing import ANNEALERS
 from shiftproof.base.hparams import Hparam
 from shiftproof.base.plugins import plugin_of
 from shiftproof.base.registry import Registry, UnknownNameError, did_you_mean
-from shiftproof.data import DATASETS
+from shiftproof.data import AUGMENTATIONS, DATASETS
 from shiftproof.models import MODELS, timm_names
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol import RULES
+from shiftproof.protocol import MEASURES, RULES
 from shiftproof.studies.named_files import named_studies, study_summary
 from shiftproof.training.tracking import TRACKERS
 
@@ -89,7 +89,9 @@ LISTED: Mapping[str, Callable[[], list[Listed]]] = {
     "optimizers": partial(_listed, OPTIMIZERS, lambda entry: entry.search_space(False, "short"), "random"),
     "annealers": partial(_listed, ANNEALERS, lambda entry: entry.hparams),
     "datasets": partial(_listed, DATASETS),
-    "models": partial(_listed, MODELS),
+    "models": partial(_listed, MODELS, lambda entry: entry.hparams),
+    "augmentations": partial(_listed, AUGMENTATIONS),
+    "measures": partial(_listed, MEASURES),
     "rules": partial(_listed, RULES),
     "trackers": partial(_listed, TRACKERS),
     "studies": _studies,
@@ -101,8 +103,8 @@ def list_names(kind: str | None = None, pattern: str | None = None) -> dict[str,
     """Return what has a name, by kind.
 
     Args:
-        kind: "algorithms", "optimizers", "annealers", "datasets", "models", "rules", "trackers" or "studies"; None for
-            all.
+        kind: "algorithms", "optimizers", "annealers", "datasets", "models", "augmentations", "measures", "rules",
+            "trackers" or "studies"; None for all.
         pattern: only names that match it, with ``*`` and ``?`` for other characters, or that contain it. Models then
             include those of timm.
 

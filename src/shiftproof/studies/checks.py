@@ -14,7 +14,7 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import is_finite
 from shiftproof.base.plugins import PluginError, import_plugins
 from shiftproof.base.registry import Registry, UnknownNameError
-from shiftproof.data import DATASETS
+from shiftproof.data import AUGMENTATIONS, DATASETS
 from shiftproof.models import check_normalisation, default_image_size
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, check_fixed, hyperparameters
@@ -193,6 +193,7 @@ def names_by_field() -> Mapping[str, Registry[Any]]:
         "annealers": ANNEALERS,
         "selection": RULES,
         "metric": MEASURES,
+        "augmentation": AUGMENTATIONS,
         "protocol": PROTOCOLS,
         **{name: _choices(name, choices) for name, choices in literals.items()},
     }

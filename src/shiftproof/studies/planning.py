@@ -19,7 +19,7 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.base.method import Method
 from shiftproof.base.plugins import digests
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.data import DATASETS, DatasetNotFoundError, DomainDataset, split_domain
+from shiftproof.data import AUGMENTATIONS, DATASETS, DatasetNotFoundError, DomainDataset, split_domain
 from shiftproof.models import MODELS, Network, Quantity, build_network, weights_fingerprint
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import DEFAULT_METRIC, PROTOCOLS, RULES, SearchSpace, measures_of, search_space, setting
@@ -282,6 +282,7 @@ def _digests(study: Study, facts: _Facts, method: Method) -> dict[str, str]:
             (OPTIMIZERS, method.optimizer),
             (ANNEALERS, method.annealer),
             (DATASETS, facts.key),
+            (AUGMENTATIONS, study.augmentation),
             (MODELS, facts.model),
         ]
     )
@@ -401,6 +402,8 @@ def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> N
             raise FieldError("split", f"{facts.name} has no groups to split by: {reason}")
         for i, domain in enumerate(facts.data.domains):
             split_domain(domain, study.split, 0, i)
+    if study.augmentation != "standard" and facts.kind != "photographs":
+        raise FieldError("augmentation", f"augmentation is of photographs, and {facts.name} has {facts.kind}")
     if study.metric is not None and study.metric not in (known := measures_of(facts.task)):
         raise FieldError("metric", str(UnknownNameError(f"measure of {facts.task}", study.metric, known)))
     build = _Builder(study, facts)

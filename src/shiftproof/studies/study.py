@@ -8,7 +8,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from shiftproof.base.choices import Averaging, MissingLabels, Pictures, Precision, Search, SplitRule, Task, Tuning
+from shiftproof.base.choices import (
+    Averaging,
+    ClassWeights,
+    MissingLabels,
+    PictureKind,
+    Precision,
+    Sampling,
+    Search,
+    SplitRule,
+    Task,
+    Tuning,
+)
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value
 from shiftproof.base.method import Method
@@ -334,7 +345,7 @@ class Study:
             texts={True: "one domain"},
         ),
     )
-    kind: Pictures | None = described(
+    kind: PictureKind | None = described(
         None,
         "kind of the images in your own folder or table, which sets size and augmentation: photographs or small_images",
         "data",
@@ -407,6 +418,27 @@ class Study:
         none="no clipping",
         metavar="X",
         term=Term("clip norm", "norm that the gradient was clipped to"),
+    )
+    augmentation: str = described(
+        "standard",
+        "how photographs are changed at random in training: standard, none or randaugment",
+        "training",
+        RUNS,
+        term=Term("augmentation", "how photographs were changed at random in training"),
+    )
+    sampling: Sampling = described(
+        "uniform",
+        "what batches draw alike in every source domain: its rows (uniform) or its classes (balanced)",
+        "training",
+        RUNS,
+        term=Term("sampling", "balanced: batches draw the classes of a domain alike, however few rows they have"),
+    )
+    class_weights: ClassWeights = described(
+        "none",
+        "weights of the classes in the loss: none, or balanced, the inverse of their share of the training rows",
+        "training",
+        RUNS,
+        term=Term("class weights", "balanced: rows of rare classes weigh more in the loss"),
     )
     averaging: Averaging = described(
         "none",

@@ -22,16 +22,12 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean paired difference, its confidence interval, its p-value and its standard deviation between trials.
-
-    All but the mean are None with one trial or equal differences.
-    """
+    """A mean paired difference; its confidence interval and p-value are None with one trial or equal differences."""
 
     mean: float
     low: float | None
     high: float | None
     p: float | None
-    spread: float | None = None
 
 
 class SignCount(NamedTuple):
@@ -87,7 +83,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], confid
     # Student's t without the checks of scipy.stats, which take most of a table's time
     half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
     p = 2 * float(special.stdtr(freedom, -abs(mean) / error))
-    return Difference(mean, mean - half, mean + half, p, error * math.sqrt(len(values)))
+    return Difference(mean, mean - half, mean + half, p)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

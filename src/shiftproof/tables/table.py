@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ class Cell:
         score: the table's measure, mean over the trials that finished and have one; None if none does.
         class_mean: the mean over classes of the accuracy on each class, likewise.
         difference: from the baseline, over the trials that finished for both.
+        spread: standard deviation of that difference between trials; None with one trial.
         trials: number of trials that finished and have a score.
         planned: number of trials in the study.
         failed: whether a trial failed; trials that are neither finished nor failed have not run yet.
@@ -57,6 +59,7 @@ class Cell:
     planned: int
     failed: bool
     undefined: bool = False
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,7 @@ class _Builder:
             self.trials,
             any(one.status == "failed" and one.trial not in found for one in outcomes),
             any(one.selected is not None and _value(one.selected, self.metric) is None for one in outcomes),
+            _spread(found, baseline),
         )
 
     def _outcome(self, method: Method, part: _Part, trial: int, rule: str | None = None) -> Outcome:
@@ -417,6 +421,11 @@ def _annealing(reports: Sequence[dict[str, float | None]]) -> dict[str, float | 
 def _paired(values: Scores, baseline: Scores) -> Difference | None:
     both = sorted(values.keys() & baseline.keys())
     return paired_difference([values[t] for t in both], [baseline[t] for t in both]) if both else None
+
+
+def _spread(values: Scores, baseline: Scores) -> float | None:
+    both = sorted(values.keys() & baseline.keys())
+    return statistics.stdev(values[t] - baseline[t] for t in both) if len(both) > 1 else None
 
 
 def _failures(results: Results, grid: Grid) -> list[str]:

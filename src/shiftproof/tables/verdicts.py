@@ -7,7 +7,7 @@ from itertools import count
 
 from scipy import special
 
-from shiftproof.tables.statistics import SIGNIFICANCE, Difference
+from shiftproof.tables.statistics import SIGNIFICANCE
 from shiftproof.tables.table import MethodRow, Table
 
 POWER = 0.8
@@ -48,29 +48,23 @@ def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
     difference, pair = row.mean.difference, f"{row.method} and {table.baseline}"
     if difference is None or baseline.mean.score is None:
         return f"{pair}: not compared yet; no trial of both is complete."
-    if difference.spread is None:
+    if difference.low is None or difference.high is None or row.mean.spread is None:
         same = "the same in every trial" if row.mean.trials > 1 else "compared in one trial, which tells nothing"
         return f"{pair} are {same}."
     unit = table.unit
     step = 0.01 if unit.scale == 100 else 0.01 * abs(baseline.mean.score.mean)
-    needed = trials_to_tell(step, difference.spread)
+    needed = trials_to_tell(step, row.mean.spread)
     trials = f"more than {MOST_TRIALS:,}" if needed is None else f"about {needed}"
     small = "1 point" if unit.scale == 100 else f"1 % of {table.baseline}'s {unit.metric}"
     more = f"{trials} trials would tell a difference of {small}"
     if row.adjusted_p is not None and row.adjusted_p < SIGNIFICANCE:
         side = "above" if difference.mean > 0 else "below"
-        low, high = sorted(abs(end) for end in _ends(difference))
+        low, high = sorted(map(abs, (difference.low, difference.high)))
         return (
             f"{pair} are told apart: the first is {unit.text(abs(difference.mean))} {unit.step} {side}, between "
             f"{unit.text(low)} and {unit.text(high)}; {more}."
         )
-    low, high = _ends(difference)
     return (
-        f"{pair} are not told apart: the first is at most {unit.text(max(high, 0.0))} {unit.step} above and "
-        f"{unit.text(max(-low, 0.0))} below; {more}."
+        f"{pair} are not told apart: the first is at most {unit.text(max(difference.high, 0.0))} {unit.step} above and "
+        f"{unit.text(max(-difference.low, 0.0))} below; {more}."
     )
-
-
-def _ends(difference: Difference) -> tuple[float, float]:
-    assert difference.low is not None and difference.high is not None  # noqa: S101, PT018  (its spread is known)
-    return difference.low, difference.high

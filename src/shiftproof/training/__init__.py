@@ -7,8 +7,17 @@ from shiftproof.training.checkpoint import read_saved
 from shiftproof.training.combinations import check_combination, check_inputs_taken
 from shiftproof.training.device import check_device, check_device_name
 from shiftproof.training.evaluation import evaluate
+from shiftproof.training.export import EXPORT_FORMATS, ExportError, export_format, export_model
 from shiftproof.training.inputs import EVALUATION_BATCH, GPU_EVALUATION_BATCH, Inputs
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
+from shiftproof.training.predict import Prediction, predict_pictures, predict_rows, read_rows
+from shiftproof.training.prediction_files import (
+    PREDICTION_FORMATS,
+    as_row,
+    check_prediction_file,
+    csv_lines,
+    write_predictions,
+)
 from shiftproof.training.ranks import Ranks
 from shiftproof.training.run import (
     CHECKPOINT_FILE,
@@ -23,7 +32,8 @@ from shiftproof.training.run import (
     state_digest,
     train,
 )
-from shiftproof.training.saved_model import SavedModel, evaluate_folder, load
+from shiftproof.training.saved_model import SavedModel, load
+from shiftproof.training.scores import evaluate_folder, evaluate_labelled
 from shiftproof.training.spec import RESULTS_VERSION, RunSpec
 from shiftproof.training.step import StepBuilder
 
@@ -32,22 +42,27 @@ __all__ = [
     "CONVERGENCE",
     "ERROR_FILE",
     "EVALUATION_BATCH",
+    "EXPORT_FORMATS",
     "GPU_EVALUATION_BATCH",
     "METRICS_FILE",
+    "PREDICTION_FORMATS",
     "PROTOCOLS",
     "RESULTS_VERSION",
     "RESULT_FILE",
     "RESULT_REMEDY",
     "SPEC_FILE",
     "Callback",
+    "ExportError",
     "Inputs",
     "Loop",
     "NonFiniteLossError",
+    "Prediction",
     "Protocol",
     "Ranks",
     "RunSpec",
     "SavedModel",
     "StepBuilder",
+    "as_row",
     "build_algorithm",
     "build_steps",
     "check_combination",
@@ -55,12 +70,21 @@ __all__ = [
     "check_device_name",
     "check_inputs",
     "check_inputs_taken",
+    "check_prediction_file",
+    "csv_lines",
     "evaluate",
     "evaluate_folder",
+    "evaluate_labelled",
+    "export_format",
+    "export_model",
     "load",
+    "predict_pictures",
+    "predict_rows",
     "read_result",
+    "read_rows",
     "read_saved",
     "reproducible",
     "state_digest",
     "train",
+    "write_predictions",
 ]

@@ -10,11 +10,11 @@ from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset
-from shiftproof.models import build_network
+from shiftproof.models import build_network, weighted_cross_entropy
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.optimizer_factory import RunOptimizers
-from shiftproof.training.prepared import PreparedDataset, prepared
+from shiftproof.training.prepared import PreparedDataset, balanced_weights, prepared
 from shiftproof.training.ranks import ALONE, Ranks, split_over_ranks
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.step import StepBuilder
@@ -72,6 +72,8 @@ def build_algorithm(
         task=dataset.task,
         quantity=dataset.quantity if isinstance(dataset, PreparedDataset) else None,
     )
+    if spec.class_weights == "balanced":
+        network.loss = weighted_cross_entropy(balanced_weights(spec, dataset))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))
         sources = len(dataset.domains) - len(spec.targets)

@@ -35,6 +35,14 @@ def check_inputs_taken(spec: RunSpec, kind: Kind) -> None:
             f"{spec.algorithm} is for {' and '.join(algorithm.tasks)}, and {spec.dataset} for {spec.task}: "
             f"{algorithm.limits}",
         )
+    for name in ("sampling", "class_weights"):
+        if getattr(spec, name) == "balanced" and spec.task != "classification":
+            raise FieldError(name, f"{name} balanced is for classes, and {spec.dataset} for {spec.task}")
+    if spec.class_weights == "balanced" and not algorithm.weighs_classes:
+        raise FieldError(
+            ("class_weights", "algorithms"),
+            f"{spec.algorithm} cannot weigh classes: {algorithm.limits}; sampling balanced can be used instead",
+        )
     kinds = MODELS[spec.model].kinds if spec.model in MODELS else PICTURES
     if kind not in kinds:
         raise FieldError("model", f"model '{spec.model}' takes {' and '.join(kinds)}, and {spec.dataset} has {kind}")

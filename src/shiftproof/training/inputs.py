@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shiftproof.algorithms import ALGORITHMS, Batch
 from shiftproof.base.randomness import torch_seed
-from shiftproof.data import DomainDataset, augment, batch_indices, draw_augmentations, on_device, split_domain
+from shiftproof.data import AUGMENTATIONS, DomainDataset, batch_indices, on_device, split_domain
 from shiftproof.models import Normalisation
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.prepared import prepared
@@ -47,7 +47,9 @@ class Inputs:
     ) -> None:
         self._dataset = dataset = prepared(spec, dataset)
         self._seed = spec.seed
+        self._balanced = spec.sampling == "balanced"
         self._photographs = dataset.kind == "photographs"
+        self._augmentation = AUGMENTATIONS[spec.augmentation]
         self._augments_validation = self._photographs and PROTOCOLS[spec.protocol].augment_validation
         self._batch_size: int = spec.axis("data")["batch_size"]
         self._normalisation = normalisation
@@ -82,7 +84,11 @@ class Inputs:
     def _drawn(
         self, domains: Sequence[int], candidates: Sequence[NDArray[np.int64]], batch_size: int, seed: int, step: int
     ) -> list[Batch]:
-        indices = batch_indices(candidates, batch_size, seed, step)
+        classes = None
+        if self._balanced:
+            parts = zip(domains, candidates, strict=True)
+            classes = [self._dataset.domains[domain].targets[rows] for domain, rows in parts]
+        indices = batch_indices(candidates, batch_size, seed, step, classes)
         return [
             (self._own_rows(domain, chosen, seed, step), self._labels(domain, chosen))
             for domain, chosen in zip(domains, indices, strict=True)
@@ -105,8 +111,8 @@ class Inputs:
         images = self._rows(domain, indices[own])
         if not self._photographs:
             return self._as_floats(images)
-        draws = draw_augmentations(len(indices), images.shape[-1], seed, step, domain)
-        return augment(images, draws[own])
+        draws = self._augmentation.draw(len(indices), images.shape[-1], seed, step, domain)
+        return self._augmentation.apply(images, draws[own])
 
     def evaluation_batches(self, domain: int, part: Part, step: int = 0) -> Iterator[Batch]:
         """Yield all images of one part of a domain, in order, at the evaluation after step number ``step``.
@@ -118,11 +124,11 @@ class Inputs:
         if self._augments_validation and part == "out" and domain in self.sources:
             size = self._dataset.input_shape[-1]
             # negative, because training draws with positive steps
-            draws = draw_augmentations(len(indices), size, self._seed, -step, domain)
+            draws = self._augmentation.draw(len(indices), size, self._seed, -step, domain)
         for start in range(0, len(indices), self._evaluation_batch):
             batch = slice(start, start + self._evaluation_batch)
             rows = self._rows(domain, indices[batch])
-            images = self._as_floats(rows) if draws is None else augment(rows, draws[batch])
+            images = self._as_floats(rows) if draws is None else self._augmentation.apply(rows, draws[batch])
             yield self._prepared(images), self._labels(domain, indices[batch])
 
     def sample(self, domain: int, part: Part, count: int) -> Batch:

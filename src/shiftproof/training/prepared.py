@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from shiftproof.data import DomainDataset, Preparation, number_columns, split_domain
+from shiftproof.data import Domain, DomainDataset, Preparation, number_columns, split_domain
 from shiftproof.models import Quantity
 from shiftproof.training.spec import RunSpec
 
@@ -24,6 +27,34 @@ class PreparedDataset(DomainDataset):
     quantity: Quantity | None = None
 
 
+def balanced_weights(spec: RunSpec, dataset: DomainDataset) -> Tensor:
+    """Return weights of the classes that make each weigh alike over the training rows of all sources together.
+
+    They are n / (classes * n of the class), as scikit-learn's "balanced"; a class without rows weighs 0.
+
+    Args:
+        spec: the run's spec, which determines the training rows.
+        dataset: the data set.
+
+    Returns:
+        float32, shape (classes,).
+    """
+    known = np.concatenate([domain.targets[rows] for domain, rows in _training_rows(spec, dataset)])
+    counts = np.bincount(known, minlength=len(dataset.classes))
+    present = np.count_nonzero(counts)
+    weights = np.where(counts > 0, len(known) / (present * np.maximum(counts, 1)), 0.0)
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def _training_rows(spec: RunSpec, dataset: DomainDataset) -> list[tuple[Domain, NDArray[np.int64]]]:
+    """Return the source domains, each with the indices of its training rows."""
+    return [
+        (domain, split_domain(domain, spec.split, spec.trial_seed, i).in_)
+        for i, domain in enumerate(dataset.domains)
+        if domain.name not in spec.targets
+    ]
+
+
 def prepared(spec: RunSpec, dataset: DomainDataset) -> DomainDataset:
     """Prepare a data set for a run; one that is prepared, or needs no preparation, is returned as it is.
 
@@ -37,11 +68,7 @@ def prepared(spec: RunSpec, dataset: DomainDataset) -> DomainDataset:
     vectors = dataset.kind == "vectors" and len(dataset.input_shape) == 1
     if isinstance(dataset, PreparedDataset) or not (vectors or dataset.task == "regression"):
         return dataset
-    training = [
-        (domain, split_domain(domain, spec.split, spec.trial_seed, i).in_)
-        for i, domain in enumerate(dataset.domains)
-        if domain.name not in spec.targets
-    ]
+    training = _training_rows(spec, dataset)
     domains, preparation, quantity = dataset.domains, None, None
     if vectors:
         columns = dataset.columns or number_columns(dataset.input_shape[0])

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from shiftproof.algorithms import ALGORITHMS, Batch
+from shiftproof.algorithms import ALGORITHMS
 from shiftproof.base.files import DamagedFileError, output_path, read_json, write_bytes, write_json
 from shiftproof.base.plugins import digests, import_plugins, naming_plugins
-from shiftproof.data import DomainDataset, Preparation, Task, decode, labelled_images, to_pixels
+from shiftproof.data import DomainDataset, Preparation, Task, decode, to_pixels
 from shiftproof.models import MODELS, NORMALISATION, Network, Normalisation, Quantity, build_network
-from shiftproof.training.evaluation import evaluate
-from shiftproof.training.inputs import EVALUATION_BATCH
 from shiftproof.training.prepared import PreparedDataset
 
 WEIGHTS_FILE = "model.safetensors"
@@ -37,6 +33,7 @@ class SavedModel(nn.Module):
         classes: the names of its outputs: of classes or labels, or of a quantity.
         input_shape: shape of its input, of pictures (channels, height, width).
         preparation: what turns rows of a table into vectors; None for pictures and for arrays of other shapes.
+        algorithm: name of the algorithm that trained it.
     """
 
     def __init__(
@@ -45,17 +42,24 @@ class SavedModel(nn.Module):
         classes: tuple[str, ...],
         input_shape: tuple[int, ...],
         preparation: Preparation | None = None,
+        algorithm: str = "erm",
     ) -> None:
         super().__init__()
         self.network = network
         self.classes = classes
         self.input_shape = input_shape
         self.preparation = preparation
+        self.algorithm = algorithm
 
     @property
     def task(self) -> Task:
         """What it predicts."""
         return self.network.task
+
+    @property
+    def transductive(self) -> bool:
+        """Whether its outputs for an input depend on the other inputs of the batch."""
+        return self.algorithm in ALGORITHMS and ALGORITHMS[self.algorithm].transductive
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (n, classes) of normalised images (n, channels, height, width) or prepared vectors."""
@@ -193,34 +197,4 @@ def load(run: str | Path) -> SavedModel:
         network.load_state_dict(read_tensors((folder / WEIGHTS_FILE).read_bytes()))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DamagedFileError(folder / WEIGHTS_FILE, str(error).partition("\n")[0], remedy) from error
-    return SavedModel(network, classes, input_shape, preparation).eval()
-
-
-def evaluate_folder(run: str | Path, data_dir: Path, device: str = "cpu") -> dict[str, dict[str, Any]]:
-    """Score the model that a run selected on folders of images.
-
-    Args:
-        run: the run's folder.
-        data_dir: folder of ``<class>/<image>`` or ``<domain>/<class>/<image>``.
-        device: the device to evaluate on.
-
-    Returns:
-        ``count``, ``accuracy``, ``per_class`` and ``loss`` by domain, as in `evaluate`.
-
-    Raises:
-        FileNotFoundError: the run holds no model.
-        ValueError: a file of the run or an image is damaged, or the folder does not fit the model.
-    """
-    model = load(run).to(device)
-    size, channels = model.size_of_pictures()
-
-    def batches(paths: Sequence[Path], labels: NDArray[np.int64]) -> Iterator[Batch]:
-        for start in range(0, len(paths), EVALUATION_BATCH):
-            part = slice(start, start + EVALUATION_BATCH)
-            pixels = np.stack([decode(path, size, channels) for path in paths[part]])
-            yield model.normalise(torch.from_numpy(pixels).to(device)), torch.from_numpy(labels[part]).to(device)
-
-    return {
-        domain.name: evaluate(model, batches(domain.paths, domain.labels), len(model.classes), "float32")
-        for domain in labelled_images(data_dir, model.classes)
-    }
+    return SavedModel(network, classes, input_shape, preparation, algorithm).eval()

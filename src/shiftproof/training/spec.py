@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from shiftproof.base.choices import Averaging, Kind, Precision, SplitRule, Task
+from shiftproof.base.choices import Averaging, ClassWeights, Kind, Precision, Sampling, SplitRule, Task
 from shiftproof.base.hparams import Value, is_finite
 from shiftproof.base.method import Method
 from shiftproof.base.randomness import seed_hash
@@ -16,7 +16,18 @@ from shiftproof.base.randomness import seed_hash
 RESULTS_VERSION = 6
 """Increment it when code gives other numbers for the same spec, so that no table mixes the two."""
 _LABELS = ("hparam_seed", "variant", "plugins")
-_LATER = ("averaging", "score_targets", "compile", "kind", "normalisation", "task", "metric")
+_LATER = (
+    "averaging",
+    "score_targets",
+    "compile",
+    "kind",
+    "normalisation",
+    "task",
+    "metric",
+    "sampling",
+    "class_weights",
+    "augmentation",
+)
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
 
@@ -56,6 +67,9 @@ class RunSpec:
             whose folders held photographs.
         normalisation: normalisation of the images, if stated; None for that of the weights file or the model.
         task: what is predicted.
+        sampling: whether batches draw every row of a domain alike ("uniform") or every class of it ("balanced").
+        class_weights: whether the loss weights classes by the inverse of their share of the training rows ("balanced").
+        augmentation: how photographs are changed at random in training, by its name in `AUGMENTATIONS`.
         metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
@@ -93,6 +107,9 @@ class RunSpec:
     normalisation: str | None = None
     task: Task = "classification"
     metric: str | None = None
+    sampling: Sampling = "uniform"
+    class_weights: ClassWeights = "none"
+    augmentation: str = "standard"
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION

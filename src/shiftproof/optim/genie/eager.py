@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import cast
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from shiftproof.optim.stream import draw_masks, draw_normals, draw_rounding_word
 
 _TILE = 2**18
 """Elements of a tensor that are stepped at a time on a CPU: temporaries of that size stay in its cache."""
+_DRAWN_AT_ONCE = 2**22
+"""Elements whose masks are drawn together."""
 
 
 def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
@@ -39,10 +41,10 @@ def arithmetic_dtype(moment: torch.dtype) -> torch.dtype:
 
 def begin_forloop(rows: Sequence[Row], options: Options) -> Begun:
     """Begin the step of some rows, one tensor at a time; if a row's step count is a tensor, read no value."""
-    return _begin_in_parts(rows, options, lambda tiles, options: _begin_one(tiles[0], options), 0)
+    return _begin_in_parts(rows, options, lambda part, options: _begin_one(part.rows[0], options, part.masks), 0)
 
 
-def _begin_one(row: Row, options: Options) -> Begun:
+def _begin_one(row: Row, options: Options, masks: Sequence[Tensor]) -> Begun:
     """Begin the step of one row, and finish it unless noise acts whose scale is still to be summed up."""
     m, v = _update_moments(row, options)
     term = row_terms(row, options, m, v)
@@ -54,8 +56,7 @@ def _begin_one(row: Row, options: Options) -> Begun:
             [normal] = draw_normals([row.place], options.seed, row.step, update.dtype, update.device)
             update = update + normal * spread * (1 - term.certainty) * options.noise
         if options.threshold:
-            [kept] = draw_masks([row.place], options.seed, row.step, options.threshold, update.device)
-            update = _kept_only(update, kept)
+            update = _kept_only(update, masks[0])
             if options.kept_share != 1:
                 update = update / options.kept_share
         if options.decoupled_decay:
@@ -70,21 +71,29 @@ def _begin_one(row: Row, options: Options) -> Begun:
     return Begun(spread_sums(term)[None] if options.needs_sums else None, lambda spreads: None)
 
 
+class _Part(NamedTuple):
+    """Some tiles of a step's rows, the indices of the rows they are of, and their masks if elements are dropped."""
+
+    owners: list[int]
+    rows: list[Row]
+    masks: Sequence[Tensor]
+
+
 def _begin_in_parts(
-    rows: Sequence[Row], options: Options, begin_part: Callable[[list[Row], Options], Begun], least: float
+    rows: Sequence[Row], options: Options, begin_part: Callable[[_Part, Options], Begun], least: float
 ) -> Begun:
     """Begin the step of some rows part by part, a part being `_tiles` of at least so many elements together."""
-    parts: list[tuple[list[int], list[Row]]] = []
+    parts: list[_Part] = []
     size: float = least
     for i, row in enumerate(rows):
         for tile in _tiles(row):
             if size >= least:
-                parts.append(([], []))
+                parts.append(_Part([], [], []))
                 size = 0
-            parts[-1][0].append(i)
-            parts[-1][1].append(tile)
+            parts[-1].owners.append(i)
+            parts[-1].rows.append(tile)
             size += tile.param.numel()
-    begun = [(owners, begin_part(tiles, options)) for owners, tiles in parts]
+    begun = [(part.owners, begin_part(part, options)) for part in _with_masks(parts, options)]
 
     def finish(spreads: Tensor | None) -> None:
         for owners, part in begun:
@@ -97,6 +106,29 @@ def _begin_in_parts(
         for i, own in zip(owners, cast(Tensor, part.sums), strict=True):
             sums[i] += own.to(sums.device)
     return Begun(sums, finish)
+
+
+def _with_masks(parts: Sequence[_Part], options: Options) -> Iterator[_Part]:
+    """Yield parts with their masks, which are drawn for many at a time: small draws take as many operations."""
+    if not options.threshold:
+        yield from parts
+        return
+    bundles: list[list[_Part]] = []
+    size: float = math.inf
+    kind: tuple[Hashable, torch.device] | None = None
+    for part in parts:
+        step, device = part.rows[0].step, part.rows[0].param.device
+        own_kind = (id(step) if isinstance(step, Tensor) else step, device)  # comparing tensors would read them
+        if size >= _DRAWN_AT_ONCE or own_kind != kind:
+            bundles.append([])
+            size, kind = 0, own_kind
+        bundles[-1].append(part)
+        size += sum(row.param.numel() for row in part.rows)
+    for bundle in bundles:
+        rows = [row for part in bundle for row in part.rows]
+        step, device = rows[0].step, rows[0].param.device
+        masks = iter(draw_masks([row.place for row in rows], options.seed, step, options.threshold, device))
+        yield from (part._replace(masks=[next(masks) for _ in part.rows]) for part in bundle)
 
 
 def _tiles(row: Row) -> list[Row]:
@@ -184,11 +216,12 @@ def begin_foreach(rows: Sequence[Row], options: Options) -> Begun:
     return begin_in_batches(rows, options, key, begin_batch)
 
 
-def _begin_together(rows: list[Row], options: Options) -> Begun:
+def _begin_together(part: _Part, options: Options) -> Begun:
     """Begin the step of rows with equal device, dtypes of parameter and moments, and step count.
 
     It is finished for those on which no noise acts whose scale is still to be summed up.
     """
+    rows = part.rows
     step = cast(int, rows[0].step)
     ms, vs = _foreach_moments(rows, options)
     corrections = cast(tuple[float, float], bias_corrections(options.betas, step, ms[0].dtype))
@@ -202,20 +235,26 @@ def _begin_together(rows: list[Row], options: Options) -> Begun:
     noisy = [i for i in doubtful if options.noise and (terms[i].certainty < 1).any()]
     waiting = noisy if options.needs_sums else []
     moving = [i for i in range(len(rows)) if i not in waiting]
-    _move([rows[i] for i in moving], [terms[i] for i in moving], options, [i in noisy for i in moving])
-    left, dtype = ([rows[i] for i in waiting], [terms[i] for i in waiting]), ms[0].dtype
+    _move(_chosen(part, moving), [terms[i] for i in moving], options, [i in noisy for i in moving])
+    left, left_terms, dtype = _chosen(part, waiting), [terms[i] for i in waiting], ms[0].dtype
 
     def finish(spreads: Tensor | None) -> None:
         if waiting:
             own = cast(Tensor, spreads)[waiting].to(dtype)
-            scaled = [term._replace(spread=spread) for term, spread in zip(left[1], own, strict=True)]
-            _move(left[0], scaled, options, [True] * len(waiting))
+            scaled = [term._replace(spread=spread) for term, spread in zip(left_terms, own, strict=True)]
+            _move(left, scaled, options, [True] * len(waiting))
 
     return Begun(torch.stack(list(map(spread_sums, terms))) if options.needs_sums else None, finish)
 
 
-def _move(rows: list[Row], terms: list[Terms], options: Options, noisy: list[bool]) -> None:
-    """Update the parameters of some rows, given for each whether noise acts on it, whose spread is in its terms."""
+def _chosen(part: _Part, indices: Sequence[int]) -> _Part:
+    masks = [part.masks[i] for i in indices] if part.masks else []
+    return _Part([part.owners[i] for i in indices], [part.rows[i] for i in indices], masks)
+
+
+def _move(part: _Part, terms: list[Terms], options: Options, noisy: list[bool]) -> None:
+    """Update the parameters of a part, given for each row whether noise acts on it, whose spread is in its terms."""
+    rows = part.rows
     if not rows:
         return
     step, means = cast(int, rows[0].step), [term.mean for term in terms]
@@ -226,8 +265,7 @@ def _move(rows: list[Row], terms: list[Terms], options: Options, noisy: list[boo
     for i, normal in zip(acted, normals, strict=True):
         updates[i].add_(normal * cast(Tensor, terms[i].spread) * (1 - terms[i].certainty) * options.noise)
     if options.threshold:
-        masks = draw_masks([row.place for row in rows], options.seed, step, options.threshold, device)
-        updates = tuple(map(_kept_only, updates, masks))
+        updates = tuple(map(_kept_only, updates, part.masks))
         if options.kept_share != 1:
             torch._foreach_div_(updates, options.kept_share)
     params = [row.param for row in rows]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from shiftproof.optim.genie.rule import Begun, Options, Row
 from shiftproof.optim.state import mismatch
 
 _MOMENT_TYPES = (torch.float32, torch.bfloat16, torch.float64)
+_DTYPE, _SHAPE, _DEVICE, _IS_CPU, _LAYOUT = map(attrgetter, ("dtype", "shape", "device", "is_cpu", "layout"))
 _Begin = Callable[[Sequence[Row], Options], Begun]
 
 
@@ -34,7 +37,7 @@ class Flags(NamedTuple):
 
 def refuse_sparse(grads: Iterable[Tensor], optimizer: str) -> None:
     """Raise RuntimeError if a gradient is sparse."""
-    if any(grad.layout is not torch.strided for grad in grads):
+    if not {*map(_LAYOUT, grads)} <= {torch.strided}:
         raise RuntimeError(f"{optimizer} does not support sparse gradients")
 
 
@@ -84,23 +87,40 @@ def make_rows(
         RuntimeError: a parameter is a DTensor of partial sums, or a tensor does not fit its parameter.
         ValueError: the sequences differ in length.
     """
+    counts = steps if capturable else [_whole(count.item()) + begins for count in steps]
+    tensors = (params, grads, exp_avgs, exp_avg_sqs)
+    if len({*map(len, tensors)}) == 1 and _are_ordinary(*tensors) and (capturable or min(counts, default=1) >= 1):
+        return [row for row in map(Row, *tensors, counts, positions, repeat(None)) if row.param.numel()]
     rows = []
-    for p, grad, m, v, count, position, name in zip(
-        params, grads, exp_avgs, exp_avg_sqs, steps, positions, names, strict=True
+    for p, grad, m, v, step, position, name in zip(
+        params, grads, exp_avgs, exp_avg_sqs, counts, positions, names, strict=True
     ):
-        step = count if capturable else _whole(count.item()) + begins
-        if type(p) in PLAIN and not p.is_complex():  # the usual case, without detours
-            row = Row(p, grad, m, v, step, position, None)
-        else:
-            row = Row(
-                local_part(p), local_part(grad, like=p), local_part(m), local_part(v), step, position, shard_of(p)
-            )
+        row = Row(local_part(p), local_part(grad, like=p), local_part(m), local_part(v), step, position, shard_of(p))
         if (reason := _unfit(row)) is not None:
             label = f"parameter {position}" if name is None else f"parameter '{name}'"
             raise RuntimeError(reason.format(label))
         if p.numel():
             rows.append(row)
     return rows
+
+
+def _are_ordinary(
+    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor]
+) -> bool:
+    """Return whether all tensors are plain ones that fit together, which is soon told of lists."""
+    moments = (*exp_avgs, *exp_avg_sqs)
+    tensors = (*params, *grads, *moments)
+    dtypes = {*map(_DTYPE, params), *map(_DTYPE, grads)}
+    shapes = list(map(_SHAPE, params))
+    return (
+        {*map(type, tensors)}.issubset(PLAIN)
+        and {*map(_LAYOUT, tensors)} == {torch.strided}
+        and all(dtype.is_floating_point for dtype in dtypes)
+        and len(moment_types := {*map(_DTYPE, moments)}) == 1
+        and moment_types.issubset(_MOMENT_TYPES)
+        and (all(map(_IS_CPU, tensors)) or len({*map(_DEVICE, tensors)}) == 1)
+        and all(list(map(_SHAPE, others)) == shapes for others in (grads, exp_avgs, exp_avg_sqs))
+    )
 
 
 def _whole(count: float) -> int:
@@ -162,10 +182,7 @@ def _take_step(groups: Iterable[tuple[Sequence[Row], Options, Flags]]) -> None:
     planned: list[tuple[_Begin, list[int], list[Row], Options]] = []
     count = 0
     for rows, options, flags in groups:  # refuse what cannot be done before anything changes
-        by_implementation: dict[_Begin, list[int]] = {}
-        for i, row in enumerate(rows):
-            begin = _implementation(row, flags) if row.param.numel() else _begin_empty
-            by_implementation.setdefault(begin, []).append(i)
+        by_implementation = _by_implementation(rows, flags)
         scaled = options.grad_scale is not None or options.found_inf is not None
         if scaled and any(begin not in (fused_triton.begin, _begin_empty) for begin in by_implementation):
             raise RuntimeError("grad_scale and found_inf are for the fused implementation on a GPU only")
@@ -176,6 +193,17 @@ def _take_step(groups: Iterable[tuple[Sequence[Row], Options, Flags]]) -> None:
     sums = _summed([(numbers, rows, one.sums) for numbers, rows, one in begun])
     for one, total in zip((one for *_, one in begun), sums, strict=True):
         one.finish(None if total is None else total[:, 0] / total[:, 1])
+
+
+def _by_implementation(rows: Sequence[Row], flags: Flags) -> dict[_Begin, list[int]]:
+    """Return the indices of the rows that each implementation steps."""
+    if rows and flags.may_fuse and not fused_triton.interpreted and fused_cpu.takes_all(rows):
+        return {fused_cpu.begin: list(range(len(rows)))}
+    result: dict[_Begin, list[int]] = {}
+    for i, row in enumerate(rows):
+        begin = _implementation(row, flags) if row.param.numel() else _begin_empty
+        result.setdefault(begin, []).append(i)
+    return result
 
 
 def _begin_empty(rows: Sequence[Row], options: Options) -> Begun:

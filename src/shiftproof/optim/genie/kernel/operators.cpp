@@ -66,7 +66,7 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
   auto* flags = static_cast<shiftproof::Flag*>(flags_tensor.mutable_data_ptr());
   std::vector<shiftproof::Tensor> tensors;
   std::vector<Chunk> chunks;
-  int64_t used = 0;
+  int64_t used = 0, elements = 0;
   for (size_t i = 0; i < params.size(); ++i, number += kNumbers, scalar += kScalars) {
     shiftproof::check_tensors(step, params[i], second ? nullptr : &grads[i], exp_avgs[i], exp_avg_sqs[i], number);
     const shiftproof::Tensor t{params[i].mutable_data_ptr(),
@@ -86,6 +86,7 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
                                (float)scalar[2],
                                (float)scalar[3]};
     tensors.push_back(t);
+    elements += t.numel;
     int64_t size = shiftproof::kChunk;
     if (t.channels) {
       const int64_t whole = t.channels * t.area;
@@ -100,7 +101,9 @@ int64_t run(bool second, const Step& step, const std::vector<StableTensor>& para
   require(used <= flags_tensor.numel(), "the flags of the groups do not fit their tensor");
   const Kernel kernel = kernel_of(instruction_set);
   const auto pass = second ? kernel.second : kernel.first;
-  torch::stable::parallel_for(0, (int64_t)chunks.size(), 2, [&](int64_t begin, int64_t end) {
+  // Few elements are sooner stepped than shared out among threads.
+  const int64_t grain = chunks.empty() ? 1 : 2 * shiftproof::kChunk / (elements / (int64_t)chunks.size() + 1) + 1;
+  torch::stable::parallel_for(0, (int64_t)chunks.size(), grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       Chunk& chunk = chunks[i];
       pass(step, tensors[chunk.tensor], chunk, flags, second ? (float)value[chunk.tensor] : 0.0f);

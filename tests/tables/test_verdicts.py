@@ -1,0 +1,98 @@
+"""The sentences below a table: told apart or not, by how much, and how many trials would tell a point."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from made_up import results_of
+from shiftproof.studies import Results, Study, make_plan
+from shiftproof.tables import as_text, build_tables, verdicts
+from shiftproof.tables.verdicts import MOST_TRIALS, trials_to_tell
+
+
+def _results(values, **changes):
+    """Results of a study whose accuracy on its only target is given by optimizer and trial."""
+    study = Study(optimizers=("sgd", "adam"), targets=("0",), trials=len(values[0]), **changes)
+
+    def scores(spec):
+        value = values[study.optimizers.index(spec.optimizer)][spec.trial_seed]
+        return 0.9, value, value
+
+    return results_of(make_plan(study), scores)
+
+
+@pytest.mark.parametrize(("difference", "spread"), [(0.01, 0.005), (0.01, 0.02), (0.02, 0.03), (0.01, 0.1)])
+def test_as_many_trials_have_the_power(difference, spread):
+    """Against the noncentral t distribution, which the formula approximates."""
+
+    def power(n):
+        limit = stats.t.ppf(0.975, n - 1)
+        return stats.nct.sf(limit, n - 1, difference * np.sqrt(n) / spread)
+
+    n = trials_to_tell(difference, spread)
+    assert power(n) > 0.79
+    assert power(n - 2) < 0.8
+
+
+def test_a_spread_beyond_reach_is_no_number():
+    assert trials_to_tell(0.01, 1.0) is None
+    assert trials_to_tell(0.01, 0.1) < MOST_TRIALS
+
+
+def test_methods_that_differ_are_told_apart_with_their_interval():
+    first, second = [0.70, 0.72, 0.71, 0.73], [0.75, 0.78, 0.76, 0.77]
+    [sentence] = verdicts(build_tables(_results([first, second]))[0])
+    low, high = stats.ttest_rel(second, first).confidence_interval()
+    gain = 100 * (np.mean(second) - np.mean(first))
+    assert sentence.startswith(
+        f"erm + adam and erm + sgd are told apart: the first is {gain:.1f} points above, between {100 * low:.1f} and "
+        f"{100 * high:.1f}; about "
+    )
+
+
+def test_methods_that_do_not_differ_are_bounded_on_both_sides():
+    first, second = [0.70, 0.74, 0.71, 0.73], [0.73, 0.72, 0.74, 0.70]
+    [sentence] = verdicts(build_tables(_results([first, second]))[0])
+    low, high = stats.ttest_rel(second, first).confidence_interval()
+    assert low < 0 < high
+    spread = np.std(np.subtract(second, first), ddof=1)
+    assert sentence == (
+        f"erm + adam and erm + sgd are not told apart: the first is at most {100 * high:.1f} points above and "
+        f"{-100 * low:.1f} below; about {trials_to_tell(0.01, spread)} trials would tell a difference of 1 point."
+    )
+    assert sentence in as_text(_results([first, second]))
+
+
+def test_one_trial_and_equal_trials_tell_nothing():
+    [sentence] = verdicts(build_tables(_results([[0.7], [0.8]]))[0])
+    assert sentence == "erm + adam and erm + sgd are compared in one trial, which tells nothing."
+    [sentence] = verdicts(build_tables(_results([[0.7, 0.8], [0.7, 0.8]]))[0])
+    assert sentence == "erm + adam and erm + sgd are the same in every trial."
+
+
+def test_a_method_without_a_complete_trial_is_not_compared():
+    results = _results([[0.7, 0.7], [0.8, 0.9]])
+    sgd = {spec.name: results.result(spec) for spec in results.plan.runs if spec.optimizer == "sgd"}
+    [sentence] = verdicts(build_tables(Results(results.plan, sgd))[0])
+    assert sentence == "erm + adam and erm + sgd: not compared yet; no trial of both is complete."
+
+
+def test_the_largest_class_stands_below_and_what_is_not_above_it_is_named():
+    results = _results([[0.30, 0.31], [0.50, 0.52]])
+    for result in results._found.values():
+        result["constant"] = {"0": {"accuracy": 0.4}}
+    [table] = build_tables(results)
+    assert table.constant["0"].mean == table.constant["mean"].mean == pytest.approx(0.4)
+    assert [str(method) for method in table.not_above_constant] == ["erm + sgd"]
+    lines = as_text(results).splitlines()
+    assert any(line.startswith("largest class") and line.split()[2:5] == ["40.0", "±", "0.0"] for line in lines)
+    assert "Not better than largest class, which reads no input: erm + sgd." in lines
+
+
+def test_one_run_without_it_leaves_the_largest_class_out():
+    results = _results([[0.30, 0.31], [0.50, 0.52]])
+    [table] = build_tables(results)
+    assert table.constant == {}
+    assert dataclasses.replace(table).not_above_constant == []
