@@ -11,6 +11,7 @@ from PIL import Image
 
 from shared_data import SHARED
 from shiftproof.base.field_error import FieldError
+from shiftproof.cli import main
 from shiftproof.data import DATASETS, TableFile, look_at_table, open_table, split_domain
 from shiftproof.data import table_file as reading
 
@@ -338,6 +339,37 @@ def test_the_fingerprint_of_pictures_is_of_their_pixels(pictures):
     file = pictures.file.parent / "png" / "4.png"
     Image.fromarray(np.zeros((10, 10), dtype=np.uint8)).save(file)
     assert open_table(pictures).fingerprint != before
+
+
+# Checks
+
+
+def test_data_check_counts_rows_and_tells_what_columns_hold(table, capsys):
+    described = table(rows(r3="a,,1,green,2"))
+    options = ["--domain", "site", "--label", "kind", "--features", "dose", "colour", "--missing-labels", "drop"]
+    assert main(["data", "check", str(described.file), *options]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        str(described.file),
+        "",
+        "class  a  b  all",
+        "x      3  3    6",
+        "y      2  3    5",
+        "all    5  6   11",
+        "",
+        "column        values  missing",
+        "dose       0 to 2.75        0",
+        "colour  2 categories        3",
+        "",
+        "rows without a label, left out: 1",
+    ]
+    assert (
+        main(["data", "check", str(described.file), "--domain", "site", "--label", "dose", "--task", "regression"]) == 0
+    )
+    assert ["b", "6", "1.5"] in map(str.split, capsys.readouterr().out.splitlines())
+    assert main(["data", "check", str(described.file), "--domain", "site"]) == 1
+    assert "the data set table needs labels" in capsys.readouterr().err
+    assert main(["data", "check", str(described.file), *options[:4], "--dataset", "pacs"]) == 1
+    assert "--dataset is of folders" in capsys.readouterr().err
 
 
 # Real data, and much of it

@@ -18,6 +18,7 @@ from shiftproof.data import AUGMENTATIONS, DATASETS
 from shiftproof.models import check_normalisation, default_image_size
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, check_fixed, hyperparameters
+from shiftproof.studies.field_info import TABLE_FIELDS
 from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, Variant, field_types
 from shiftproof.training import check_device_name
@@ -127,7 +128,7 @@ def _check_variants(study: Study) -> None:
 def _check_table(study: Study) -> None:
     """Raise for fields of a table that are missing, contradict each other, or have no table."""
     if not any(DATASETS[name].table for name in study.datasets):
-        for name in _OF_TABLES:
+        for name in TABLE_FIELDS:
             if getattr(study, name) not in (None, (), "error"):
                 raise FieldError((name, "datasets"), f"only the data set table takes {name}")
         return
@@ -153,9 +154,6 @@ def _check_table(study: Study) -> None:
         for name in ("kind", "image_size"):
             if study.image is None and getattr(study, name) is not None:
                 raise FieldError(name, f"{name} is of pictures, and no column of them is named: set image")
-
-
-_OF_TABLES = ("metadata", "domain", "labels", "task", "features", "image", "group", "missing_labels")
 
 
 def _check_together(study: Study) -> None:
