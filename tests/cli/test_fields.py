@@ -117,7 +117,8 @@ def test_what_is_not_given_leaves_its_field_alone(command):
 
 def test_what_is_given_is_of_the_type_of_its_field():
     text = (
-        "study plan file.yaml --name a --published b --datasets c d --data-dir e --algorithms f --optimizers g h "
+        "study plan file.yaml --name a --published b --datasets c d --data-dir e --metadata H --domain I --label J "
+        "K --task L --features M N:number --image O --group P --missing-labels Q --algorithms f --optimizers g h "
         "--annealers i --variants j --targets k l+m --no-single-source --trials 1 --hparam-trials 2 --tune n "
         "--selection o p --baseline q --search r --protocol s --steps 3 --checkpoint-freq 4 --kind t --model u "
         "--image-size 5 --split v --weights w --normalisation x --accumulate 6 --clip-norm 7 --precision y --compile "
@@ -128,6 +129,7 @@ def test_what_is_given_is_of_the_type_of_its_field():
     assert given.keys() == {field.name for field in fields(Study)}
     assert given["datasets"] == ("c", "d")
     assert given["targets"] == ("k", "l+m")
+    assert (given["labels"], given["features"]) == (("J", "K"), ("M", "N:number"))
     assert given["imports"] == ("own.py", "other")
     assert (given["data_dir"], given["weights"]) == (Path("e"), Path("w"))
     assert (given["single_source"], given["compile"]) == (False, True)

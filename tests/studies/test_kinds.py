@@ -102,7 +102,7 @@ def test_given_weights_have_the_rates_of_fine_tuning_on_any_kind(tmp_path):
         (
             {"datasets": ("rotated_digits",), "data_dir": None, "kind": "photographs"},
             "kind",
-            "rotated_digits has small_images; only the data set folder takes a kind",
+            "rotated_digits has small_images; only the data sets folder and table take a kind",
         ),
     ],
 )

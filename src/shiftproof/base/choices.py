@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 Averaging = Literal["none", "swad", "ema"]
 ClassWeights = Literal["none", "balanced"]
+ColumnType = Literal["number", "category"]
 Kind = Literal["photographs", "small_images", "vectors"]
+MissingLabels = Literal["error", "drop"]
 PictureKind = Literal["photographs", "small_images"]
 Precision = Literal["float32", "bf16"]
 Sampling = Literal["uniform", "balanced"]
@@ -15,6 +17,7 @@ SplitRule = Literal["random", "grouped"]
 Task = Literal["classification", "multilabel", "regression"]
 Tuning = Literal["per_target", "shared"]
 
+COLUMN_TYPES: tuple[ColumnType, ...] = get_args(ColumnType)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PICTURES: tuple[PictureKind, ...] = get_args(PictureKind)
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)

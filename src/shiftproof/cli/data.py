@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shiftproof.cli.fields import add_table_fields, given_table
 from shiftproof.cli.options import add_option, folder
 
 if TYPE_CHECKING:
@@ -37,11 +38,14 @@ def _add_get(parser: Command) -> None:
 
 
 def _add_check(parser: Command) -> None:
-    parser.add_argument("folder", type=folder, metavar="DIR", help="folder of <domain>/<class>/<image>, or of MNIST")
+    parser.add_argument(
+        "folder", type=folder, metavar="DIR", help="folder of <domain>/<class>/<image> or of MNIST, or a table"
+    )
     add_option(
         parser, "--dataset", none="the one that the folder is named after", metavar="NAME",
         help="published data set to compare with, as `data get` names it",
     )  # fmt: skip
+    add_table_fields(parser)
 
 
 def _get(options: argparse.Namespace) -> int:
@@ -54,8 +58,16 @@ def _get(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from shiftproof.data import check_data
+    from shiftproof.data import check_data, check_table
+    from shiftproof.studies import table_of
 
+    if options.folder.is_file():
+        if options.dataset is not None:
+            raise ValueError("--dataset is of folders, not of a table")
+        table = table_of(given_table(options, options.folder), "table")
+        assert table is not None  # noqa: S101  (it is of the data set table)
+        print(check_table(table).text())
+        return 0
     checked = check_data(options.folder, options.dataset)
     print(checked.text())
     return 0 if checked.ok else 1

@@ -14,7 +14,7 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value, parse_value
 from shiftproof.cli.command import Command
 from shiftproof.cli.options import path, with_default
-from shiftproof.studies import GROUPS, One, Study, default_of, field_types, info_of, option_names
+from shiftproof.studies import GROUPS, TABLE_FIELDS, One, Study, default_of, field_types, info_of, option_names
 
 BATCH_SIZE = "data.batch_size"
 """The hyperparameter that the option --batch-size sets."""
@@ -72,6 +72,28 @@ def add_fields(
         text = with_default("images per source domain and step", batch_size, "the search's")
         groups["training"].add_argument("--batch-size", type=int, metavar="N", help=text)
     parser.set_defaults(taken=Taken(taken, defaults))
+
+
+def add_table_fields(parser: Command) -> None:
+    """Add options for the fields that say what the columns of a table mean, to a command that takes no study."""
+    group = parser.add_argument_group("table")
+    declared = {one.name: one for one in fields(Study)}
+    for name in TABLE_FIELDS:
+        if name != "metadata":
+            info = info_of(declared[name])
+            text = with_default(info.help, default_of(declared[name]), info.none)
+            group.add_argument(*option_names(declared[name]), dest=name, help=text, **_how(declared[name], None))
+
+
+def given_table(options: argparse.Namespace, file: Path) -> Study:
+    """Return a study of a table, with the fields that the options of `add_table_fields` set.
+
+    Raises:
+        FieldError: a field is missing, or cannot have its value.
+    """
+    given = {name: value for name in TABLE_FIELDS if (value := getattr(options, name, None)) is not None}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return Study(datasets=("table",), metadata=file, **values)
 
 
 def _how(declared: Field[Any], one: One | None) -> dict[str, Any]:

@@ -20,8 +20,10 @@ from shiftproof.data.kinds import Look
 from shiftproof.data.labels_file import labelled_files
 from shiftproof.data.new_rows import TABLE_SUFFIXES, NewRows, read_new_rows
 from shiftproof.data.splits import HOLDOUT_FRACTION, Split, grouped_split, random_split, split_domain
+from shiftproof.data.table_check import check_table
 from shiftproof.data.transfer import on_device
 from shiftproof.data.tree import FolderError
+from shiftproof.data.user_table import TableFile, look_at_table, open_table
 
 __all__ = [
     "AUGMENTATIONS",
@@ -49,11 +51,13 @@ __all__ = [
     "Preparation",
     "Split",
     "SplitRule",
+    "TableFile",
     "Task",
     "UnreadableImagesError",
     "augment",
     "batch_indices",
     "check_data",
+    "check_table",
     "decode",
     "draw_augmentations",
     "from_arrays",
@@ -63,9 +67,11 @@ __all__ = [
     "labelled_files",
     "labelled_images",
     "look_at_folder",
+    "look_at_table",
     "number_columns",
     "on_device",
     "open_folder",
+    "open_table",
     "pictures_below",
     "random_split",
     "read_new_rows",

@@ -83,7 +83,9 @@ class CachedImages(NamedTuple):
     fingerprint: str
 
 
-def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> CachedImages:
+def cached_images(
+    root: Path, states: Sequence[FileState], image_size: int, *, listed_in: Path | None = None
+) -> CachedImages:
     """Return a folder's images, decoded and resized on first use and whenever a file has changed.
 
     Processes that need the same images at once decode them once. Progress goes to the standard error.
@@ -92,6 +94,7 @@ def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> C
         root: the folder.
         states: its files, in the order of the result.
         image_size: side to which images are resized, in pixels.
+        listed_in: the table that lists the files, whose earlier images these replace; None for the folder itself.
 
     Raises:
         UnreadableImagesError: some files are not usable images; it lists them after trying all files.
@@ -99,7 +102,8 @@ def cached_images(root: Path, states: Sequence[FileState], image_size: int) -> C
     """
     root = root.resolve()
     shape = (len(states), 3, image_size, image_size)
-    prefix = f"{root.name}-{_digest(str(root))[:8]}-{image_size}px"
+    source = root if listed_in is None else listed_in.resolve()
+    prefix = f"{source.name}-{_digest(str(source))[:8]}-{image_size}px"
     # The name determines the content, and the file appears only when complete, so any file found can be used.
     name = f"{prefix}-{_digest(_LAYOUT, list(states))}.npy"
     try:

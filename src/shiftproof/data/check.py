@@ -93,6 +93,11 @@ def counts_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         rows.append([name, *map(str, row), str(sum(row))])
     sums = [sum(counts[domain].values()) for domain in domains]
     rows.append(["all", *map(str, sums), str(sum(sums))])
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table: the first column to the left, the others to the right."""
     rows = [list(map(one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -32,6 +32,7 @@ class DomainDataset:
         root: the folder of its domains; None for an embedded data set.
         task: "classification", "multilabel" or "regression".
         columns: what the columns of vectors are; None for numbers without names.
+        left_out: number of rows of its table that lack a label and were left out.
 
     Raises:
         ValueError: domains do not fit together, a target has no meaning, there are fewer than two classes, a name is
@@ -46,6 +47,7 @@ class DomainDataset:
     root: Path | None = None
     task: Task = "classification"
     columns: tuple[Column, ...] | None = None
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         try:
@@ -244,11 +246,12 @@ class DatasetEntry:
     Attributes:
         open: called with the data folder (None for an embedded data set) and the side to which images are resized
             (None for the data set's own), and for a user's folder also with the kind of its images. It raises
-            `DatasetNotFoundError` if there is no data set.
-        kind: as in `DomainDataset`; None for a user's folder, whose kind is stated or inferred.
+            `DatasetNotFoundError` if there is no data set. A user's table comes in place of the folder.
+        kind: as in `DomainDataset`; None for a user's folder or table, whose kind is stated or inferred.
         outline: the outline of a published data set.
         embedded: whether it needs no data folder.
         model: name of its default model; None if that depends on the kind.
+        table: whether it is opened from a `TableFile`.
 
     Raises:
         ValueError: a field is not as described here.
@@ -259,6 +262,7 @@ class DatasetEntry:
     outline: Outline | None = None
     embedded: bool = False
     model: str | None = None
+    table: bool = False
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in KINDS:

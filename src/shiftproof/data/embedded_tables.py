@@ -9,22 +9,24 @@ import csv
 from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shiftproof.base.field_error import FieldError
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DomainDataset
-from shiftproof.data.table import Values, dataset_of_columns
+from shiftproof.data.table import dataset_of_columns
 
 _VOWELS = ("hid", "hId", "hEd", "hAd", "hYd", "had", "hOd", "hod", "hUd", "hud", "hed")
 _HEART_CATEGORIES = ("sex", "cp", "fbs", "restecg", "exang", "slope", "thal")
 
 
-def _columns(name: str, categories: Collection[str]) -> dict[str, Values]:
+def _columns(name: str, categories: Collection[str]) -> dict[str, NDArray[Any]]:
     """Read an embedded table; columns that are not categories are numbers if all their values are."""
     text = files("shiftproof.data").joinpath("embedded", f"{name}.csv").read_text(encoding="utf-8")
     header, *rows = csv.reader(text.splitlines())
-    columns: dict[str, Values] = {}
+    columns: dict[str, NDArray[Any]] = {}
     for column, values in zip(header, zip(*rows, strict=True), strict=True):
         if column in categories:
             columns[column] = np.array([value or None for value in values], dtype=object)

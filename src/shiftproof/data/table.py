@@ -5,20 +5,67 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.base.choices import Task
+from shiftproof.base.choices import MissingLabels, Task
+from shiftproof.base.field_error import FieldError
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data.columns import Column
 from shiftproof.data.dataset import DomainDataset
 from shiftproof.data.domain import Domain
 
-Values = NDArray[Any]
-"""One column: floats with NaN where a value is missing, or texts (dtype object) with None there."""
+SMALLEST_DOMAIN = 5
+"""Rows that a domain needs, so that a split can hold one out."""
+
+
+class Coded(NamedTuple):
+    """A column of texts.
+
+    Attributes:
+        texts: the different texts.
+        codes: integers, shape (n,): the index of each row's text; -1 where it is missing.
+    """
+
+    texts: tuple[str, ...]
+    codes: NDArray[Any]
+
+
+Values = NDArray[Any] | Coded
+"""One column: floats with NaN where a value is missing, or texts (`Coded`, or dtype object with None there)."""
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """The rows of a table by domain, with their targets.
+
+    Attributes:
+        domains: names of the domains, sorted.
+        rows: int64: the rows of each domain, in the order of the table.
+        targets: their targets, as in `Domain`.
+        groups: int64: their groups, as in `Domain`; None without any.
+        classes: as in `DomainDataset`.
+        left_out: number of rows that lack a label and were left out.
+    """
+
+    domains: tuple[str, ...]
+    rows: tuple[NDArray[np.int64], ...]
+    targets: tuple[NDArray[Any], ...]
+    groups: tuple[NDArray[np.int64], ...] | None
+    classes: tuple[str, ...]
+    left_out: int
+
+    def digest(self) -> Any:
+        """Return a hash of everything but the inputs, to be continued with them."""
+        facts = [(name, len(rows)) for name, rows in zip(self.domains, self.rows, strict=True)]
+        digest = hashlib.sha256(repr((facts, self.classes, self.groups is not None)).encode())
+        for array in (*self.targets, *(self.groups or ())):
+            digest.update(array.data)
+        return digest
 
 
 def dataset_of_columns(
@@ -32,8 +79,9 @@ def dataset_of_columns(
     group: str | None = None,
     classes: Sequence[str] | None = None,
     root: Path | None = None,
+    missing_labels: MissingLabels = "error",
 ) -> DomainDataset:
-    """Return the data set that a table's columns hold.
+    """Return the data set of vectors that a table's columns hold.
 
     Args:
         name: name of the data set.
@@ -45,107 +93,250 @@ def dataset_of_columns(
         group: the column whose equal values mark rows of the same thing; None for no groups.
         classes: names of the classes, in order; None for the values of the label's column, sorted.
         root: the folder of the table.
+        missing_labels: whether rows without a label are an error, or are left out.
 
     Raises:
         ValueError: a column is not there, a label or a domain is missing in a row, a label has no meaning for the task,
-            or there is nothing to predict from. Rows are counted from 1.
+            a domain has too few rows, or there is nothing to predict from. Rows are counted from 1.
     """
-    known = list(columns)
-    used = [domain, *labels, *([] if group is None else [group])]
-    for column in (*used, *(features or ())):
-        if column not in columns:
-            raise UnknownNameError("column", column, known)
-    chosen = [column for column in known if column not in used] if features is None else list(features)
+    used = (domain, *labels, *([] if group is None else [group]))
+    chosen = [column for column in columns if column not in used] if features is None else list(features)
+    check_columns("features", chosen, list(columns))
     if both := [column for column in chosen if column in (domain, *labels)]:
-        raise ValueError(f"column {both[0]} is a feature, and says the domain or the label too")
+        raise FieldError("features", f"column {both[0]} is a feature, and says the domain or the label too")
     if not chosen:
-        raise ValueError("there is no column to predict from")
-    domains = _texts(domain, columns[domain], "domain")
-    names = tuple(sorted(set(domains.tolist())))
-    targets, classes = _targets(columns, labels, task, classes)
-    groups = None if group is None else np.unique(_texts(group, columns[group], "group"), return_inverse=True)[1]
-    described, vectors = zip(*(_feature(column, columns[column]) for column in chosen), strict=True)
-    inputs = np.stack(vectors, axis=1)
-    digest = hashlib.sha256(repr((chosen, described, domain, labels, task, classes)).encode())
+        raise FieldError("features", "there is no column to predict from")
+    labelled = labelled_rows(
+        columns, domain=domain, labels=labels, task=task, group=group, classes=classes, missing_labels=missing_labels
+    )
+    inputs = [np.empty((len(rows), len(chosen)), dtype=np.float32) for rows in labelled.rows]
+    described = tuple(_fill(inputs, i, column, columns[column], labelled.rows) for i, column in enumerate(chosen))
+    digest = labelled.digest()
+    digest.update(repr((described, domain, tuple(labels), task)).encode())
     parts = []
-    for one in names:
-        rows = np.flatnonzero(domains == one)
-        part = Domain(one, inputs[rows], targets[rows], None if groups is None else groups[rows].astype(np.int64))
-        for array in (part.inputs, part.targets):
-            digest.update(array.tobytes())
-        parts.append(part)
+    for i, one in enumerate(labelled.domains):
+        digest.update(inputs[i].data)
+        groups = None if labelled.groups is None else labelled.groups[i]
+        parts.append(Domain(one, inputs[i], labelled.targets[i], groups))
+    fingerprint = digest.hexdigest()[:16]
     return DomainDataset(
-        name, tuple(parts), tuple(classes), "vectors", digest.hexdigest()[:16], root, task, tuple(described)
+        name,
+        tuple(parts),
+        labelled.classes,
+        "vectors",
+        fingerprint,
+        root,
+        task,
+        described,
+        left_out=labelled.left_out,
     )
 
 
-def _feature(name: str, values: Values) -> tuple[Column, NDArray[np.float32]]:
-    if values.dtype != object:
-        if (row := _first(np.isinf(values))) is not None:
-            raise ValueError(f"row {row}: column {name} is infinite; leave a missing value empty")
-        return Column(name), values.astype(np.float32)
-    missing = np.array([value is None for value in values])
-    categories, codes = np.unique(values[~missing].astype(str), return_inverse=True)
-    vector = np.full(len(values), np.nan, dtype=np.float32)
-    vector[~missing] = codes
-    return Column(name, tuple(categories.tolist())), vector
+def labelled_rows(
+    columns: Mapping[str, Values],
+    *,
+    domain: str,
+    labels: Sequence[str],
+    task: Task = "classification",
+    group: str | None = None,
+    classes: Sequence[str] | None = None,
+    missing_labels: MissingLabels = "error",
+) -> LabelledRows:
+    """Return a table's rows by domain. Arguments and errors are those of `dataset_of_columns`."""
+    for field, names in (("domain", [domain]), ("labels", labels), ("group", [] if group is None else [group])):
+        check_columns(field, names, list(columns))
+    if domain in labels:
+        raise FieldError("labels", f"column {domain} says the domain and the label")
+    if task != "multilabel" and len(labels) != 1:
+        raise FieldError("labels", f"{task} has one column of labels, not {len(labels)}: {', '.join(labels)}")
+    kept = _rows_with_labels([columns[label] for label in labels], labels, missing_labels)
+    total = _length(columns[domain])
+    if not len(kept):
+        raise ValueError(f"none of its {total} rows has a label" if total else "it has no rows")
+    names, codes = _codes(domain, columns[domain], "domain", kept)
+    order, counts = np.argsort(codes, kind="stable"), np.bincount(codes, minlength=len(names))
+    places = np.split(order, np.cumsum(counts)[:-1])
+    for name, place in zip(names, places, strict=True):
+        if len(place) < SMALLEST_DOMAIN:
+            rows = "rows" if len(place) > 1 else "row"
+            raise FieldError(
+                "domain",
+                f"row {kept[place[0]] + 1}: domain {name} of column {domain} has {len(place)} {rows}; a domain needs "
+                f"{SMALLEST_DOMAIN} or more, of which one is held out",
+            )
+    targets, known = _targets(columns, labels, task, classes, kept)
+    groups = None if group is None else _codes(group, columns[group], "group", kept)[1]
+    return LabelledRows(
+        names,
+        tuple(kept[place] for place in places),
+        tuple(targets[place] for place in places),
+        None if groups is None else tuple(groups[place] for place in places),
+        tuple(known),
+        total - len(kept),
+    )
+
+
+def check_columns(field: str, names: Sequence[str], known: list[str]) -> None:
+    """Raise for a name that no column has.
+
+    Raises:
+        FieldError: of the field that names it; the message has the near names.
+    """
+    for name in names:
+        if name not in known:
+            raise FieldError(field, str(UnknownNameError("column", name, known)))
+
+
+def _rows_with_labels(
+    values: Sequence[Values], labels: Sequence[str], missing_labels: MissingLabels
+) -> NDArray[np.int64]:
+    missing = [_missing(one) for one in values]
+    if missing_labels == "error":
+        for label, where in zip(labels, missing, strict=True):
+            if where.any():
+                raise FieldError(
+                    ("missing_labels", "labels"),
+                    f"row {where.argmax() + 1} has no label: its column {label} is empty ({where.sum()} such rows, "
+                    "which missing_labels drop leaves out)",
+                )
+    return np.flatnonzero(~np.any(missing, axis=0))
+
+
+def _length(values: Values) -> int:
+    return len(values.codes if isinstance(values, Coded) else values)
+
+
+def _missing(values: Values) -> NDArray[np.bool_]:
+    if isinstance(values, Coded):
+        return np.asarray(values.codes < 0)
+    if values.dtype == object:
+        return np.array([value is None for value in values], dtype=bool)
+    return np.isnan(values)
+
+
+def _coded(values: Values) -> Coded:
+    """Return a column as texts; whole numbers are written without a point."""
+    if isinstance(values, Coded):
+        return values
+    missing = _missing(values)
+    known = values[~missing]
+    distinct, inverse = np.unique(known.astype(str) if known.dtype == object else known, return_inverse=True)
+    codes = np.full(len(values), -1, dtype=np.int64)
+    codes[~missing] = inverse
+    return Coded(tuple(map(text_of, distinct.tolist())), codes)
+
+
+def text_of(value: object) -> str:
+    """Return a value as the name of a class, a domain or a category; whole numbers are written without a point."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _occurring(coded: Coded, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the texts of some rows, sorted, and for every code of the column the index of its text; -1 for none."""
+    codes = coded.codes[rows]
+    present = np.unique(codes[codes >= 0])
+    ranked = sorted(present.tolist(), key=lambda code: coded.texts[code])
+    places = np.full(len(coded.texts) + 1, -1, dtype=np.int64)  # the last is of a missing value, whose code is -1
+    places[ranked] = np.arange(len(ranked))
+    return [coded.texts[code] for code in ranked], places
+
+
+def _codes(name: str, values: Values, what: str, rows: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the sorted texts of a column's rows, and the number of each row's text."""
+    coded = _coded(values)
+    if (row := _first(coded.codes[rows] < 0, rows)) is not None:
+        raise FieldError(what, f"row {row} has no {what}: its column {name} is empty")
+    texts, places = _occurring(coded, rows)
+    return tuple(texts), places[coded.codes[rows]]
+
+
+def _fill(
+    inputs: Sequence[NDArray[np.float32]],
+    place: int,
+    name: str,
+    values: Values,
+    rows: Sequence[NDArray[np.int64]],
+) -> Column:
+    """Write a column's values into every domain's inputs, and return what the column is."""
+    if isinstance(values, Coded) or values.dtype == object:
+        coded = _coded(values)
+        categories, places = _occurring(coded, np.concatenate(rows))
+        vector = np.where(places < 0, np.nan, places).astype(np.float32)
+        for part, of in zip(inputs, rows, strict=True):
+            part[:, place] = vector[coded.codes[of]]
+        return Column(name, tuple(categories))
+    for part, of in zip(inputs, rows, strict=True):
+        with np.errstate(over="ignore"):
+            part[:, place] = values[of]
+        if (row := _first(np.isinf(part[:, place]), of)) is not None:
+            raise FieldError(
+                "features",
+                f"row {row}: column {name} is infinite or beyond the range of float32; leave a missing value empty",
+            )
+    return Column(name)
 
 
 def _targets(
-    columns: Mapping[str, Values], labels: Sequence[str], task: Task, classes: Sequence[str] | None
+    columns: Mapping[str, Values],
+    labels: Sequence[str],
+    task: Task,
+    classes: Sequence[str] | None,
+    rows: NDArray[np.int64],
 ) -> tuple[NDArray[Any], Sequence[str]]:
     if task == "multilabel":
-        return np.stack([_truths(label, columns[label]) for label in labels], axis=1), labels
-    if len(labels) != 1:
-        raise ValueError(f"{task} has one column of labels, not {len(labels)}: {', '.join(labels)}")
+        return np.stack([_truths(label, columns[label], rows) for label in labels], axis=1), labels
     [label] = labels
     values = columns[label]
     if task == "regression":
-        return _numbers(label, values).astype(np.float32), labels
-    texts = _texts(label, values, "label")
-    found = sorted(set(texts.tolist()), key=_in_order)
-    named = found if classes is None else list(classes)
-    if unknown := [text for text in found if text not in named]:
+        return _numbers(label, values, rows).astype(np.float32), labels
+    texts, codes = _codes(label, values, "label", rows)
+    named = sorted(texts, key=_in_order) if classes is None else list(classes)
+    if unknown := [text for text in texts if text not in named]:
         raise UnknownNameError("class", unknown[0], named)
-    numbers = {text: number for number, text in enumerate(named)}
-    return np.array([numbers[text] for text in texts.tolist()], dtype=np.int64), named
+    return np.array([named.index(text) for text in texts], dtype=np.int64)[codes], named
 
 
 def _in_order(text: str) -> tuple[float, str]:
     """Return a key that sorts numbers by size, before other texts."""
     try:
-        return float(text), text
+        number = float(text)
     except ValueError:
         return math.inf, text
+    return (number if math.isfinite(number) else math.inf), text
 
 
-def _texts(name: str, values: Values, what: str) -> NDArray[np.object_]:
-    """Return a column as texts; whole numbers are written without a point."""
-    missing = np.array([value is None for value in values]) if values.dtype == object else np.isnan(values)
-    if (row := _first(missing)) is not None:
-        raise ValueError(f"row {row} has no {what}: its column {name} is empty")
-    texts = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values.tolist()]
-    return np.array(texts, dtype=object)
+def _numbers(name: str, values: Values, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    numbers: NDArray[np.float64]
+    if isinstance(values, Coded) or values.dtype == object:
+        coded = _coded(values)
+        number = np.array([_in_order(text)[0] for text in coded.texts], dtype=np.float64)
+        codes = coded.codes[rows]
+        numbers = number[codes]
+        if (place := _place(np.isinf(numbers))) is not None:
+            text = coded.texts[codes[place]]
+            raise FieldError("labels", f"row {rows[place] + 1}: column {name} is {text!r}, and must be a number")
+        return numbers
+    numbers = values[rows].astype(np.float64)
+    if (place := _place(~np.isfinite(numbers))) is not None:
+        raise FieldError("labels", f"row {rows[place] + 1} has no finite label: its column {name} is {numbers[place]}")
+    return numbers
 
 
-def _numbers(name: str, values: Values) -> NDArray[np.float64]:
-    if values.dtype == object:
-        text = next(i for i, value in enumerate(values, 1) if value is None or _in_order(value)[0] == math.inf)
-        raise ValueError(f"row {text}: column {name} is {values[text - 1]!r}, and must be a number")
-    if (row := _first(~np.isfinite(values))) is not None:
-        raise ValueError(f"row {row} has no finite label: its column {name} is {values[row - 1]}")
-    return values
-
-
-def _truths(name: str, values: Values) -> NDArray[np.int64]:
-    numbers = _numbers(name, values)
-    if (row := _first((numbers != 0) & (numbers != 1))) is not None:
-        raise ValueError(
-            f"row {row}: column {name} is {numbers[row - 1]:g}, and must be 1 where the label applies, else 0"
+def _truths(name: str, values: Values, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    numbers = _numbers(name, values, rows)
+    if (place := _place((numbers != 0) & (numbers != 1))) is not None:
+        raise FieldError(
+            "labels",
+            f"row {rows[place] + 1}: column {name} is {numbers[place]:g}, and must be 1 where it applies, else 0",
         )
     return numbers.astype(np.int64)
 
 
-def _first(where: NDArray[np.bool_]) -> int | None:
+def _place(where: NDArray[np.bool_]) -> int | None:
+    """Return the first place where an array is true; None if there is none."""
+    return int(where.argmax()) if where.any() else None
+
+
+def _first(where: NDArray[np.bool_], rows: NDArray[np.int64]) -> int | None:
     """Return the number, from 1, of the first row where an array is true; None if there is none."""
-    return int(where.argmax()) + 1 if where.any() else None
+    return None if (place := _place(where)) is None else int(rows[place]) + 1

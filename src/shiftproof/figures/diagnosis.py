@@ -61,6 +61,8 @@ def diagnose(
     import_plugins()
     if spec.plugins:
         _check_parts(spec)
+    if spec.kind == "vectors":
+        raise ValueError(f"{run} was trained on a table of your own, and cannot be diagnosed")
     key = spec.dataset if spec.dataset in DATASETS else "folder"
     folder = None if data_dir is None else with_home(data_dir).absolute()
     dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shiftproof.base.method import Method
     from shiftproof.studies.catalogue import LISTED, Listed, list_names
     from shiftproof.studies.checks import names_by_field
-    from shiftproof.studies.field_info import GROUPS, One, default_of, default_text, info_of, option_names
+    from shiftproof.studies.field_info import GROUPS, TABLE_FIELDS, One, default_of, default_text, info_of, option_names
     from shiftproof.studies.index import INDEX_FILE
     from shiftproof.studies.named_files import named_studies, study_path
     from shiftproof.studies.plan import Grid, Plan, read_plan, read_run_spec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shiftproof.studies.status import Status, read_status
     from shiftproof.studies.store import Store, StoreBusyError, read_results
     from shiftproof.studies.study import Study, Variant, field_types
-    from shiftproof.studies.study_data import open_data, open_dataset
+    from shiftproof.studies.study_data import open_data, open_dataset, table_of
     from shiftproof.studies.study_file import SCALES, StudyFileError, naming_lines, read_study
     from shiftproof.studies.timing import plan_text, study_costs
     from shiftproof.studies.workers import RayCluster
@@ -75,6 +75,8 @@ _PLACES = {
     "study_costs": "shiftproof.studies.timing",
     "study_path": "shiftproof.studies.named_files",
     "StudyFileError": "shiftproof.studies.study_file",
+    "TABLE_FIELDS": "shiftproof.studies.field_info",
+    "table_of": "shiftproof.studies.study_data",
     "time_shares": "shiftproof.studies.runner",
     "train_one": "shiftproof.studies.runner",
     "Variant": "shiftproof.studies.study",
@@ -95,6 +97,7 @@ __all__ = [
     "OVERALL",
     "SCALES",
     "SECONDS",
+    "TABLE_FIELDS",
     "FieldError",
     "Grid",
     "Listed",
@@ -136,6 +139,7 @@ __all__ = [
     "run_study",
     "study_costs",
     "study_path",
+    "table_of",
     "time_shares",
     "train_one",
 ]

@@ -18,6 +18,7 @@ from shiftproof.data import AUGMENTATIONS, DATASETS
 from shiftproof.models import check_normalisation, default_image_size
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, check_fixed, hyperparameters
+from shiftproof.studies.field_info import TABLE_FIELDS
 from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, Variant, field_types
 from shiftproof.training import check_device_name
@@ -124,11 +125,43 @@ def _check_variants(study: Study) -> None:
         raise FieldError("variants", "no method has the hyperparameters of any variant")
 
 
+def _check_table(study: Study) -> None:
+    """Raise for fields of a table that are missing, contradict each other, or have no table."""
+    if not any(DATASETS[name].table for name in study.datasets):
+        for name in TABLE_FIELDS:
+            if getattr(study, name) not in (None, (), "error"):
+                raise FieldError((name, "datasets"), f"only the data set table takes {name}")
+        return
+    for name, what in (
+        ("metadata", "its file"),
+        ("domain", "the column of the domains"),
+        ("labels", "the column to predict"),
+    ):
+        if not getattr(study, name):
+            option = {"labels": "label"}.get(name, name)
+            raise FieldError((name, "datasets"), f"the data set table needs {name}, {what}: --{option}")
+    _check_distinct("labels", "label", study.labels)
+    _check_distinct("features", "column", study.features)
+    if study.task in ("classification", "regression") and len(study.labels) > 1:
+        raise FieldError(
+            ("task", "labels"), f"{study.task} is of one label, not of {len(study.labels)}: {', '.join(study.labels)}"
+        )
+    if study.image is not None and study.features:
+        raise FieldError(("features", "image"), "features contradict image: pictures are all that is predicted from")
+    if all(DATASETS[name].table for name in study.datasets):
+        if study.data_dir is not None:
+            raise FieldError("data_dir", "the data set table takes no data_dir: its file is metadata")
+        for name in ("kind", "image_size"):
+            if study.image is None and getattr(study, name) is not None:
+                raise FieldError(name, f"{name} is of pictures, and no column of them is named: set image")
+
+
 def _check_together(study: Study) -> None:
+    _check_table(study)
     own = {name: DATASETS[name].kind for name in study.datasets}
     if study.kind is not None and None not in own.values() and set(own.values()) != {study.kind}:
         kinds = ", ".join(f"{name} has {kind}" for name, kind in own.items())
-        raise FieldError("kind", f"{kinds}; only the data set folder takes a kind")
+        raise FieldError("kind", f"{kinds}; only the data sets folder and table take a kind")
     if study.targets is not None and not study.targets:
         raise FieldError("targets", "name at least one target")
     if study.single_source and study.targets is not None:

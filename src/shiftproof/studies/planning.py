@@ -331,6 +331,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
         "checkpoint_freq": _listed(spec.checkpoint_freq for spec in specs),
         "model": facts.model,
         "kind": specs[0].kind,
+        **_table_terms(study, facts),
         "image_size": facts.image_size,
         "weights": study.weights.name if study.weights else None,
         "normalisation": str(normalisation_of(study, facts.input_shape[0]) or ""),
@@ -344,6 +345,19 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
             terms[term.label] = term.texts.get(value, value)
         terms.update(of_no_field.get(field.name, {}))
     return terms
+
+
+def _table_terms(study: Study, facts: _Facts) -> dict[str, Any]:
+    """Return what the fields of a table show of a data set."""
+    texts = {"labels": ", ".join(study.labels), "features": ", ".join(study.features)}
+    if not DATASETS[facts.key].table:
+        texts = dict.fromkeys(("domain", "labels", "features", "image", "group"), "")
+    left_out = facts.data.left_out if facts.data is not None else 0
+    return {
+        **texts,
+        "task": None if facts.task == "classification" else facts.task,
+        "missing_labels": f"{left_out} rows left out" if left_out else "",
+    }
 
 
 def _terms_of_no_field(study: Study, specs: Sequence[RunSpec]) -> dict[str, dict[str, Any]]:
@@ -382,9 +396,10 @@ def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> N
     """
     if facts.data is not None:
         if study.split == "grouped" and all(domain.groups is None for domain in facts.data.domains):
-            raise FieldError(
-                "split", f"{facts.name} has no groups to split by: no two of its files show one photograph"
-            )
+            reason = "no two of its files show one photograph"
+            if DATASETS[facts.key].table:
+                reason = "name their column as its group"
+            raise FieldError("split", f"{facts.name} has no groups to split by: {reason}")
         for i, domain in enumerate(facts.data.domains):
             split_domain(domain, study.split, 0, i)
     if study.augmentation != "standard" and facts.kind != "photographs":

@@ -20,13 +20,14 @@ from shiftproof.algorithms import SingleDomainWarning
 from shiftproof.base.files import DamagedFileError, is_local, with_home
 from shiftproof.base.plugins import Plugin, PluginError, adopt_plugins, digests, imported, keep_sources
 from shiftproof.base.processes import preload
+from shiftproof.data import TableFile
 from shiftproof.protocol import Unit
 from shiftproof.studies.plan import PLAN_FILE, Plan, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.store import Store, claim, claim_run, has_ended
 from shiftproof.studies.study import Study
-from shiftproof.studies.study_data import data_folder, open_data, open_dataset
+from shiftproof.studies.study_data import data_folder, open_data, open_dataset, table_of
 from shiftproof.studies.workers import NodeError, RayCluster, run_on_ray, run_tasks
 from shiftproof.training import (
     CHECKPOINT_FILE,
@@ -65,6 +66,7 @@ class RunTask(NamedTuple):
     device: str
     tracking: Tracking
     plugins: tuple[Plugin, ...] = ()
+    table: TableFile | None = None
 
 
 def execute(task: RunTask) -> dict[str, Any]:
@@ -94,6 +96,7 @@ def execute_elsewhere(task: RunTask) -> dict[str, Any]:
     for what, path in (
         ("the output", task.folder.parents[1] / PLAN_FILE),
         ("the data folder", task.data_dir),
+        ("the table", task.table.file if task.table else None),
         ("the weights", task.weights),
     ):
         if path is not None and not path.exists():
@@ -110,7 +113,7 @@ def _train_run(task: RunTask) -> dict[str, Any]:
         # planning the study has printed the warnings about data set and methods already
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = open_dataset(task.dataset, task.data_dir, task.spec.image_size, task.spec.kind)
+            dataset = open_dataset(task.dataset, task.data_dir, task.spec.image_size, task.spec.kind, task.table)
         _drop_checkpoint_of_other_plugins(task.folder, task.spec)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SingleDomainWarning)
@@ -292,6 +295,7 @@ def _train_all(
             study.device,
             Tracking(trackers, store.root, _tags(plan.name, spec)),
             plugins,
+            table_of(study, keys[spec.dataset]),
         )
         for spec in specs
     ]

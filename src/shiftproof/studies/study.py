@@ -8,7 +8,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from shiftproof.base.choices import Averaging, ClassWeights, PictureKind, Precision, Sampling, Search, SplitRule, Tuning
+from shiftproof.base.choices import (
+    Averaging,
+    ClassWeights,
+    MissingLabels,
+    PictureKind,
+    Precision,
+    Sampling,
+    Search,
+    SplitRule,
+    Task,
+    Tuning,
+)
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value
 from shiftproof.base.method import Method
@@ -93,6 +104,76 @@ class Study:
         ALL,
         none="none; embedded data sets need no folder",
         metavar="DIR",
+    )
+    metadata: Path | None = described(
+        None,
+        "CSV or Parquet file of the data set table: a row for every case",
+        "data",
+        RUNS,
+        none="none",
+        metavar="FILE",
+    )
+    domain: str | None = described(
+        None,
+        "column of the table that names the domain of a row",
+        "data",
+        RUNS,
+        none="none",
+        metavar="COLUMN",
+        term=Term("domain", "the column that names the domain of a row"),
+    )
+    labels: tuple[str, ...] = described(
+        (),
+        "column of the table to predict; several, of 0 and 1, for several labels of a row",
+        "data",
+        RUNS,
+        none="none",
+        options=("--label",),
+        metavar="COLUMN",
+        term=Term("predicted", "the columns that are predicted"),
+    )
+    task: Task | None = described(
+        None,
+        "what a table's label is: classification, multilabel or regression",
+        "data",
+        RUNS,
+        none="classification; multilabel for several labels",
+        metavar="TASK",
+        term=Term("task", "what is predicted; if not shown, one class of several"),
+    )
+    features: tuple[str, ...] = described(
+        (),
+        "columns of the table to predict from; NAME:number and NAME:category say their type",
+        "data",
+        RUNS,
+        none="all others, with the type of their values",
+        metavar="COLUMN",
+        term=Term("features", "the columns to predict from; if not shown, all others of the table"),
+    )
+    image: str | None = described(
+        None,
+        "column of the table that names picture files, to predict from in place of features",
+        "data",
+        RUNS,
+        none="none",
+        metavar="COLUMN",
+        term=Term("image", "the column that names picture files"),
+    )
+    group: str | None = described(
+        None,
+        "column of the table whose equal values mark rows of one thing, for --split grouped",
+        "data",
+        RUNS,
+        none="none",
+        metavar="COLUMN",
+        term=Term("group", "the column whose equal values mark rows of one thing"),
+    )
+    missing_labels: MissingLabels = described(
+        "error",
+        "rows of a table without a label: error ends with the first one, drop leaves them out",
+        "data",
+        RUNS,
+        term=Term("missing labels", "rows without a label, which are left out of training and of all scores"),
     )
     algorithms: tuple[str, ...] = described(
         ("erm",),
@@ -266,7 +347,7 @@ class Study:
     )
     kind: PictureKind | None = described(
         None,
-        "kind of the images in your own folder, which sets size and augmentation: photographs or small_images",
+        "kind of the images in your own folder or table, which sets size and augmentation: photographs or small_images",
         "data",
         ALL,
         none="inferred from the files",

@@ -10,7 +10,7 @@ from pathlib import Path
 from shiftproof.base.choices import Kind
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.files import with_home
-from shiftproof.data import DATASETS, DomainDataset, Look, look_at_folder
+from shiftproof.data import DATASETS, DomainDataset, Look, TableFile, look_at_folder, look_at_table
 from shiftproof.models import Normalisation, default_image_size, stated_normalisation
 from shiftproof.studies.study import Study
 
@@ -32,27 +32,65 @@ def open_data(study: Study, dataset: str) -> DomainDataset:
         ValueError: it cannot be opened.
     """
     kind = None if DATASETS[dataset].kind else kind_of(study, dataset)
-    return open_dataset(dataset, data_folder(study, dataset), image_size_of(study, dataset), kind)
+    table = table_of(study, dataset)
+    opened = open_dataset(dataset, data_folder(study, dataset), image_size_of(study, dataset), kind, table)
+    if table is not None:
+        _say(_table_text(table, opened))
+    return opened
+
+
+def table_of(study: Study, dataset: str) -> TableFile | None:
+    """Return the table of a data set of a study; None if it is not opened from one."""
+    if not DATASETS[dataset].table:
+        return None
+    assert study.metadata is not None and study.domain is not None  # noqa: S101, PT018  (checked with the study)
+    return TableFile(
+        with_home(study.metadata).absolute(),
+        study.domain,
+        study.labels,
+        study.task or ("multilabel" if len(study.labels) > 1 else "classification"),
+        study.features,
+        study.image,
+        study.group,
+        study.missing_labels,
+    )
+
+
+def _table_text(table: TableFile, dataset: DomainDataset) -> str:
+    """Return what a table was taken for, in one line."""
+    rows = sum(len(domain) for domain in dataset.domains)
+    left_out = f"; {dataset.left_out} without a label are left out" if dataset.left_out else ""
+    text = f"{table.file}: {rows} rows in {len(dataset.domains)} domains{left_out}"
+    if dataset.columns is None:
+        return text
+    categories = [column.name for column in dataset.columns if column.categories]
+    named = f": {', '.join(categories)}" if categories else ""
+    return (
+        f"{text}; {len(dataset.columns) - len(categories)} columns of numbers, {len(categories)} of categories{named}"
+    )
 
 
 def data_folder(study: Study, dataset: str) -> Path | None:
-    """Return the folder that holds a data set of a study; None for an embedded data set among others."""
-    embedded = DATASETS[dataset].embedded
-    if study.data_dir is None or (embedded and not all(DATASETS[name].embedded for name in study.datasets)):
+    """Return the folder that holds a data set of a study; None for one that needs none, among others."""
+    without = {name for name in study.datasets if DATASETS[name].embedded or DATASETS[name].table}
+    if study.data_dir is None or DATASETS[dataset].table or (dataset in without and without != {*study.datasets}):
         return None
     return with_home(study.data_dir).absolute()
 
 
 @lru_cache(maxsize=2)
-def open_dataset(name: str, data_dir: Path | None, image_size: int | None, kind: Kind | None) -> DomainDataset:
-    """Open a data set by name, once per process; ``kind`` is for folders of unpublished images.
+def open_dataset(
+    name: str, data_dir: Path | None, image_size: int | None, kind: Kind | None, table: TableFile | None = None
+) -> DomainDataset:
+    """Open a data set by name, once per process; ``kind`` is for unpublished images, ``table`` for a user's table.
 
     Raises:
         FieldError: what the entry opens is no data set.
         ValueError: it cannot be opened.
     """
     entry = DATASETS[name]
-    dataset: object = entry.open(data_dir, image_size) if entry.kind else entry.open(data_dir, image_size, kind)
+    source = table if entry.table else data_dir
+    dataset: object = entry.open(source, image_size) if entry.kind else entry.open(source, image_size, kind)
     if not isinstance(dataset, DomainDataset):
         returned = type(dataset).__name__
         raise FieldError("datasets", f"open of data set '{name}' must return a DomainDataset, not {returned}")
@@ -65,7 +103,9 @@ def kind_of(study: Study, dataset: str) -> Kind:
     Raises:
         FolderError: the folder to infer it from is missing or not laid out as a data set.
     """
-    return DATASETS[dataset].kind or study.kind or _look(data_folder(study, dataset)).kind
+    if DATASETS[dataset].table and study.image is None:
+        return "vectors"
+    return DATASETS[dataset].kind or study.kind or _look_at(study, dataset).kind
 
 
 def model_of(study: Study, dataset: str) -> str:
@@ -85,8 +125,10 @@ def model_of(study: Study, dataset: str) -> str:
     if kind == "photographs":
         folder, advice = data_folder(study, dataset), ""
         name = dataset
-        if DATASETS[dataset].kind is None:  # a folder, whose kind can be stated
+        if DATASETS[dataset].kind is None:  # a folder or table, whose kind can be stated
             name = dataset if folder is None else os.path.basename(os.path.abspath(folder))
+            if study.metadata is not None and DATASETS[dataset].table:
+                name = study.metadata.name
             advice = ". If they are digits, characters or spectrograms, set kind to small_images"
         raise FieldError(
             "model",
@@ -102,15 +144,20 @@ def image_size_of(study: Study, dataset: str) -> int | None:
 
     Unless the study states a size, it is the model's for photographs and the images' own for small images.
     """
-    fixed_size = DATASETS[dataset].kind in FIXED_SIZE
+    fixed_size = _has_fixed_size(study, dataset)
     if study.image_size is not None:
-        beside = fixed_size and any(DATASETS[name].kind not in FIXED_SIZE for name in study.datasets)
+        beside = fixed_size and not all(_has_fixed_size(study, name) for name in study.datasets)
         return None if beside else study.image_size
     if fixed_size:
         return None
     if kind_of(study, dataset) == "photographs":
         return default_image_size(model_of(study, dataset))
-    return _look(data_folder(study, dataset)).small_size
+    return _look_at(study, dataset).small_size
+
+
+def _has_fixed_size(study: Study, dataset: str) -> bool:
+    entry = DATASETS[dataset]
+    return entry.kind in FIXED_SIZE or (entry.table and study.image is None)
 
 
 def normalisation_of(study: Study, channels: int) -> Normalisation | None:
@@ -144,10 +191,15 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def _look_at(study: Study, dataset: str) -> Look:
+    return _look(table_of(study, dataset) or data_folder(study, dataset))
+
+
 @lru_cache(maxsize=2)
-def _look(folder: Path | None) -> Look:
-    """Infer the kind of images in a folder, once per process, and print the result."""
-    look = look_at_folder(folder)
+def _look(source: Path | TableFile | None) -> Look:
+    """Infer the kind of images in a folder or of a table, once per process, and print the result."""
+    place = source.file if isinstance(source, TableFile) else source
+    look = look_at_table(source) if isinstance(source, TableFile) else look_at_folder(source)
     size = f" of {look.small_size} x {look.small_size} pixels" if look.kind == "small_images" else ""
-    print(f"{folder}: treated as {look.kind}{size} ({look.text}); set kind to override this", file=sys.stderr)
+    print(f"{place}: treated as {look.kind}{size} ({look.text}); set kind to override this", file=sys.stderr)
     return look

@@ -63,8 +63,8 @@ class RunSpec:
             `shiftproof.training.averaging`).
         score_targets: whether the in parts of the targets are scored at every evaluation, for leave-one-domain-out
             validation; else only at steps that a rule reports.
-        kind: kind of the images in a user's folder; None for published data sets, and in earlier results, whose
-            folders held photographs.
+        kind: kind of the inputs in a user's folder or table; None for published data sets, and in earlier results,
+            whose folders held photographs.
         normalisation: normalisation of the images, if stated; None for that of the weights file or the model.
         task: what is predicted.
         sampling: whether batches draw every row of a domain alike ("uniform") or every class of it ("balanced").
