@@ -6,10 +6,10 @@ from plugin_files import forgotten, write_examples
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.cli import main
-from shiftproof.data import DATASETS
+from shiftproof.data import AUGMENTATIONS, DATASETS
 from shiftproof.models import MODELS
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol import RULES
+from shiftproof.protocol import MEASURES, RULES
 from shiftproof.studies import named_studies
 from shiftproof.training.tracking import TRACKERS
 
@@ -19,6 +19,8 @@ REGISTERED = {
     "annealers": ANNEALERS,
     "datasets": DATASETS,
     "models": MODELS,
+    "augmentations": AUGMENTATIONS,
+    "measures": MEASURES,
     "rules": RULES,
     "trackers": TRACKERS,
     "studies": named_studies(),

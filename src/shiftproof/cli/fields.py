@@ -92,7 +92,7 @@ def given_table(options: argparse.Namespace, file: Path) -> Study:
         FieldError: a field is missing, or cannot have its value.
     """
     given = {name: value for name in TABLE_FIELDS if (value := getattr(options, name, None)) is not None}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
     return Study(datasets=("table",), metadata=file, **values)
 
 

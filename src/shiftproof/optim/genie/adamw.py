@@ -37,13 +37,13 @@ class GENIEAdamW(GENIEBase):
 
     It tunes like Adam, and does not transfer better. Measured with prototypes of it and of Adam: its best learning rate
     was Adam's on five of five problems; none of its runs at 0.001 to 0.03 diverged, nor on an MLP at 0.1; at three
-    times the best rate it lost 0.2 points of source validation, Adam 1.0; the accuracy on unseen domains differed from Adam's by +0.1 points
-    [-1.2, +1.4] (rotated digits, 36 runs). See docs/genie.md.
+    times the best rate it lost 0.2 points of source validation, Adam 1.0; the accuracy on unseen domains differed from
+    Adam's by +0.1 points [-1.2, +1.4] (rotated digits, 36 runs). See docs/genie.md.
 
     The scale of the loss makes no difference: with ``eps=0``, a loss times a power of two leaves every weight bit for
     bit the same, unless :math:`(1 - \beta_2) g^2` or :math:`\hat m^2` leaves the range of normal numbers (in float32,
-    gradients of at least 1e-10 times a factor between 2^-14 and 2^14 stay in it), or gradients are clipped. Above 1.8e19
-    a float32 gradient has no square, and makes its weight NaN.
+    gradients of at least 1e-10 times a factor between 2^-14 and 2^14 stay in it), or gradients are clipped. A float32
+    gradient above 1.8e19 has no square, and makes its weight NaN.
 
     The mask is a function of (seed, step, position of the parameter, element), as in `GENIE`: replicas and shards draw
     what one process would, and torch's generators are not touched.

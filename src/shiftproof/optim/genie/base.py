@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Real
 from typing import Any, overload
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from shiftproof.base.options import check_number
 from shiftproof.optim.genie import fused_triton
 from shiftproof.optim.genie.rule import Options, Row
 from shiftproof.optim.genie.seeds import count_as_living, note_step, warn_of_repeated_draws
@@ -298,8 +298,9 @@ def check_shared_options(options: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the option if one that both optimizers have is out of its range."""
     seed, dropout = options["seed"], options["dropout"]
     whole = isinstance(seed, int) and not isinstance(seed, bool)
-    if not isinstance(dropout, Real):
-        raise ValueError(f"Invalid dropout value: {dropout!r}; it must be a number")  # noqa: TRY004
+    check_number("dropout", dropout)
+    if isinstance(dropout, Tensor):
+        raise ValueError(f"Invalid dropout value: {dropout!r}; a tensor is not supported")  # noqa: TRY004
     for name, valid, expected in (
         ("dropout", 0 <= dropout < 1 and mask_threshold(dropout) < MASK_LEVELS, "in [0, 1)"),
         ("seed", whole and 0 <= seed < 2**64, "an integer in [0, 2**64)"),
