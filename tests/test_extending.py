@@ -56,7 +56,21 @@ def _options(fields):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_an_example_works_from_the_command_line_and_in_workers(examples, name, capsys):
-    assert main(["compare", "--import", f"{name}.py", *_options({**SHORT, **FIELDS[name]}), "--output", "out"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                "--dataset",
+                "rotated_digits",
+                "--import",
+                f"{name}.py",
+                *_options({**SHORT, **FIELDS[name]}),
+                "--output",
+                "out",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     rows = rows_of("out")
     assert {row["status"] for row in rows} == {"finished"}
@@ -86,7 +100,7 @@ def test_an_example_works_from_a_study_file(examples, name, capsys):
 def test_an_example_works_on_ray(examples, capsys):
     pytest.importorskip("ray", reason="Ray is not installed")
     fields = {**SHORT, **FIELDS["tilted"], "algorithms": ["tilted"]}
-    local = ["compare", "--import", "tilted.py", *_options(fields)]
+    local = ["compare", "--dataset", "rotated_digits", "--import", "tilted.py", *_options(fields)]
     assert main([*local, "--output", "here"]) == 0
     examples["tilted"].rename(examples["tilted"].with_name("moved.py"))  # workers take the content, not the file
     assert main([*local, "--output", "there", "--backend", "ray"]) == 1  # but the driver needs it

@@ -14,6 +14,7 @@ from benchmarks.fields_table import PAGE, with_table
 from shiftproof.cli import main
 from shiftproof.cli.fields import given_fields
 from shiftproof.cli.parser import make_parser
+from shiftproof.cli.runs import COMPARED
 from shiftproof.studies import RayCluster, Study
 from shiftproof.studies.field_info import ALL, GROUPS, STUDIES, default_of, default_text, info_of, option_names
 from shiftproof.studies.study import field_types
@@ -89,7 +90,8 @@ def test_a_command_has_the_options_of_the_fields_that_it_takes(command):
 def test_help_ends_in_the_default(command):
     for field in fields(Study):
         if (option := _option(command, field)) is not None:
-            assert option.help.endswith(f"(default: {default_text(default_of(field), info_of(field).none)})")
+            default = COMPARED.get(field.name, default_of(field)) if command == "compare" else default_of(field)
+            assert option.help.endswith(f"(default: {default_text(default, info_of(field).none)})")
 
 
 def test_help_ends_in_the_default_of_the_command():

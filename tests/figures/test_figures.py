@@ -215,7 +215,7 @@ def test_a_finished_run_is_diagnosed_and_its_report_shows_it(
 ) -> None:
     common = ["--steps", "4", "--set", "data.batch_size=4"]
     store = ["--targets", "0", "--optimizers", "adam", "--trials", "1", "--jobs", "1"]
-    assert main(["compare", *common, *store, "--output", str(tmp_path)]) == 0
+    assert main(["compare", "--dataset", "rotated_digits", *common, *store, "--output", str(tmp_path)]) == 0
     [run] = (tmp_path / "runs").iterdir()
     assert main(["diagnose", str(run)]) == 0
     drawn = {path.stem for path in (run / "diagnostics").glob("*.svg")}

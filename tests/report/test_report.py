@@ -188,8 +188,8 @@ def test_names_are_text_whatever_they_hold(write_store, hostile_plan, tmp_path):
     assert {row["target"] for row in read_csv(tmp_path / "figures" / "loss.csv")} == {hostile, long}
 
 
-COMMAND = ["compare", "--optimizers", "sgd", "genie", "--steps", "6", "--checkpoint-freq", "2", "--targets", "30",
-           "--trials", "1", "--jobs", "1"]  # fmt: skip
+COMMAND = ["compare", "--dataset", "rotated_digits", "--optimizers", "sgd", "genie", "--steps", "6", "--targets", "30",
+           "--checkpoint-freq", "2", "--trials", "1", "--jobs", "1"]  # fmt: skip
 
 
 def test_compare_writes_the_report(write_store, tmp_path, capsys):

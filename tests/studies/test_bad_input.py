@@ -69,7 +69,7 @@ from shiftproof.studies import RayCluster, Study, Variant, make_plan, run_study,
     ],
 )
 def test_compare_refuses(options, message, capsys, tmp_path):
-    assert main(["compare", *options.split(), "--output", str(tmp_path / "out")]) == 1
+    assert main(["compare", "--dataset", "rotated_digits", *options.split(), "--output", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -166,7 +166,20 @@ def test_a_data_set_with_one_domain_is_refused(monkeypatch):
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    options = ["compare", "--steps", "1", "--optimizers", "sgd", "--targets", "0", "--trials", "1", "--output"]
+    options = [
+        "compare",
+        "--dataset",
+        "rotated_digits",
+        "--steps",
+        "1",
+        "--optimizers",
+        "sgd",
+        "--targets",
+        "0",
+        "--trials",
+        "1",
+        "--output",
+    ]
     assert main([*options, str(tmp_path / "file" / "out")]) == 1
     assert "cannot be written: Not a directory" in capsys.readouterr().err
     if os.geteuid() != 0:

@@ -13,6 +13,8 @@ from shiftproof.studies.store import Store, claim
 from shiftproof.tables import build_tables
 
 SMALL = [
+    "--dataset",
+    "rotated_digits",
     "--steps",
     "6",
     "--batch-size",
@@ -141,7 +143,7 @@ def test_a_damaged_result_stops_before_anything_is_trained(compared, tmp_path, c
     folder = Store(tmp_path).folder(make_plan(study).runs[0])
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{")
-    options = ["--steps", "2", "--optimizers", "sgd", "--targets", "0", "--trials", "1"]
+    options = ["--dataset", "rotated_digits", "--steps", "2", "--optimizers", "sgd", "--targets", "0", "--trials", "1"]
     assert main(["compare", *options, "--output", str(tmp_path)]) == 1
     assert f"{folder / 'result.json'} is damaged" in capsys.readouterr().err
 
@@ -149,7 +151,19 @@ def test_a_damaged_result_stops_before_anything_is_trained(compared, tmp_path, c
 def test_one_source_domain_is_said_once(tmp_path):
     """Through the command itself: of a worker's warnings pytest sees nothing."""
     options = ["--algorithms", "erm", "coral", "arm", "--optimizers", "adam", "--single-source", "--batch-size", "4"]
-    command = [sys.executable, "-m", "shiftproof", "compare", *options, "--steps", "1", "--trials", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "shiftproof",
+        "compare",
+        "--dataset",
+        "rotated_digits",
+        *options,
+        "--steps",
+        "1",
+        "--trials",
+        "1",
+    ]
     done = subprocess.run([*command, "--jobs", "1", "--output", str(tmp_path)], check=True, capture_output=True)
     said = "compares the features of source domains: with one domain CORAL is ERM"
     assert (done.stderr + done.stdout).decode().count(said) == 1

@@ -99,8 +99,16 @@ def test_the_option_of_a_command(text, options, place, message, tmp_path, monkey
         ("train --target 31 --output out", "--target", "unknown domain of rotated_digits '31'"),
         ("train --target 0 --optimizer adm --output out", "--optimizer", "unknown optimizer 'adm'"),
         ("compare --dataset rotated_digit", "--dataset", "unknown data set 'rotated_digit'"),
-        ("compare --protocol swad --checkpoint-freq 300 --steps 50", "--checkpoint-freq", "the protocol swad would"),
-        ("compare --protocol swad --steps 50", "--steps", "the protocol swad would evaluate only step 1 of 50 steps"),
+        (
+            "compare --dataset rotated_digits --protocol swad --checkpoint-freq 300 --steps 50",
+            "--checkpoint-freq",
+            "the protocol swad would",
+        ),
+        (
+            "compare --dataset rotated_digits --protocol swad --steps 50",
+            "--steps",
+            "the protocol swad would evaluate only step 1 of 50 steps",
+        ),
         ("compare --clip-norm 0", "--clip-norm", "clip_norm must be a number above 0, not 0"),
         ("figure osgr --model small_con", "--model", "unknown model 'small_con'"),
         ("bench data --target 0 --data-dir . --model small_con", "--model", "unknown model 'small_con'"),

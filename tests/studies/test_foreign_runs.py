@@ -223,7 +223,7 @@ def test_a_study_trains_and_shows_its_table_beside_what_it_cannot_read(tmp_path,
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "runs" / "x" / "result.json").write_text('{"metrics": [{}]}')
     options = ["--optimizers", "sgd", "--targets", "0", "--trials", "1", "--steps", "2", "--batch-size", "4"]
-    assert main(["compare", *options, "--jobs", "1", "--output", str(tmp_path)]) == 0
+    assert main(["compare", "--dataset", "rotated_digits", *options, "--jobs", "1", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert "skipped: " in printed.err
     assert "accuracy on unseen domains, %" in printed.out

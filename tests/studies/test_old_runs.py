@@ -28,7 +28,10 @@ from shiftproof.training import train
 OLD = Path(__file__).with_name("old_runs")
 FINISHED, HALF = "00fe444e690d014d", "1010f5adbd8ed49f"
 DIGITS = DATASETS["rotated_digits"].open(None, None)
-COMPARE = "--optimizers sgd genie_invariant --targets 30 45 --trials 1 --steps 4 --checkpoint-freq 2 --batch-size 2"
+COMPARE = (
+    "--dataset rotated_digits --optimizers sgd genie_invariant --targets 30 45 --trials 1 --steps 4 "
+    "--checkpoint-freq 2 --batch-size 2"
+)
 REMOVED = (
     "optimizer 'genie_invariant' was removed: it cost three times AdamW and was no easier to tune. Use genie_adamw, "
     "which"

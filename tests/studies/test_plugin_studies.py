@@ -19,7 +19,20 @@ from shiftproof.cli import main
 from shiftproof.protocol import RULES, Choice, SelectionRule
 from studies.outputs import rows_of, state_of
 
-SHORT = ["--targets", "75", "--trials", "1", "--steps", "4", "--checkpoint-freq", "2", "--jobs", "1"]
+SHORT = [
+    "--dataset",
+    "rotated_digits",
+    "--targets",
+    "75",
+    "--trials",
+    "1",
+    "--steps",
+    "4",
+    "--checkpoint-freq",
+    "2",
+    "--jobs",
+    "1",
+]
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 

@@ -175,7 +175,7 @@ def test_a_plan_that_is_replaced_is_told_and_keeps_its_runs(output, capsys):
 def test_leave_one_domain_out_validation_through_the_command_line(tmp_path, capsys):
     options = "--optimizers sgd --targets 0 --trials 1 --steps 4 --checkpoint-freq 2 --batch-size 4 --jobs 1"
     rules = ["--selection", "training_domain", "leave_one_domain_out", "oracle", "last"]
-    assert main(["compare", *options.split(), *rules, "--output", str(tmp_path)]) == 0
+    assert main(["compare", "--dataset", "rotated_digits", *options.split(), *rules, "--output", str(tmp_path)]) == 0
     assert "runs finished 6 of 6" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     [single] = [row for row in rows if row["target"] == "0"]

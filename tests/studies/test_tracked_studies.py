@@ -7,7 +7,21 @@ import pytest
 from shiftproof.cli import main
 
 RUN = ["train", "--target", "30", "--steps", "2", "--set", "data.batch_size=4"]
-STUDY = ["compare", "--optimizers", "sgd", "adam", "--targets", "0", "45", "--trials", "1", "--steps", "2"]
+STUDY = [
+    "compare",
+    "--dataset",
+    "rotated_digits",
+    "--optimizers",
+    "sgd",
+    "adam",
+    "--targets",
+    "0",
+    "45",
+    "--trials",
+    "1",
+    "--steps",
+    "2",
+]
 
 
 def test_one_run_is_tracked(tmp_path):

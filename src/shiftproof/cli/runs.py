@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shiftproof.cli.fields import add_fields, study_of
 from shiftproof.cli.options import (
@@ -46,8 +47,16 @@ def add_commands(commands: Commands) -> None:
     )
 
 
+COMPARED: Mapping[str, Any] = {
+    "datasets": ("vowels",),
+    "optimizers": ("sgd", "adam", "genie", "genie_adamw"),
+    "trials": 8,
+}
+"""What is compared unless told otherwise: real data in the package, in minutes, with enough trials to tell a point."""
+
+
 def _add_compare(parser: Command) -> None:
-    add_fields(parser, "compare")
+    add_fields(parser, "compare", defaults=COMPARED)
     running = add_store(parser, default=Path("runs/compare"))
     running.add_argument("--profile", action="store_true", help="print how the runs spent their time")
 

@@ -75,7 +75,7 @@ def test_a_cluster_without_what_a_run_reserves_is_refused(tmp_path):
     ],
 )
 def test_bad_options_are_refused(options, reason, tmp_path, capsys):
-    assert main(["compare", "--steps", "2", "--output", str(tmp_path), *options]) == 1
+    assert main(["compare", "--dataset", "rotated_digits", "--steps", "2", "--output", str(tmp_path), *options]) == 1
     assert reason in capsys.readouterr().err
 
 

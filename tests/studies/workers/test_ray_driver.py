@@ -159,5 +159,5 @@ def test_a_node_without_the_device_is_named(tmp_path):
 
 def test_a_cluster_that_is_not_there_is_named(tmp_path, capsys):
     options = ["--steps", "2", "--output", str(tmp_path), "--backend", "ray", "--address", "nowhere"]
-    assert main(["compare", *options]) == 1
+    assert main(["compare", "--dataset", "rotated_digits", *options]) == 1
     assert "cannot connect to the Ray cluster at nowhere: Invalid address format" in capsys.readouterr().err
