@@ -160,7 +160,9 @@ def test_every_set_that_can_be_fetched_can_be_checked_by_the_same_name(tmp_path,
 def test_bad_input_is_refused(image_tree, tmp_path):
     with pytest.raises(FolderError, match="gone: no such folder"):
         check_data(tmp_path / "gone")
-    with pytest.raises(UnknownNameError, match=r"Did you mean PACS\?.*DomainNet, rotated_mnist, colored_mnist"):
+    with pytest.raises(
+        UnknownNameError, match=r"Did you mean PACS\?.*DomainNet, spoken_digits, rotated_mnist, colored_mnist"
+    ):
         check_data(image_tree(TREE), "PACs")
 
 

@@ -78,7 +78,7 @@ def test_a_folder_is_opened_at_the_size_of_its_kind(tmp_path):
 
 
 def test_all_but_folders_state_their_kind():
-    assert {name for name in DATASETS if DATASETS[name].kind is None} == {"folder"}
+    assert {name for name in DATASETS if DATASETS[name].kind is None} == {"folder", "table"}
     assert {DATASETS[name].kind for name in DATASETS} == {None, *KINDS}
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import fields
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +12,7 @@ from shiftproof.cli import main
 from shiftproof.protocol import BUILT_IN_RULES
 from shiftproof.report import write_report
 from shiftproof.report.terms import MEANINGS, RULE_MEANINGS
-from shiftproof.studies import Study, make_plan, runner
+from shiftproof.studies import TABLE_FIELDS, Study, info_of, make_plan, runner
 from shiftproof.tables import build_tables
 
 SMALL = {"optimizers": ("sgd", "genie"), "steps": 6, "checkpoint_freq": 2}
@@ -108,6 +109,9 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
     # with a file of weights, drawings of photographs, or a folder
     given = {"weights", "published start", "batch norm", "classifier start", "split", "kind", "augmentation"}
     given |= {"metric", "sampling", "class weights"}
+    table = {info_of(field).term.label for field in fields(Study) if field.name in TABLE_FIELDS and info_of(field).term}
+    assert {"domain", "task", "missing labels"} <= table
+    given |= table
     assert names | given | {"selection", "results version", "runs finished"} == MEANINGS.keys()
     assert RULE_MEANINGS.keys() == set(BUILT_IN_RULES)
 
