@@ -25,7 +25,7 @@ MASK_LEVELS = 65536
 _MASK_PER_BLOCK = 8
 _NOISE_PER_BLOCK = 4
 _SIGNS_PER_BLOCK = 128
-_CACHED_BLOCKS = 2**15  # blocks per pass and thread on a CPU, so that the rounds' temporaries stay in its cache
+_CACHED_BLOCKS = 2**16  # blocks per pass and thread on a CPU, so that the rounds' temporaries stay in its cache
 
 
 class Place(NamedTuple):
