@@ -1,6 +1,7 @@
 """Every algorithm with Adam on each kind and task that it allows, and every optimizer with ERM; the rest is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,17 @@ from sklearn.impute import SimpleImputer
 from sklearn.metrics import mean_squared_error
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
+from torch.nn import functional as F
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.base.field_error import FieldError
+from shiftproof.base.hparams import Hparam
 from shiftproof.data import TASKS, Column, Domain, DomainDataset, Preparation, batch_indices, split_domain
+from shiftproof.models import MODELS, Featurizer, Model, Normalisation
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol import search_space, setting
+from shiftproof.protocol import PROTOCOLS, search_space, select, setting
+from shiftproof.studies import Study, make_plan
 from shiftproof.training import RunSpec, train
 from shiftproof.training.prepared import balanced_weights, prepared
 from shiftproof.training.saved_model import load
@@ -240,3 +246,47 @@ def test_a_killed_run_on_a_table_ends_as_one_that_was_not(tmp_path):
     for result in (whole, again):
         del result["seconds"]
     assert again == whole
+
+
+def test_the_model_that_is_kept_is_the_one_in_the_table(tmp_path):
+    """Also where the measure is undefined at every evaluation, as AUROC is where a source's held-out rows are alike."""
+    dataset = table("classification")
+    one_class = dataset.domains[0]
+    alone = Domain(one_class.name, one_class.inputs, np.zeros(60, dtype=np.int64))
+    dataset = DomainDataset("clinics", (alone, *dataset.domains[1:]), CLASSES["classification"], "vectors", "x", None,
+                            "classification", COLUMNS)  # fmt: skip
+    result = train(spec_of(dataset, steps=6, metric="auroc"), dataset, tmp_path, device=CPU)
+    assert all(record["domains"]["north"]["out"]["measures"]["auroc"] is None for record in result["metrics"])
+    selected = select("training_domain", result["metrics"], ["west"], PROTOCOLS["shiftproof"], metric="auroc")
+    assert selected["step"] == 6
+    rows = split_domain(dataset.domains[3], "random", 0, 3).in_
+    model = load(tmp_path)
+    with torch.no_grad():
+        logits = model(model.normalise(torch.from_numpy(dataset.domains[3].inputs[rows])))
+    loss = float(F.cross_entropy(logits, torch.from_numpy(dataset.domains[3].targets[rows])))
+    assert loss == pytest.approx(result["metrics"][-1]["domains"]["west"]["in"]["loss"], rel=1e-5)
+
+
+def test_a_model_of_pictures_with_its_own_hyperparameters_is_read_again(tmp_path):
+    def build(shape, width):
+        half = (0.5,) * 3
+        return Featurizer(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, width)), Normalisation(half, half))
+
+    MODELS.register("flat_of_width", Model(build, 16, hparams={"width": Hparam(4)}))
+    dataset = pictures("regression")
+    spec = spec_of(dataset, model="flat_of_width")
+    train(replace(spec, hparams={**spec.hparams, "model.width": 8}), dataset, tmp_path, device=CPU)
+    assert load(tmp_path).network.feature_size == 8
+
+
+def test_weights_of_classes_are_not_accumulated(tmp_path):
+    dataset = table("classification")
+    with pytest.raises(FieldError, match="with weights of classes is not the mean over parts of a batch"):
+        train(spec_of(dataset, class_weights="balanced", accumulate=2), dataset, tmp_path, device=CPU)
+
+
+def test_a_hyperparameter_of_another_model_is_refused():
+    study = Study(targets=("0",), trials=1, model="small_conv", fixed={"model.width": 32})
+    with pytest.raises(FieldError, match="model 'small_conv' has no width"):
+        make_plan(study)
+    assert make_plan(Study(datasets=("vowels",), fixed={"model.width": 32})).runs[0].hparams["model.width"] == 32

@@ -11,6 +11,7 @@ from shiftproof.protocol.selection import (
     Record,
     RuleError,
     SelectionRule,
+    best_by_validation,
     select,
 )
 from shiftproof.protocol.settings import SearchSpace, check_fixed, hyperparameters, known_names, search_space, setting
@@ -40,6 +41,7 @@ __all__ = [
     "SearchSpace",
     "SelectionRule",
     "Unit",
+    "best_by_validation",
     "check_fixed",
     "goodness",
     "hyperparameters",

@@ -163,6 +163,11 @@ def training_domain(curves: Curves) -> Choice:
     return _best(curves.metrics, validations, metric)
 
 
+def best_by_validation(metrics: Sequence[Record], targets: Sequence[str], metric: str) -> Record:
+    """Return the evaluation that `training_domain` chooses, whose model a run keeps."""
+    return _best(metrics, [training_domain_validation(record, targets, metric) for record in metrics], metric).record
+
+
 def leave_one_domain_out(curves: Curves) -> Choice | None:
     """The step at which runs without the target and one more domain are best on that domain.
 

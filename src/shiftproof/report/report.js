@@ -1,7 +1,7 @@
 "use strict";
 
 // Tables sort by a click on the head of a column: ascending, then descending. Without a value comes last.
-const NO_VALUE = ["", "–", "missing", "failed"];
+const NO_VALUE = ["", "–", "missing", "failed", "undefined"];
 
 function textAt(row, column) {
   for (const cell of row.cells) {

@@ -76,6 +76,7 @@ class DatasetPart:
         settings: the chosen settings of every method.
         runs: all its runs.
         unit: its measure, and how that is written.
+        validation_unit: the same of the measure that chose steps and settings.
     """
 
     key: str
@@ -86,6 +87,7 @@ class DatasetPart:
     settings: list[ChosenSettings]
     runs: RunList
     unit: Unit
+    validation_unit: Unit
 
     @property
     def failed(self) -> list[RunEntry]:
@@ -125,6 +127,7 @@ def write_dataset_part(results: Results, grid: Grid, key: str, files: FigureFile
         [chosen_settings(results, grid, method) for method in grid.methods],
         run_list(results, grid),
         Unit.of(results.shown(grid)),
+        Unit.of(results.plan.metric_of(grid)),
     )
 
 

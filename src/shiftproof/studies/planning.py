@@ -20,7 +20,7 @@ from shiftproof.base.method import Method
 from shiftproof.base.plugins import digests
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS, DatasetNotFoundError, DomainDataset, split_domain
-from shiftproof.models import MODELS, Network, Quantity, build_network, weights_fingerprint
+from shiftproof.models import MODELS, Network, Quantity, build_network, model_hparams, weights_fingerprint
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import DEFAULT_METRIC, PROTOCOLS, RULES, SearchSpace, measures_of, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
@@ -406,6 +406,10 @@ def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> N
         raise FieldError("augmentation", f"augmentation is of photographs, and {facts.name} has {facts.kind}")
     if study.metric is not None and study.metric not in (known := measures_of(facts.task)):
         raise FieldError("metric", str(UnknownNameError(f"measure of {facts.task}", study.metric, known)))
+    of_model = {f"model.{name}" for name in ("dropout", *model_hparams(facts.model))}
+    for name in study.fixed:
+        if name.startswith("model.") and name not in of_model:
+            raise FieldError(name, f"model '{facts.model}' has no {name.removeprefix('model.')}")
     build = _Builder(study, facts)
     for algorithm in {spec.algorithm: spec for spec in specs}.values():
         check_inputs_taken(algorithm, facts.kind)

@@ -77,8 +77,14 @@ class StoredResults(Results):
         held = self._recorded.get(row_key(row), {})
         if held.get("versions") != row["versions"] or held.get("status") != row["status"]:
             return {}
-        unknown = [rule for rule in self.plan.rules if rule not in RULES]
-        return {rule: held["selection"][rule] for rule in unknown if rule in held["selection"]}
+        if held.get("metric", "accuracy") != row["metric"]:
+            return {}
+        unknown = [rule for rule in self.plan.rules if rule not in RULES and rule in held["selection"]]
+        choices = {rule: held["selection"][rule] for rule in unknown}
+        return {  # accuracy was the only measure of earlier versions
+            rule: chosen and {"measures": {"accuracy": chosen.get("accuracy")}, **chosen}
+            for rule, chosen in choices.items()
+        }
 
     def _plugins(self) -> Iterator[str]:
         for name, digest in self.plan.plugins.items():

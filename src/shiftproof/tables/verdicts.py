@@ -18,18 +18,20 @@ MOST_TRIALS = 1000
 def verdicts(table: Table) -> list[str]:
     """Say of every method whether it is told apart from the baseline, and how many trials would tell a point.
 
-    A method is told apart if its p-value, corrected for the number of methods, is below 5 %.
+    A method is told apart if its p-value, corrected for the number of methods, is below 5 %. Bounds are those of the
+    95 % interval, which is not corrected; the number of trials is that which would pass the strictest correction.
     """
     baseline = next(row for row in table.rows if row.method == table.baseline)
     return [_verdict(table, row, baseline) for row in table.rows if row.method != table.baseline]
 
 
-def trials_to_tell(difference: float, spread: float) -> int | None:
+def trials_to_tell(difference: float, spread: float, compared: int = 1) -> int | None:
     r"""Return how many trials a paired t-test needs to tell a difference at the 5 % level in 80 % of studies.
 
     Args:
         difference: the true difference, above 0.
         spread: standard deviation of the difference between trials.
+        compared: number of differences that are tested together, by which the level is divided (Bonferroni).
 
     Returns:
         None for more than `MOST_TRIALS`. The power is that of the t-test's usual approximation,
@@ -38,7 +40,7 @@ def trials_to_tell(difference: float, spread: float) -> int | None:
     for n in count(2):
         if n > MOST_TRIALS:
             return None
-        quantiles = special.stdtrit(n - 1, 1 - SIGNIFICANCE / 2) + special.stdtrit(n - 1, POWER)
+        quantiles = special.stdtrit(n - 1, 1 - SIGNIFICANCE / compared / 2) + special.stdtrit(n - 1, POWER)
         if quantiles * spread <= difference * math.sqrt(n):
             return n
     raise AssertionError
@@ -53,7 +55,7 @@ def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
         return f"{pair} are {same}."
     unit = table.unit
     step = 0.01 if unit.scale == 100 else 0.01 * abs(baseline.mean.score.mean)
-    needed = trials_to_tell(step, row.mean.spread)
+    needed = trials_to_tell(step, row.mean.spread, max(table.compared, 1))
     trials = f"more than {MOST_TRIALS:,}" if needed is None else f"about {needed}"
     small = "1 point" if unit.scale == 100 else f"1 % of {table.baseline}'s {unit.metric}"
     more = f"{trials} trials would tell a difference of {small}"
@@ -64,7 +66,8 @@ def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
             f"{pair} are told apart: the first is {unit.text(abs(difference.mean))} {unit.step} {side}, between "
             f"{unit.text(low)} and {unit.text(high)}; {more}."
         )
+    corrected = " once corrected for several comparisons" if difference.low > 0 or difference.high < 0 else ""
     return (
-        f"{pair} are not told apart: the first is at most {unit.text(max(difference.high, 0.0))} {unit.step} above and "
-        f"{unit.text(max(-difference.low, 0.0))} below; {more}."
+        f"{pair} are not told apart{corrected}: the first is at most {unit.text(max(difference.high, 0.0))} "
+        f"{unit.step} above and {unit.text(max(-difference.low, 0.0))} below; {more}."
     )

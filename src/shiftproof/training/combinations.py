@@ -85,6 +85,12 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
             f"the loss of {spec.algorithm} is not the mean over parts of a batch: set accumulate to 1, not "
             f"{spec.accumulate}",
         )
+    if spec.accumulate > 1 and spec.class_weights == "balanced":
+        raise FieldError(
+            ("accumulate", "class_weights"),
+            f"the loss with weights of classes is not the mean over parts of a batch: set accumulate to 1, not "
+            f"{spec.accumulate}, or use sampling balanced",
+        )
     if spec.compile and OPTIMIZERS[spec.optimizer].needs_graph:
         raise FieldError(
             ("compile", "optimizers"),

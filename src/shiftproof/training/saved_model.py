@@ -17,7 +17,7 @@ from shiftproof.algorithms import ALGORITHMS
 from shiftproof.base.files import DamagedFileError, output_path, read_json, write_bytes, write_json
 from shiftproof.base.plugins import digests, import_plugins, naming_plugins
 from shiftproof.data import DomainDataset, Preparation, Task, decode, to_pixels
-from shiftproof.models import MODELS, NORMALISATION, Network, Normalisation, Quantity, build_network
+from shiftproof.models import MODELS, NORMALISATION, Network, Normalisation, Quantity, build_network, model_hparams
 from shiftproof.training.prepared import PreparedDataset
 
 WEIGHTS_FILE = "model.safetensors"
@@ -121,7 +121,7 @@ def save_model(
         model: name of the model.
         algorithm: name of the algorithm, which tells `load` what parts it adds.
         dataset: the data set that it was trained on.
-        hparams: hyperparameters of the model.
+        hparams: hyperparameters of the model, of which its own are saved.
     """
     plugins = {"model": list(digests([(MODELS, model)])), "algorithm": list(digests([(ALGORITHMS, algorithm)]))}
     tensors = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
@@ -133,8 +133,10 @@ def save_model(
         "classes": dataset.classes,
         "freeze_batch_norm": network.freeze_batch_norm,
     }
+    if own := {name: value for name, value in hparams.items() if name in model_hparams(model)}:
+        facts["hparams"] = own
     if network.normalisation is None:
-        facts |= {"input_shape": dataset.input_shape, "hparams": dict(hparams)}
+        facts["input_shape"] = dataset.input_shape
     else:
         facts |= {"image_shape": dataset.input_shape}
         facts |= {"mean": network.normalisation.mean, "std": network.normalisation.std}

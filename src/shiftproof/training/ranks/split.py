@@ -136,7 +136,8 @@ def split_over_ranks(algorithm: Algorithm, ranks: Ranks) -> None:
         _gather_features(network.featurizer, ranks)
         _shard(algorithm)
     else:
-        network.featurizer = _Replica(network.featurizer)
+        if any(p.requires_grad for p in network.featurizer.parameters()):  # DDP refuses modules without
+            network.featurizer = _Replica(network.featurizer)
         _gather_features(network.featurizer, ranks)
 
 
