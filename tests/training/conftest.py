@@ -1,10 +1,12 @@
 """Short runs on the digits, specified without a study."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shiftproof.cli import main
 from shiftproof.data import DATASETS, DomainDataset
 from shiftproof.training import RunSpec
 
@@ -36,3 +38,12 @@ def make_spec(digits: DomainDataset) -> Callable[..., RunSpec]:
         return RunSpec(**{**facts, **changes})
 
     return make
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with a model, which a module's tests may change."""
+    folder = tmp_path_factory.mktemp("run")
+    options = ["--target", "75", "--steps", "60", "--optimizer", "adam", "--checkpoint-freq", "60"]
+    assert main(["train", *options, "--output", str(folder)]) == 0
+    return folder

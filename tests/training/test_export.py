@@ -35,14 +35,6 @@ print(json.dumps(json.loads(facts)))
 """
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    options = ["--target", "75", "--steps", "60", "--optimizer", "adam", "--checkpoint-freq", "60"]
-    assert main(["train", *options, "--output", str(folder)]) == 0
-    return folder
-
-
 def _need(file):
     if file.endswith(".onnx"):
         for name in ("onnx", "onnxscript", "onnxruntime"):

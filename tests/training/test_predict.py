@@ -35,14 +35,6 @@ HEART = "--dataset heart_disease --target va_long_beach --steps 20 --optimizer a
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    options = ["--target", "75", "--steps", "60", "--optimizer", "adam", "--checkpoint-freq", "60"]
-    assert main(["train", *options, "--output", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """130 pictures, in two folders and a folder of one of them, with names whose order is not that of their numbers."""
     root = tmp_path_factory.mktemp("pictures")

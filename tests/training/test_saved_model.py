@@ -18,14 +18,6 @@ from shiftproof.training.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    options = ["--target", "75", "--steps", "60", "--optimizer", "adam", "--checkpoint-freq", "60"]
-    assert main(["train", *options, "--output", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """The first images of the target domain as files, three a class, in `<class>/<image>`."""
     root = tmp_path_factory.mktemp("pictures")

@@ -111,7 +111,7 @@ def _measures_text(measures: dict[str, float | None]) -> str:
             shown.append(f"{name} undefined")
         else:
             unit = Unit.of(name, value)
-            shown.append(f"{name} {unit.text(value)}{' %' if unit.scale == 100 else ''}")
+            shown.append(f"{name} {unit.text(value)}{' %' if unit.percent else ''}")
     return ", ".join(shown)
 
 

@@ -175,7 +175,7 @@ def _train(options: argparse.Namespace) -> int:
         if selected is not None:  # leave-one-domain-out validation needs more runs than this one
             value = selected["measures"][metric]
             text = "undefined" if value is None else f"{Unit.of(metric, value).text(value):>5}"
-            print(f"  {rule:16} {text}{' %' if Unit.of(metric).scale == 100 else ''}  (step {selected['step']})")
+            print(f"  {rule:16} {text}{' %' if Unit.of(metric).percent else ''}  (step {selected['step']})")
     return 0
 
 

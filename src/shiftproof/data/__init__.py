@@ -18,9 +18,10 @@ from shiftproof.data.images import ImageError, decode, to_pixels, upright
 from shiftproof.data.items import from_huggingface, from_torch
 from shiftproof.data.kinds import Look
 from shiftproof.data.labels_file import labelled_files
-from shiftproof.data.new_rows import TABLE_SUFFIXES, NewRows, read_new_rows
+from shiftproof.data.new_rows import NewRows, read_new_rows
 from shiftproof.data.splits import HOLDOUT_FRACTION, Split, grouped_split, random_split, split_domain
 from shiftproof.data.table_check import check_table
+from shiftproof.data.table_file import TABLE_SUFFIXES
 from shiftproof.data.transfer import on_device
 from shiftproof.data.tree import FolderError
 from shiftproof.data.user_table import TableFile, look_at_table, open_table

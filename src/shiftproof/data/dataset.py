@@ -220,6 +220,12 @@ class DataFolderError(FieldError):
         super().__init__("data_dir", message)
 
 
+def refuse_folder(name: str, data_dir: Path | None) -> None:
+    """Raise `FieldError` if a folder is given for an embedded data set."""
+    if data_dir is not None:
+        raise FieldError("data_dir", f"{name} is embedded: it takes no data folder (got {data_dir})")
+
+
 class DatasetNotFoundError(DataFolderError):
     """A data set is not in the folder where it was looked for."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.randomness import generator
-from shiftproof.data.dataset import DATASETS, DatasetEntry, DomainDataset
+from shiftproof.data.dataset import DATASETS, DatasetEntry, DomainDataset, refuse_folder
 from shiftproof.data.digit_domains import colored, rotated
 
 SIDE = 16
@@ -39,9 +39,8 @@ def _resized(images: NDArray[np.float64], angle: float) -> NDArray[np.uint8]:
     return pixels
 
 
-def _refuse_folder(name: str, data_dir: Path | None, image_size: int | None) -> None:
-    if data_dir is not None:
-        raise FieldError("data_dir", f"{name} is embedded: it takes no data folder (got {data_dir})")
+def _refuse_options(name: str, data_dir: Path | None, image_size: int | None) -> None:
+    refuse_folder(name, data_dir)
     if image_size not in (None, SIDE):
         raise FieldError(
             "image_size", f"{name} has images of {SIDE} x {SIDE} pixels; image size {image_size} is not available"
@@ -50,7 +49,7 @@ def _refuse_folder(name: str, data_dir: Path | None, image_size: int | None) -> 
 
 def rotated_digits(data_dir: Path | None = None, image_size: int | None = None) -> DomainDataset:
     """Digits rotated by 0, 15, 30, 45, 60 and 75 degrees; grey, 16 x 16, ten classes, about 300 per domain."""
-    _refuse_folder("rotated_digits", data_dir, image_size)
+    _refuse_options("rotated_digits", data_dir, image_size)
     return rotated("rotated_digits", *_digits(), _resized)
 
 
@@ -60,7 +59,7 @@ def colored_digits(data_dir: Path | None = None, image_size: int | None = None) 
     The label is whether the digit is below 5, flipped with probability 0.25; the colour is the label, flipped
     with probability 0.1, 0.2 and 0.9. RGB images of 16 x 16 pixels whose blue channel is empty.
     """
-    _refuse_folder("colored_digits", data_dir, image_size)
+    _refuse_options("colored_digits", data_dir, image_size)
     images, digits = _digits()
     return colored("colored_digits", _resized(images, 0), digits, channels=3)
 

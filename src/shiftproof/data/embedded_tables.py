@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftproof.base.field_error import FieldError
-from shiftproof.data.dataset import DATASETS, DatasetEntry, DomainDataset
+from shiftproof.data.dataset import DATASETS, DatasetEntry, DomainDataset, refuse_folder
 from shiftproof.data.table import dataset_of_columns
 
 _VOWELS = ("hid", "hId", "hEd", "hAd", "hYd", "had", "hOd", "hod", "hUd", "hud", "hed")
@@ -23,7 +23,7 @@ _HEART_CATEGORIES = ("sex", "cp", "fbs", "restecg", "exang", "slope", "thal")
 
 
 def _columns(name: str, categories: Collection[str]) -> dict[str, NDArray[Any]]:
-    """Read an embedded table; columns that are not categories are numbers if all their values are."""
+    """Read an embedded table; columns that are not categories are numbers, NaN where one is missing."""
     text = files("shiftproof.data").joinpath("embedded", f"{name}.csv").read_text(encoding="utf-8")
     header, *rows = csv.reader(text.splitlines())
     columns: dict[str, NDArray[Any]] = {}
@@ -36,8 +36,7 @@ def _columns(name: str, categories: Collection[str]) -> dict[str, NDArray[Any]]:
 
 
 def _refuse_options(name: str, data_dir: Path | None, image_size: int | None) -> None:
-    if data_dir is not None:
-        raise FieldError("data_dir", f"{name} is embedded: it takes no data folder (got {data_dir})")
+    refuse_folder(name, data_dir)
     if image_size is not None:
         raise FieldError("image_size", f"{name} has no pictures: it takes no image size")
 

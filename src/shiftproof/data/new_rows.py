@@ -17,8 +17,6 @@ from shiftproof.base.extras import require
 from shiftproof.base.registry import did_you_mean
 from shiftproof.data.columns import Column
 
-TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
-"""Suffixes of the tables that `read_new_rows` reads, in lower or upper case."""
 _GREATEST = float(np.finfo(np.float32).max)
 
 

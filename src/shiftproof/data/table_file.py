@@ -15,7 +15,7 @@ from shiftproof.base.choices import ColumnType
 from shiftproof.base.extras import require
 from shiftproof.data.table import Coded, Values, text_of
 
-SUFFIXES = (".csv", ".parquet", ".pq")
+TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 _BLOCK_BYTES = 1 << 20  # several blocks are read ahead
 _ROWS_IN_BLOCK = 64
 
@@ -65,8 +65,8 @@ def _is_csv(file: Path) -> bool:
     """
     if not file.is_file():
         raise ValueError("there is no such file")
-    if file.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"a table is a file in {' '.join(SUFFIXES)}, not in {file.suffix or 'none of them'}")
+    if file.suffix.lower() not in TABLE_SUFFIXES:
+        raise ValueError(f"a table is a file in {' '.join(TABLE_SUFFIXES)}, not in {file.suffix or 'none of them'}")
     return file.suffix.lower() == ".csv"
 
 

@@ -19,6 +19,7 @@ from shiftproof.protocol.unit import Unit
 from shiftproof.protocol.validation import (
     DEFAULT_METRIC,
     goodness,
+    mean_measure,
     measured,
     training_domain_validation,
     validation_loss,
@@ -46,6 +47,7 @@ __all__ = [
     "goodness",
     "hyperparameters",
     "known_names",
+    "mean_measure",
     "measured",
     "measures_of",
     "over_domains",

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from shiftproof.base.hparams import is_finite
 from shiftproof.base.registry import Registry
 from shiftproof.protocol.dialects import Protocol
-from shiftproof.protocol.validation import goodness, measured, training_domain_validation
+from shiftproof.protocol.validation import goodness, mean_measure, training_domain_validation
 
 Record = dict[str, Any]
 """One evaluation of a run.
@@ -189,7 +189,7 @@ def leave_one_domain_out(curves: Curves) -> Choice | None:
             scores = [record["domains"][targets[0]], *(pair[moment]["domains"][name] for name, pair in pairs)]
             if not all("in" in score for score in scores):
                 return None
-            validations[moment] = _mean_measure([score["in"] for score in scores[1:]], curves.metric)
+            validations[moment] = mean_measure([score["in"] for score in scores[1:]], curves.metric)
     if not validations:
         return None
     return _best([own[moment] for moment in validations], list(validations.values()), curves.metric)
@@ -207,7 +207,7 @@ def oracle(curves: Curves) -> Choice:
     one, the earliest on a tie, so that the target is consulted at every evaluation.
     """
     validations = [
-        _mean_measure([record["domains"][target]["out"] for target in curves.targets], curves.metric)
+        mean_measure([record["domains"][target]["out"] for target in curves.targets], curves.metric)
         for record in curves.metrics
     ]
     if curves.protocol.oracle == "best":
@@ -235,7 +235,7 @@ def _selected(choice: Choice, targets: Sequence[str]) -> dict[str, Any]:
         class_means = [_mean([c for c in score["per_class"] if c is not None]) for score in scores]
         selected |= {"accuracy": _mean([score["accuracy"] for score in scores]), "class_mean": _mean(class_means)}
     names = scores[0].get("measures", {"accuracy": None})
-    return {**selected, "measures": {name: _mean_measure(scores, name) for name in names}}
+    return {**selected, "measures": {name: mean_measure(scores, name) for name in names}}
 
 
 def _best(records: Sequence[Record], validations: Sequence[float | None], metric: str) -> Choice:
@@ -243,12 +243,6 @@ def _best(records: Sequence[Record], validations: Sequence[float | None], metric
     scores = [goodness(value, metric) for value in validations]
     best = max(scores)
     return Choice(records[scores.index(best)], best) if math.isfinite(best) else Choice(records[-1], None)
-
-
-def _mean_measure(scores: Sequence[Mapping[str, Any]], metric: str) -> float | None:
-    values = [measured(score, metric) for score in scores]
-    known = [value for value in values if value is not None]
-    return _mean(known) if len(known) == len(values) else None
 
 
 def _mean(values: Sequence[float]) -> float:

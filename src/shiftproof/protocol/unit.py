@@ -37,9 +37,14 @@ class Unit(NamedTuple):
         return cls(metric, 1.0, 3 if abs(greatest) < 10 else 2 if abs(greatest) < 100 else 1, sign)
 
     @property
+    def percent(self) -> bool:
+        """Whether values are written in per cent."""
+        return self.scale == 100
+
+    @property
     def step(self) -> str:
         """What differences are in."""
-        return "points" if self.scale == 100 else self.metric
+        return "points" if self.percent else self.metric
 
     def text(self, value: float) -> str:
         """Write a value, without its unit."""

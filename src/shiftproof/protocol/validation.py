@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from shiftproof.base.choices import Task
@@ -30,6 +30,18 @@ def measured(score: Mapping[str, Any], metric: str) -> float | None:
     return score.get("accuracy") if metric == "accuracy" else None  # of runs from before measures were recorded
 
 
+def mean_measure(scores: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    """Return the unweighted mean of a measure over parts of domains; None if it is undefined in one.
+
+    Args:
+        scores: the parts' scores in a run's metrics.
+        metric: name of the measure.
+    """
+    values = [measured(score, metric) for score in scores]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
 def goodness(value: float | None, metric: str) -> float:
     """Return a number that is greater for a better value of a measure; minus infinity for an undefined one."""
     if value is None:
@@ -47,9 +59,7 @@ def training_domain_validation(
         targets: the domains that are not sources.
         metric: name of the measure.
     """
-    values = [measured(parts["out"], metric) for name, parts in record["domains"].items() if name not in targets]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    return mean_measure([parts["out"] for name, parts in record["domains"].items() if name not in targets], metric)
 
 
 def validation_loss(record: dict[str, Any], targets: Collection[str]) -> float:

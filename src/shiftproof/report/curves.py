@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shiftproof.protocol import Record, Unit, measured, training_domain_validation
+from shiftproof.protocol import Record, Unit, mean_measure, training_domain_validation
 from shiftproof.studies import Grid, Method, Outcome, Results
 
 
@@ -69,21 +69,18 @@ def quantities(metric: str) -> tuple[Quantity, ...]:
 
     def unseen(record: Record, targets: Sequence[str]) -> float | None:
         """Return the measure on the target's held-out part, which every evaluation scores; the mean over several."""
-        values = [measured(record["domains"][target]["out"], metric) for target in targets]
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if len(known) == len(values) else None
+        return mean_measure([record["domains"][target]["out"] for target in targets], metric)
 
     unit = Unit.of(metric)
-    percent = unit.scale == 100
-    label = f"{metric}, %" if percent else metric
+    label = f"{metric}, %" if unit.percent else metric
     title = metric[0].upper() + metric[1:].replace("_", " ")
     return (
-        Quantity("unseen", f"{title} on the unseen domain", label, percent, unseen),
+        Quantity("unseen", f"{title} on the unseen domain", label, unit.percent, unseen),
         Quantity(
             "validation",
             f"Validation {metric}",
             label,
-            percent,
+            unit.percent,
             lambda record, targets: training_domain_validation(record, targets, metric),
         ),
         Quantity("loss", "Training loss", "loss", False, lambda record, targets: float(record["loss"])),

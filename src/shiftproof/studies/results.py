@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from shiftproof.base.method import Method
 from shiftproof.base.plugins import naming_plugins
-from shiftproof.protocol import BUILT_IN_RULES, DEFAULT_METRIC, PROTOCOLS, RULES, Record, RuleError, select
+from shiftproof.protocol import BUILT_IN_RULES, PROTOCOLS, RULES, Record, RuleError, select
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.training import RunSpec
 
@@ -240,7 +240,7 @@ def run_row(
     """
     finished = result["status"] == "finished"
     protocol = PROTOCOLS[spec.protocol]
-    metric = metric or spec.metric or DEFAULT_METRIC[spec.task]
+    metric = metric or spec.selecting_metric
     return {
         "run": spec.name,
         "dataset": spec.dataset,

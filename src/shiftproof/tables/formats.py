@@ -265,7 +265,7 @@ def annealer_block(table: Table) -> Block | None:
 
 
 def _measure(unit: Unit) -> str:
-    percent, better = ", %" if unit.scale == 100 else "", "" if unit.sign > 0 else ", the lower the better"
+    percent, better = ", %" if unit.percent else "", "" if unit.sign > 0 else ", the lower the better"
     return f"{unit.metric} on unseen domains{percent}{better}"
 
 
@@ -307,7 +307,7 @@ def _selection_block(table: Table, by_rule: Sequence[Table]) -> Block:
         for i, row in enumerate(table.rows)
     ]
     return Block(
-        f"{table.title}: mean by selection rule, {'%' if table.unit.scale == 100 else table.unit.metric}",
+        f"{table.title}: mean by selection rule, {'%' if table.unit.percent else table.unit.metric}",
         ["method", *(same.rule for same in by_rule), "picked on target", "95 % interval"],
         rows,
         [selection_note(table)],

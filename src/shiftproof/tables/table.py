@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -138,7 +138,7 @@ class Table:
     @property
     def mean_name(self) -> str:
         """The heading of the mean of the columns."""
-        return "mean of all" if "mean" in self.columns else "mean"
+        return _mean_name(self.columns)
 
     @property
     def compared(self) -> int:
@@ -286,9 +286,8 @@ class _Builder:
         if not trials:
             return {}
         means = [sum(one[trial] for one in by_column.values()) / len(by_column) for trial in trials]
-        name = "mean of all" if "mean" in self.columns else "mean"
         columns = {column: estimate([one[trial] for trial in trials]) for column, one in by_column.items()}
-        return {**columns, name: estimate(means)}
+        return {**columns, _mean_name(columns): estimate(means)}
 
     def _row(self, method: Method, grids: Sequence[Grid]) -> MethodRow:
         finished = [
@@ -400,6 +399,10 @@ class _Builder:
         by = {self.results.plan.metric_of(grid) for grid in grids}
         rule = self.rule if by == {self.metric} else f"{self.rule}, by {' and '.join(sorted(by))}"
         return {**terms, "selection": rule, "runs finished": f"{len(finished)} of {len(planned)}"}
+
+
+def _mean_name(columns: Collection[str]) -> str:
+    return "mean of all" if "mean" in columns else "mean"
 
 
 def _value(selected: dict[str, Any], quantity: str) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import count
 
 from scipy import special
 
@@ -37,13 +36,11 @@ def trials_to_tell(difference: float, spread: float, compared: int = 1) -> int |
         None for more than `MOST_TRIALS`. The power is that of the t-test's usual approximation,
         :math:`(t_{1-\alpha/2} + t_{1-\beta})^2 s^2 / \delta^2 \le n` (Cohen, "Statistical Power Analysis", 1988).
     """
-    for n in count(2):
-        if n > MOST_TRIALS:
-            return None
+    for n in range(2, MOST_TRIALS + 1):
         quantiles = special.stdtrit(n - 1, 1 - SIGNIFICANCE / compared / 2) + special.stdtrit(n - 1, POWER)
         if quantiles * spread <= difference * math.sqrt(n):
             return n
-    raise AssertionError
+    return None
 
 
 def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
@@ -54,10 +51,10 @@ def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
         same = "the same in every trial" if row.mean.trials > 1 else "compared in one trial, which tells nothing"
         return f"{pair} are {same}."
     unit = table.unit
-    step = 0.01 if unit.scale == 100 else 0.01 * abs(baseline.mean.score.mean)
+    step = 0.01 if unit.percent else 0.01 * abs(baseline.mean.score.mean)
     needed = trials_to_tell(step, row.mean.spread, max(table.compared, 1))
     trials = f"more than {MOST_TRIALS:,}" if needed is None else f"about {needed}"
-    small = "1 point" if unit.scale == 100 else f"1 % of {table.baseline}'s {unit.metric}"
+    small = "1 point" if unit.percent else f"1 % of {table.baseline}'s {unit.metric}"
     more = f"{trials} trials would tell a difference of {small}"
     if row.adjusted_p is not None and row.adjusted_p < SIGNIFICANCE:
         side = "above" if difference.mean > 0 else "below"

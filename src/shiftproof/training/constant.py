@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from shiftproof.data import DomainDataset, Task, split_domain
 from shiftproof.protocol import score
+from shiftproof.training.prepared import training_targets
 from shiftproof.training.spec import RunSpec
 
 
@@ -21,16 +22,13 @@ def constant_scores(spec: RunSpec, dataset: DomainDataset) -> dict[str, dict[str
         spec: the run's spec.
         dataset: the data set that it names.
     """
-    parts = {
-        domain.name: domain.targets[split_domain(domain, spec.split, spec.trial_seed, i).in_]
-        for i, domain in enumerate(dataset.domains)
-    }
-    known = np.concatenate([targets for name, targets in parts.items() if name not in spec.targets])
-    outputs = _constant(dataset.task, known, len(dataset.classes))
+    outputs = _constant(dataset.task, training_targets(spec, dataset), len(dataset.classes))
     scores = {}
     for name in spec.targets:
-        rows = np.broadcast_to(outputs, (len(parts[name]), *outputs.shape))
-        scores[name] = score(dataset.task, rows, parts[name])
+        place = dataset.domain_index(name)
+        domain = dataset.domains[place]
+        targets = domain.targets[split_domain(domain, spec.split, spec.trial_seed, place).in_]
+        scores[name] = score(dataset.task, np.broadcast_to(outputs, (len(targets), *outputs.shape)), targets)
     return scores
 
 

@@ -47,13 +47,14 @@ def evaluate(
     for inputs, targets in batches:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bf16"):
             outputs = predict(inputs)
-        seen.append((outputs.float(), targets))
+        exact = outputs.float()
+        seen.append((exact, targets))
         if task != "classification":
-            sums.append(loss_of(outputs.float(), targets).double()[None] * len(targets))
+            sums.append(loss_of(exact, targets).double()[None] * len(targets))
             continue
         by_class = F.one_hot(targets, num_classes).double()
         right = (outputs.argmax(dim=1) == targets).double()
-        loss = F.cross_entropy(outputs.float(), targets, reduction="none").double().sum()
+        loss = F.cross_entropy(exact, targets, reduction="none").double().sum()
         sums.append(torch.cat([loss[None], by_class.sum(0), right @ by_class]))
     losses, *numbers = zip(*torch.stack(sums).tolist(), strict=True)
     total, count = sum(losses), sum(len(targets) for _, targets in seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,11 +40,16 @@ def balanced_weights(spec: RunSpec, dataset: DomainDataset) -> Tensor:
     Returns:
         float32, shape (classes,).
     """
-    known = np.concatenate([domain.targets[rows] for domain, rows in _training_rows(spec, dataset)])
+    known = training_targets(spec, dataset)
     counts = np.bincount(known, minlength=len(dataset.classes))
     present = np.count_nonzero(counts)
     weights = np.where(counts > 0, len(known) / (present * np.maximum(counts, 1)), 0.0)
     return torch.from_numpy(weights.astype(np.float32))
+
+
+def training_targets(spec: RunSpec, dataset: DomainDataset) -> NDArray[Any]:
+    """Return the targets of a run's training rows, of all sources together."""
+    return np.concatenate([domain.targets[rows] for domain, rows in _training_rows(spec, dataset)])
 
 
 def _training_rows(spec: RunSpec, dataset: DomainDataset) -> list[tuple[Domain, NDArray[np.int64]]]:
@@ -68,14 +74,15 @@ def prepared(spec: RunSpec, dataset: DomainDataset) -> DomainDataset:
     vectors = dataset.kind == "vectors" and len(dataset.input_shape) == 1
     if isinstance(dataset, PreparedDataset) or not (vectors or dataset.task == "regression"):
         return dataset
-    training = _training_rows(spec, dataset)
     domains, preparation, quantity = dataset.domains, None, None
     if vectors:
         columns = dataset.columns or number_columns(dataset.input_shape[0])
-        preparation = Preparation.fit(columns, np.concatenate([domain.inputs[rows] for domain, rows in training]))
+        preparation = Preparation.fit(
+            columns, np.concatenate([domain.inputs[rows] for domain, rows in _training_rows(spec, dataset)])
+        )
         domains = tuple(replace(domain, inputs=preparation(domain.inputs)) for domain in domains)
     if dataset.task == "regression":
-        targets = np.concatenate([domain.targets[rows] for domain, rows in training]).astype(np.float64)
+        targets = training_targets(spec, dataset).astype(np.float64)
         quantity = Quantity(float(targets.mean()), float(targets.std()) or 1.0)
     known = {field.name: getattr(dataset, field.name) for field in fields(DomainDataset)}
     changed = {"domains": domains, "columns": None, "preparation": preparation, "quantity": quantity}

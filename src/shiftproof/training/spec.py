@@ -12,6 +12,7 @@ from shiftproof.base.choices import Averaging, ClassWeights, Kind, Precision, Sa
 from shiftproof.base.hparams import Value, is_finite
 from shiftproof.base.method import Method
 from shiftproof.base.randomness import seed_hash
+from shiftproof.protocol import DEFAULT_METRIC
 
 RESULTS_VERSION = 6
 """Increment it when code gives other numbers for the same spec, so that no table mixes the two."""
@@ -130,6 +131,11 @@ class RunSpec:
         }
         text = json.dumps(facts, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def selecting_metric(self) -> str:
+        """The measure by which the kept model is selected."""
+        return self.metric or DEFAULT_METRIC[self.task]
 
     @property
     def method(self) -> Method:

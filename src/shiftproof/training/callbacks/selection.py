@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shiftproof.protocol import DEFAULT_METRIC, best_by_validation
+from shiftproof.protocol import best_by_validation
 from shiftproof.training.averaging import State, copy_state
 from shiftproof.training.callbacks.evaluation import score_part, weights_in_place
 from shiftproof.training.loop import Callback, Loop
@@ -63,9 +63,7 @@ class Selection(Callback):
 
 
 def _selected(loop: Loop) -> dict[str, Any]:
-    spec = loop.spec
-    metric = spec.metric or DEFAULT_METRIC[spec.task]
-    return best_by_validation(loop.progress.metrics, spec.targets, metric)
+    return best_by_validation(loop.progress.metrics, loop.spec.targets, loop.spec.selecting_metric)
 
 
 def keep_model(loop: Loop, folder: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from shiftproof.protocol import DEFAULT_METRIC, measured, training_domain_validation
+from shiftproof.protocol import measured, training_domain_validation
 from shiftproof.training.spec import RunSpec
 
 PROJECT = "shiftproof"
@@ -68,7 +68,7 @@ class TrackedRun:
         Names for averaged weights begin with ``averaged/``.
         """
         names = plain_names(record["domains"])
-        metric = self.spec.metric or DEFAULT_METRIC[self.spec.task]
+        metric = self.spec.selecting_metric
         validation = training_domain_validation(record, self.spec.targets, metric)
         scalars = {"loss": record["loss"], "validation": validation}
         for domain, parts in record["domains"].items():
