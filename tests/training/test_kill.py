@@ -45,7 +45,7 @@ def test_kill_9_at_random_moments(tmp_path):
         assert main(_command(output)) == 0
         results = [json.loads((folder / "result.json").read_text()) for folder in (tmp_path / "undisturbed", output)]
         assert {**results[0], "seconds": None} == {**results[1], "seconds": None}
-        for name in ("metrics.jsonl", "model.safetensors"):
+        for name in ("metrics.jsonl", "model.safetensors", "predictions.npz"):
             assert (tmp_path / "undisturbed" / name).read_bytes() == (output / name).read_bytes()
         if kills == 2:
             return

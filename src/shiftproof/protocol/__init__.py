@@ -12,7 +12,9 @@ from shiftproof.protocol.selection import (
     RuleError,
     SelectionRule,
     best_by_validation,
+    readable_records,
     select,
+    selected_steps,
 )
 from shiftproof.protocol.settings import SearchSpace, check_fixed, hyperparameters, known_names, search_space, setting
 from shiftproof.protocol.unit import Unit
@@ -51,9 +53,11 @@ __all__ = [
     "measured",
     "measures_of",
     "over_domains",
+    "readable_records",
     "score",
     "search_space",
     "select",
+    "selected_steps",
     "setting",
     "training_domain_validation",
     "validation_loss",

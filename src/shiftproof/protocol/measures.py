@@ -83,13 +83,16 @@ def measures_of(task: Task) -> list[str]:
     return [name for name in MEASURES if task in MEASURES[name].tasks]
 
 
-def score(task: Task, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float | None]:
-    """Return every measure of the task, in the registry's order.
+def score(
+    task: Task, outputs: NDArray[Any], targets: NDArray[Any], names: Sequence[str] | None = None
+) -> dict[str, float | None]:
+    """Return measures of the task.
 
     Args:
         task: what is predicted.
         outputs: logits (n, classes) or (n, labels), or in regression values (n,); floating-point numbers.
         targets: what is right, as in `Predictions`.
+        names: some of its measures; None for all, in the registry's order.
 
     Returns:
         The measures by name; None for one that is undefined for these predictions. Where an output is not finite, that
@@ -100,7 +103,7 @@ def score(task: Task, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str,
         MeasureError: a plug-in's measure raised an error or returned something else.
     """
     predictions = Predictions(task, outputs, targets)
-    return {name: _computed(name, predictions) for name in measures_of(task)}
+    return {name: _computed(name, predictions) for name in names or measures_of(task)}
 
 
 def _computed(name: str, predictions: Predictions) -> float | None:

@@ -127,8 +127,7 @@ def select(
         UnknownNameError: the rule is unknown.
         RuleError: a plug-in's rule raised an error or returned something that is no choice.
     """
-    metrics = [record for record in metrics if "averaged" in record] or metrics
-    curves = Curves(metrics, targets, protocol, pairs or {}, metric)
+    curves = Curves(readable_records(metrics), targets, protocol, pairs or {}, metric)
     choose = RULES[rule].choose
     choice = choose(curves) if RULES.place(rule).is_ours else _guarded(rule, choose, curves)
     return None if choice is None else _selected(choice, targets)
@@ -166,6 +165,23 @@ def training_domain(curves: Curves) -> Choice:
 def best_by_validation(metrics: Sequence[Record], targets: Sequence[str], metric: str) -> Record:
     """Return the evaluation that `training_domain` chooses, whose model a run keeps."""
     return _best(metrics, [training_domain_validation(record, targets, metric) for record in metrics], metric).record
+
+
+def selected_steps(
+    metrics: Sequence[Record], targets: Sequence[str], protocol: Protocol, metric: str = "accuracy"
+) -> set[int]:
+    """Return the steps that built-in rules select from a run alone, and the last one evaluated.
+
+    The arguments are those of `select`.
+    """
+    curves = Curves(readable_records(metrics), targets, protocol, metric=metric)
+    alone = [RULES[rule] for rule in BUILT_IN_RULES if not RULES[rule].every_step]
+    return {choice.record["step"] for rule in alone if (choice := rule.choose(curves)) is not None}
+
+
+def readable_records(metrics: Sequence[Record]) -> Sequence[Record]:
+    """Return the evaluations that rules read: those of averaged weights, if there are any."""
+    return [record for record in metrics if "averaged" in record] or metrics
 
 
 def leave_one_domain_out(curves: Curves) -> Choice | None:

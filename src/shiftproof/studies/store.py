@@ -160,6 +160,7 @@ def read_results(folder: Path, metric: str | None = None) -> Results:
 
     Raises:
         UnknownNameError: there is no such measure of the study's task.
+        ValueError: no run recorded it or kept predictions to compute it from.
         FileNotFoundError: the folder holds no study.
         DamagedFileError: its plan or a result cannot be read.
         PluginError: results must be scored by a selection rule of a plug-in that was not imported.
@@ -173,4 +174,11 @@ def read_results(folder: Path, metric: str | None = None) -> Results:
                 raise UnknownNameError(f"measure of {task}", metric, known)
         if all(spec.score_targets for spec in plan.runs):
             plan = replace(plan, metric=metric)
-    return Store(folder).results(plan, metric)
+    results = Store(folder).results(plan, metric)
+    chosen = [one for row in results.rows for one in row["selection"].values() if one is not None]
+    if metric is not None and chosen and not any(metric in one["measures"] for one in chosen):
+        raise ValueError(
+            f"{metric} cannot be shown: the runs of {folder} did not record it, and kept no predictions to compute it "
+            "from"
+        )
+    return results

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from shiftproof.base.files import DamagedFileError
 from shiftproof.base.plugins import FOLDER, PluginError, kept_as, plugin_of
-from shiftproof.protocol import RULES, RuleError
+from shiftproof.protocol import RULES, MeasureError, RuleError
+from shiftproof.studies.added_measure import add_measure
 from shiftproof.studies.index import Index, Stamp
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.studies.results import Result, Results, Row, RowKey, row_key, run_row
@@ -45,6 +46,7 @@ class StoredResults(Results):
         self._index = Index(root, {rule: _digest(rule) for rule in plan.rules}, used=used)
         if any(rule not in RULES for rule in plan.rules):
             self._recorded = _recorded(root)
+        self._added = set[str]()  # names of runs whose results got a measure that they had not recorded
         self._new: list[tuple[list[Stamp], Row]] = []
         try:
             for grid in plan:
@@ -54,23 +56,34 @@ class StoredResults(Results):
             self._index.append(self._new)
 
     def _read(self, name: str) -> Result | None:
-        return read_result(self._folder / name)
+        result = read_result(self._folder / name)
+        if result is not None and self._shown is not None and add_measure(result, self._shown, self._folder / name):
+            self._added.add(name)
+        return result
 
     def _make_row(self, grid: Grid, spec: RunSpec) -> Row | None:
         names = [one.name for one in (spec, *self._pair_specs(grid, spec).values())]
         row = self._index.row(row_key(spec), names)
-        if row is None or row["metric"] != self.plan.metric_of(grid):
+        if row is None or row["metric"] != self.plan.metric_of(grid) or not self._shows(row):
             stamps = self._index.stamps(names)  # before reading, so that changes during it are noticed later
             try:
                 row = super()._make_row(grid, spec)
-            except (PluginError, RuleError):
+            except (PluginError, RuleError, MeasureError):
                 raise
             except _MISFITS as error:
                 raise self._damaged([spec, *self._pair_specs(grid, spec).values()], error) from error
             if row is not None:
-                self._new.append((stamps, row))
+                if self._added.isdisjoint(names):  # a measure that may mean something else tomorrow
+                    self._new.append((stamps, row))
                 row["selection"].update(self._recorded_choices(row))
         return row
+
+    def _shows(self, row: Row) -> bool:
+        """Return whether a row has the measure that tables show."""
+        return all(
+            chosen is None or self._shown is None or self._shown in chosen["measures"]
+            for chosen in row["selection"].values()
+        )
 
     def _recorded_choices(self, row: Row) -> Row:
         """Return what rules that are unknown here chose for a row when its line of `runs.jsonl` was written."""

@@ -9,6 +9,12 @@ from shiftproof.training.device import check_device, check_device_name
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.export import EXPORT_FORMATS, ExportError, export_format, export_model
 from shiftproof.training.inputs import EVALUATION_BATCH, GPU_EVALUATION_BATCH, Inputs
+from shiftproof.training.kept_predictions import (
+    PREDICTIONS_BYTES,
+    PREDICTIONS_FILE,
+    KeptPredictions,
+    read_predictions,
+)
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
 from shiftproof.training.predict import Prediction, predict_pictures, predict_rows, read_rows
 from shiftproof.training.prediction_files import (
@@ -45,6 +51,8 @@ __all__ = [
     "EXPORT_FORMATS",
     "GPU_EVALUATION_BATCH",
     "METRICS_FILE",
+    "PREDICTIONS_BYTES",
+    "PREDICTIONS_FILE",
     "PREDICTION_FORMATS",
     "PROTOCOLS",
     "RESULTS_VERSION",
@@ -54,6 +62,7 @@ __all__ = [
     "Callback",
     "ExportError",
     "Inputs",
+    "KeptPredictions",
     "Loop",
     "NonFiniteLossError",
     "Prediction",
@@ -80,6 +89,7 @@ __all__ = [
     "load",
     "predict_pictures",
     "predict_rows",
+    "read_predictions",
     "read_result",
     "read_rows",
     "read_saved",

@@ -24,6 +24,7 @@ def evaluate(
     precision: Precision,
     task: Task = "classification",
     loss_of: Loss = F.cross_entropy,
+    on_outputs: Callable[[Tensor], object] = lambda outputs: None,
 ) -> dict[str, Any]:
     """Score predictions.
 
@@ -34,6 +35,7 @@ def evaluate(
         precision: precision of the forward passes, as in training.
         task: what is predicted.
         loss_of: maps outputs and targets to their mean loss, for tasks other than classification.
+        on_outputs: called with the outputs of all inputs, float32 on the CPU, shape (n, classes) or in regression (n,).
 
     Returns:
         ``count``, the number of inputs; ``loss``, their mean loss (cross-entropy in nats), None if it is not finite;
@@ -67,5 +69,6 @@ def evaluate(
     outputs, targets = (torch.cat(parts).cpu() for parts in zip(*seen, strict=True))
     if task == "regression":
         outputs = outputs.reshape(targets.shape)
+    on_outputs(outputs)
     scores["measures"] = score(task, outputs.numpy(), targets.numpy())
     return scores

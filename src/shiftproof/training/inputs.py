@@ -63,6 +63,11 @@ class Inputs:
             split_domain(domain, spec.split, spec.trial_seed, i) for i, domain in enumerate(dataset.domains)
         ]
 
+    def rows(self, domain: int, part: Part) -> NDArray[np.int64]:
+        """Return which rows of a domain one of its parts holds, in the order of its evaluation batches."""
+        split = self._splits[domain]
+        return split.out if part == "out" else split.in_
+
     def batches(self, step: int) -> list[Batch]:
         """Return the batch of every source domain at step number ``step`` (from 1)."""
         candidates = [self._splits[domain].in_ for domain in self.sources]
@@ -119,7 +124,7 @@ class Inputs:
 
         They are not augmented, except for the sources' held-out photographs in some dialects.
         """
-        indices = self._splits[domain].out if part == "out" else self._splits[domain].in_
+        indices = self.rows(domain, part)
         draws = None
         if self._augments_validation and part == "out" and domain in self.sources:
             size = self._dataset.input_shape[-1]
@@ -133,8 +138,7 @@ class Inputs:
 
     def sample(self, domain: int, part: Part, count: int) -> Batch:
         """Return up to ``count`` images of one part of a domain without augmentation, always the same ones."""
-        split = self._splits[domain].out if part == "out" else self._splits[domain].in_
-        chosen = split[:count]  # the splits are in random order
+        chosen = self.rows(domain, part)[:count]  # the splits are in random order
         return self._prepared(self._as_floats(self._rows(domain, chosen))), self._labels(domain, chosen)
 
     def _as_floats(self, rows: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from shiftproof.algorithms import Algorithm
 from shiftproof.data import DomainDataset
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.build import build_steps
-from shiftproof.training.inputs import Inputs
+from shiftproof.training.inputs import Inputs, Part
 from shiftproof.training.prepared import prepared
 from shiftproof.training.progress import Progress
 from shiftproof.training.ranks import ALONE, Ranks
@@ -33,14 +33,17 @@ class Callback:
 
     A loop calls a hook on all its callbacks, in order, before it goes on. After every update it calls `on_update`.
     Whenever it reads the losses of the latest updates, it calls `on_loss` for each of them, then `on_pause` once. A
-    callback that evaluates calls `Loop.record`, which calls `on_evaluation`. `on_end` or `on_divergence` comes last;
+    callback that scores a part calls `Loop.pass_outputs`, which calls `on_outputs`, and one that evaluates calls
+    `Loop.record`, which calls `on_evaluation`. `on_end` or `on_divergence` comes last;
     neither is called after any other exception.
 
     Attributes:
         name: key of its state in the loop's checkpoints; empty if it has no state.
+        new: whether checkpoints of earlier versions lack its state; it then starts without.
     """
 
     name = ""
+    new = False
 
     def on_start(self, loop: Loop) -> None:
         """Act before the first step, after a checkpoint has been restored if there is one."""
@@ -53,6 +56,9 @@ class Callback:
 
     def on_pause(self, loop: Loop) -> None:
         """Act when the losses of all steps so far are known, which is at least after every step due for evaluation."""
+
+    def on_outputs(self, loop: Loop, step: int, domain: int, part: Part, outputs: Tensor) -> None:
+        """Act on the outputs for one part of a domain, as `evaluate` passes them, of the weights scored for a step."""
 
     def on_evaluation(self, loop: Loop, record: dict[str, Any]) -> None:
         """Act on an evaluation, while the network has the weights that were evaluated."""
@@ -129,11 +135,21 @@ class Loop:
         for callback in self.callbacks:
             callback.on_end(self)
 
+    def pass_outputs(self, step: int, domain: int, part: Part, outputs: Tensor) -> None:
+        """Pass the outputs for one part of a domain to the callbacks."""
+        for callback in self.callbacks:
+            callback.on_outputs(self, step, domain, part, outputs)
+
     def record(self, record: dict[str, Any]) -> None:
         """Add an evaluation to the metrics and pass it to the callbacks."""
         self.progress.metrics.append(record)
         for callback in self.callbacks:
             callback.on_evaluation(self, record)
+
+    @property
+    def state_names(self) -> set[str]:
+        """The entries of `state_dict` that every checkpoint has."""
+        return self.state_dict().keys() - {callback.name for callback in self.callbacks if callback.new}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the loop and its callbacks, without the algorithm and its optimizers."""
@@ -145,7 +161,7 @@ class Loop:
         self.progress = Progress(**{name: state[name] for name in vars(self.progress)})
         self.steps.load_state_dict(state)
         for callback in self.callbacks:
-            if callback.name:
+            if callback.name in state:
                 callback.load_state_dict(state[callback.name])
 
     def _take_step(self) -> None:

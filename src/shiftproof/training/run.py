@@ -26,6 +26,7 @@ from shiftproof.training.callbacks import (
     MetricsFile,
     OnProgress,
     OnRecord,
+    Predictions,
     ReportEvaluations,
     ReportSteps,
     Selection,
@@ -104,6 +105,7 @@ def train(
         loop.callbacks = [
             ReportSteps(on_progress),
             *_keepers(loop, folder),
+            Predictions(folder),
             MetricsFile(folder / METRICS_FILE),
             trackers,
             ReportEvaluations(on_record),

@@ -4,6 +4,7 @@ from shiftproof.training.callbacks.averaging import AveragedWeights, FlatAverage
 from shiftproof.training.callbacks.checkpoints import Checkpoints
 from shiftproof.training.callbacks.evaluation import Evaluation
 from shiftproof.training.callbacks.metrics_file import MetricsFile
+from shiftproof.training.callbacks.predictions import Predictions
 from shiftproof.training.callbacks.reports import OnProgress, OnRecord, ProgressBar, ReportEvaluations, ReportSteps
 from shiftproof.training.callbacks.selection import Selection
 from shiftproof.training.callbacks.trackers import Trackers
@@ -16,6 +17,7 @@ __all__ = [
     "MetricsFile",
     "OnProgress",
     "OnRecord",
+    "Predictions",
     "ProgressBar",
     "ReportEvaluations",
     "ReportSteps",

@@ -35,7 +35,7 @@ class Checkpoints(Callback):
             DamagedFileError: the file is incomplete or altered.
         """
         if self._path.exists():
-            loop.load_state_dict(load_checkpoint(self._path, loop.algorithm, set(loop.state_dict())))
+            loop.load_state_dict(load_checkpoint(self._path, loop.algorithm, loop.state_names))
         step = torch.tensor(loop.progress.step, device=loop.device)
         loop.ranks.check_same("the step that they continue from", step)
 

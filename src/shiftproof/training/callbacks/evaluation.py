@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,16 +83,24 @@ def score_domains(loop: Loop, whole_targets: bool) -> dict[str, dict[str, Any]]:
     scores: dict[str, dict[str, Any]] = {}
     for domain, name in enumerate(loop.dataset.domain_names):
         parts: tuple[Part, ...] = ("in", "out") if whole_targets and domain in loop.inputs.targets else ("out",)
-        scores[name] = {part: score_part(loop, domain, part) for part in parts}
+        scores[name] = {part: score_part(loop, domain, part, loop.progress.step) for part in parts}
     return scores
 
 
-def score_part(loop: Loop, domain: int, part: Part) -> dict[str, Any]:
-    """Score one part of a domain and return the scores as `evaluate` does."""
+def score_part(loop: Loop, domain: int, part: Part, step: int) -> dict[str, Any]:
+    """Score one part of a domain and return the scores as `evaluate` does.
+
+    Args:
+        loop: the loop whose network is scored in its present state.
+        domain: index of the domain.
+        part: the part.
+        step: the step after which the network had this state.
+    """
     batches = loop.inputs.evaluation_batches(domain, part, loop.progress.step)
     loop.algorithm.eval()
     network, classes = loop.algorithm.network, len(loop.dataset.classes)
-    score = evaluate(loop.algorithm.predict, batches, classes, loop.spec.precision, network.task, network.loss)
+    passed = partial(loop.pass_outputs, step, domain, part)
+    score = evaluate(loop.algorithm.predict, batches, classes, loop.spec.precision, network.task, network.loss, passed)
     loop.algorithm.train()
     return score
 

@@ -48,7 +48,7 @@ class Selection(Callback):
             for domain in loop.inputs.targets:
                 scores = record["domains"][loop.dataset.domain_names[domain]]
                 if "in" not in scores:  # the last step has been scored on it
-                    scores["in"] = score_part(loop, domain, "in")
+                    scores["in"] = score_part(loop, domain, "in", record["step"])
 
     def _keep(self, loop: Loop) -> None:
         if self._weights:
