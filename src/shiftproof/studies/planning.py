@@ -20,7 +20,15 @@ from shiftproof.base.method import Method
 from shiftproof.base.plugins import digests
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS, DatasetNotFoundError, DomainDataset, split_domain
-from shiftproof.models import MODELS, Network, Quantity, build_network, model_hparams, weights_fingerprint
+from shiftproof.models import (
+    MODELS,
+    Network,
+    Quantity,
+    build_network,
+    freeze_all_but,
+    model_hparams,
+    weights_fingerprint,
+)
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import DEFAULT_METRIC, PROTOCOLS, RULES, SearchSpace, measures_of, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
@@ -402,6 +410,11 @@ def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> N
             raise FieldError("split", f"{facts.name} has no groups to split by: {reason}")
         for i, domain in enumerate(facts.data.domains):
             split_domain(domain, study.split, 0, i)
+    if study.trained != "all" and study.weights is None:
+        raise FieldError(
+            ("trained", "weights"),
+            f"to train {study.trained} alone leaves the rest as it starts, at random without weights",
+        )
     if study.augmentation != "standard" and facts.kind != "photographs":
         raise FieldError("augmentation", f"augmentation is of photographs, and {facts.name} has {facts.kind}")
     if study.metric is not None and study.metric not in (known := measures_of(facts.task)):
@@ -462,6 +475,7 @@ class _Builder:
                 task=self.facts.task,
                 quantity=Quantity(0.0, 1.0) if self.facts.task == "regression" else None,  # any will do
             )
+            freeze_all_but(network, self.study.trained)
             if network.normalisation is not None:
                 say_normalisation(self.study, self.facts.model, network.normalisation)
         return self._networks[key]

@@ -402,6 +402,15 @@ class Study:
             texts={True: "the featurizer, by torch.compile"},
         ),
     )
+    trained: str = described(
+        "all",
+        "what is trained: all, head, blocks:N (the last N) or a pattern of names; the rest keeps the given weights",
+        "training",
+        RUNS,
+        options=("--train",),
+        metavar="PART",
+        term=Term("trained", "what was trained of the network; the rest kept its weights"),
+    )
     accumulate: int = described(
         1,
         "number of parts that a batch is split into for its gradient",

@@ -10,7 +10,7 @@ from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset
-from shiftproof.models import build_network, weighted_cross_entropy
+from shiftproof.models import build_network, freeze_all_but, weighted_cross_entropy
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.optimizer_factory import RunOptimizers
@@ -72,6 +72,7 @@ def build_algorithm(
         task=dataset.task,
         quantity=dataset.quantity if isinstance(dataset, PreparedDataset) else None,
     )
+    freeze_all_but(network, spec.trained)
     if spec.class_weights == "balanced":
         network.loss = weighted_cross_entropy(balanced_weights(spec, dataset))
     with torch.random.fork_rng(devices=[]):

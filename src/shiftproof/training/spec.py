@@ -28,6 +28,7 @@ _LATER = (
     "sampling",
     "class_weights",
     "augmentation",
+    "trained",
 )
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
@@ -71,6 +72,7 @@ class RunSpec:
         sampling: whether batches draw every row of a domain alike ("uniform") or every class of it ("balanced").
         class_weights: whether the loss weights classes by the inverse of their share of the training rows ("balanced").
         augmentation: how photographs are changed at random in training, by its name in `AUGMENTATIONS`.
+        trained: what is trained of the network: "all", "head", "blocks:N" or a pattern (see `freeze_all_but`).
         metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
@@ -111,6 +113,7 @@ class RunSpec:
     sampling: Sampling = "uniform"
     class_weights: ClassWeights = "none"
     augmentation: str = "standard"
+    trained: str = "all"
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION
