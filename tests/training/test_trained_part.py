@@ -99,3 +99,24 @@ def test_all_is_the_run_that_it_was_and_another_part_is_another_run(spec_of):
         type(specs[0])(**{n: v for n, v in facts.items() if not n.startswith("_") and n != "name"}).name
         == specs[0].name
     )
+
+
+def test_swad_estimates_statistics_anew_of_trained_parts_only(make_spec, digits, tmp_path):
+    """In a dialect that does not freeze them all; the model is one of timm's, which takes grey pictures too."""
+    model = "tf_efficientnet_lite0"
+    network = build_network(model, (1, 28, 28), 10, dropout=0.0, seed=3)
+    with torch.no_grad():
+        for name, buffer in network.featurizer.named_buffers():
+            if name.endswith("running_mean"):
+                buffer += 0.1
+    save_file(network.featurizer.state_dict(), tmp_path / "weights.safetensors")
+    file = tmp_path / "weights.safetensors"
+    spec = make_spec(
+        model=model, weights=weights_fingerprint(file), trained="blocks:1", averaging="swad", protocol="domainbed-head",
+        steps=12, checkpoint_freq=3, hparams={"data.batch_size": 4, "model.dropout": 0.0, "optimizer.lr": 1e-4},
+    )  # fmt: skip
+    assert train(spec, digits, tmp_path / "run", device=CPU, weights=file)["status"] == "finished"
+    moved = _moved(tmp_path / "run", file)
+    assert any(name.endswith("running_mean") for name in moved)
+    trained = tuple(f"featurizer.{part}." for part in ("blocks.6.0", "conv_head", "bn2"))
+    assert all(name.startswith(trained) for name in moved)

@@ -101,6 +101,7 @@ class ARM(Algorithm):
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = PICTURES
+    reads_pictures: ClassVar[bool] = True
     limits: ClassVar[str] = "it adds channels to pictures"
     photograph_batch_size: ClassVar[int | None] = 8
     accumulates: ClassVar[bool] = False

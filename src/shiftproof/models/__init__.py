@@ -8,6 +8,7 @@ from shiftproof.models.normalisation import Normalisation, check_normalisation
 from shiftproof.models.tasks import Loss, Quantity, weighted_cross_entropy
 from shiftproof.models.timm_models import timm_names
 from shiftproof.models.trained import check_trained, freeze_all_but
+from shiftproof.models.trunk import Cut, Trunk, cut
 from shiftproof.models.weights import (
     NORMALISATION,
     load_weights,
@@ -20,16 +21,19 @@ __all__ = [
     "MODELS",
     "NORMALISATION",
     "Block",
+    "Cut",
     "Featurizer",
     "Loss",
     "Model",
     "Network",
     "Normalisation",
     "Quantity",
+    "Trunk",
     "blocks",
     "build_network",
     "check_normalisation",
     "check_trained",
+    "cut",
     "default_image_size",
     "freeze_all_but",
     "load_weights",
