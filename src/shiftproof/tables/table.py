@@ -76,7 +76,7 @@ class MethodRow:
         worst: the worst of the columns, taken within each trial, so that it may be another one in each; None where
             there is only one, and in the overall table.
         adjusted_p: p-value of the mean's difference, corrected for the number of rows by Holm's method.
-        signs: on how many targets it is above and below the baseline.
+        signs: on how many targets it is better and worse than the baseline.
         sweep_gain: what picking steps and settings by the target's accuracy (the oracle) would have added to the mean.
         passes_per_step: forward and backward passes of one step, including the annealer's.
         seconds: mean wall time of a run.
