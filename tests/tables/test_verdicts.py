@@ -1,6 +1,7 @@
 """The sentences below a table: told apart or not, by how much, and how many trials would tell a point."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -113,7 +114,32 @@ def test_the_largest_class_stands_below_and_what_is_not_above_it_is_named():
     assert [str(method) for method in table.not_above_constant] == ["erm + sgd"]
     lines = as_text(results).splitlines()
     assert any(line.startswith("largest class") and line.split()[2:5] == ["40.0", "±", "0.0"] for line in lines)
-    assert "Not better than largest class, which reads no input: erm + sgd." in lines
+    assert "Not better than largest class, predicted without reading an input: erm + sgd." in lines
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "name"),
+    [
+        ("classification", "worst_class", "largest class"),
+        ("classification", "auroc", "class shares"),
+        ("classification", "nll", "class shares"),
+        ("multilabel", "accuracy", "label shares"),
+        ("multilabel", "average_precision", "label shares"),
+        ("regression", "r2", "mean of the sources"),
+    ],
+)
+def test_the_last_row_is_called_what_it_predicts(task, metric, name):
+    plan = make_plan(Study(optimizers=("sgd", "adam"), targets=("0",), trials=1))
+    [grid] = plan
+    runs = tuple(dataclasses.replace(spec, task=task) for spec in grid.runs)
+    plan = dataclasses.replace(plan, grids=(dataclasses.replace(grid, runs=runs),))
+    part = {"count": 10, "measures": {metric: 0.5}}
+    domains = {domain: {"in": part, "out": part} for domain in grid.domains}
+    made = results_of(plan, None, metrics=lambda spec: [{"step": spec.steps, "loss": 1.0, "domains": domains}])
+    for result in made._found.values():
+        result["constant"] = {"0": {metric: 0.25}}
+    lines = as_text(Results(plan, made._found, metric)).splitlines()
+    assert [line for line in lines if re.match(rf"{name}  +0?\.?25", line)]
 
 
 def test_one_run_without_it_leaves_the_largest_class_out():

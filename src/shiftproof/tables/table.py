@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.protocol import Unit, measures_of, over_domains
+from shiftproof.protocol import MEASURES, Unit, over_domains
 from shiftproof.studies import (
     OVERALL,
     SECONDS,
@@ -111,8 +111,8 @@ class Table:
         ranks: their average ranks over targets; None with fewer than two such methods.
         terms: what the accuracies depend on, by name.
         failures: a line per failed run, with its reason.
-        constant: what predictions that read no input score (`constant_name`), by heading; empty if a run that tells is
-            missing.
+        constant: what predictions that read no input score, by heading; empty if a run that tells is missing.
+        constant_name: what these predict.
     """
 
     title: str
@@ -127,11 +127,7 @@ class Table:
     terms: dict[str, Any]
     failures: list[str]
     constant: dict[str, Estimate]
-
-    @property
-    def constant_name(self) -> str:
-        """What predictions that read no input are called."""
-        return "mean of the sources" if self.unit.metric in measures_of("regression") else "largest class"
+    constant_name: str
 
     @property
     def not_above_constant(self) -> list[Method]:
@@ -281,6 +277,7 @@ class _Builder:
             self._terms(grids),
             [line for grid in grids for line in _failures(self.results, grid)],
             self._constant(),
+            self._constant_name(),
         )
 
     def _constant(self) -> dict[str, Estimate]:
@@ -301,6 +298,14 @@ class _Builder:
             found[_heading("worst", columns)] = _over(list(columns.values()), "worst", self.sign > 0)
         trials = found[_heading("mean", columns)].keys()
         return {name: estimate([one[t] for t in trials]) for name, one in (found | columns).items() if trials}
+
+    def _constant_name(self) -> str:
+        tasks = {part.grid.runs[0].task for part in self.parts}
+        if "regression" in tasks:
+            return "mean of the sources"
+        if "multilabel" in tasks:
+            return "label shares"
+        return "largest class" if MEASURES[self.metric].of_labels else "class shares"
 
     def _row(self, method: Method, grids: Sequence[Grid]) -> MethodRow:
         finished = [
