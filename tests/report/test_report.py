@@ -73,15 +73,17 @@ def test_the_page_shows_the_numbers_of_the_table(compared):
     [table] = build_tables(results)
     text = page.read_text()
     head, sgd, genie = cells(text, "accuracy")
-    assert head == ["method", "mean", "30", "75", "passes / step", "s / run"]
-    assert sgd == ["erm + sgd", "44.5 ± 1.0", "43.0 ± 1.0", "46.0 ± 1.0", "1.0", "2.0"]
+    assert head == ["method", "mean", "worst", "30", "75", "passes / step", "s / run"]
+    assert sgd == ["erm + sgd", "44.5 ± 1.0", "43.0 ± 1.0", "43.0 ± 1.0", "46.0 ± 1.0", "1.0", "2.0"]
     assert table.rows[1].mean.score.mean == pytest.approx(0.546)
     assert genie[1] == "54.6 ± 1.1"
     assert re.findall("<strong>(.*?)</strong>", text) == ["54.6"]
+    assert cells(text, "differences")[0][4:] == ["worst", "30", "75"]
     assert cells(text, "differences")[1] == [
-        "erm + genie", "+10.1 [+8.8, +11.4]", "0.006", "2-0-0", *["+10.1 [+8.8, +11.4]"] * 2,
+        "erm + genie", "+10.1 [+8.8, +11.4]", "0.006", "2-0-0", *["+10.1 [+8.8, +11.4]"] * 3,
     ]  # fmt: skip
     assert cells(text, "class-mean")[1][1] == "40.0 ± 1.0"  # ten classes, each a point below the one before
+    assert cells(text, "class-mean")[1][2] == "38.5 ± 1.0"
     terms = {name: value for name, value, _ in cells(text, "terms")}
     assert terms == {name: str(value) for name, value in table.terms.items()}
     assert all(meaning for _, _, meaning in cells(text, "terms"))
@@ -158,8 +160,8 @@ def test_failed_and_missing_runs_are_shown_as_such(write_store, tmp_path):
     text = " ".join(re.sub("<.*?>", "", page).split())
     assert "4 of 8 runs finished, 2 failed, 2 not yet run." in text
     _, sgd, genie = cells(page, "accuracy")
-    assert sgd[1:4] == [f"{mean} ± {DASH} (1 of 2)" for mean in ("43.5", "42.0", "45.0")]
-    assert genie[1:4] == ["failed", "53.1 ± 1.1", "failed"]
+    assert sgd[1:5] == [f"{mean} ± {DASH} (1 of 2)" for mean in ("43.5", "42.0", "42.0", "45.0")]
+    assert genie[1:5] == ["failed", "failed", "53.1 ± 1.1", "failed"]
     assert "<strong>" not in page  # no method finished every trial
     assert [row[:4] for row in cells(page, "failed-runs")[1:]] == [["erm + genie", "75", str(t), "0"] for t in (0, 1)]
     assert "the loss was nan at step 3" in page
@@ -184,7 +186,7 @@ def test_names_are_text_whatever_they_hold(write_store, hostile_plan, tmp_path):
     assert (hostile, grid.dataset) == ('<img src=x onerror="alert(1)"> & $x_$', 'a "set" <b>')
     assert "<img src=x" not in page
     assert "a &#34;set&#34; &lt;b&gt;" in page
-    assert cells(page, "accuracy")[0][2:4] == [hostile, long]
+    assert cells(page, "accuracy")[0][2:5] == ["worst", hostile, long]
     assert cells(page, "classes")[0][2] == hostile
     assert hostile in cells(page, "failed-runs")[1][4]
     sheet = ElementTree.parse(tmp_path / "figures" / "loss.svg")  # noqa: S314

@@ -67,7 +67,7 @@ def test_the_table_is_what_the_runs_say(compared):
     assert {row["selection"] for row in lines} == {"training_domain", "oracle", "last"}
     table = [row for row in lines if row["selection"] == "training_domain"]
     assert [(row["optimizer"], row["target"]) for row in table] == [
-        (optimizer, target) for optimizer in ("sgd", "genie") for target in ("30", "75", "mean")
+        (optimizer, target) for optimizer in ("sgd", "genie") for target in ("30", "75", "mean", "worst")
     ]
 
     def accuracy(optimizer, target, trial):
@@ -78,6 +78,9 @@ def test_the_table_is_what_the_runs_say(compared):
     mean = next(row for row in table if (row["optimizer"], row["target"]) == ("genie", "mean"))
     assert float(mean["accuracy"]) == pytest.approx(sum(means["genie"]) / 2)
     assert float(mean["standard_error"]) == pytest.approx(abs(means["genie"][0] - means["genie"][1]) / 2)
+    worst = next(row for row in table if (row["optimizer"], row["target"]) == ("genie", "worst"))
+    least = [min(accuracy("genie", target, trial) for target in ("30", "75")) for trial in range(2)]
+    assert float(worst["accuracy"]) == pytest.approx(sum(least) / 2)
     differences = [g - s for g, s in zip(means["genie"], means["sgd"], strict=True)]
     assert float(mean["difference"]) == pytest.approx(sum(differences) / 2)
     half = 12.706205 * abs(differences[0] - differences[1]) / 2  # Student's t with one degree of freedom

@@ -63,7 +63,7 @@ def test_a_markdown_table_has_one_line_and_all_cells_per_row(results):
     tables = [line for line in lines if line.startswith("|")]
     [head, rule, first, second] = tables[:4]
     for line in (head, rule, first, second):
-        assert len(re.findall(r"(?<!\\)\|", line)) == 1 + 1 + len(NAMES) + 3
+        assert len(re.findall(r"(?<!\\)\|", line)) == 1 + 1 + len(NAMES) + 4
     for name in NAMES:
         assert f" {markdown(name)} |" in head
     assert first.startswith(f"| erm + sgd, {markdown(VARIANT)} |")
@@ -75,7 +75,7 @@ def test_a_latex_table_has_one_line_per_row_and_no_end_of_a_comment(results):
     lines = FORMATS["latex"](results, None, None).splitlines()
     head = next(line for line in lines if line.startswith("method &"))
     assert head.endswith(r" \\")
-    assert len(re.findall(r"(?<!\\)&", head)) == len(NAMES) + 3
+    assert len(re.findall(r"(?<!\\)&", head)) == len(NAMES) + 4
     allowed = ("\\", "%", "erm +", "method &")  # commands, comments and rows; a note stands in its caption
     assert [line for line in lines if line and not line.startswith(allowed)] == []
 
@@ -90,6 +90,6 @@ def test_a_table_of_text_has_one_line_per_row(results):
 
 def test_csv_holds_names_as_they_are(results):
     rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](results, None, None), newline="")))
-    assert {row["target"] for row in rows} == {*NAMES, "mean"}
+    assert {row["target"] for row in rows} == {*NAMES, "mean", "worst"}
     assert {row["variant"] for row in rows} == {VARIANT}
     assert {row["table"] for row in rows} == {" <odd>\nset"}

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pytest
@@ -51,6 +52,90 @@ def test_means_and_standard_errors_are_scipys(study, accuracies):
             assert row.cells[column].score == pytest.approx((one.mean(), stats.sem(one)))
         assert row.mean.score == pytest.approx((values.mean(), stats.sem(values.mean(axis=0))))
         assert (row.passes_per_step, row.seconds) == (2.0, 2.0)
+
+
+def _measured(study, values, metric):
+    """Results whose tables show a measure, given by optimizer, target and trial; NaN where it is undefined."""
+    plan = make_plan(study)
+
+    def metrics(spec):
+        value = values[study.optimizers.index(spec.optimizer), study.targets.index(spec.targets[0]), spec.trial_seed]
+        measures = {"accuracy": 0.5, metric: None if np.isnan(value) else float(value)}
+        part = {"count": 10, "accuracy": 0.5, "per_class": [0.5] * 10, "measures": measures}
+        domains = {name: {"in": part, "out": part} for name in plan.grids[0].domains}
+        return [{"step": spec.steps, "loss": 1.0, "domains": domains}]
+
+    found = results_of(plan, lambda spec: (0.5, 0.5, 0.5), metrics=metrics)
+    return Results(plan, found._found, metric)
+
+
+@pytest.mark.parametrize(("metric", "worst"), [("accuracy", np.min), ("auroc", np.min), ("nll", np.max)])
+def test_the_worst_target_is_taken_within_each_trial(study, accuracies, metric, worst):
+    results = _results(study, accuracies) if metric == "accuracy" else _measured(study, accuracies, metric)
+    [table] = build_tables(results)
+    each = worst(accuracies, axis=1)
+    assert not np.allclose(each.mean(axis=1), worst(accuracies.mean(axis=2), axis=1))  # of one target in all trials
+    for row, values in zip(table.rows, each, strict=True):
+        assert row.worst.score == pytest.approx((values.mean(), stats.sem(values)))
+        if row.method != table.baseline:
+            test = stats.ttest_rel(values, each[0])
+            assert row.worst.difference[:3] == pytest.approx(
+                ((values - each[0]).mean(), *test.confidence_interval(0.95))
+            )
+
+
+def test_a_trial_with_an_undefined_target_has_no_worst(study, accuracies):
+    values = accuracies.copy()
+    values[0, 1, 0] = np.nan
+    values[1, 2, :] = np.nan
+    sgd, adam, genie = build_tables(_measured(study, values, "auroc"))[0].rows
+    assert (sgd.worst.trials, sgd.worst.score.mean) == (3, pytest.approx(accuracies[0, :, 1:].min(axis=0).mean()))
+    assert (adam.worst.score, adam.worst.undefined) == (None, True)
+    assert genie.worst.trials == 4
+
+
+def test_the_worst_class_mean_is_the_least_whatever_the_measure(study, accuracies):
+    """Class means are accuracies: the greater the better, also where the table's measure is not."""
+    results = _results(study, accuracies)
+    for result in results._found.values():
+        for domain in result["metrics"][0]["domains"].values():
+            domain["in"]["measures"] = {"accuracy": 0.5, "nll": 1.0}
+    [table] = build_tables(Results(results.plan, results._found, "nll"))
+    assert table.rows[0].worst.class_mean.mean == pytest.approx(accuracies[0].min(axis=0).mean())
+
+
+def test_the_worst_stands_beside_the_mean_in_every_format(study, accuracies):
+    results = _results(study, accuracies)
+    for spec in results.plan.runs:
+        [target] = spec.targets
+        results.result(spec)["constant"] = {target: {"accuracy": {"0": 0.3, "15": 0.1, "30": 0.2}[target]}}
+    worst = accuracies.min(axis=1)
+    texts = [f"{100 * values.mean():.1f} ± {100 * stats.sem(values):.1f}" for values in worst]
+    place = "method", "mean", "worst", *TARGETS
+    rows = [re.split(r"  +", line) for line in as_text(results).splitlines()[1:6]]
+    assert tuple(rows[0][: len(place)]) == place
+    assert [row[2] for row in rows[1:]] == [*texts, "10.0 ± 0.0"]  # what reads no input
+    rows = [line.strip("| ").split(" | ") for line in as_markdown(results).splitlines() if line.startswith("| ")]
+    assert (tuple(rows[0][: len(place)]), rows[3][2].strip("*")) == (place, texts[2])
+    rows = [line.split(" & ") for line in as_latex(results).splitlines() if " & " in line]
+    second = texts[0].replace("±", r"$\pm$")
+    assert (tuple(rows[0][: len(place)]), rows[1][2]) == (place, rf"\underline{{{second}}}")
+    lines = [row for row in _lines(as_csv(results, "last")) if row["target"] == "worst"]
+    assert [float(row["accuracy"]) for row in lines] == pytest.approx(list(worst.mean(axis=1)))
+    gain = f"{100 * (worst[2] - worst[0]).mean():+.1f}"
+    differences = as_text(results).split("\n\n")[1].splitlines()
+    assert re.split(r"  +", differences[1])[5] == "worst"
+    assert re.split(r"  +", differences[3])[5] == gain
+
+
+def test_headings_are_no_targets_names(study, accuracies):
+    [table] = build_tables(_results(study, accuracies))
+    assert table.headings == ["mean", "worst", *TARGETS]
+    odd = ["worst", "mean", "mean of all"]
+    row = dataclasses.replace(table.rows[0], cells=dict(zip(odd, table.rows[0].cells.values(), strict=True)))
+    named = dataclasses.replace(table, columns=odd, rows=[row])
+    assert named.headings == ["mean of all of all", "worst of all", *odd]
+    assert list(named.cells(row).values()) == list(table.cells(table.rows[0]).values())
 
 
 def test_differences_are_scipys_paired_t_test_and_p_values_holms(study, accuracies):
@@ -246,6 +331,8 @@ def test_several_data_sets_have_a_table_over_all_and_one_each(several):
     over, digits, colored = build_tables(several)
     assert (over.title, over.columns) == ("two sets", ["rotated_digits", "colored_digits"])
     assert (digits.columns, colored.columns) == (["0", "15"], ["minus90"])
+    worst = [[row.worst and row.worst.score.mean for row in table.rows] for table in (over, digits, colored)]
+    assert worst == [[None, None], pytest.approx([0.21, 0.31]), [None, None]]  # data sets are not compared
     sgd, genie = over.rows
     assert sgd.mean.score.mean == pytest.approx(((0.2 + 0.4) / 2 + 0.9) / 2 + 0.01)  # data sets count alike
     assert genie.mean.difference.mean == pytest.approx(0.1)

@@ -1,6 +1,7 @@
 """The sentences below a table: told apart or not, by how much, and how many trials would tell a point."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -12,15 +13,22 @@ from shiftproof.tables import as_text, build_tables, verdicts
 from shiftproof.tables.verdicts import MOST_TRIALS, trials_to_tell
 
 
-def _results(values, **changes):
-    """Results of a study whose accuracy on its only target is given by optimizer and trial."""
-    study = Study(optimizers=("sgd", "adam"), targets=("0",), trials=len(values[0]), **changes)
+def _results(values, metric=None):
+    """Results of a study whose accuracy, or other measure, on its only target is given by optimizer and trial."""
+    study = Study(optimizers=("sgd", "adam"), targets=("0",), trials=len(values[0]))
+    plan = make_plan(study)
 
     def scores(spec):
         value = values[study.optimizers.index(spec.optimizer)][spec.trial_seed]
         return 0.9, value, value
 
-    return results_of(make_plan(study), scores)
+    def metrics(spec):
+        _, value, _ = scores(spec)
+        part = {"count": 10, "accuracy": 0.5, "per_class": [0.5] * 10, "measures": {"accuracy": 0.5, metric: value}}
+        domains = {name: {"in": part, "out": part} for name in plan.grids[0].domains}
+        return [{"step": spec.steps, "loss": 1.0, "domains": domains}]
+
+    return Results(plan, results_of(plan, scores, metrics=metric and metrics)._found, metric)
 
 
 @pytest.mark.parametrize(("difference", "spread"), [(0.01, 0.005), (0.01, 0.02), (0.02, 0.03), (0.01, 0.1)])
@@ -47,7 +55,7 @@ def test_methods_that_differ_are_told_apart_with_their_interval():
     low, high = stats.ttest_rel(second, first).confidence_interval()
     gain = 100 * (np.mean(second) - np.mean(first))
     assert sentence.startswith(
-        f"erm + adam and erm + sgd are told apart: the first is {gain:.1f} points above, between {100 * low:.1f} and "
+        f"erm + adam and erm + sgd are told apart: the first is {gain:.1f} points better, between {100 * low:.1f} and "
         f"{100 * high:.1f}; about "
     )
 
@@ -59,10 +67,28 @@ def test_methods_that_do_not_differ_are_bounded_on_both_sides():
     assert low < 0 < high
     spread = np.std(np.subtract(second, first), ddof=1)
     assert sentence == (
-        f"erm + adam and erm + sgd are not told apart: the first is at most {100 * high:.1f} points above and "
-        f"{-100 * low:.1f} below; about {trials_to_tell(0.01, spread)} trials would tell a difference of 1 point."
+        f"erm + adam and erm + sgd are not told apart: the first is at most {100 * high:.1f} points better and "
+        f"{-100 * low:.1f} worse; about {trials_to_tell(0.01, spread)} trials would tell a difference of 1 point."
     )
     assert sentence in as_text(_results([first, second]))
+
+
+def test_where_less_is_better_the_lower_method_is_the_better_one():
+    first, second = [20.0, 22.0, 21.0, 23.0], [15.0, 18.0, 16.0, 17.0]
+    [table] = build_tables(_results([first, second], metric="nll"))
+    [sentence] = verdicts(table)
+    low, high = stats.ttest_rel(first, second).confidence_interval()
+    assert sentence.startswith(
+        f"erm + adam and erm + sgd are told apart: the first is 5.00 nll better, between {low:.2f} and {high:.2f}; "
+    )
+    [sentence] = verdicts(build_tables(_results([second, first], metric="nll"))[0])
+    assert f"the first is 5.00 nll worse, between {low:.2f} and {high:.2f}; " in sentence
+    first, second = [0.70, 0.74, 0.71, 0.73], [0.73, 0.72, 0.74, 0.71]  # the second is greater by half a point
+    [sentence] = verdicts(build_tables(_results([first, second], metric="ece"))[0])
+    low, high = stats.ttest_rel(first, second).confidence_interval()
+    assert (
+        f"not told apart: the first is at most {100 * high:.1f} points better and {-100 * low:.1f} worse; " in sentence
+    )
 
 
 def test_one_trial_and_equal_trials_tell_nothing():
@@ -88,7 +114,32 @@ def test_the_largest_class_stands_below_and_what_is_not_above_it_is_named():
     assert [str(method) for method in table.not_above_constant] == ["erm + sgd"]
     lines = as_text(results).splitlines()
     assert any(line.startswith("largest class") and line.split()[2:5] == ["40.0", "±", "0.0"] for line in lines)
-    assert "Not better than largest class, which reads no input: erm + sgd." in lines
+    assert "Not better than largest class, predicted without reading an input: erm + sgd." in lines
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "name"),
+    [
+        ("classification", "worst_class", "largest class"),
+        ("classification", "auroc", "class shares"),
+        ("classification", "nll", "class shares"),
+        ("multilabel", "accuracy", "label shares"),
+        ("multilabel", "average_precision", "label shares"),
+        ("regression", "r2", "mean of the sources"),
+    ],
+)
+def test_the_last_row_is_called_what_it_predicts(task, metric, name):
+    plan = make_plan(Study(optimizers=("sgd", "adam"), targets=("0",), trials=1))
+    [grid] = plan
+    runs = tuple(dataclasses.replace(spec, task=task) for spec in grid.runs)
+    plan = dataclasses.replace(plan, grids=(dataclasses.replace(grid, runs=runs),))
+    part = {"count": 10, "measures": {metric: 0.5}}
+    domains = {domain: {"in": part, "out": part} for domain in grid.domains}
+    made = results_of(plan, None, metrics=lambda spec: [{"step": spec.steps, "loss": 1.0, "domains": domains}])
+    for result in made._found.values():
+        result["constant"] = {"0": {metric: 0.25}}
+    lines = as_text(Results(plan, made._found, metric)).splitlines()
+    assert [line for line in lines if re.match(rf"{name}  +0?\.?25", line)]
 
 
 def test_one_run_without_it_leaves_the_largest_class_out():

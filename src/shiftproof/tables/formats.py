@@ -137,13 +137,13 @@ class _CSVLine(NamedTuple):
 
 
 def _csv_lines(table: Table) -> Iterator[_CSVLine]:
-    """Yield a line for every method and column, and one for the mean of the columns, which is tested."""
+    """Yield a line for every method and column, and for the mean of the columns, which is tested, and the worst."""
     for row in table.rows:
         annealing = {f"annealer_{name}": value for name, value in row.annealing.items()}
-        for column, cell in row.cells.items():
-            yield _CSVLine(_measured(table, row, column, cell), annealing, table.terms)
         tested = {"adjusted_p": row.adjusted_p, "sweep_gain": row.sweep_gain.mean if row.sweep_gain else None}
-        yield _CSVLine(_measured(table, row, table.mean_name, row.mean) | tested, annealing, table.terms)
+        for name, cell in {**row.cells, **table.cells(row)}.items():
+            measured = _measured(table, row, name, cell)
+            yield _CSVLine(measured | tested if cell is row.mean else measured, annealing, table.terms)
 
 
 def _measured(table: Table, row: MethodRow, column: str, cell: Cell) -> dict[str, Any]:
@@ -219,21 +219,20 @@ def _terms(table: Table) -> str:
 
 
 def _accuracy_block(table: Table) -> Block:
-    columns = [[row.cells[column] for row in table.rows] for column in table.columns]
-    cells = [*columns, [row.mean for row in table.rows]]
-    entries = [_marked(column, table.unit) for column in cells]
+    columns = zip(*(table.cells(row).values() for row in table.rows), strict=True)
+    entries = [_marked(column, table.unit) for column in columns]
     rows = [
         [Entry(str(row.method)), *(column[i] for column in entries), Entry(_number(row.passes_per_step)),
          Entry(_number(row.seconds))]
         for i, row in enumerate(table.rows)
     ]  # fmt: skip
     if table.constant:
-        entries_of = [_estimate(table.constant[name], table.unit) for name in (*table.columns, table.mean_name)]
-        rows.append([Entry(text) for text in (table.constant_name, *entries_of, "-", "-")])
+        texts = [_estimate(table.constant[name], table.unit) for name in table.headings]
+        rows.append([Entry(text) for text in (table.constant_name, *texts, "-", "-")])
     notes = (transductive_note(table), constant_note(table))
     return Block(
         f"{table.title}: {_measure(table.unit)}",
-        ["method", *table.columns, table.mean_name, "passes/step", "s/run"],
+        ["method", *table.headings, "passes/step", "s/run"],
         rows,
         [note for note in notes if note],
     )
@@ -275,21 +274,23 @@ def _marked(cells: Sequence[Cell], unit: Unit) -> list[Entry]:
 
 def _difference_block(table: Table) -> Block:
     rows = [row for row in table.rows if row.method != table.baseline]
+    _, *others = table.headings
 
     def entries(row: MethodRow) -> list[Entry]:
+        _, *cells = table.cells(row).values()
         texts = [
             str(row.method),
             _signed(row.mean.difference, table.unit),
             _interval(row.mean.difference, table.unit),
             _p(row.adjusted_p),
             f"{row.signs.wins}-{row.signs.losses}-{row.signs.ties}" if row.signs else "-",
-            *(_signed(row.cells[column].difference, table.unit) for column in table.columns),
+            *(_signed(cell.difference, table.unit) for cell in cells),
         ]
         return [Entry(text) for text in texts]
 
     return Block(
         f"{table.title}: difference from {table.baseline}, {table.unit.step}, paired by trial",
-        ["method", table.mean_name, "95 % interval", "p (Holm)", "won-lost-tied", *table.columns],
+        ["method", table.mean_name, "95 % interval", "p (Holm)", "won-lost-tied", *others],
         [entries(row) for row in rows],
         [*verdicts(table), *([difference_note(table)] if table.compared > 1 else [])],
     )

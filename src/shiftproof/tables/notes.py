@@ -13,7 +13,7 @@ def transductive_note(table: Table) -> str:
 def constant_note(table: Table) -> str:
     """Warn of methods that are not better than predictions that read no input; empty if there are none."""
     named = ", ".join(map(str, table.not_above_constant))
-    return f"Not better than {table.constant_name}, which reads no input: {named}." if named else ""
+    return f"Not better than {table.constant_name}, predicted without reading an input: {named}." if named else ""
 
 
 def difference_note(table: Table) -> str:

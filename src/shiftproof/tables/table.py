@@ -1,14 +1,14 @@
-"""Tables of a study: accuracy per target and mean, with standard errors, paired differences, ranks and terms."""
+"""Tables of a study: a measure by target, its mean and worst, with errors, paired differences, ranks and terms."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.protocol import Unit, measures_of
+from shiftproof.protocol import MEASURES, Unit, over_domains
 from shiftproof.studies import (
     OVERALL,
     SECONDS,
@@ -32,6 +32,9 @@ from shiftproof.tables.statistics import (
     sign_count,
 )
 from shiftproof.training import RESULTS_VERSION
+
+How = Literal["mean", "worst"]
+"""How several targets are put into one number."""
 
 Scores = dict[int, float]
 """A quantity by trial, for the trials that have it."""
@@ -64,14 +67,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method's row: its cells, their mean and comparison with the baseline, and the method's cost.
+    """A method's row: its cells, their mean and worst, the comparison with the baseline, and the method's cost.
 
     Attributes:
         method: the method that was trained.
         cells: its cells by column.
         mean: the mean of the columns, taken within each trial.
+        worst: the worst of the columns, taken within each trial, so that it may be another one in each; None where
+            there is only one, and in the overall table.
         adjusted_p: p-value of the mean's difference, corrected for the number of rows by Holm's method.
-        signs: on how many targets it is above and below the baseline.
+        signs: on how many targets it is better and worse than the baseline.
         sweep_gain: what picking steps and settings by the target's accuracy (the oracle) would have added to the mean.
         passes_per_step: forward and backward passes of one step, including the annealer's.
         seconds: mean wall time of a run.
@@ -81,6 +86,7 @@ class MethodRow:
     method: Method
     cells: dict[str, Cell]
     mean: Cell
+    worst: Cell | None
     adjusted_p: float | None
     signs: SignCount | None
     sweep_gain: Difference | None
@@ -105,8 +111,8 @@ class Table:
         ranks: their average ranks over targets; None with fewer than two such methods.
         terms: what the accuracies depend on, by name.
         failures: a line per failed run, with its reason.
-        constant: what predictions that read no input score (`constant_name`), by column, and by `mean_name` the mean
-            of the columns; empty if a run that tells is missing.
+        constant: what predictions that read no input score, by heading; empty if a run that tells is missing.
+        constant_name: what these predict.
     """
 
     title: str
@@ -121,11 +127,7 @@ class Table:
     terms: dict[str, Any]
     failures: list[str]
     constant: dict[str, Estimate]
-
-    @property
-    def constant_name(self) -> str:
-        """What predictions that read no input are called."""
-        return "mean of the sources" if self.unit.metric in measures_of("regression") else "largest class"
+    constant_name: str
 
     @property
     def not_above_constant(self) -> list[Method]:
@@ -138,7 +140,17 @@ class Table:
     @property
     def mean_name(self) -> str:
         """The heading of the mean of the columns."""
-        return _mean_name(self.columns)
+        return _heading("mean", self.columns)
+
+    @property
+    def headings(self) -> list[str]:
+        """What stands above the scores of a row, in order."""
+        return list(self.cells(self.rows[0]))
+
+    def cells(self, row: MethodRow) -> dict[str, Cell]:
+        """Return the cells of a row by heading: the mean, the worst if there is one, and the columns."""
+        worst = {_heading("worst", self.columns): row.worst} if row.worst else {}
+        return {self.mean_name: row.mean, **worst, **row.cells}
 
     @property
     def compared(self) -> int:
@@ -195,10 +207,10 @@ def build_tables(results: Results, rule: str | None = None, baseline: str | None
     tables = []
     if len(plan.grids) > 1 and len({results.shown(grid) for grid in plan}) == 1:
         columns = {grid.dataset: [_Part(grid, targets) for targets in grid.columns] for grid in plan}
-        tables.append(_Builder(results, chosen, first, columns).table(None, list(plan.grids)))
+        tables.append(_Builder(results, chosen, first, None, columns).table(list(plan.grids)))
     for grid in plan:
         columns = {"+".join(targets): [_Part(grid, targets)] for targets in grid.columns}
-        tables.append(_Builder(results, chosen, first, columns).table(grid.dataset, [grid]))
+        tables.append(_Builder(results, chosen, first, grid.dataset, columns).table([grid]))
     return tables
 
 
@@ -227,17 +239,21 @@ class _Builder:
         results: the study's results.
         rule: the selection rule.
         baseline: the method that differences are taken from.
+        dataset: what the table is of; None for the overall one.
         columns: the targets over which each column takes the mean.
     """
 
-    def __init__(self, results: Results, rule: str, baseline: Method, columns: dict[str, list[_Part]]) -> None:
-        self.results, self.rule, self.baseline, self.columns = results, rule, baseline, columns
+    def __init__(
+        self, results: Results, rule: str, baseline: Method, dataset: str | None, columns: dict[str, list[_Part]]
+    ) -> None:
+        self.results, self.rule, self.baseline, self.dataset, self.columns = results, rule, baseline, dataset, columns
+        self.has_worst = dataset is not None and len(columns) > 1  # the worst data set is only the hardest one
         self.parts = [part for parts in columns.values() for part in parts]
         self.metric = results.shown(self.parts[0].grid)
         self.sign = Unit.of(self.metric).sign
         self.trials = self.parts[0].grid.trials
 
-    def table(self, dataset: str | None, grids: Sequence[Grid]) -> Table:
+    def table(self, grids: Sequence[Grid]) -> Table:
         rows = [self._row(method, grids) for method in grids[0].methods]
         others = [row for row in rows if row.method != self.baseline]
         adjusted = dict(
@@ -249,8 +265,8 @@ class _Builder:
         )
         ranked, ranks = self._ranks([row.method for row in rows])
         return Table(
-            self.results.plan.name if dataset is None else dataset,
-            dataset,
+            self.results.plan.name if self.dataset is None else self.dataset,
+            self.dataset,
             self.rule,
             Unit.of(self.metric, max((abs(row.mean.score.mean) for row in rows if row.mean.score), default=0.0)),
             list(self.columns),
@@ -261,33 +277,35 @@ class _Builder:
             self._terms(grids),
             [line for grid in grids for line in _failures(self.results, grid)],
             self._constant(),
+            self._constant_name(),
         )
 
     def _constant(self) -> dict[str, Estimate]:
         """Return what predictions that read no input score, over the trials in which all columns tell."""
-        known: dict[str, dict[tuple[tuple[str, ...], int], float]] = {}
+        known: dict[tuple[str, tuple[str, ...]], Scores] = {}
         for grid in {part.grid.dataset: part.grid for part in self.parts}.values():
-            found = known.setdefault(grid.dataset, {})
             for row in (row for rows in self.results.rows_by_method(grid).values() for row in rows):
-                if row["constant"] is None:
-                    continue
-                values = [scores.get(self.metric) for scores in row["constant"].values()]
-                if None not in values:
-                    found[tuple(row["constant"]), row["trial_seed"]] = sum(values) / len(values)
-        by_column = {
-            column: {
-                trial: sum(known[part.grid.dataset][part.targets, trial] for part in parts) / len(parts)
-                for trial in range(self.trials)
-                if all((part.targets, trial) in known[part.grid.dataset] for part in parts)
-            }
+                told = row["constant"] or {}
+                value = over_domains([scores.get(self.metric) for scores in told.values()], "mean", self.sign > 0)
+                if value is not None:
+                    known.setdefault((grid.dataset, tuple(told)), {})[row["trial_seed"]] = value
+        columns = {
+            column: _over([known.get((part.grid.dataset, part.targets), {}) for part in parts])
             for column, parts in self.columns.items()
         }
-        trials = [trial for trial in range(self.trials) if all(trial in one for one in by_column.values())]
-        if not trials:
-            return {}
-        means = [sum(one[trial] for one in by_column.values()) / len(by_column) for trial in trials]
-        columns = {column: estimate([one[trial] for trial in trials]) for column, one in by_column.items()}
-        return {**columns, _mean_name(columns): estimate(means)}
+        found = {_heading("mean", columns): _over(list(columns.values()))}
+        if self.has_worst:
+            found[_heading("worst", columns)] = _over(list(columns.values()), "worst", self.sign > 0)
+        trials = found[_heading("mean", columns)].keys()
+        return {name: estimate([one[t] for t in trials]) for name, one in (found | columns).items() if trials}
+
+    def _constant_name(self) -> str:
+        tasks = {part.grid.runs[0].task for part in self.parts}
+        if "regression" in tasks:
+            return "mean of the sources"
+        if "multilabel" in tasks:
+            return "label shares"
+        return "largest class" if MEASURES[self.metric].of_labels else "class shares"
 
     def _row(self, method: Method, grids: Sequence[Grid]) -> MethodRow:
         finished = [
@@ -299,7 +317,8 @@ class _Builder:
         return MethodRow(
             method,
             {column: self._cell(method, parts) for column, parts in self.columns.items()},
-            self._mean(method),
+            self._over_cell(method, "mean"),
+            self._over_cell(method, "worst") if self.has_worst else None,
             None,
             self._signs(method) if method != self.baseline else None,
             self._sweep_gain(method),
@@ -311,8 +330,8 @@ class _Builder:
     def _cell(self, method: Method, parts: Sequence[_Part]) -> Cell:
         return self._entry(method, parts, lambda m, quantity: self._column(m, parts, quantity))
 
-    def _mean(self, method: Method) -> Cell:
-        return self._entry(method, self.parts, lambda m, quantity: self._over_columns(m, quantity, self.rule))
+    def _over_cell(self, method: Method, how: How) -> Cell:
+        return self._entry(method, self.parts, lambda m, quantity: self._over_columns(m, quantity, self.rule, how))
 
     def _entry(self, method: Method, parts: Sequence[_Part], scores: Callable[[Method, str], Scores]) -> Cell:
         found, baseline = scores(method, self.metric), scores(self.baseline, self.metric)
@@ -334,22 +353,16 @@ class _Builder:
 
     def _column(self, method: Method, parts: Sequence[_Part], quantity: str, rule: str | None = None) -> Scores:
         """Return the mean over the parts of a column, by trial, for the trials that have all parts."""
-        result = {}
-        for trial in range(self.trials):
-            picked = [self._outcome(method, part, trial, rule).selected for part in parts]
-            values = [value for one in picked if one and (value := _value(one, quantity)) is not None]
-            if len(values) == len(parts):
-                result[trial] = sum(values) / len(values)
-        return result
+        return _over([self._part(method, part, quantity, rule) for part in parts])
 
-    def _over_columns(self, method: Method, quantity: str, rule: str) -> Scores:
-        """Return the unweighted mean over the columns, by trial, for the trials that have all columns."""
+    def _part(self, method: Method, part: _Part, quantity: str, rule: str | None) -> Scores:
+        picked = {trial: self._outcome(method, part, trial, rule).selected for trial in range(self.trials)}
+        return {t: value for t, one in picked.items() if one and (value := _value(one, quantity)) is not None}
+
+    def _over_columns(self, method: Method, quantity: str, rule: str, how: How = "mean") -> Scores:
+        """Return the mean or the worst of the columns, by trial, for the trials that have all columns."""
         columns = [self._column(method, parts, quantity, rule) for parts in self.columns.values()]
-        return {
-            trial: sum(column[trial] for column in columns) / len(columns)
-            for trial in range(self.trials)
-            if all(trial in column for column in columns)
-        }
+        return _over(columns, how, self.sign > 0 or quantity == "class_mean")
 
     def _sweep_gain(self, method: Method) -> Difference | None:
         scores = [self._over_columns(method, self.metric, rule) for rule in ("oracle", self.rule)]
@@ -401,8 +414,20 @@ class _Builder:
         return {**terms, "selection": rule, "runs finished": f"{len(finished)} of {len(planned)}"}
 
 
-def _mean_name(columns: Collection[str]) -> str:
-    return "mean of all" if "mean" in columns else "mean"
+def _heading(how: How, columns: Collection[str]) -> str:
+    """Return a name that none of the columns has."""
+    name: str = how
+    while name in columns:
+        name += " of all"
+    return name
+
+
+def _over(parts: Sequence[Scores], how: How = "mean", greater_is_better: bool = True) -> Scores:
+    """Return the mean or the worst of a quantity's parts within each trial, for the trials that have all parts."""
+    over = {
+        trial: over_domains([part.get(trial) for part in parts], how, greater_is_better) for trial in sorted(parts[0])
+    }
+    return {trial: value for trial, value in over.items() if value is not None}
 
 
 def _value(selected: dict[str, Any], quantity: str) -> float | None:

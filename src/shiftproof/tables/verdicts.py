@@ -17,8 +17,9 @@ MOST_TRIALS = 1000
 def verdicts(table: Table) -> list[str]:
     """Say of every method whether it is told apart from the baseline, and how many trials would tell a point.
 
-    A method is told apart if its p-value, corrected for the number of methods, is below 5 %. Bounds are those of the
-    95 % interval, which is not corrected; the number of trials is that which would pass the strictest correction.
+    Better is greater or less, as the measure has it. A method is told apart if its p-value, corrected for the number
+    of methods, is below 5 %. Bounds are those of the 95 % interval, which is not corrected; the number of trials is
+    that which would pass the strictest correction.
     """
     baseline = next(row for row in table.rows if row.method == table.baseline)
     return [_verdict(table, row, baseline) for row in table.rows if row.method != table.baseline]
@@ -56,15 +57,17 @@ def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
     trials = f"more than {MOST_TRIALS:,}" if needed is None else f"about {needed}"
     small = "1 point" if unit.percent else f"1 % of {table.baseline}'s {unit.metric}"
     more = f"{trials} trials would tell a difference of {small}"
+    gain = unit.sign * difference.mean
+    low, high = sorted(unit.sign * bound for bound in (difference.low, difference.high))
     if row.adjusted_p is not None and row.adjusted_p < SIGNIFICANCE:
-        side = "above" if difference.mean > 0 else "below"
-        low, high = sorted(map(abs, (difference.low, difference.high)))
+        side = "better" if gain > 0 else "worse"
+        least, most = sorted((abs(low), abs(high)))
         return (
-            f"{pair} are told apart: the first is {unit.text(abs(difference.mean))} {unit.step} {side}, between "
-            f"{unit.text(low)} and {unit.text(high)}; {more}."
+            f"{pair} are told apart: the first is {unit.text(abs(gain))} {unit.step} {side}, between "
+            f"{unit.text(least)} and {unit.text(most)}; {more}."
         )
-    corrected = " once corrected for several comparisons" if difference.low > 0 or difference.high < 0 else ""
+    corrected = " once corrected for several comparisons" if low > 0 or high < 0 else ""
     return (
-        f"{pair} are not told apart{corrected}: the first is at most {unit.text(max(difference.high, 0.0))} "
-        f"{unit.step} above and {unit.text(max(-difference.low, 0.0))} below; {more}."
+        f"{pair} are not told apart{corrected}: the first is at most {unit.text(max(high, 0.0))} {unit.step} better "
+        f"and {unit.text(max(-low, 0.0))} worse; {more}."
     )

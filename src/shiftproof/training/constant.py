@@ -1,4 +1,4 @@
-"""What a prediction that reads no input would score: the largest class, or the mean of a quantity."""
+"""What a prediction that reads no input would score: the shares of the classes or labels, or the mean of a quantity."""
 
 from __future__ import annotations
 
