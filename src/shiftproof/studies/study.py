@@ -16,6 +16,7 @@ from shiftproof.base.choices import (
     PictureKind,
     Precision,
     Sampling,
+    Schedule,
     Search,
     SplitRule,
     Task,
@@ -452,6 +453,21 @@ class Study:
         none="no clipping",
         metavar="X",
         term=Term("clip norm", "norm that the gradient was clipped to"),
+    )
+    schedule: Schedule = described(
+        "constant",
+        "course of the learning rate: constant, or cosine or linear down to 0 at the last step",
+        "training",
+        RUNS,
+        term=Term("schedule", "the course of the learning rate over the steps; if not shown, constant"),
+    )
+    warm_up: int = described(
+        0,
+        "number of steps at the start in which the learning rate rises to its value",
+        "training",
+        RUNS,
+        metavar="STEPS",
+        term=Term("warm-up", "number of steps at the start in which the learning rate rose to its value"),
     )
     augmentation: str = described(
         "standard",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.optimizer_factory import RunOptimizers
 from shiftproof.training.prepared import PreparedDataset, balanced_weights, prepared
 from shiftproof.training.ranks import ALONE, Ranks, split_over_ranks
+from shiftproof.training.schedules import ScheduledRates, rate_factor
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.step import StepBuilder
 
@@ -50,7 +52,15 @@ def build_steps(
         clip_norm=spec.clip_norm,
         precision=spec.precision,
         cut=parts,
+        rates=_scheduled_rates(spec, algorithm),
     )
+
+
+def _scheduled_rates(spec: RunSpec, algorithm: Algorithm) -> ScheduledRates | None:
+    if spec.schedule == "constant" and not spec.warm_up:
+        return None
+    factor = partial(rate_factor, spec.schedule, steps=spec.steps, warm_up=spec.warm_up)
+    return ScheduledRates(algorithm.optimizers, factor)
 
 
 def build_algorithm(

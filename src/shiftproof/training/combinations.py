@@ -108,6 +108,10 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
             f"{spec.algorithm} differentiates the gradient, which torch.compile does not support: leave out compile, "
             "or set algorithm.first_order",
         )
+    if spec.warm_up >= spec.steps:
+        raise FieldError(
+            ("warm_up", "steps"), f"a warm-up of {spec.warm_up} steps takes all {spec.steps} steps of the run"
+        )
     if spec.averaging == "swad" and not algorithm.pools_domains:
         raise FieldError(
             ("averaging", "algorithms"),

@@ -17,6 +17,7 @@ from shiftproof.annealing import Annealer, DomainLosses
 from shiftproof.base.choices import Precision
 from shiftproof.base.randomness import seed_generators, torch_seed
 from shiftproof.models import Cut
+from shiftproof.training.schedules import ScheduledRates
 
 
 @dataclass
@@ -36,6 +37,7 @@ class StepBuilder:
         clip_norm: norm that the gradient is clipped to; None for no clipping.
         precision: "float32", or "bf16" for autocast.
         cut: the network, cut behind its trunk, if the algorithm has only the rest; None if it has the whole.
+        rates: sets the learning rates before every step; None if they stay as they are.
         evaluated: number of domain batches that closures have evaluated so far, without those for parts that are
             trained beside the network.
     """
@@ -48,6 +50,7 @@ class StepBuilder:
     clip_norm: float | None = None
     precision: Precision = "float32"
     cut: Cut | None = None
+    rates: ScheduledRates | None = None
     evaluated: int = field(default=0)
 
     @property
@@ -67,6 +70,8 @@ class StepBuilder:
     def take(self, batches: Sequence[Batch], step: int) -> Tensor:
         """Take step number ``step`` (from 1) on one batch per source domain and return the detached loss."""
         parameters = [p for p in self.algorithm.parameters() if p.requires_grad]
+        if self.rates is not None:
+            self.rates.set(step)
 
         def make_closure(part: Sequence[Batch], *, annealed: bool = True) -> Closure:
             # an algorithm may ask for several closures, on batches of its own
