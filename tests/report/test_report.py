@@ -99,6 +99,7 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
             averaging="ema",
             schedule="linear",
             warm_up=9,
+            layer_decay=0.5,
         ),
         Study(
             algorithms=("mtl",),

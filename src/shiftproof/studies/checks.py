@@ -86,6 +86,8 @@ def _check_numbers(study: Study) -> None:
             _check_positive(name, value, name, whole=int in numbers, or_zero=declared.default == 0)
     if study.image_size == 1:
         raise FieldError("image_size", "image_size must be at least 2 pixels, not 1")
+    if study.layer_decay > 1:
+        raise FieldError("layer_decay", f"layer_decay must be at most 1, not {study.layer_decay!r}")
 
 
 def _check_names(study: Study) -> None:

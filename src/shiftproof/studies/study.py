@@ -469,6 +469,17 @@ class Study:
         metavar="STEPS",
         term=Term("warm-up", "number of steps at the start in which the learning rate rose to its value"),
     )
+    layer_decay: float = described(
+        1.0,
+        "factor of the learning rate from a block of the featurizer to the one before, at most 1",
+        "training",
+        RUNS,
+        metavar="X",
+        term=Term(
+            "layer decay",
+            "factor of the learning rate from a block of the featurizer to the one before; if not shown, 1",
+        ),
+    )
     augmentation: str = described(
         "standard",
         "how photographs are changed at random in training: standard, none or randaugment",

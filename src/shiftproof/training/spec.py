@@ -43,6 +43,7 @@ _LATER = (
     "cache",
     "schedule",
     "warm_up",
+    "layer_decay",
 )
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
@@ -92,6 +93,8 @@ class RunSpec:
             "float16", "float32").
         schedule: course of the learning rate over the steps (see `shiftproof.training.schedules`).
         warm_up: number of steps over which the learning rate rises to its value.
+        layer_decay: factor of the learning rate from a block of the featurizer to the one before (see
+            `shiftproof.training.layer_rates`).
         metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
@@ -137,6 +140,7 @@ class RunSpec:
     cache: Cache = "none"
     schedule: Schedule = "constant"
     warm_up: int = 0
+    layer_decay: float = 1.0
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION
