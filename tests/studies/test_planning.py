@@ -327,7 +327,7 @@ def test_transductive_algorithms_are_a_term():
 def test_fields_that_a_run_shares_with_its_study_are_those_of_the_study():
     same = {
         "accumulate": 2, "clip_norm": 0.5, "precision": "bf16", "averaging": "ema", "compile": True,
-        "schedule": "cosine", "warm_up": 20, "layer_decay": 0.75,
+        "schedule": "cosine", "warm_up": 20, "layer_decay": 0.75, "l2_sp": 0.01,
         "protocol": "domainbed-head", "steps": 400, "checkpoint_freq": 50, "model": "small_lenet",
     }  # fmt: skip
     plan = make_plan(Study(optimizers=("adam",), targets=("0",), trials=1, **same))

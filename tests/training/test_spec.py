@@ -48,6 +48,7 @@ def test_a_run_is_called_as_tables_call_its_method():
         {"schedule": "cosine"},
         {"warm_up": 5},
         {"layer_decay": 0.75},
+        {"l2_sp": 0.01},
         {"hparams": {"data.batch_size": 8, "optimizer.lr": 0.002}},
     ],
 )

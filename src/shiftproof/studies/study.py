@@ -480,6 +480,16 @@ class Study:
             "factor of the learning rate from a block of the featurizer to the one before; if not shown, 1",
         ),
     )
+    l2_sp: float = described(
+        0.0,
+        "strength of L2-SP, a penalty on the squared distance of the featurizer's weights from their start",
+        "training",
+        RUNS,
+        metavar="X",
+        term=Term(
+            "L2-SP", "strength of a penalty on the squared distance of the weights before the classifier from the start"
+        ),
+    )
     augmentation: str = described(
         "standard",
         "how photographs are changed at random in training: standard, none or randaugment",

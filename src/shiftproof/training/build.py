@@ -21,6 +21,7 @@ from shiftproof.training.prepared import PreparedDataset, balanced_weights, prep
 from shiftproof.training.ranks import ALONE, Ranks, split_over_ranks, whole_featurizer
 from shiftproof.training.schedules import ScheduledRates, rate_factor
 from shiftproof.training.spec import RunSpec
+from shiftproof.training.start_penalty import StartPenalty
 from shiftproof.training.step import StepBuilder
 
 
@@ -58,6 +59,7 @@ def build_steps(
         precision=spec.precision,
         cut=parts,
         rates=_scheduled_rates(spec, algorithm),
+        penalty=StartPenalty(spec.l2_sp, algorithm.network.featurizer.parameters()) if spec.l2_sp else None,
     )
 
 

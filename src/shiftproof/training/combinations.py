@@ -62,7 +62,7 @@ def check_featurizer(spec: RunSpec, featurizer: nn.Module) -> None:
     """
     if any(p.requires_grad for p in featurizer.parameters()):
         return
-    for name, default in (("layer_decay", 1),):
+    for name, default in (("layer_decay", 1), ("l2_sp", 0)):
         if getattr(spec, name) != default:
             raise FieldError(
                 (name, "trained", "model"),

@@ -44,6 +44,7 @@ _LATER = (
     "schedule",
     "warm_up",
     "layer_decay",
+    "l2_sp",
 )
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
@@ -95,6 +96,8 @@ class RunSpec:
         warm_up: number of steps over which the learning rate rises to its value.
         layer_decay: factor of the learning rate from a block of the featurizer to the one before (see
             `shiftproof.training.layer_rates`).
+        l2_sp: strength of the penalty on the featurizer's distance from its start (see
+            `shiftproof.training.start_penalty`).
         metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
@@ -141,6 +144,7 @@ class RunSpec:
     schedule: Schedule = "constant"
     warm_up: int = 0
     layer_decay: float = 1.0
+    l2_sp: float = 0.0
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION
