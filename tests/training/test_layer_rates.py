@@ -131,6 +131,18 @@ def test_every_algorithm_has_the_rates(algorithm, make_spec, digits):
         assert rates[p] == pytest.approx(expected), name
 
 
+@pytest.mark.parametrize("trained", ["blocks:1", "12"])
+def test_a_kept_trunk_changes_no_rate(trained, make_spec, digits):
+    """Blocks are those of the whole network; what is left of it behind its trunk may have none."""
+    facts = {"model": "small_lenet", "trained": trained, "layer_decay": 0.5, "weights": "a file"}
+    for cache in ("none", "float32"):
+        steps = build_steps(make_spec(**facts, cache=cache), digits, CPU, None)
+        assert (steps.cut is None) == (cache == "none")
+        groups = steps.algorithm.optimizers["all"].param_groups
+        assert [group["lr"] for group in groups] == pytest.approx([0.005, 0.01])
+        assert {id(p) for p in groups[1]["params"]} == {id(p) for p in steps.algorithm.network.classifier.parameters()}
+
+
 def test_mldg_steps_inside_by_the_rate_of_each_weight():
     algorithm = ALGORITHMS["mldg"](build_network("small_conv", (1, 16, 16), 4, dropout=0.0, seed=0).double(), 2)
     ratios = layer_ratios(algorithm.network.featurizer, 0.5)
