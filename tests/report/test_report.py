@@ -92,7 +92,18 @@ def test_the_page_shows_the_numbers_of_the_table(compared):
 
 def test_every_term_and_rule_has_a_meaning(hostile_plan):
     studies = (
-        Study(accumulate=2, clip_norm=1.0, fixed={"data.batch_size": 4}, targets=("0",), trials=1, averaging="ema"),
+        Study(
+            accumulate=2,
+            clip_norm=1.0,
+            fixed={"data.batch_size": 4},
+            targets=("0",),
+            trials=1,
+            averaging="ema",
+            schedule="linear",
+            warm_up=9,
+            layer_decay=0.5,
+            l2_sp=0.1,
+        ),
         Study(
             algorithms=("mtl",),
             protocol="swad",

@@ -210,6 +210,7 @@ def test_the_data_set_is_not_opened_to_describe_a_study(monkeypatch):
         ({"weights": Path("/nowhere/w.pt")}, "weights", "there is no weights file /nowhere/w.pt"),
         ({"fixed": {"optimizer.lr": -1.0}}, "optimizer.lr", "Invalid learning rate: -1"),
         ({"accumulate": 3}, "accumulate", "a batch of 16 cannot be split into 3 equal parts"),
+        ({"warm_up": 20, "steps": 20}, "warm_up", "a warm-up of 20 steps takes all 20 steps of the run"),
     ],
 )
 def test_what_only_planning_can_refuse_names_its_field(entries, field, message):
@@ -326,6 +327,7 @@ def test_transductive_algorithms_are_a_term():
 def test_fields_that_a_run_shares_with_its_study_are_those_of_the_study():
     same = {
         "accumulate": 2, "clip_norm": 0.5, "precision": "bf16", "averaging": "ema", "compile": True,
+        "schedule": "cosine", "warm_up": 20, "layer_decay": 0.75, "l2_sp": 0.01,
         "protocol": "domainbed-head", "steps": 400, "checkpoint_freq": 50, "model": "small_lenet",
     }  # fmt: skip
     plan = make_plan(Study(optimizers=("adam",), targets=("0",), trials=1, **same))

@@ -45,6 +45,10 @@ def test_a_run_is_called_as_tables_call_its_method():
         {"kind": "small_images"},
         {"normalisation": "half"},
         {"clip_norm": 1.0},
+        {"schedule": "cosine"},
+        {"warm_up": 5},
+        {"layer_decay": 0.75},
+        {"l2_sp": 0.01},
         {"hparams": {"data.batch_size": 8, "optimizer.lr": 0.002}},
     ],
 )

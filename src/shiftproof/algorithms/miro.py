@@ -81,7 +81,7 @@ class MIRO(Algorithm):
     def build_optimizers(self, factory: OptimizerFactory) -> None:
         """Build one optimizer, with a group for the encoders."""
         optimizer = factory(p for p in self.network.parameters() if p.requires_grad)
-        lr = ENCODER_LR_RATIO * optimizer.param_groups[0]["lr"]
+        lr = ENCODER_LR_RATIO * optimizer.defaults["lr"]
         optimizer.add_param_group({"params": list(self.encoders), "lr": lr})
         self.optimizers = {"all": optimizer}
 

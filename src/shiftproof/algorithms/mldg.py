@@ -27,8 +27,8 @@ class MLDG(Algorithm):
     .. math:: F(\theta) + \beta \, G(\theta - \alpha \nabla F(\theta))
 
     is minimised, where :math:`F` and :math:`G` are the mean cross-entropies over the meta-train and over the meta-test
-    domains, and :math:`\alpha` is the run's learning rate. The inner step is plain gradient descent, whichever
-    optimizer takes the outer one.
+    domains, and :math:`\alpha` is the learning rate of the step, of each weight its own. The inner step is plain
+    gradient descent, whichever optimizer takes the outer one.
 
     As in the paper, the gradient passes through the inner step. ``first_order`` treats :math:`\nabla F(\theta)` in it
     as constant, as DomainBed does, which gives :math:`\nabla F(\theta) + \beta \nabla G(\theta')`. DomainBed differs in
@@ -102,11 +102,12 @@ class MLDG(Algorithm):
             loss = self._loss(meta_train, weights)
         found = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
         gradients = {p: g for p, g in zip(weights.values(), found, strict=True) if g is not None}
-        lr = self.optimizers["all"].param_groups[0]["lr"]
+        groups = self.optimizers["all"].param_groups
+        rates = {p: group["lr"] for group in groups for p in group["params"]}
         stepped: dict[str, Tensor] = dict(weights)
         for name, p in weights.items():
             if p in gradients:
-                stepped[name] = p - lr * (gradients[p].detach() if self.first_order else gradients[p])
+                stepped[name] = p - rates[p] * (gradients[p].detach() if self.first_order else gradients[p])
         return loss, gradients, self._loss(meta_test, stepped)
 
     def _loss(self, batches: Sequence[Batch], weights: Mapping[str, Tensor]) -> Tensor:

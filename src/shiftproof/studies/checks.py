@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import NoneType
@@ -78,12 +79,15 @@ _TYPES: Mapping[Any, tuple[type, str]] = {
 
 
 def _check_numbers(study: Study) -> None:
-    for name, kind in field_types().items():
+    for declared in fields(study):
+        name, kind = declared.name, field_types()[declared.name]
         numbers, value = {int, float} & {kind, *get_args(kind)}, getattr(study, name)
         if numbers and not (value is None and NoneType in get_args(kind)):
-            _check_positive(name, value, name, whole=int in numbers)
+            _check_positive(name, value, name, whole=int in numbers, or_zero=declared.default == 0)
     if study.image_size == 1:
         raise FieldError("image_size", "image_size must be at least 2 pixels, not 1")
+    if study.layer_decay > 1:
+        raise FieldError("layer_decay", f"layer_decay must be at most 1, not {study.layer_decay!r}")
 
 
 def _check_names(study: Study) -> None:
@@ -232,12 +236,15 @@ def check_name(field_name: str, name: str) -> None:
         raise FieldError(field_name, str(error)) from error
 
 
-def _check_positive(fields: str | tuple[str, ...], value: Any, name: str, *, whole: bool = True) -> None:
+def _check_positive(
+    at_fault: str | tuple[str, ...], value: Any, name: str, *, whole: bool = True, or_zero: bool = False
+) -> None:
     kind = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not is_finite(value) or value <= 0:
+    is_number = isinstance(value, kind) and not isinstance(value, bool) and is_finite(value)
+    if not is_number or value < 0 or (value == 0 and not or_zero):
         too_large = isinstance(value, (int, float)) and not is_finite(value)
         number = "a whole number" if whole else "a finite number" if too_large else "a number"
-        raise FieldError(fields, f"{name} must be {number} above 0, not {value!r}")
+        raise FieldError(at_fault, f"{name} must be {number}{', at least 0' if or_zero else ' above 0'}, not {value!r}")
 
 
 def _check_distinct(field_name: str, kind: str, names: Sequence[str]) -> None:

@@ -38,7 +38,14 @@ from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say, say_normalisation
-from shiftproof.training import CONVERGENCE, EVALUATION_BATCH, RunSpec, check_combination, check_inputs_taken
+from shiftproof.training import (
+    CONVERGENCE,
+    EVALUATION_BATCH,
+    RunSpec,
+    check_combination,
+    check_featurizer,
+    check_inputs_taken,
+)
 
 Targets = tuple[str, ...]
 _TRANSDUCTIVE = (
@@ -518,6 +525,7 @@ class _Builder:
 
     def check(self, spec: RunSpec) -> None:
         network = self._network(spec.axis("model"))
+        check_featurizer(spec, network.featurizer)
         sources = len(self.facts.domains) - len(spec.targets)
         self._once(
             spec, "annealer", [sources, spec.steps], lambda h: ANNEALERS[spec.annealer](**h).check(sources, spec.steps)

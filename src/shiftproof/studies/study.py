@@ -16,6 +16,7 @@ from shiftproof.base.choices import (
     PictureKind,
     Precision,
     Sampling,
+    Schedule,
     Search,
     SplitRule,
     Task,
@@ -452,6 +453,42 @@ class Study:
         none="no clipping",
         metavar="X",
         term=Term("clip norm", "norm that the gradient was clipped to"),
+    )
+    schedule: Schedule = described(
+        "constant",
+        "course of the learning rate: constant, or cosine or linear down to 0 at the last step",
+        "training",
+        RUNS,
+        term=Term("schedule", "the course of the learning rate over the steps; if not shown, constant"),
+    )
+    warm_up: int = described(
+        0,
+        "number of steps at the start in which the learning rate rises to its value",
+        "training",
+        RUNS,
+        metavar="STEPS",
+        term=Term("warm-up", "number of steps at the start in which the learning rate rose to its value"),
+    )
+    layer_decay: float = described(
+        1.0,
+        "factor of the learning rate from a block of the featurizer to the one before, at most 1",
+        "training",
+        RUNS,
+        metavar="X",
+        term=Term(
+            "layer decay",
+            "factor of the learning rate from a block of the featurizer to the one before; if not shown, 1",
+        ),
+    )
+    l2_sp: float = described(
+        0.0,
+        "strength of L2-SP, a penalty on the squared distance of the featurizer's weights from their start",
+        "training",
+        RUNS,
+        metavar="X",
+        term=Term(
+            "L2-SP", "strength of a penalty on the squared distance of the weights before the classifier from the start"
+        ),
     )
     augmentation: str = described(
         "standard",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,10 +14,14 @@ from shiftproof.data import DomainDataset
 from shiftproof.models import Network, build_network, cut, freeze_all_but, weighted_cross_entropy
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
+from shiftproof.training.combinations import check_featurizer
+from shiftproof.training.layer_rates import layer_ratios
 from shiftproof.training.optimizer_factory import RunOptimizers
 from shiftproof.training.prepared import PreparedDataset, balanced_weights, prepared
-from shiftproof.training.ranks import ALONE, Ranks, split_over_ranks
+from shiftproof.training.ranks import ALONE, Ranks, split_over_ranks, whole_featurizer
+from shiftproof.training.schedules import ScheduledRates, rate_factor
 from shiftproof.training.spec import RunSpec
+from shiftproof.training.start_penalty import StartPenalty
 from shiftproof.training.step import StepBuilder
 
 
@@ -40,7 +45,10 @@ def build_steps(
     if parts is not None:
         parts.trunk.to(device).to(memory_format=torch.channels_last)
     algorithm = _algorithm(spec, parts.rest if parts else network, len(dataset.domains), device, ranks)
-    algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer")))
+    featurizer = parts.network.featurizer if parts else whole_featurizer(algorithm.network)  # with all its blocks
+    check_featurizer(spec, featurizer)
+    ratios = layer_ratios(featurizer, spec.layer_decay) if spec.layer_decay != 1 else {}
+    algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer"), ratios))
     return StepBuilder(
         algorithm,
         ANNEALERS[spec.annealer](seed=spec.seed, **spec.axis("annealer")),
@@ -50,7 +58,16 @@ def build_steps(
         clip_norm=spec.clip_norm,
         precision=spec.precision,
         cut=parts,
+        rates=_scheduled_rates(spec, algorithm),
+        penalty=StartPenalty(spec.l2_sp, algorithm.network.featurizer.parameters()) if spec.l2_sp else None,
     )
+
+
+def _scheduled_rates(spec: RunSpec, algorithm: Algorithm) -> ScheduledRates | None:
+    if spec.schedule == "constant" and not spec.warm_up:
+        return None
+    factor = partial(rate_factor, spec.schedule, steps=spec.steps, warm_up=spec.warm_up)
+    return ScheduledRates(algorithm.optimizers, factor)
 
 
 def build_algorithm(

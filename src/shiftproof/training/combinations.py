@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.choices import PICTURES, Kind
@@ -46,6 +48,26 @@ def check_inputs_taken(spec: RunSpec, kind: Kind) -> None:
     kinds = MODELS[spec.model].kinds if spec.model in MODELS else PICTURES
     if kind not in kinds:
         raise FieldError("model", f"model '{spec.model}' takes {' and '.join(kinds)}, and {spec.dataset} has {kind}")
+
+
+def check_featurizer(spec: RunSpec, featurizer: nn.Module) -> None:
+    """Check before training that what acts on the featurizer's weights finds some that train.
+
+    Args:
+        spec: the run's spec.
+        featurizer: the featurizer, of which what does not train is frozen.
+
+    Raises:
+        FieldError: it finds none.
+    """
+    if any(p.requires_grad for p in featurizer.parameters()):
+        return
+    for name, default in (("layer_decay", 1), ("l2_sp", 0)):
+        if getattr(spec, name) != default:
+            raise FieldError(
+                (name, "trained", "model"),
+                f"{name} acts on the weights before the classifier, and none of them trains: leave it out",
+            )
 
 
 def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> None:
@@ -107,6 +129,10 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
             ("compile", "algorithm.first_order", "algorithms"),
             f"{spec.algorithm} differentiates the gradient, which torch.compile does not support: leave out compile, "
             "or set algorithm.first_order",
+        )
+    if spec.warm_up >= spec.steps:
+        raise FieldError(
+            ("warm_up", "steps"), f"a warm-up of {spec.warm_up} steps takes all {spec.steps} steps of the run"
         )
     if spec.averaging == "swad" and not algorithm.pools_domains:
         raise FieldError(

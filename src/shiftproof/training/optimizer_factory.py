@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -21,11 +22,14 @@ class RunOptimizers:
         optimizer: name of the optimizer.
         seed: the run's seed.
         hparams: hyperparameters of the optimizer, by name.
+        ratios: ratio of the learning rate of some parameters to that of the optimizer that they are in. Parameters of
+            one ratio are one group; groups are in the order of their first parameters.
     """
 
     optimizer: str
     seed: int
     hparams: Mapping[str, Value] = field(default_factory=dict)
+    ratios: Mapping[nn.Parameter, float] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -62,9 +66,16 @@ class RunOptimizers:
         if weight_decay is not None:
             hparams["weight_decay"] = weight_decay
         seed = self.seed if name == "all" else torch_seed(self.seed, "optimizer", name)
-        optimizer = OPTIMIZERS[self.optimizer](params, seed=seed, **hparams)
+        groups = self._groups(params, float(hparams["lr"])) if self.ratios else params
+        optimizer = OPTIMIZERS[self.optimizer](groups, seed=seed, **hparams)
         for group in optimizer.param_groups:
             if "betas" in group:
                 first, second = group["betas"]
                 group["betas"] = (first if beta1 is None else beta1, second if beta2 is None else beta2)
         return optimizer
+
+    def _groups(self, params: Iterable[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+        members: dict[float, list[nn.Parameter]] = {}
+        for p in params:
+            members.setdefault(self.ratios.get(p, 1.0), []).append(p)
+        return [{"params": own, "lr": lr * ratio} for ratio, own in members.items()]

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from shiftproof.base.choices import Averaging, Cache, ClassWeights, Kind, Precision, Sampling, SplitRule, Task
+from shiftproof.base.choices import (
+    Averaging,
+    Cache,
+    ClassWeights,
+    Kind,
+    Precision,
+    Sampling,
+    Schedule,
+    SplitRule,
+    Task,
+)
 from shiftproof.base.hparams import Value, is_finite
 from shiftproof.base.method import Method
 from shiftproof.base.randomness import seed_hash
@@ -31,6 +41,10 @@ _LATER = (
     "trained",
     "views",
     "cache",
+    "schedule",
+    "warm_up",
+    "layer_decay",
+    "l2_sp",
 )
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
@@ -78,6 +92,12 @@ class RunSpec:
         views: number of fixed augmentations of each picture that training draws from; 0 for a new one every time.
         cache: type in which the outputs of the frozen trunk are kept and read in the place of pictures ("none",
             "float16", "float32").
+        schedule: course of the learning rate over the steps (see `shiftproof.training.schedules`).
+        warm_up: number of steps over which the learning rate rises to its value.
+        layer_decay: factor of the learning rate from a block of the featurizer to the one before (see
+            `shiftproof.training.layer_rates`).
+        l2_sp: strength of the penalty on the featurizer's distance from its start (see
+            `shiftproof.training.start_penalty`).
         metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
@@ -121,6 +141,10 @@ class RunSpec:
     trained: str = "all"
     views: int = 0
     cache: Cache = "none"
+    schedule: Schedule = "constant"
+    warm_up: int = 0
+    layer_decay: float = 1.0
+    l2_sp: float = 0.0
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION

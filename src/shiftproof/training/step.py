@@ -17,6 +17,8 @@ from shiftproof.annealing import Annealer, DomainLosses
 from shiftproof.base.choices import Precision
 from shiftproof.base.randomness import seed_generators, torch_seed
 from shiftproof.models import Cut
+from shiftproof.training.schedules import ScheduledRates
+from shiftproof.training.start_penalty import StartPenalty
 
 
 @dataclass
@@ -24,8 +26,9 @@ class StepBuilder:
     """Takes the steps of a run with any algorithm, optimizer and annealer.
 
     A closure seeds torch's generators from (seed, step), clears the gradients, lets the algorithm compute them and the
-    annealer edit them, clips them and returns the detached loss. Two calls at the same parameters give the same loss
-    and gradients bit for bit, so that a multi-pass optimizer sees one objective.
+    annealer edit them, adds those of a penalty, clips them and returns the detached loss, which is without the penalty.
+    Two calls at the same parameters give the same loss and gradients bit for bit, so that a multi-pass optimizer sees
+    one objective.
 
     Attributes:
         algorithm: computes the gradients.
@@ -36,6 +39,8 @@ class StepBuilder:
         clip_norm: norm that the gradient is clipped to; None for no clipping.
         precision: "float32", or "bf16" for autocast.
         cut: the network, cut behind its trunk, if the algorithm has only the rest; None if it has the whole.
+        rates: sets the learning rates before every step; None if they stay as they are.
+        penalty: adds its gradients in closures of the network; None for no penalty.
         evaluated: number of domain batches that closures have evaluated so far, without those for parts that are
             trained beside the network.
     """
@@ -48,6 +53,8 @@ class StepBuilder:
     clip_norm: float | None = None
     precision: Precision = "float32"
     cut: Cut | None = None
+    rates: ScheduledRates | None = None
+    penalty: StartPenalty | None = None
     evaluated: int = field(default=0)
 
     @property
@@ -67,6 +74,8 @@ class StepBuilder:
     def take(self, batches: Sequence[Batch], step: int) -> Tensor:
         """Take step number ``step`` (from 1) on one batch per source domain and return the detached loss."""
         parameters = [p for p in self.algorithm.parameters() if p.requires_grad]
+        if self.rates is not None:
+            self.rates.set(step)
 
         def make_closure(part: Sequence[Batch], *, annealed: bool = True) -> Closure:
             # an algorithm may ask for several closures, on batches of its own
@@ -134,6 +143,8 @@ class StepBuilder:
                             p.grad /= len(parts)
                 if domains is not None:
                     self.annealer.edit_gradients(parameters, step, self._domain_losses(domains))
+            if self.penalty is not None and domains is not None:
+                self.penalty.add_gradients(self.create_graph)
             if self.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
             return torch.stack(losses).mean()

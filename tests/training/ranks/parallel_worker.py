@@ -68,6 +68,8 @@ def option_cases():
         found[f"{strategy}, accumulated"] = (strategy, spec_of(accumulate=4))
         found[f"{strategy}, clipped"] = (strategy, spec_of(clip_norm=0.1))
         found[f"{strategy}, bf16"] = (strategy, spec_of(precision="bf16"))
+        fine_tuned = spec_of(layer_decay=0.5, l2_sp=0.5, schedule="cosine", warm_up=2)
+        found[f"{strategy}, fine-tuned"] = (strategy, fine_tuned)
         found[f"{strategy}, compiled"] = (strategy, spec_of(compile=True))
     for name in PARALLEL:
         if ALGORITHMS[name].min_domains == 1 and not ALGORITHMS[name].mixes_images:
@@ -137,7 +139,7 @@ def continue_runs(folder, spec, ranks, device):
 
 def train_runs(folder):
     """Train one run on 1; on 2, also in two parts; and in parts on 2 (DDP), 2 (FSDP2) and 1."""
-    spec = spec_of("vrex", "adam", averaging="ema")
+    spec = spec_of("vrex", "adam", averaging="ema", layer_decay=0.5, l2_sp=0.5, schedule="cosine")
     train_part(folder / "one", spec, None, ALONE, torch.device("cpu"))
     parts = folder / "parts"
     launch(partial(begin_runs, folder, spec), "cpu", 2, "ddp")

@@ -10,6 +10,7 @@ from shiftproof.training.ranks.split import (
     load_full_optimizer_state,
     load_full_state,
     split_over_ranks,
+    whole_featurizer,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "load_full_state",
     "split_over_ranks",
     "torchrun_group",
+    "whole_featurizer",
 ]

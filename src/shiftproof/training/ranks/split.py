@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from shiftproof.algorithms import Algorithm
+from shiftproof.models import Network
 from shiftproof.training.averaging import State
 
 Strategy = Literal["ddp", "fsdp"]
@@ -139,6 +140,12 @@ def split_over_ranks(algorithm: Algorithm, ranks: Ranks) -> None:
         if any(p.requires_grad for p in network.featurizer.parameters()):  # DDP refuses modules without
             network.featurizer = _Replica(network.featurizer)
         _gather_features(network.featurizer, ranks)
+
+
+def whole_featurizer(network: Network) -> nn.Module:
+    """Return a network's featurizer with the names that its parts had before it was split over ranks."""
+    featurizer: nn.Module = network.featurizer
+    return featurizer.module if isinstance(featurizer, _Replica) else featurizer
 
 
 def _gather_features(featurizer: nn.Module, ranks: Ranks) -> None:
