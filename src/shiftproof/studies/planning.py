@@ -308,9 +308,10 @@ def _check_schedule(study: Study, steps: int, freq: int) -> None:
             "evaluations; ask for more steps or a smaller checkpoint_freq",
         )
     evaluations = protocol.evaluations(protocol.rounded(steps, freq), freq)
-    if study.averaging == "swad" and evaluations < CONVERGENCE:
+    if study.averaging in ("swad", "swad_released") and evaluations < CONVERGENCE:
         raise FieldError(
-            at_fault, f"swad needs {CONVERGENCE} evaluations to start averaging; {steps} steps have {evaluations}"
+            at_fault,
+            f"{study.averaging} needs {CONVERGENCE} evaluations to start averaging; {steps} steps have {evaluations}",
         )
 
 

@@ -442,7 +442,7 @@ class Study:
     )
     averaging: Averaging = described(
         "none",
-        "average of the weights over the steps: none, swad or ema",
+        "average of the weights over the steps: none, ema, sma, swad, swad_released or wise_ft",
         "training",
         (*STUDIES, "train", "figure sensitivity"),
         term=Term("averaging", "how the weights were averaged over the steps; the averaged weights are scored"),

@@ -102,11 +102,11 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
             f"{spec.algorithm} differentiates the gradient, which torch.compile does not support: leave out compile, "
             "or set algorithm.first_order",
         )
-    if spec.averaging == "swad" and not algorithm.pools_domains:
+    if spec.averaging in ("swad", "swad_released") and not algorithm.pools_domains:
         raise FieldError(
             ("averaging", "algorithms"),
-            f"swad re-estimates batch norms from the images of all domains together, but {spec.algorithm} reads one "
-            "domain at a time: use ema, or no averaging",
+            f"{spec.averaging} re-estimates batch norms from the images of all domains together, but {spec.algorithm} "
+            "reads one domain at a time: use ema, or no averaging",
         )
     try:
         ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)

@@ -19,23 +19,20 @@ from shiftproof.base.files import DamagedFileError, read_json, write_json
 from shiftproof.base.plugins import naming_plugins
 from shiftproof.data import DomainDataset
 from shiftproof.models import weights_fingerprint
-from shiftproof.training.averaging import EMA
 from shiftproof.training.callbacks import (
     Checkpoints,
-    Evaluation,
     MetricsFile,
     OnProgress,
     OnRecord,
     Predictions,
     ReportEvaluations,
     ReportSteps,
-    Selection,
     Trackers,
-    averaging_callback,
+    keepers,
 )
 from shiftproof.training.combinations import check_combination, check_inputs_taken
 from shiftproof.training.constant import constant_scores
-from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
+from shiftproof.training.loop import Loop, NonFiniteLossError
 from shiftproof.training.prepared import prepared
 from shiftproof.training.ranks import ALONE, Ranks, full_state
 from shiftproof.training.recorded import check_result
@@ -104,7 +101,7 @@ def train(
         checkpoints = Checkpoints(folder / CHECKPOINT_FILE)
         loop.callbacks = [
             ReportSteps(on_progress),
-            *_keepers(loop, folder),
+            *keepers(loop, folder),
             Predictions(folder),
             MetricsFile(folder / METRICS_FILE),
             trackers,
@@ -122,16 +119,6 @@ def train(
         write_json(folder / RESULT_FILE, result)
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return result
-
-
-def _keepers(loop: Loop, folder: Path) -> list[Callback]:
-    """Return the callbacks that score weights and keep a model: SWAD's average, else the selected step's model."""
-    averaging = averaging_callback(loop, folder)
-    if averaging is None:
-        return [Evaluation(), Selection(folder)]
-    if isinstance(averaging.average, EMA):
-        return [averaging, Evaluation(averaging.average), Selection(folder)]
-    return [averaging, Evaluation()]
 
 
 def _result(loop: Loop, status: str, error: str | None) -> dict[str, Any]:

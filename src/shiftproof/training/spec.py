@@ -60,8 +60,8 @@ class RunSpec:
         compile: whether ``torch.compile`` compiles the featurizer.
         device: type of the device ("cpu", "cuda").
         protocol: dialect of the DomainBed protocol, by its name in `PROTOCOLS`.
-        averaging: average of the weights over the steps: "none", "swad" or "ema" (see
-            `shiftproof.training.averaging`).
+        averaging: which weights are scored and kept: "none", the trained ones, or an average of
+            `shiftproof.training.averaging`.
         score_targets: whether the in parts of the targets are scored at every evaluation, for leave-one-domain-out
             validation; else only at steps that a rule reports.
         kind: kind of the inputs in a user's folder or table; None for published data sets, and in earlier results,

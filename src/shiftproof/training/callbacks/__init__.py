@@ -1,6 +1,6 @@
 """Callbacks of the training loop, one per purpose."""
 
-from shiftproof.training.callbacks.averaging import AveragedWeights, FlatAverage, averaging_callback
+from shiftproof.training.callbacks.averaging import AveragedWeights, FlatAverage, Interpolation, keepers
 from shiftproof.training.callbacks.checkpoints import Checkpoints
 from shiftproof.training.callbacks.evaluation import Evaluation
 from shiftproof.training.callbacks.metrics_file import MetricsFile
@@ -14,6 +14,7 @@ __all__ = [
     "Checkpoints",
     "Evaluation",
     "FlatAverage",
+    "Interpolation",
     "MetricsFile",
     "OnProgress",
     "OnRecord",
@@ -23,5 +24,5 @@ __all__ = [
     "ReportSteps",
     "Selection",
     "Trackers",
-    "averaging_callback",
+    "keepers",
 ]
