@@ -27,7 +27,7 @@ from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say_normalisation
-from shiftproof.training import CONVERGENCE, EVALUATION_BATCH, RunSpec, check_combination, check_inputs_taken
+from shiftproof.training import CONVERGENCE, EVALUATION_BATCH, SWADS, RunSpec, check_combination, check_inputs_taken
 
 Targets = tuple[str, ...]
 _TRANSDUCTIVE = (
@@ -251,6 +251,7 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         "optimizer": method.optimizer,
         "annealer": method.annealer,
         "variant": method.variant,
+        "averaging": method.averaging,
         "targets": targets,
         "trial_seed": trial,
         "hparam_seed": hparam_seed,
@@ -308,10 +309,11 @@ def _check_schedule(study: Study, steps: int, freq: int) -> None:
             "evaluations; ask for more steps or a smaller checkpoint_freq",
         )
     evaluations = protocol.evaluations(protocol.rounded(steps, freq), freq)
-    if study.averaging in ("swad", "swad_released") and evaluations < CONVERGENCE:
+    needing = [averaging for averaging in study.averaging if averaging in SWADS]
+    if needing and evaluations < CONVERGENCE:
         raise FieldError(
             at_fault,
-            f"{study.averaging} needs {CONVERGENCE} evaluations to start averaging; {steps} steps have {evaluations}",
+            f"{needing[0]} needs {CONVERGENCE} evaluations to start averaging; {steps} steps have {evaluations}",
         )
 
 
@@ -336,6 +338,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
         "image_size": facts.image_size,
         "weights": study.weights.name if study.weights else None,
         "normalisation": str(normalisation_of(study, facts.input_shape[0]) or ""),
+        "averaging": "" if study.averaging == ("none",) else ", ".join(study.averaging),
         "fixed": ", ".join(f"{name}={value}" for name, value in study.fixed.items()),
     }
     of_no_field = _terms_of_no_field(study, specs)

@@ -8,6 +8,7 @@ from shiftproof.base.choices import PICTURES, Kind
 from shiftproof.base.field_error import FieldError
 from shiftproof.models import MODELS
 from shiftproof.optim import OPTIMIZERS
+from shiftproof.training.averaging import SWADS
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
@@ -102,7 +103,7 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
             f"{spec.algorithm} differentiates the gradient, which torch.compile does not support: leave out compile, "
             "or set algorithm.first_order",
         )
-    if spec.averaging in ("swad", "swad_released") and not algorithm.pools_domains:
+    if spec.averaging in SWADS and not algorithm.pools_domains:
         raise FieldError(
             ("averaging", "algorithms"),
             f"{spec.averaging} re-estimates batch norms from the images of all domains together, but {spec.algorithm} "

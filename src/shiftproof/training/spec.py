@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -132,6 +132,11 @@ class RunSpec:
         text = json.dumps(facts, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @cached_property
+    def training(self) -> str:
+        """The hash of what is trained, which runs share that differ in their averaging only."""
+        return replace(self, averaging="none").name
+
     @property
     def selecting_metric(self) -> str:
         """The measure by which the kept model is selected."""
@@ -140,7 +145,7 @@ class RunSpec:
     @property
     def method(self) -> Method:
         """The row of the table that it belongs to."""
-        return Method(self.algorithm, self.optimizer, self.annealer, self.variant)
+        return Method(self.algorithm, self.optimizer, self.annealer, self.variant, self.averaging)
 
     @property
     def numbers(self) -> str:

@@ -4,7 +4,7 @@ Floating-point tensors of the algorithm's state are averaged, buffers included; 
 values. An average holds a bounded number of copies of the weights, all of which the run's checkpoints include.
 """
 
-from shiftproof.training.averaging.build import Average, build_average, stops_early
+from shiftproof.training.averaging.build import SWADS, Average, build_average
 from shiftproof.training.averaging.moving import EMA, SMA, MovingAverage
 from shiftproof.training.averaging.released_swad import ReleasedSWAD
 from shiftproof.training.averaging.state import State, blend, copy_state
@@ -18,6 +18,7 @@ __all__ = [
     "PATIENCE",
     "SMA",
     "SWAD",
+    "SWADS",
     "TOLERANCE",
     "Average",
     "MovingAverage",
@@ -28,5 +29,4 @@ __all__ = [
     "blend",
     "build_average",
     "copy_state",
-    "stops_early",
 ]

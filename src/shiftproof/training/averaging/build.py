@@ -13,6 +13,9 @@ from shiftproof.training.averaging.swad import SWAD, TOLERANCE, TOLERANCE_VLCS
 from shiftproof.training.averaging.wise_ft import WiSEFT
 from shiftproof.training.spec import RunSpec
 
+SWADS: tuple[Averaging, ...] = ("swad", "swad_released")
+"""The forms of SWAD, which may end a run before its last step."""
+
 Average = MovingAverage | SWAD | WiSEFT
 
 
@@ -37,8 +40,3 @@ def build_average(spec: RunSpec, start: Mapping[str, Tensor]) -> Average | None:
             return WiSEFT(start)
         case "none":
             return None
-
-
-def stops_early(averaging: Averaging) -> bool:
-    """Return whether an average may end its run before the last step."""
-    return averaging in ("swad", "swad_released")

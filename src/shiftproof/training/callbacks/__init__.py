@@ -6,12 +6,15 @@ from shiftproof.training.callbacks.evaluation import Evaluation
 from shiftproof.training.callbacks.metrics_file import MetricsFile
 from shiftproof.training.callbacks.predictions import Predictions
 from shiftproof.training.callbacks.reports import OnProgress, OnRecord, ProgressBar, ReportEvaluations, ReportSteps
+from shiftproof.training.callbacks.result_file import ResultFile
+from shiftproof.training.callbacks.runs import EndStopped, Runs
 from shiftproof.training.callbacks.selection import Selection
 from shiftproof.training.callbacks.trackers import Trackers
 
 __all__ = [
     "AveragedWeights",
     "Checkpoints",
+    "EndStopped",
     "Evaluation",
     "FlatAverage",
     "Interpolation",
@@ -22,6 +25,8 @@ __all__ = [
     "ProgressBar",
     "ReportEvaluations",
     "ReportSteps",
+    "ResultFile",
+    "Runs",
     "Selection",
     "Trackers",
     "keepers",
