@@ -125,6 +125,7 @@ def test_what_is_given_is_of_the_type_of_its_field():
         "--selection o p --baseline q --search r --protocol s --steps 3 --checkpoint-freq 4 --kind t --model u "
         "--image-size 5 --split v --weights w --normalisation x --accumulate 6 --clip-norm 7 --precision y --compile "
         "--averaging z --device A --metric C --augmentation E --sampling F --class-weights G "
+        "--train R --views 10 --cache S --cache-limit 11 "
         "--set B.c=8 --fixed D.e=f --batch-size 9 --import own.py --imports other"
     )
     given = given_fields(make_parser().parse_args(text.split()))

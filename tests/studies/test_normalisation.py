@@ -19,7 +19,7 @@ from shiftproof.studies.study_file import StudyFileError, read_study
 
 @pytest.fixture(autouse=True)
 def nothing_said():
-    study_data._say.cache_clear()
+    study_data.say.cache_clear()
 
 
 @pytest.fixture

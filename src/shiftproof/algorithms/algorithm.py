@@ -123,6 +123,9 @@ class Algorithm(nn.Module):
     mixes_images: ClassVar[bool] = False
     """Whether it mixes images within a batch if there is only one domain; several devices each hold a part of it."""
 
+    reads_pictures: ClassVar[bool] = False
+    """Whether it mixes or reads pictures or inner stages, for which the outputs of a frozen trunk cannot stand."""
+
     reads_heads: ClassVar[bool] = False
     """Whether it reads the weights of its heads and not only their outputs, so that they cannot be sharded."""
 

@@ -29,7 +29,7 @@ class ContextNetwork(ExtendedNetwork):
         network: the network whose parts to use; its first convolution gets one more channel.
 
     Raises:
-        ValueError: its featurizer does not begin with a convolution.
+        ValueError: its featurizer does not begin with a convolution, or that is frozen.
     """
 
     def __init__(self, network: Network) -> None:
@@ -69,8 +69,13 @@ def _add_input_channel(featurizer: nn.Module, channels: int) -> None:
             "ARM gives the featurizer the context as one more channel of the image, so its first convolution must "
             f"take the image's {channels}: {found}"
         )
+    if not first.weight.requires_grad:
+        raise ValueError(
+            "ARM gives the featurizer the context as one more channel, whose weights start at zero; its first "
+            "convolution is frozen and would never read it"
+        )
     weight = first.weight.detach()
-    first.weight = nn.Parameter(torch.cat([weight, torch.zeros_like(weight[:, :1])], 1), first.weight.requires_grad)
+    first.weight = nn.Parameter(torch.cat([weight, torch.zeros_like(weight[:, :1])], 1))
     first.in_channels += 1
 
 
@@ -92,10 +97,11 @@ class ARM(Algorithm):
         num_domains: number of source domains.
 
     Raises:
-        ValueError: the featurizer does not begin with a convolution.
+        ValueError: the featurizer does not begin with a convolution, or that is frozen.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = PICTURES
+    reads_pictures: ClassVar[bool] = True
     limits: ClassVar[str] = "it adds channels to pictures"
     photograph_batch_size: ClassVar[int | None] = 8
     accumulates: ClassVar[bool] = False

@@ -51,6 +51,7 @@ class MIRO(Algorithm):
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = PICTURES
+    reads_pictures: ClassVar[bool] = True
     limits: ClassVar[str] = "it compares feature maps with those of a pretrained network"
     single_device: ClassVar[str | None] = "its penalty is on feature maps inside the featurizer"
     hparams: ClassVar[Mapping[str, Hparam]] = {

@@ -48,6 +48,7 @@ class MixStyle(Algorithm):
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = PICTURES
+    reads_pictures: ClassVar[bool] = True
     limits: ClassVar[str] = "it mixes statistics of feature maps"
     single_device: ClassVar[str | None] = "it mixes images inside the featurizer"
     hparams: ClassVar[Mapping[str, Hparam]] = {"p": Hparam(0.5), "alpha": Hparam(0.1)}

@@ -44,6 +44,7 @@ class Mixup(Algorithm):
     """
 
     mixes_images: ClassVar[bool] = True
+    reads_pictures: ClassVar[bool] = True
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "alpha": Hparam(0.2, log10_uniform(-1, 1), seed_name="mixup_alpha", published_draw=log10_uniform(-1, -1))
     }

@@ -56,6 +56,7 @@ class SagNet(Algorithm):
 
     kinds: ClassVar[tuple[Kind, ...]] = PICTURES
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
+    reads_pictures: ClassVar[bool] = True
     limits: ClassVar[str] = "it exchanges styles of feature maps, and its adversary spreads the classes' probabilities"
     reads_heads: ClassVar[bool] = True
     hparams: ClassVar[Mapping[str, Hparam]] = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftproof.gradients import evaluation_mode
-from shiftproof.models import Network
+from shiftproof.models import Network, parts
 
 
 class Stage(NamedTuple):
@@ -57,7 +57,7 @@ def find_stages(network: Network) -> list[Stage]:
     if network.stages:
         named = {name: network.featurizer.get_submodule(name) for name in network.stages}
         return _named_stages(_outputs(network, named), network.stages, height, width)
-    outputs = _outputs(network, dict(_parts(network.featurizer, "")))
+    outputs = _outputs(network, dict(parts(network.featurizer)))
     maps = [(o, dim) for o in outputs if (dim := _channel_dim(o.shape, height, width)) is not None]
     ends = [list(run)[-1] for _, run in groupby(maps, lambda entry: _resolution(*entry))]
     if len(ends) < 2:  # of one resolution
@@ -126,14 +126,6 @@ def _outputs(network: Network, parts: Mapping[str, nn.Module]) -> list[_Output]:
             handle.remove()
     calls = Counter(output.name for output in outputs)
     return [output for output in outputs if calls[output.name] == 1]
-
-
-def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        if isinstance(child, (nn.Sequential, nn.ModuleList)) and len(child):
-            yield from _parts(child, f"{prefix}{name}.")
-        else:
-            yield prefix + name, child
 
 
 def _channel_dim(shape: tuple[int, ...], height: int, width: int) -> int | None:

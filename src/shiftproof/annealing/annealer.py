@@ -29,6 +29,8 @@ class Annealer:
 
     hparams: ClassVar[Mapping[str, Hparam]] = {}
     """Hyperparameters by name; a subclass takes them as keyword arguments."""
+    searches: bool = False
+    """Whether it moves the featurizer's weights itself, so that some of them must train."""
     leaves_mean: bool = False
     """Whether `edit_gradients`, called when no parameter has a gradient, first computes the gradient of the mean domain
     loss from the same evaluations. A run whose objective is that mean then needs no backward pass of its own."""

@@ -88,6 +88,7 @@ class GGA(Annealer):
         "search": Hparam("ball"),
     }
 
+    searches = True
     single_device = "it compares the gradients of whole domains, and each device holds only parts of them"
     _rejects_early = True  # the benchmark and a test turn this off
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof.base.registry import Registry, check_callable
@@ -19,7 +21,7 @@ class Augmentation:
 
     Attributes:
         draw: called with a number of photographs, their side in pixels, a seed, the number of the step and the position
-            of the domain. It returns numbers that can be indexed by a slice of the photographs.
+            of the domain. It returns numbers that can be indexed by a slice or an array of positions.
         apply: called with photographs, uint8, shape (n, 3, side, side), and their numbers. It returns float32 in
             [0, 1] of that shape.
 
@@ -43,11 +45,11 @@ class Augmentation:
 AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", instances_of=Augmentation)
 
 
-def _nothing(count: int, size: int, seed: int, step: int, domain: int) -> range:
-    return range(count)
+def _nothing(count: int, size: int, seed: int, step: int, domain: int) -> NDArray[np.int64]:
+    return np.arange(count)
 
 
-def _unchanged(images: Tensor, draws: range) -> Tensor:
+def _unchanged(images: Tensor, draws: NDArray[np.int64]) -> Tensor:
     return images.float() / 255
 
 

@@ -1,11 +1,14 @@
 """Networks: featurizers by name, with weights from files, and their linear classifier."""
 
+from shiftproof.models.blocks import Block, blocks, parts
 from shiftproof.models.build import MODELS, build_network, default_image_size, model_hparams, takes_pictures
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation, check_normalisation
 from shiftproof.models.tasks import Loss, Quantity, weighted_cross_entropy
 from shiftproof.models.timm_models import timm_names
+from shiftproof.models.trained import check_trained, freeze_all_but
+from shiftproof.models.trunk import Cut, Trunk, cut
 from shiftproof.models.weights import (
     NORMALISATION,
     load_weights,
@@ -17,17 +20,25 @@ from shiftproof.models.weights import (
 __all__ = [
     "MODELS",
     "NORMALISATION",
+    "Block",
+    "Cut",
     "Featurizer",
     "Loss",
     "Model",
     "Network",
     "Normalisation",
     "Quantity",
+    "Trunk",
+    "blocks",
     "build_network",
     "check_normalisation",
+    "check_trained",
+    "cut",
     "default_image_size",
+    "freeze_all_but",
     "load_weights",
     "model_hparams",
+    "parts",
     "read_weights",
     "stated_normalisation",
     "takes_pictures",

@@ -31,6 +31,7 @@ class Network(nn.Module):
         quantity: mean and standard deviation of a regression's targets, in whose unit its outputs are.
 
     Attributes:
+        frozen: modules of the featurizer that stay in evaluation mode, because nothing in them is trained.
         loss: the mean loss of outputs and targets of the task.
     """
 
@@ -59,12 +60,15 @@ class Network(nn.Module):
         self.image_shape = image_shape
         self.stages = stages
         self.task, self.quantity = task, quantity
+        self.frozen: tuple[nn.Module, ...] = ()
         self.loss = loss_of(task, quantity)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; frozen batch norms stay in evaluation mode."""
+        """Set training or evaluation mode; frozen modules and batch norms stay in evaluation mode."""
         super().train(mode)
+        for module in self.frozen:
+            module.eval()
         if self.freeze_batch_norm:
             for module in self.featurizer.modules():
                 if isinstance(module, _BatchNorm):

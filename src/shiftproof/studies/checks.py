@@ -16,7 +16,7 @@ from shiftproof.base.method import find_method
 from shiftproof.base.plugins import PluginError, import_plugins
 from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS
-from shiftproof.models import check_normalisation, default_image_size
+from shiftproof.models import check_normalisation, check_trained, default_image_size
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, check_fixed, hyperparameters
 from shiftproof.studies.field_info import TABLE_FIELDS
@@ -210,6 +210,7 @@ _CHECKS: Mapping[str, Callable[[str], object]] = {
     "model": default_image_size,
     "normalisation": check_normalisation,
     "published": published,
+    "trained": check_trained,
 }
 """Checks of the fields whose names are not in a registry; each raises ValueError for an unknown name."""
 

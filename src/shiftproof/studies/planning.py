@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
-from shiftproof.base.choices import Kind, Task
+from shiftproof.base.choices import Cache, Kind, Task
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.method import Method
 from shiftproof.base.plugins import digests
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS, DatasetNotFoundError, DomainDataset, split_domain
-from shiftproof.models import MODELS, Network, Quantity, build_network, model_hparams, weights_fingerprint
+from shiftproof.models import (
+    MODELS,
+    Network,
+    Quantity,
+    build_network,
+    cut,
+    freeze_all_but,
+    model_hparams,
+    weights_fingerprint,
+)
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import DEFAULT_METRIC, PROTOCOLS, RULES, SearchSpace, measures_of, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import Study
-from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say_normalisation
+from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say, say_normalisation
 from shiftproof.training import CONVERGENCE, EVALUATION_BATCH, SWADS, RunSpec, check_combination, check_inputs_taken
 
 Targets = tuple[str, ...]
 _TRANSDUCTIVE = (
     f"predictions use the other images of a test batch, {EVALUATION_BATCH} of one domain in the order of the split"
 )
+VIEWS = 4
+"""Fixed augmentations of each photograph where a part is trained, unless told otherwise."""
 LISTED = 4  # a term lists up to this many different numbers, and shows the range of more
 
 
@@ -271,6 +284,8 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         # vectors are soon scored, and then any measure can select
         "score_targets": facts.kind == "vectors" or any(RULES[rule].every_step for rule in study.selection),
         "plugins": _digests(study, facts, method),
+        "views": _views(study, facts),
+        "cache": _cache(study, facts, method.algorithm, hparams),
     }
     return RunSpec(**{**as_in_study, **worked_out})
 
@@ -287,6 +302,66 @@ def _digests(study: Study, facts: _Facts, method: Method) -> dict[str, str]:
             (MODELS, facts.model),
         ]
     )
+
+
+def _views(study: Study, facts: _Facts) -> int:
+    """Return the number of fixed augmentations of a run; 0 if it augments anew every time, or not at all."""
+    if facts.kind != "photographs" or study.augmentation == "none":
+        return 0
+    return study.views or (0 if study.trained == "all" else VIEWS)
+
+
+def _cache(study: Study, facts: _Facts, algorithm: str, hparams: Mapping[str, Any]) -> Cache:
+    """Return how a run keeps the outputs of the frozen part, and say what that takes.
+
+    Raises:
+        FieldError: it shall be kept and cannot, or takes more than the limit.
+    """
+    if study.trained == "all" or study.cache == "none" or facts.kind == "vectors":
+        if study.cache not in (None, "none"):
+            raise FieldError(("cache", "trained"), f"cache {study.cache} is for pictures of which a part is trained")
+        return "none"
+    if ALGORITHMS[algorithm].reads_pictures:
+        say(f"{algorithm} reads pictures or inner stages: it trains without the cache of the frozen part")
+        return "none"
+    own = {name: hparams[f"model.{name}"] for name in model_hparams(facts.model)}
+    found = _trunk(facts.model, facts.input_shape, study.trained, json.dumps(own))
+    if isinstance(found, str):
+        if study.cache is None:
+            say(f"the frozen part of {facts.model} is computed anew at every step: {found}")
+            return "none"
+        raise FieldError(("cache", "trained"), f"the frozen part of {facts.model} cannot be kept: {found}")
+    cache = study.cache or "float16"
+    files = 1 + _views(study, facts)
+    size = facts.images * files * math.prod(found.shape) * np.dtype(cache).itemsize / 1e9
+    text = f"{facts.images:,} pictures of {facts.name} in {files} views, {size:.2g} GB in {cache}"
+    if size > study.cache_limit:
+        raise FieldError(
+            ("cache_limit", "cache"),
+            f"outputs of the frozen part would take more than {study.cache_limit:g} GB: {text}; raise the limit, or "
+            "set cache to none",
+        )
+    say(f"outputs of {facts.model} up to {found.last} are computed once and kept for all runs: {text}")
+    return cache
+
+
+class _Trunk(NamedTuple):
+    """The shape of a trunk's output, and the name of its last part."""
+
+    shape: tuple[int, ...]
+    last: str
+
+
+@lru_cache(maxsize=16)
+def _trunk(model: str, input_shape: tuple[int, ...], trained: str, hparams: str) -> _Trunk | str:
+    """Return the trunk of a model of which a part is trained, or why it has none."""
+    network = build_network(model, input_shape, 2, dropout=0.0, seed=0, hparams=json.loads(hparams))
+    freeze_all_but(network, trained)
+    try:
+        _, trunk, _, shape = cut(network)
+    except ValueError as error:
+        return str(error)
+    return _Trunk(shape, trunk.names[-1])
 
 
 _SPEC_FIELDS = {field.name for field in fields(RunSpec)}
@@ -327,6 +402,7 @@ def _fingerprint(weights: Path | None) -> str | None:
 
 def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, Any]:
     """Return what the study's accuracies depend on, by name."""
+    caches = sorted({spec.cache for spec in specs})
     values = {
         **vars(study),
         "datasets": facts.name,
@@ -339,6 +415,8 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
         "weights": study.weights.name if study.weights else None,
         "normalisation": str(normalisation_of(study, facts.input_shape[0]) or ""),
         "averaging": "" if study.averaging == ("none",) else ", ".join(study.averaging),
+        "views": specs[0].views,
+        "cache": None if caches == ["none"] else " and ".join(caches),
         "fixed": ", ".join(f"{name}={value}" for name, value in study.fixed.items()),
     }
     of_no_field = _terms_of_no_field(study, specs)
@@ -406,6 +484,11 @@ def _check_buildable(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> N
             raise FieldError("split", f"{facts.name} has no groups to split by: {reason}")
         for i, domain in enumerate(facts.data.domains):
             split_domain(domain, study.split, 0, i)
+    if study.trained != "all" and study.weights is None:
+        raise FieldError(
+            ("trained", "weights"),
+            f"to train {study.trained} alone leaves the rest as it starts, at random without weights",
+        )
     if study.augmentation != "standard" and facts.kind != "photographs":
         raise FieldError("augmentation", f"augmentation is of photographs, and {facts.name} has {facts.kind}")
     if study.metric is not None and study.metric not in (known := measures_of(facts.task)):
@@ -466,6 +549,7 @@ class _Builder:
                 task=self.facts.task,
                 quantity=Quantity(0.0, 1.0) if self.facts.task == "regression" else None,  # any will do
             )
+            freeze_all_but(network, self.study.trained)
             if network.normalisation is not None:
                 say_normalisation(self.study, self.facts.model, network.normalisation)
         return self._networks[key]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from shiftproof.base.choices import (
     Averaging,
+    Cache,
     ClassWeights,
     MissingLabels,
     PictureKind,
@@ -413,6 +414,39 @@ class Study:
             "the part compiled to faster code, whose results are the same up to rounding",
             texts={True: "the featurizer, by torch.compile"},
         ),
+    )
+    trained: str = described(
+        "all",
+        "what is trained: all, head, blocks:N (the last N) or a pattern of names; the rest keeps the given weights",
+        "training",
+        RUNS,
+        options=("--train",),
+        metavar="PART",
+        term=Term("trained", "what was trained of the network; the rest kept its weights"),
+    )
+    views: int | None = described(
+        None,
+        "number of fixed augmentations of each photograph that training draws from",
+        "training",
+        RUNS,
+        none="4 where a part is trained, else a new one every time",
+        metavar="K",
+        term=Term("views", "fixed augmentations of each photograph, the same for all runs, that training drew from"),
+    )
+    cache: Cache | None = described(
+        None,
+        "keep the outputs of the frozen part for all runs, in float16 or float32, or compute them anew (none)",
+        "training",
+        RUNS,
+        none="float16 where a part is trained",
+        term=Term("cache", "type in which the outputs of the frozen part were kept for all runs"),
+    )
+    cache_limit: float = described(
+        50.0,
+        "gigabytes that the kept outputs of the frozen part may take",
+        "training",
+        RUNS,
+        metavar="GB",
     )
     accumulate: int = described(
         1,

@@ -35,7 +35,7 @@ def open_data(study: Study, dataset: str) -> DomainDataset:
     table = table_of(study, dataset)
     opened = open_dataset(dataset, data_folder(study, dataset), image_size_of(study, dataset), kind, table)
     if table is not None:
-        _say(_table_text(table, opened))
+        say(_table_text(table, opened))
     return opened
 
 
@@ -182,11 +182,11 @@ def say_normalisation(study: Study, model: str, normalisation: Normalisation) ->
         source = "as the file states; set normalisation to override this"
     else:
         source = f"the default of model {model}; set normalisation if the weights were trained with another"
-    _say(f"{study.weights.name}: normalisation {normalisation}, {source}")
+    say(f"{study.weights.name}: normalisation {normalisation}, {source}")
 
 
 @lru_cache(maxsize=16)
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Print a line, once per process."""
     print(line, file=sys.stderr)
 

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from shiftproof.algorithms import Batch
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.randomness import generator
 from shiftproof.data import DATASETS, HOLDOUT_FRACTION, Domain, DomainDataset
+from shiftproof.models import Cut
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.studies.plan import Grid, Plan
@@ -125,8 +127,10 @@ class _Meter:
             steps = build_steps(spec, self.data, device, self.study.weights)
             inputs = Inputs(self.data, spec, steps.algorithm.network.normalisation, device)
 
+            behind_trunk = _random_outputs(steps.cut, inputs.batches(1)) if steps.cut else None
+
             def take(number: int) -> None:
-                float(steps.take(inputs.batches(number), number))
+                float(steps.take(behind_trunk or inputs.batches(number), number))
 
             self.timed[key] = _median_time(take)
         return self.timed[key]
@@ -136,9 +140,11 @@ class _Meter:
         key = ("evaluation", spec.algorithm, self.data.input_shape)
         if key not in self.timed:
             device = self.study.device_here()
-            algorithm = build_steps(spec, self.data, device, self.study.weights).algorithm.eval()
+            steps = build_steps(spec, self.data, device, self.study.weights)
+            algorithm = steps.algorithm.eval()
             inputs = Inputs(self.data, spec, algorithm.network.normalisation, device)
-            images, _ = next(inputs.evaluation_batches(0, "in"))
+            batch = next(inputs.evaluation_batches(0, "in"))
+            [(images, _)] = _random_outputs(steps.cut, [batch]) if steps.cut else [batch]
             images = images[: 2 * self.images]
 
             def predict(_: int) -> None:
@@ -147,6 +153,11 @@ class _Meter:
 
             self.timed[key] = _median_time(predict) / len(images)
         return self.timed[key]
+
+
+def _random_outputs(cut: Cut, batches: Sequence[Batch]) -> list[Batch]:
+    """Return batches of random numbers in the shape of what a trunk puts out, which would take long to compute."""
+    return [(images.new_empty(len(images), *cut.shape).uniform_(), labels) for images, labels in batches]
 
 
 def _passes(spec: RunSpec, domains: int) -> float:

@@ -10,7 +10,7 @@ from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset
-from shiftproof.models import build_network, weighted_cross_entropy
+from shiftproof.models import Network, build_network, cut, freeze_all_but, weighted_cross_entropy
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.optimizer_factory import RunOptimizers
@@ -35,7 +35,11 @@ def build_steps(
     Raises:
         ValueError: a part of the spec is not valid, the weights do not fit, or the network cannot be split over ranks.
     """
-    algorithm = build_algorithm(spec, dataset, device, weights, ranks)
+    network = _network(spec, prepared(spec, dataset), weights)
+    parts = None if spec.cache == "none" else cut(network)
+    if parts is not None:
+        parts.trunk.to(device).to(memory_format=torch.channels_last)
+    algorithm = _algorithm(spec, parts.rest if parts else network, len(dataset.domains), device, ranks)
     algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer")))
     return StepBuilder(
         algorithm,
@@ -45,18 +49,22 @@ def build_steps(
         accumulate=spec.accumulate,
         clip_norm=spec.clip_norm,
         precision=spec.precision,
+        cut=parts,
     )
 
 
 def build_algorithm(
     spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks = ALONE
 ) -> Algorithm:
-    """Build a run's network and algorithm in their initial state, without optimizers.
+    """Build a run's network, whole, and algorithm in their initial state, without optimizers.
 
     It works for runs whose optimizer has been removed. The arguments and errors are those of `build_steps`.
     """
+    return _algorithm(spec, _network(spec, prepared(spec, dataset), weights), len(dataset.domains), device, ranks)
+
+
+def _network(spec: RunSpec, dataset: DomainDataset, weights: Path | None) -> Network:
     protocol = PROTOCOLS[spec.protocol]
-    dataset = prepared(spec, dataset)
     hparams = spec.axis("model")
     network = build_network(
         spec.model,
@@ -72,12 +80,16 @@ def build_algorithm(
         task=dataset.task,
         quantity=dataset.quantity if isinstance(dataset, PreparedDataset) else None,
     )
+    freeze_all_but(network, spec.trained)
     if spec.class_weights == "balanced":
         network.loss = weighted_cross_entropy(balanced_weights(spec, dataset))
+    return network
+
+
+def _algorithm(spec: RunSpec, network: Network, domains: int, device: torch.device, ranks: Ranks) -> Algorithm:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(spec.seed, "algorithm"))
-        sources = len(dataset.domains) - len(spec.targets)
-        algorithm = ALGORITHMS[spec.algorithm](network, sources, **spec.axis("algorithm"))
+        algorithm = ALGORITHMS[spec.algorithm](network, domains - len(spec.targets), **spec.axis("algorithm"))
         # FSDP2 cannot shard weights in channels-last format
         algorithm.to(device).to(memory_format=torch.contiguous_format if ranks.sharded else torch.channels_last)
         if spec.compile:

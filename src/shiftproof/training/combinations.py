@@ -80,6 +80,12 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
             f"{spec.optimizer} differentiates the gradient, but the gradient of {spec.algorithm} has no graph: use "
             "another optimizer",
         )
+    if spec.cache != "none" and ranks.size > 1:
+        raise FieldError("cache", "the outputs of a trunk are not shared out among devices: set cache to none")
+    if spec.trained == "head" and ANNEALERS[spec.annealer].searches:
+        raise FieldError(
+            ("trained", "annealers"), f"{spec.annealer} searches the featurizer's weights, which are frozen: train all"
+        )
     if spec.accumulate > 1 and not algorithm.accumulates:
         raise FieldError(
             ("accumulate", "algorithms"),

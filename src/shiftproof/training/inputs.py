@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof.algorithms import ALGORITHMS, Batch
-from shiftproof.base.randomness import torch_seed
+from shiftproof.base.randomness import generator, torch_seed
 from shiftproof.data import AUGMENTATIONS, DomainDataset, batch_indices, on_device, split_domain
-from shiftproof.models import Normalisation
+from shiftproof.models import Cut, Normalisation, model_hparams
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.prepared import prepared
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
+from shiftproof.training.trunk_outputs import TrunkOutputs
 
 Part = Literal["in", "out"]
 EVALUATION_BATCH = 64
 GPU_EVALUATION_BATCH = 512
-"""Large enough for a GPU; predictions that depend on the rest of the batch use `EVALUATION_BATCH` there too."""
+"""Large enough for a GPU, or for what follows a trunk. Predictions that depend on the rest of the batch use
+`EVALUATION_BATCH` there too."""
 
 
 class Inputs:
@@ -35,6 +37,11 @@ class Inputs:
         normalisation: normalisation of pictures; None for other inputs.
         device: the device of the batches.
         ranks: the processes that train the run; each fills only its own rows of a step's batches, the rest are NaN.
+        cut: the network that trains, cut behind its trunk, whose outputs then take the place of pictures; None for
+            pictures.
+
+    Raises:
+        CacheError: there is no place for the trunk's outputs.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Inputs:
         normalisation: Normalisation | None,
         device: torch.device,
         ranks: Ranks = ALONE,
+        cut: Cut | None = None,
     ) -> None:
         self._dataset = dataset = prepared(spec, dataset)
         self._seed = spec.seed
@@ -54,14 +62,28 @@ class Inputs:
         self._batch_size: int = spec.axis("data")["batch_size"]
         self._normalisation = normalisation
         self._device = device
-        large = device.type == "cuda" and not ALGORITHMS[spec.algorithm].transductive
+        large = (device.type == "cuda" or cut is not None) and not ALGORITHMS[spec.algorithm].transductive
         self._evaluation_batch = GPU_EVALUATION_BATCH if large else EVALUATION_BATCH
         self._ranks = ranks
+        self._views = spec.views if self._photographs else 0
+        self._drawn_views: dict[tuple[int, int], Any] = {}
+        self._trunk = None if cut is None else self._trunk_outputs(cut, spec)
         self.targets = [dataset.domain_index(name) for name in spec.targets]
         self.sources = [i for i in range(len(dataset.domains)) if i not in self.targets]
         self._splits = [
             split_domain(domain, spec.split, spec.trial_seed, i) for i, domain in enumerate(dataset.domains)
         ]
+
+    def make_trunk_outputs(self) -> None:
+        """Make what is kept of the trunk and not there yet; without a trunk it does nothing.
+
+        Raises:
+            CacheError: it cannot be kept.
+        """
+        if self._trunk is not None:
+            plain = [(domain, 0) for domain in range(len(self._dataset.domains))]
+            changed = [(domain, view) for domain in self.sources for view in range(1, self._views + 1)]
+            self._trunk.make(plain + changed)
 
     def rows(self, domain: int, part: Part) -> NDArray[np.int64]:
         """Return which rows of a domain one of its parts holds, in the order of its evaluation batches."""
@@ -102,7 +124,7 @@ class Inputs:
     def _own_rows(self, domain: int, indices: NDArray[np.int64], seed: int, step: int) -> Tensor:
         """Return the normalised images of a batch; rows whose features other ranks compute are NaN."""
         own = slice(self._ranks.rank, None, self._ranks.size)
-        images = self._prepared(self._augmented(domain, indices, own, seed, step))
+        images = self._augmented(domain, indices, own, seed, step)
         if self._ranks.size == 1:
             return images
         whole = images.new_full((len(indices), *images.shape[1:]), math.nan)  # so that using them by mistake shows
@@ -112,12 +134,57 @@ class Inputs:
         return whole
 
     def _augmented(self, domain: int, indices: NDArray[np.int64], own: slice, seed: int, step: int) -> Tensor:
-        """Return the rows ``own`` of a batch as floats, of pictures in [0, 1]; photographs are augmented."""
-        images = self._rows(domain, indices[own])
+        """Return the rows ``own`` of a batch as the network takes them; photographs are augmented."""
         if not self._photographs:
-            return self._as_floats(images)
+            return self._plain(domain, indices[own])
+        if self._views:
+            views = generator(seed, "view", step, domain).integers(1, self._views + 1, len(indices))
+            return self._viewed(domain, indices[own], views[own])
+        images = self._rows(domain, indices[own])
         draws = self._augmentation.draw(len(indices), images.shape[-1], seed, step, domain)
-        return self._augmentation.apply(images, draws[own])
+        return self._prepared(self._augmentation.apply(images, draws[own]))
+
+    def _viewed(self, domain: int, indices: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
+        """Return pictures, each in one of its views, or what the trunk puts out for them."""
+        if self._trunk is not None:
+            return self._trunk.rows(domain, indices, views)
+        images = self._rows(domain, indices)
+        changed = torch.empty(images.shape, device=images.device)
+        for view in np.unique(views).tolist():
+            there = np.flatnonzero(views == view)
+            draws = self._draws_of(domain, view)[indices[there]]
+            changed[there] = self._augmentation.apply(images[there], draws)
+        return self._prepared(changed)
+
+    def _draws_of(self, domain: int, view: int) -> Any:
+        """Return what makes a view of each picture of a domain; it is the same for all runs."""
+        if (domain, view) not in self._drawn_views:
+            size, count = self._dataset.input_shape[-1], len(self._dataset.domains[domain])
+            self._drawn_views[domain, view] = self._augmentation.draw(count, size, torch_seed("views"), view, domain)
+        return self._drawn_views[domain, view]
+
+    def _plain(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
+        """Return rows as they are, or what the trunk puts out for them."""
+        if self._trunk is not None:
+            return self._trunk.rows(domain, indices, None)
+        return self._prepared(self._as_floats(self._rows(domain, indices)))
+
+    def _trunk_outputs(self, cut: Cut, spec: RunSpec) -> TrunkOutputs:
+        def pictures(domain: int, rows: NDArray[np.int64], view: int) -> Tensor:
+            images = self._rows(domain, rows)
+            if view == 0:
+                return self._prepared(self._as_floats(images))
+            return self._prepared(self._augmentation.apply(images, self._draws_of(domain, view)[rows]))
+
+        facts = [
+            (name, getattr(spec, name))
+            for name in ("data_fingerprint", "model", "weights", "normalisation", "image_size", "kind", "device")
+        ]
+        hparams = sorted(model_hparams(spec.model).keys() & spec.axis("model").keys())
+        facts += [(name, spec.axis("model")[name]) for name in hparams]
+        facts += [("plugins", sorted(spec.plugins.items())), ("augmentation", spec.augmentation)]
+        dtype = torch.float16 if spec.cache == "float16" else torch.float32
+        return TrunkOutputs(cut, facts, [len(domain) for domain in self._dataset.domains], dtype, pictures)
 
     def evaluation_batches(self, domain: int, part: Part, step: int = 0) -> Iterator[Batch]:
         """Yield all images of one part of a domain, in order, at the evaluation after step number ``step``.
@@ -125,21 +192,29 @@ class Inputs:
         They are not augmented, except for the sources' held-out photographs in some dialects.
         """
         indices = self.rows(domain, part)
-        draws = None
+        views = draws = None
         if self._augments_validation and part == "out" and domain in self.sources:
-            size = self._dataset.input_shape[-1]
             # negative, because training draws with positive steps
-            draws = self._augmentation.draw(len(indices), size, self._seed, -step, domain)
+            if self._views:
+                views = generator(self._seed, "view", -step, domain).integers(1, self._views + 1, len(indices))
+            else:
+                size = self._dataset.input_shape[-1]
+                draws = self._augmentation.draw(len(indices), size, self._seed, -step, domain)
         for start in range(0, len(indices), self._evaluation_batch):
             batch = slice(start, start + self._evaluation_batch)
-            rows = self._rows(domain, indices[batch])
-            images = self._as_floats(rows) if draws is None else self._augmentation.apply(rows, draws[batch])
-            yield self._prepared(images), self._labels(domain, indices[batch])
+            rows = indices[batch]
+            if views is not None:
+                inputs = self._viewed(domain, rows, views[batch])
+            elif draws is not None:
+                inputs = self._prepared(self._augmentation.apply(self._rows(domain, rows), draws[batch]))
+            else:
+                inputs = self._plain(domain, rows)
+            yield inputs, self._labels(domain, rows)
 
     def sample(self, domain: int, part: Part, count: int) -> Batch:
         """Return up to ``count`` images of one part of a domain without augmentation, always the same ones."""
         chosen = self.rows(domain, part)[:count]  # the splits are in random order
-        return self._prepared(self._as_floats(self._rows(domain, chosen))), self._labels(domain, chosen)
+        return self._plain(domain, chosen), self._labels(domain, chosen)
 
     def _as_floats(self, rows: Tensor) -> Tensor:
         return rows.float() / 255 if rows.dtype == torch.uint8 else rows

@@ -105,7 +105,7 @@ class Loop:
     ) -> None:
         self.spec, self.dataset, self.device, self.ranks = spec, prepared(spec, dataset), device, ranks
         self.steps = build_steps(spec, self.dataset, device, weights, ranks)
-        self.inputs = Inputs(self.dataset, spec, self.algorithm.network.normalisation, device, ranks)
+        self.inputs = Inputs(self.dataset, spec, self.algorithm.network.normalisation, device, ranks, self.steps.cut)
         self.progress = Progress()
         self.callbacks: Sequence[Callback] = ()
         self.stopped = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from shiftproof.base.choices import Averaging, ClassWeights, Kind, Precision, Sampling, SplitRule, Task
+from shiftproof.base.choices import Averaging, Cache, ClassWeights, Kind, Precision, Sampling, SplitRule, Task
 from shiftproof.base.hparams import Value, is_finite
 from shiftproof.base.method import Method
 from shiftproof.base.randomness import seed_hash
@@ -28,6 +28,9 @@ _LATER = (
     "sampling",
     "class_weights",
     "augmentation",
+    "trained",
+    "views",
+    "cache",
 )
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
@@ -71,6 +74,10 @@ class RunSpec:
         sampling: whether batches draw every row of a domain alike ("uniform") or every class of it ("balanced").
         class_weights: whether the loss weights classes by the inverse of their share of the training rows ("balanced").
         augmentation: how photographs are changed at random in training, by its name in `AUGMENTATIONS`.
+        trained: what is trained of the network: "all", "head", "blocks:N" or a pattern (see `freeze_all_but`).
+        views: number of fixed augmentations of each picture that training draws from; 0 for a new one every time.
+        cache: type in which the outputs of the frozen trunk are kept and read in the place of pictures ("none",
+            "float16", "float32").
         metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
@@ -111,6 +118,9 @@ class RunSpec:
     sampling: Sampling = "uniform"
     class_weights: ClassWeights = "none"
     augmentation: str = "standard"
+    trained: str = "all"
+    views: int = 0
+    cache: Cache = "none"
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION

@@ -16,6 +16,7 @@ from shiftproof.algorithms import ERM, Algorithm, Batch, Closure
 from shiftproof.annealing import Annealer, DomainLosses
 from shiftproof.base.choices import Precision
 from shiftproof.base.randomness import seed_generators, torch_seed
+from shiftproof.models import Cut
 
 
 @dataclass
@@ -34,6 +35,7 @@ class StepBuilder:
         accumulate: number of parts that each domain's batch is split into; gradients and losses are averaged over them.
         clip_norm: norm that the gradient is clipped to; None for no clipping.
         precision: "float32", or "bf16" for autocast.
+        cut: the network, cut behind its trunk, if the algorithm has only the rest; None if it has the whole.
         evaluated: number of domain batches that closures have evaluated so far, without those for parts that are
             trained beside the network.
     """
@@ -45,6 +47,7 @@ class StepBuilder:
     accumulate: int = 1
     clip_norm: float | None = None
     precision: Precision = "float32"
+    cut: Cut | None = None
     evaluated: int = field(default=0)
 
     @property

@@ -28,7 +28,8 @@ def warm_up(spec: RunSpec, dataset: DomainDataset, device: torch.device, weights
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run itself will warn
         steps = build_steps(spec, dataset, device, weights, ranks)
-        inputs = Inputs(dataset, spec, steps.algorithm.network.normalisation, device, ranks)
+        inputs = Inputs(dataset, spec, steps.algorithm.network.normalisation, device, ranks, steps.cut)
+        inputs.make_trunk_outputs()
         steps.algorithm.train()
         batches = inputs.batches(1)
         float(steps.take(batches, 1))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from shiftproof.algorithms import Algorithm
 from shiftproof.base.randomness import seed_generators, torch_seed
+from shiftproof.models import Network
 from shiftproof.protocol import best_by_validation, validation_loss
 from shiftproof.training.averaging import COEFFICIENTS, SWAD, MovingAverage, State, WiSEFT, build_average, copy_state
 from shiftproof.training.callbacks.evaluation import Evaluation, score_domains, score_part, weights_in_place
@@ -138,6 +142,20 @@ def _score_and_keep(loop: Loop, folder: Path, **averaged: Any) -> None:
     keep_model(loop, folder)
 
 
+@contextmanager
+def _frozen_statistics_kept(network: Network) -> Iterator[None]:
+    """Make frozen batch norms keep their statistics, even if they are told to reset them."""
+    modules = [module for part in network.frozen for module in part.modules()]
+    norms = [module for module in modules if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
 def _estimate_batch_norm(loop: Loop) -> None:
     """Re-estimate batch norms, unless they are frozen, from the training batches that would come next."""
     network, spec, step = loop.algorithm.network, loop.spec, loop.progress.step
@@ -146,5 +164,8 @@ def _estimate_batch_norm(loop: Loop) -> None:
     seed_generators(torch_seed(spec.seed, "batch norm"), loop.device)
     following = range(step + 1, step + 1 + min(BATCH_NORM_STEPS, spec.steps))
     images = (torch.cat([images for images, _ in loop.inputs.batches(one)]) for one in following)
-    with torch.autocast(loop.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+    with (
+        torch.autocast(loop.device.type, torch.bfloat16, enabled=spec.precision == "bf16"),
+        _frozen_statistics_kept(network),
+    ):
         update_bn(images, network)

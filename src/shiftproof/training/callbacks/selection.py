@@ -68,7 +68,10 @@ def _selected(loop: Loop) -> dict[str, Any]:
 
 def keep_model(loop: Loop, folder: Path) -> None:
     """Write the network of a loop in its present state into a run's folder."""
-    network, spec = loop.algorithm.network, loop.spec
+    network, spec, cut = loop.algorithm.network, loop.spec, loop.steps.cut
     weights = full_state(network)
+    if cut is not None:
+        trunk = {f"featurizer.{name}": tensor for name, tensor in cut.network.featurizer.state_dict().items()}
+        weights = {**trunk, **weights}
     if loop.ranks.first:
         save_model(folder, network, weights, spec.model, spec.algorithm, loop.dataset, spec.axis("model"))

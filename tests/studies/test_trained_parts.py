@@ -1,0 +1,134 @@
+"""Studies that train a part of a network: what is planned, told and kept, and what is refused."""
+
+import json
+
+import pytest
+from safetensors.torch import save_file
+
+from shiftproof.cli import main
+from shiftproof.models import build_network
+from shiftproof.studies import FieldError, Study, make_plan, read_results, run_study, study_costs, study_data
+from shiftproof.tables import build_tables
+
+SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def told_anew():
+    study_data.say.cache_clear()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    file = tmp_path / "lenet.safetensors"
+    save_file(build_network("small_lenet", (3, SIZE, SIZE), 2, dropout=0.0, seed=3).featurizer.state_dict(), file)
+    return file
+
+
+@pytest.fixture
+def folder(image_tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHIFTPROOF_CACHE", str(tmp_path / "cache"))
+    files = {d: {c: {f"{i}.png": (40 * j + i, 90, 120 - 20 * k) for i in range(20)} for j, c in enumerate("xy")}
+             for k, d in enumerate(("one", "two", "three"))}  # fmt: skip
+    return image_tree(files)
+
+
+@pytest.fixture
+def study_of(folder, weights):
+    def make(**fields):
+        facts = {
+            "datasets": ("folder",), "data_dir": folder, "kind": "photographs", "image_size": SIZE,
+            "model": "small_lenet", "weights": weights, "trained": "blocks:1", "optimizers": ("adam",),
+            "targets": ("one", "two"), "trials": 1, "steps": 4, "checkpoint_freq": 2, "fixed": {"data.batch_size": 4},
+        }  # fmt: skip
+        return Study(**{**facts, **fields})
+
+    return make
+
+
+def _specs(study):
+    return make_plan(study).runs
+
+
+def test_where_a_part_is_trained_its_inputs_are_kept_in_four_views(study_of, capsys):
+    [spec, _] = _specs(study_of())
+    assert (spec.trained, spec.views, spec.cache) == ("blocks:1", 4, "float16")
+    assert "up to 10 are computed once and kept for all runs: 120 pictures of " in (told := capsys.readouterr().err)
+    assert "in 5 views, 0.00061 GB in float16" in told  # 120 x 5 x 512 numbers of two bytes
+    [whole, _] = _specs(study_of(trained="all"))
+    assert (whole.views, whole.cache) == (0, "none")
+    [fixed, _] = _specs(study_of(trained="all", views=2))
+    assert (fixed.views, fixed.cache) == (2, "none")
+    [plain, _] = _specs(study_of(augmentation="none", cache="float32"))
+    assert (plain.views, plain.cache) == (0, "float32")
+    [small, _] = _specs(study_of(kind="small_images"))
+    assert (small.views, small.cache) == (0, "float16")
+
+
+def test_a_method_that_reads_pictures_trains_without_the_cache_and_that_is_told(study_of, capsys):
+    specs = _specs(study_of(algorithms=("erm", "mixup")))
+    assert {(spec.algorithm, spec.cache, spec.views) for spec in specs} == {("erm", "float16", 4), ("mixup", "none", 4)}
+    told = capsys.readouterr().err
+    assert "mixup reads pictures or inner stages: it trains without the cache of the frozen part" in told
+
+
+def test_a_model_that_cannot_be_cut_is_told_or_refused(study_of, tmp_path, capsys):
+    file = tmp_path / "vit.safetensors"
+    model = "vit_tiny_patch16_224"
+    save_file(build_network(model, (3, 224, 224), 2, dropout=0.0, seed=0).featurizer.state_dict(), file)
+    options = {"model": model, "weights": file, "image_size": 224}
+    [spec, _] = _specs(study_of(**options))
+    assert spec.cache == "none"
+    assert (
+        f"the frozen part of {model} is computed anew at every step: its parts do not follow" in capsys.readouterr().err
+    )
+    [head, _] = _specs(study_of(trained="head", **options))
+    assert head.cache == "float16"
+    with pytest.raises(FieldError, match="cannot be kept: its parts do not follow each other"):
+        _specs(study_of(cache="float16", **options))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"cache_limit": 0.0005},
+            r"would take more than 0.0005 GB: 120 pictures of .* in 5 views, 0.00061 GB in float16",
+        ),
+        ({"trained": "all", "cache": "float16"}, "cache float16 is for pictures of which a part is trained"),
+        ({"trained": "head", "weights": None}, "to train head alone leaves the rest as it starts, at random"),
+        ({"trained": "layer9"}, "no module or parameter is called layer9. Its blocks are 0, 3, 6, 11"),
+        ({"trained": "*", "cache": "float16"}, "is the whole network: train all"),
+        ({"views": 0}, "views must be a whole number above 0, not 0"),
+        (
+            {"trained": "head", "annealers": ("gga",), "steps": 300},
+            "gga searches the featurizer's weights, which are frozen",
+        ),
+    ],
+)
+def test_what_is_refused(fields, message, study_of):
+    with pytest.raises(FieldError, match=message):
+        _specs(study_of(**fields))
+
+
+def test_a_study_shares_one_cache_and_its_table_says_so(study_of, tmp_path):
+    study = study_of(algorithms=("erm", "mixup"), trials=2)
+    plan = make_plan(study)
+    assert study_costs(study, plan, plan.distinct)  # the forecast of its time makes no cache
+    assert not list((tmp_path / "cache").glob("trunk-*"))
+    run_study(study, tmp_path / "out", 2)
+    assert len(list((tmp_path / "cache").glob("trunk-*"))) == 1
+    [table] = build_tables(read_results(tmp_path / "out"))
+    assert table.terms["trained"] == "blocks:1"
+    assert (table.terms["views"], table.terms["cache"]) == (4, "float16 and none")
+    assert all(row.mean.trials == 2 for row in table.rows)
+
+
+def test_from_the_command_line(folder, weights, tmp_path, capsys):
+    options = f"--data-dir {folder} --dataset folder --kind photographs --image-size {SIZE} --model small_lenet"
+    options += f" --weights {weights} --train head --views 2 --cache float32 --steps 2 --batch-size 4 --target one"
+    assert main(["train", *options.split(), "--optimizer", "adam", "--output", str(tmp_path / "run")]) == 0
+    spec = json.loads((tmp_path / "run" / "spec.json").read_text())
+    assert (spec["trained"], spec["views"], spec["cache"]) == ("head", 2, "float32")
+    assert main(["evaluate", str(tmp_path / "run"), "--data-dir", str(folder)]) == 0
+    assert "one: " in capsys.readouterr().out
