@@ -43,7 +43,7 @@ class ReleasedSWAD(SWAD):
         self._close_segment(loss)
         self._pending = self._pending[-PATIENCE:]
         if self._threshold is None:
-            self._set_threshold(self._pending[-CONVERGENCE:])
+            self._threshold = self._threshold_after(self._pending[-CONVERGENCE:])
             if self._threshold is not None:
                 self._begin(self._threshold)
         elif self._pending[0].last >= self._lowest:

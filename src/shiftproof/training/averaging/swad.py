@@ -75,7 +75,7 @@ class SWAD:
         self._close_segment(loss)
         if self._threshold is None:
             self._pending = self._pending[-CONVERGENCE:]
-            self._set_threshold(self._pending)
+            self._threshold = self._threshold_after(self._pending)
         elif len(self._pending) == PATIENCE:
             self.dead = not self._take_in()
 
@@ -86,11 +86,12 @@ class SWAD:
         self._pending.append(self._running)
         self._running = None
 
-    def _set_threshold(self, latest: Sequence[Segment]) -> None:
-        """Set the threshold if the loss has converged: if the earliest of the latest three segments has the lowest."""
+    def _threshold_after(self, latest: Sequence[Segment]) -> float | None:
+        """Return the threshold if the loss has converged: if of three segments the earliest has the lowest."""
         losses = [segment.loss for segment in latest]
         if len(losses) == CONVERGENCE and losses[0] == min(losses) and math.isfinite(sum(losses)):
-            self._threshold = self.tolerance * sum(losses) / CONVERGENCE
+            return self.tolerance * sum(losses) / CONVERGENCE
+        return None
 
     def finish(self) -> Segment | None:
         """Return the average, None if the loss never converged."""
