@@ -148,11 +148,11 @@ def test_what_rows_hold_is_that_of_the_index_version(expected):
     """Whoever changes the entries of a row, or what they say, raises the version and writes both here."""
     row = expected.rows[-1]
     entries = (
-        "algorithm annealer annealing constant dataset error hparam_seed hparams metric optimizer passes protocol "
-        "results_version retry run seconds selection status steps target trial_seed variant versions"
+        "algorithm annealer annealing averaging constant dataset error hparam_seed hparams metric optimizer passes "
+        "protocol results_version retry run seconds selection shared status steps target trial_seed variant versions"
     )
     selected = "accuracy class_mean measures step validation"
-    assert (INDEX_VERSION, " ".join(sorted(row)), " ".join(sorted(row["selection"]["last"]))) == (3, entries, selected)
+    assert (INDEX_VERSION, " ".join(sorted(row)), " ".join(sorted(row["selection"]["last"]))) == (4, entries, selected)
 
 
 def test_reading_works_where_the_index_cannot_be_written(store, expected):

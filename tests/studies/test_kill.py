@@ -20,12 +20,13 @@ from studies.outputs import state_of
 STUDY = """
 name: killed
 optimizers: [sam, genie]
+averaging: [none, ema]
 targets: ["0", "45"]
 trials: 1
 steps: 40
 checkpoint_freq: 4
 """
-RUNS = 2 * 2
+RUNS = 2 * 2 * 2
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 

@@ -20,8 +20,7 @@ from shiftproof.studies.runner import RunTask, execute
 from shiftproof.studies.store import Store, claim, claim_run
 from shiftproof.studies.workers import NodeError
 from shiftproof.tables import as_csv, write_csv
-from shiftproof.training import train
-from shiftproof.training.tracking import Tracking
+from shiftproof.training import RunPlace, train
 
 upath = pytest.importorskip("upath", reason="universal-pathlib is not installed")
 
@@ -71,11 +70,15 @@ def test_trackers_elsewhere_are_refused(tmp_path, capsys):
     assert not output_path("memory://bucket/tracked").exists()
 
 
+def _task(spec, folder):
+    return RunTask((RunPlace(spec, folder),), "rotated_digits", None, None, "cpu")
+
+
 def test_a_study_elsewhere_ends_as_one_here(tmp_path):
     there = elsewhere(tmp_path / "there")
     results = run_study(STUDY, there, 1, on_end=partial(write_csv, output=there))
     for spec in results.plan.distinct:
-        here = execute(RunTask(spec, tmp_path / "here" / spec.name, "rotated_digits", None, None, "cpu", Tracking()))
+        [here] = execute(_task(spec, tmp_path / "here" / spec.name))
         assert results.result(spec)["weights_sha256"] == here["weights_sha256"]
         assert results.result(spec)["metrics"] == here["metrics"]
     assert Store(there).missing(results.plan) == []
@@ -127,11 +130,11 @@ def test_content_is_put_whole_in_place_of_the_old():
 def test_a_run_that_another_process_trains_is_waited_for_and_not_trained_again(tmp_path, monkeypatch, capsys):
     plan, store = make_plan(STUDY), Store(tmp_path)
     [spec, _] = plan.distinct
-    task = RunTask(spec, store.folder(spec), "rotated_digits", None, None, "cpu", Tracking())
-    trained = execute(task)
+    task = _task(spec, store.folder(spec))
+    [trained] = execute(task)
     record = (store.folder(spec) / "result.json").read_bytes()
     (store.folder(spec) / "result.json").unlink()
-    monkeypatch.setattr("shiftproof.studies.runner.train", lambda *_, **__: pytest.fail("it is trained twice"))
+    monkeypatch.setattr("shiftproof.studies.runner.train_together", lambda *_, **__: pytest.fail("it is trained twice"))
     results = []
     with claim_run(store.folder(spec)):
         second = threading.Thread(target=lambda: results.append(execute(task)))
@@ -141,15 +144,15 @@ def test_a_run_that_another_process_trains_is_waited_for_and_not_trained_again(t
         assert results == []
         write_bytes(store.folder(spec) / "result.json", record)  # the first ends its run
     second.join(10)
-    assert [result["weights_sha256"] for result in results] == [trained["weights_sha256"]]
+    assert [result["weights_sha256"] for [result] in results] == [trained["weights_sha256"]]
     assert "another process is training the run in" in capsys.readouterr().err
 
 
 def test_a_failure_does_not_replace_what_another_process_ended(tmp_path):
     store = Store(tmp_path)
     [spec, other] = make_plan(STUDY).distinct
-    task = RunTask(spec, store.folder(spec), "rotated_digits", None, None, "cpu", Tracking())
-    trained = execute(task)
+    task = _task(spec, store.folder(spec))
+    [trained] = execute(task)
     assert store.record_failure(spec, "the disk is away")["weights_sha256"] == trained["weights_sha256"]
     assert store.result(spec)["status"] == "finished"
     assert store.record_failure(other, "the disk is away")["error"] == "the disk is away"
@@ -159,13 +162,13 @@ def test_a_failure_does_not_replace_what_another_process_ended(tmp_path):
 
 def test_the_error_of_a_run_is_not_replaced_by_that_of_writing_it_down(tmp_path, monkeypatch):
     [spec, _] = make_plan(STUDY).distinct
-    task = RunTask(spec, tmp_path / "run", "rotated_digits", None, None, "cpu", Tracking())
+    task = _task(spec, tmp_path / "run")
 
     def fail(*_, **__):
         (tmp_path / "run" / "error.txt").mkdir()  # so that no such file can be written
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr("shiftproof.studies.runner.train", fail)
+    monkeypatch.setattr("shiftproof.studies.runner.train_together", fail)
     with pytest.raises(RuntimeError, match="the disk is full"):
         execute(task)
 

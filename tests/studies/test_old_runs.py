@@ -58,6 +58,7 @@ def test_tables_and_report_are_as_they_were_and_marked(old, capsys):
     assert main(["study", "table", str(old), "--format", "csv"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert {row.pop("results version") for row in rows} == {"4, earlier than today's 6"}
+    assert {(row.pop("averaging"), row.pop("shared")) for row in rows} == {("none", "1")}  # not told then
     before = list(csv.DictReader((OLD / "table.csv").read_text().splitlines()))
     assert [row for row in rows if row["target"] != "worst"] == before  # they had no such lines
     worst = [row["accuracy"] for row in rows if row["target"] == "worst"]
@@ -73,12 +74,13 @@ def test_tables_and_report_are_as_they_were_and_marked(old, capsys):
 
 
 def _as_of_today(row):
-    """Return a row of then with what rows hold since: accuracy was the only measure."""
+    """Return a row of then with what rows hold since: accuracy was the only measure, and every training of one run."""
     selection = {
         rule: chosen and {**chosen, "measures": {"accuracy": chosen["accuracy"]}}
         for rule, chosen in row["selection"].items()
     }
-    return {**row, "results_version": 4, "metric": "accuracy", "constant": None, "selection": selection}
+    since = {"results_version": 4, "metric": "accuracy", "constant": None, "averaging": "none", "shared": 1}
+    return {**row, **since, "selection": selection}
 
 
 def test_rows_are_as_they_were_without_and_with_an_index(old):

@@ -1,6 +1,7 @@
 """Runs whose weights are averaged: what they score and keep, and that a killed one ends as an undisturbed one."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import shiftproof
+from shiftproof.base.choices import Averaging
 from shiftproof.data import Domain, DomainDataset, random_split
-from shiftproof.training import read_result, train
-from shiftproof.training.averaging import EMA, SWAD, copy_state
+from shiftproof.training import read_result, state_digest, train
+from shiftproof.training.averaging import EMA, SMA, SWAD, WiSEFT, copy_state
 from shiftproof.training.callbacks import averaging as averaging_module
 from shiftproof.training.callbacks import checkpoints as checkpoints_module
 from training.killed import Killed, train_killed_at
@@ -25,7 +27,7 @@ def weights(monkeypatch):
     """The algorithm's state after every update, by step, as the average is told of it."""
     seen = {}
 
-    for average in (SWAD, EMA):
+    for average in (SWAD, EMA, SMA):
         update = average.update
 
         def spy(self, state, step, update=update):
@@ -122,7 +124,63 @@ def test_the_moving_average_is_what_is_scored_and_kept(digits, make_spec, weight
     _assert_is_scored(tmp_path, digits, result["metrics"][0])
 
 
-@pytest.mark.parametrize("averaging", ["swad", "ema"])
+def test_the_simple_moving_average_is_what_is_scored_and_kept(digits, make_spec, weights, tmp_path):
+    spec = make_spec(averaging="sma", steps=100, checkpoint_freq=100)
+    result = train(spec, digits, tmp_path, device=CPU)
+    _assert_kept(tmp_path, _mean(weights, range(2, 101)))
+    _assert_is_scored(tmp_path, digits, result["metrics"][0])
+
+
+def test_released_swad_stops_where_swad_does_and_keeps_what_the_code_counts(digits, make_spec, weights, dies, tmp_path):
+    spec = make_spec(averaging="swad_released", steps=32, checkpoint_freq=2)
+    result = train(spec, digits, tmp_path, device=CPU)
+    averaged = result["metrics"][-1]
+    # it converges at 1.2 with a threshold of 1.43: segment 3 of the first four, because 2.0 was above; then one an
+    # evaluation, from that of the lowest loss to that of 1.3, the last after which six losses are not all above
+    counted = [3, 2, 3, 4, 5, 6, 7]
+    assert (result["steps"], averaged["averaged"]) == (28, [2 * counted[0] + 1, 2 * counted[-1] + 2])
+    segments = [_mean(weights, [2 * i + 1, 2 * i + 2]) for i in counted]
+    _assert_kept(tmp_path, {name: np.mean([one[name] for one in segments], axis=0) for name in segments[0]})
+    _assert_is_scored(tmp_path, digits, averaged)
+
+
+def test_wise_ft_keeps_the_interpolation_that_the_sources_prefer(digits, make_spec, tmp_path, monkeypatch):
+    ends = []
+    between = WiSEFT.between
+
+    def spy(self, end, coefficient):
+        ends.append((copy_state(self._start), end))
+        return between(self, end, coefficient)
+
+    monkeypatch.setattr(WiSEFT, "between", spy)
+    result = train(make_spec(averaging="wise_ft", steps=40, checkpoint_freq=20), digits, tmp_path, device=CPU)
+    *curve, averaged = result["metrics"]
+    assert [record["step"] for record in curve] == [20, 40]
+    assert (averaged["step"], averaged["averaged"]) == (40, [0, 40])
+    assert result["weights_sha256"] == state_digest(ends[-1][1])  # the last weights are in place again
+    start, end = ends[0]
+    model, scores = shiftproof.load(tmp_path), []
+    for tenths in range(11):
+        mean = {name: ((10 - tenths) * start[name] + tenths * end[name]) / 10 for name in start}
+        model.network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in mean.items()})
+        correct = []
+        for i, domain in enumerate(digits.domains):
+            if domain.name != "30":
+                out = random_split(len(domain), 0, i).out
+                images = model.normalise(torch.from_numpy(domain.inputs[out]))
+                correct.append(np.mean(model(images).argmax(dim=1).numpy() == domain.targets[out]))
+        scores.append(np.mean(correct))
+    best = int(np.argmax(scores))
+    assert averaged["coefficient"] == best / 10
+    assert len(set(scores)) > 2
+    _assert_kept(tmp_path, {name: ((10 - best) * start[name] + best * end[name]) / 10 for name in start})
+    _assert_is_scored(tmp_path, digits, averaged)
+
+
+AVERAGES = [name for name in get_args(Averaging) if name != "none"]
+
+
+@pytest.mark.parametrize("averaging", AVERAGES)
 def test_averaging_changes_no_training(averaging, digits, make_spec, tmp_path):
     plain = train(make_spec(), digits, tmp_path / "a", device=CPU)
     averaged = train(make_spec(averaging=averaging), digits, tmp_path / "b", device=CPU)
@@ -131,11 +189,11 @@ def test_averaging_changes_no_training(averaging, digits, make_spec, tmp_path):
     curves = [[record for record in run["metrics"] if "averaged" not in record] for run in (plain, averaged)]
     assert [record["loss"] for record in curves[0]] == [record["loss"] for record in curves[1]]
     held_out = [[record["domains"]["0"]["out"] for record in curve] for curve in curves]
-    assert (held_out[0] == held_out[1]) == (averaging == "swad")  # whose curve is that of the raw weights
+    assert (held_out[0] == held_out[1]) == (averaging not in ("ema", "sma"))  # else the curve is of the raw weights
 
 
 @pytest.mark.parametrize("every", ["evaluation", "step"])
-@pytest.mark.parametrize("averaging", ["swad", "ema"])
+@pytest.mark.parametrize("averaging", AVERAGES)
 def test_a_killed_run_ends_bit_identical(averaging, every, digits, make_spec, dies, tmp_path, monkeypatch):
     if every == "step":
         monkeypatch.setattr(checkpoints_module, "CHECKPOINT_SECONDS", 0.0)

@@ -1,10 +1,10 @@
-"""SWAD against the definition of its algorithm 1 on lists of all weights; the moving average in closed form."""
+"""SWAD, in both forms, against its definition on lists of all weights; the other averages in closed form."""
 
 import numpy as np
 import pytest
 import torch
 
-from shiftproof.training.averaging import EMA, PATIENCE, SWAD, TOLERANCE, build_average
+from shiftproof.training.averaging import EMA, PATIENCE, SMA, SWAD, TOLERANCE, ReleasedSWAD, WiSEFT, build_average
 
 CASES = {
     "never converges": [5.0, 4.0, 3.0, 2.0, 1.0, 0.5],
@@ -134,6 +134,93 @@ def test_swad_is_its_definition_on_random_curves_with_bounded_memory_and_when_ki
     assert {(True, False), (False, False), (False, True)} == set(outcomes)
 
 
+def _counted(losses, ratio=1.3):
+    """Return the segments that the released code counts, each as often as it does, and whether the valley is dead.
+
+    Segment i is that of evaluation i; the window after it holds the segments from ``max(0, i - 5)`` on.
+    """
+    converged = next((i for i in range(2, len(losses)) if losses[i - 2] == min(losses[i - 2 : i + 1])), None)
+    if converged is None:
+        return None, False
+    threshold, lowest = ratio * np.mean(losses[converged - 2 : converged + 1]), converged - 2
+    first = max(0, converged - 5)
+    above = [i for i in range(first, min(first + 4, converged + 1)) if losses[i] > threshold]
+    counted = list(range(above[-1] + 2 if above else first + 1, min(first + 4, converged + 1)))
+    for i in range(converged + 1, len(losses)):
+        first = max(0, i - 5)
+        if first >= lowest and min(losses[first : i + 1]) > threshold:
+            return counted, True
+        counted += [first] if first >= lowest else []
+    low = [i for i, loss in enumerate(losses) if loss <= threshold]
+    return counted + list(range(max(0, len(losses) - 6) + 1, low[-1] + 1)), False
+
+
+def test_the_released_code_counts_these_segments():
+    assert _counted([3, 2, 1, 2, 3, 4, 5, 6, 7, 8]) == ([2, 3, 2, 3], True)  # of another transcription of the code
+    assert _counted([1.0, 1.0, 1.0]) == ([1, 2, 1, 2], False)  # a window that is not full
+    assert _counted([1.0, 1.0, 1.0, 1.0, 1.0]) == ([1, 2, 0, 0, 1, 2, 3, 4], False)
+    assert _counted([3.0, 2.0, 1.0]) == (None, False)
+
+
+@pytest.mark.parametrize("losses", [one for one in CASES.values() if np.isfinite(one).all()])
+@pytest.mark.parametrize("reload", [False, True])
+def test_released_swad_counts_what_the_code_counts_and_stops_where_swad_does(losses, reload):
+    steps = [1 + 4 * i for i in range(len(losses))]
+    weights = _weights(steps[-1])
+
+    def saved(swad):
+        if not reload:
+            return swad
+        fresh, content = ReleasedSWAD(TOLERANCE), swad.state_dict()
+        assert len(content["pending"]) <= PATIENCE
+        fresh.load_state_dict(content, {"w": torch.zeros(4), "n": torch.tensor(0)})
+        return fresh
+
+    swad, stopped = _feed(ReleasedSWAD(TOLERANCE), weights, steps, losses, after=saved)
+    assert stopped == _feed(SWAD(TOLERANCE), weights, steps, losses)[1]
+    segments = [weights[first:last].mean(axis=0) for first, last in zip([0, *steps], steps, strict=False)]
+    counted, dead = _counted(losses)
+    assert swad.dead == dead
+    counted = counted or [steps.index(stopped)]  # the last segment of a loss that never converged
+    average = swad.finish()
+    np.testing.assert_allclose(average.average["w"], np.mean([segments[i] for i in counted], axis=0), rtol=2e-6)
+    assert (average.first, average.last) == (([0, *steps])[counted[0]] + 1, steps[counted[-1]])
+
+
+def test_the_simple_moving_average_is_the_mean_from_its_first_update_on():
+    weights = _weights(400)
+    sma = SMA({"w": torch.tensor(weights[0]), "n": torch.tensor(0)}, steps=400)
+    for step, weight in enumerate(weights, start=1):
+        sma.update({"w": torch.tensor(weight), "n": torch.tensor(step)}, step)
+        if step <= 8:  # a fiftieth of the steps, as 100 of 5,000
+            assert sma.average["w"].tolist() == weight.tolist()
+        else:
+            np.testing.assert_allclose(sma.average["w"], weights[7:step].mean(axis=0), rtol=1e-12)
+        sma, content = SMA({"w": torch.zeros(4)}, steps=400), sma.state_dict()
+        sma.load_state_dict(content, {"w": torch.zeros(4), "n": torch.tensor(0)})
+    assert sma.average["n"] == 400
+
+
+@pytest.mark.parametrize(("steps", "first"), [(5000, 100), (300, 6), (75, 2), (12, 1)])
+def test_the_first_update_of_the_simple_moving_average_is_a_share_of_the_steps(steps, first):
+    sma = SMA({"w": torch.zeros(1)}, steps)
+    assert [sma.share(step) for step in (first, first + 1, first + 2)] == [1, 1 / 2, 1 / 3]
+
+
+def test_wise_ft_is_on_the_line_from_the_first_to_the_last_weights():
+    start, end = (
+        {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(0)},
+        {"w": torch.tensor([3.0, -2.0]), "n": torch.tensor(9)},
+    )
+    wise = WiSEFT(start)
+    start["w"] += 1
+    assert wise.between(end, 0.0)["w"].tolist() == [1, 2]
+    assert wise.between(end, 0.25)["w"].tolist() == [1.5, 1]
+    assert wise.between(end, 1.0)["w"].tolist() == [3, -2]
+    assert wise.between(end, 0.25)["n"] == 9
+    assert end["w"].tolist() == [3, -2]
+
+
 def test_averages_do_not_alias_the_weights():
     weight = torch.ones(2)
     swad, ema = SWAD(TOLERANCE), EMA({"w": weight})
@@ -172,6 +259,7 @@ def test_the_moving_average_continues_from_its_state():
 def test_the_tolerance_is_the_published_one(make_spec):
     assert build_average(make_spec(averaging="swad"), {}).tolerance == 1.3
     assert build_average(make_spec(averaging="swad", dataset="VLCS"), {}).tolerance == 1.2
+    assert build_average(make_spec(averaging="swad_released", dataset="VLCS"), {}).tolerance == 1.2
     assert build_average(make_spec(), {}) is None
 
 

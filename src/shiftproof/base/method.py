@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -12,7 +13,20 @@ class Method(NamedTuple):
     optimizer: str
     annealer: str = "none"
     variant: str = ""
+    averaging: str = "none"
 
     def __str__(self) -> str:
-        name = " + ".join(part for part in self[:3] if part != "none")
+        parts = (self.algorithm, self.optimizer, self.annealer, self.averaging)
+        name = " + ".join(part for part in parts if part != "none")
         return f"{name}, {self.variant}" if self.variant else name
+
+
+def find_method(name: str, methods: Sequence[Method]) -> Method | None:
+    """Return the method that a text names, written as in tables; None if there is none.
+
+    The averaging may be left out, as before it was part of the name: of several averagings the first is meant then,
+    unless one of them is "none".
+    """
+    exact = [method for method in methods if str(method) == name]
+    of_any_averaging = [method for method in methods if str(method._replace(averaging="none")) == name]
+    return next(iter(exact + of_any_averaging), None)

@@ -6,7 +6,7 @@ looks at the target domain.
 Dialects of the protocol differ in the oracle alone: it takes the best checkpoint in ``swad`` and the last one
 elsewhere. "Last" means the last evaluation, which in ``domainbed`` need not follow the last update.
 
-A run with SWAD adds one evaluation of its averaged weights to the curve, and rules then read only that one.
+A run with SWAD or WiSE-FT adds one evaluation of its averaged weights to the curve, and rules then read only that one.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from shiftproof.tables import (
     constant_note,
     difference_note,
     selection_note,
+    shared_note,
     transductive_note,
     verdicts,
 )
@@ -88,7 +89,15 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for said in (annealer_block, constant_note, difference_note, selection_note, transductive_note, verdicts):
+    for said in (
+        annealer_block,
+        constant_note,
+        difference_note,
+        selection_note,
+        shared_note,
+        transductive_note,
+        verdicts,
+    ):
         environment.globals[said.__name__] = said
     environment.globals["percent"] = Unit()
     return environment.get_template("report.html.jinja")

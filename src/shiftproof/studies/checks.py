@@ -13,6 +13,7 @@ from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import is_finite
+from shiftproof.base.method import find_method
 from shiftproof.base.plugins import PluginError, import_plugins
 from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS
@@ -175,7 +176,7 @@ def _check_together(study: Study) -> None:
             if RULES[rule].needs_pairs:
                 raise FieldError("selection", f"{rule} contradicts single_source: no source domain would be left")
     rows = [str(method) for method in study.methods]
-    if study.baseline is not None and study.baseline not in rows:
+    if study.baseline is not None and find_method(study.baseline, study.methods) is None:
         raise FieldError("baseline", str(UnknownNameError("baseline", study.baseline, rows)))
 
 

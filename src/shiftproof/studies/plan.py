@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -135,23 +135,29 @@ def read_plan(folder: Path) -> Plan:
     content = read_json(path, remedy)
     try:
         grids = tuple(_grid(entries) for entries in content.pop("grids"))
-        baseline, selection = Method(*content.pop("baseline")), tuple(content.pop("selection"))
+        baseline, selection = _method(content.pop("baseline"), grids[0].runs), tuple(content.pop("selection"))
         return Plan(grids=grids, baseline=baseline, selection=selection, **content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DamagedFileError(path, f"{type(error).__name__}: {error}", remedy) from error
 
 
 def _grid(entries: dict[str, Any]) -> Grid:
+    runs = tuple(read_spec(spec) for spec in entries["runs"])
     return Grid(
         **{
             **entries,
             "domains": tuple(entries["domains"]),
             "classes": tuple(entries["classes"]),
-            "methods": tuple(Method(*method) for method in entries["methods"]),
+            "methods": tuple(_method(method, runs) for method in entries["methods"]),
             "columns": tuple(tuple(column) for column in entries["columns"]),
-            "runs": tuple(read_spec(spec) for spec in entries["runs"]),
+            "runs": runs,
         }
     )
+
+
+def _method(entries: Sequence[str], runs: Sequence[RunSpec]) -> Method:
+    """Return a method from its parsed JSON; before averaging was part of it, all runs of a plan had the same."""
+    return Method(*entries) if len(entries) == len(Method._fields) else Method(*entries, averaging=runs[0].averaging)
 
 
 def read_spec(entries: Any) -> RunSpec:

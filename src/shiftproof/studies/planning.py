@@ -41,6 +41,7 @@ from shiftproof.studies.study_data import image_size_of, model_of, normalisation
 from shiftproof.training import (
     CONVERGENCE,
     EVALUATION_BATCH,
+    SWADS,
     RunSpec,
     check_combination,
     check_featurizer,
@@ -271,6 +272,7 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         "optimizer": method.optimizer,
         "annealer": method.annealer,
         "variant": method.variant,
+        "averaging": method.averaging,
         "targets": targets,
         "trial_seed": trial,
         "hparam_seed": hparam_seed,
@@ -390,9 +392,11 @@ def _check_schedule(study: Study, steps: int, freq: int) -> None:
             "evaluations; ask for more steps or a smaller checkpoint_freq",
         )
     evaluations = protocol.evaluations(protocol.rounded(steps, freq), freq)
-    if study.averaging == "swad" and evaluations < CONVERGENCE:
+    needing = [averaging for averaging in study.averaging if averaging in SWADS]
+    if needing and evaluations < CONVERGENCE:
         raise FieldError(
-            at_fault, f"swad needs {CONVERGENCE} evaluations to start averaging; {steps} steps have {evaluations}"
+            at_fault,
+            f"{needing[0]} needs {CONVERGENCE} evaluations to start averaging; {steps} steps have {evaluations}",
         )
 
 
@@ -418,6 +422,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
         "image_size": facts.image_size,
         "weights": study.weights.name if study.weights else None,
         "normalisation": str(normalisation_of(study, facts.input_shape[0]) or ""),
+        "averaging": "" if study.averaging == ("none",) else ", ".join(study.averaging),
         "views": specs[0].views,
         "cache": None if caches == ["none"] else " and ".join(caches),
         "fixed": ", ".join(f"{name}={value}" for name, value in study.fixed.items()),

@@ -20,8 +20,8 @@ Row = dict[str, Any]
 Result = dict[str, Any]
 """A run's `result.json`."""
 
-RowKey = tuple[str, Method, int]
-"""The place of a run in a study: name, method and setting. Identical runs at several places share a name."""
+RowKey = tuple[str, str, int]
+"""The place of a run in a study: name, variant and setting. Identical runs at several places share a name."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,7 @@ def run_row(
         "optimizer": spec.optimizer,
         "annealer": spec.annealer,
         "variant": spec.variant,
+        "averaging": spec.averaging,
         "target": "+".join(spec.targets),
         "trial_seed": spec.trial_seed,
         "hparam_seed": spec.hparam_seed,
@@ -256,6 +257,7 @@ def run_row(
         "error": result["error"],
         "retry": result.get("retry", False),
         "seconds": sum(result["seconds"].values()),
+        "shared": result.get("shared", 1),  # runs that the time of the training was divided among
         "passes": result["passes"],
         "annealing": result.get("annealer"),
         "steps": result.get("steps", spec.steps),  # SWAD may stop early
@@ -275,8 +277,8 @@ def run_row(
 def row_key(place: RunSpec | Row) -> RowKey:
     """Return the place of a run, or of its row."""
     if isinstance(place, RunSpec):
-        return place.name, place.method, place.hparam_seed
-    return place["run"], Method(*(place[name] for name in Method._fields)), place["hparam_seed"]
+        return place.name, place.variant, place.hparam_seed
+    return place["run"], place["variant"], place["hparam_seed"]
 
 
 def choose_setting(rows: Sequence[Row], rule: str, protocol: str = "shiftproof") -> Row | None:

@@ -7,8 +7,8 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +33,13 @@ from shiftproof.training import (
     CHECKPOINT_FILE,
     ERROR_FILE,
     SPEC_FILE,
+    RunPlace,
     RunSpec,
     check_combination,
     check_device,
     read_result,
     train,
+    train_together,
 )
 from shiftproof.training.ranks import (
     ALONE,
@@ -56,21 +58,19 @@ TRIES = 3
 
 
 class RunTask(NamedTuple):
-    """Everything a worker needs to train one run."""
+    """Everything a worker needs to train a run, or several that differ in their averaging only and train together."""
 
-    spec: RunSpec
-    folder: Path
+    runs: tuple[RunPlace, ...]
     dataset: str
     data_dir: Path | None
     weights: Path | None
     device: str
-    tracking: Tracking
     plugins: tuple[Plugin, ...] = ()
     table: TableFile | None = None
 
 
-def execute(task: RunTask) -> dict[str, Any]:
-    """Train one run and return its result; write the traceback of an error into the run's folder.
+def execute(task: RunTask) -> list[dict[str, Any]]:
+    """Train the runs of a task and return their results; write the traceback of an error into the runs' folders.
 
     Raises:
         NodeError: a plug-in is missing on this machine, or is not the driver's.
@@ -79,22 +79,28 @@ def execute(task: RunTask) -> dict[str, Any]:
         adopt_plugins(task.plugins)
     except PluginError as error:
         raise NodeError(f"node {socket.gethostname()}: {error}") from error
-    with claim_run(task.folder):
-        ended = read_result(task.folder)
-        if has_ended(ended):  # by a process that outlived its driver or its node
-            return ended
-        return _train_run(task)
+    with ExitStack() as claims:
+        # in one order, so that no two processes wait for each other
+        for folder in sorted((run.folder for run in task.runs), key=str):
+            claims.enter_context(claim_run(folder))
+        results = {run.spec.name: read_result(run.folder) for run in task.runs}
+        # those that have ended did by a process that outlived its driver or its node, or before the others
+        left = [run for run in task.runs if not has_ended(results[run.spec.name])]
+        if left:
+            trained = _train_runs(task, left)
+            results |= {run.spec.name: result for run, result in zip(left, trained, strict=True)}
+    return [result for result in results.values() if result is not None]
 
 
-def execute_elsewhere(task: RunTask) -> dict[str, Any]:
-    """Train one run on a machine that may lack files of this one.
+def execute_elsewhere(task: RunTask) -> list[dict[str, Any]]:
+    """Train the runs of a task on a machine that may lack files of this one.
 
     Raises:
         NodeError: it lacks the output, data, weights, device or a plug-in.
     """
     node = socket.gethostname()
     for what, path in (
-        ("the output", task.folder.parents[1] / PLAN_FILE),
+        ("the output", task.runs[0].folder.parents[1] / PLAN_FILE),
         ("the data folder", task.data_dir),
         ("the table", task.table.file if task.table else None),
         ("the weights", task.weights),
@@ -108,26 +114,22 @@ def execute_elsewhere(task: RunTask) -> dict[str, Any]:
     return execute(task)
 
 
-def _train_run(task: RunTask) -> dict[str, Any]:
+def _train_runs(task: RunTask, runs: Sequence[RunPlace]) -> list[dict[str, Any]]:
+    spec = runs[0].spec  # all that is read of it is the same in all
     try:
         # planning the study has printed the warnings about data set and methods already
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = open_dataset(task.dataset, task.data_dir, task.spec.image_size, task.spec.kind, task.table)
-        _drop_checkpoint_of_other_plugins(task.folder, task.spec)
+            dataset = open_dataset(task.dataset, task.data_dir, spec.image_size, spec.kind, task.table)
+        for run in runs:
+            _drop_checkpoint_of_other_plugins(run.folder, run.spec)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SingleDomainWarning)
-            return train(
-                task.spec,
-                dataset,
-                task.folder,
-                device=torch.device(task.device),
-                weights=task.weights,
-                tracking=task.tracking,
-            )
+            return train_together(runs, dataset, device=torch.device(task.device), weights=task.weights)
     except Exception:
-        with suppress(OSError):  # a failure to write the traceback must not hide the error itself
-            (task.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
+        for run in runs:
+            with suppress(OSError):  # a failure to write the traceback must not hide the error itself
+                (run.folder / ERROR_FILE).write_text(traceback.format_exc(), encoding="utf-8")
         raise
 
 
@@ -285,20 +287,19 @@ def _train_all(
     plugins: tuple[Plugin, ...],
 ) -> None:
     keys = {grid.dataset: key for grid, key in zip(plan, study.datasets, strict=True)}
-    tasks = [
-        RunTask(
-            spec,
-            store.folder(spec),
-            keys[spec.dataset],
-            data_folder(study, keys[spec.dataset]),
-            None if study.weights is None else with_home(study.weights).absolute(),
-            study.device,
-            Tracking(trackers, store.root, _tags(plan.name, spec)),
-            plugins,
-            table_of(study, keys[spec.dataset]),
-        )
-        for spec in specs
-    ]
+    trainings: dict[str, list[RunSpec]] = {}
+    for spec in specs:
+        trainings.setdefault(spec.training, []).append(spec)
+    together = list(trainings.values())
+    weights = None if study.weights is None else with_home(study.weights).absolute()
+    tasks = []
+    for runs in together:
+        key = keys[runs[0].dataset]
+        places = [
+            RunPlace(spec, store.folder(spec), Tracking(trackers, store.root, _tags(plan.name, spec))) for spec in runs
+        ]
+        data_dir, table = data_folder(study, key), table_of(study, key)
+        tasks.append(RunTask(tuple(places), key, data_dir, weights, study.device, plugins, table))
     total = len(plan.distinct)
     if isinstance(workers, RayCluster):
         outcomes = run_on_ray(execute_elsewhere, tasks, workers, TRIES)
@@ -307,18 +308,20 @@ def _train_all(
         outcomes = run_tasks(execute if is_local(store.root) else execute_elsewhere, tasks, workers, TRIES)
     with (
         closing(outcomes),  # stops the workers before the claim on the output ends
-        tqdm(total=total, initial=total - len(tasks), unit="run", desc="runs") as bar,
+        tqdm(total=total, initial=total - len(specs), unit="run", desc="runs") as bar,
     ):
         for outcome in outcomes:
-            spec = specs[outcome.task]
-            result = outcome.value or store.record_failure(spec, outcome.error or "no reason was given")
-            row = run_row(spec, result)
-            if row["status"] == "failed":
-                bar.write(f"failed: {spec.label()}: {row['error']}", file=sys.stderr)
-            else:
-                value = row["selection"]["training_domain"]["measures"][row["metric"]]
-                bar.set_postfix_str(f"{spec.label()}: {Unit.of(row['metric']).with_unit(value)}", refresh=False)
-            bar.update()
+            runs = together[outcome.task]
+            error = outcome.error or "no reason was given"
+            results = outcome.value or [store.record_failure(spec, error) for spec in runs]
+            for spec, result in zip(runs, results, strict=True):
+                row = run_row(spec, result)
+                if row["status"] == "failed":
+                    bar.write(f"failed: {spec.label()}: {row['error']}", file=sys.stderr)
+                else:
+                    value = row["selection"]["training_domain"]["measures"][row["metric"]]
+                    bar.set_postfix_str(f"{spec.label()}: {Unit.of(row['metric']).with_unit(value)}", refresh=False)
+                bar.update()
 
 
 def train_one(

@@ -24,7 +24,7 @@ from shiftproof.base.choices import (
 )
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value
-from shiftproof.base.method import Method
+from shiftproof.base.method import Method, find_method
 from shiftproof.studies.field_info import (
     ALL,
     FIGURES,
@@ -205,6 +205,18 @@ class Study:
         "methods",
         STUDIES,
         one=One("--annealer", ("train", *FIGURES), "annealer, which acts around every step: none, gga or gga_l"),
+    )
+    averaging: tuple[Averaging, ...] = described(
+        ("none",),
+        "averages of the weights over the steps, each a row: none, ema, sma, swad, swad_released, wise_ft",
+        "methods",
+        STUDIES,
+        one=One(
+            "--averaging",
+            ("train", "figure sensitivity"),
+            "average of the weights over the steps: none, ema, sma, swad, swad_released or wise_ft",
+        ),
+        term=Term("averaging", "how the weights were averaged over the steps; the averaged weights are scored"),
     )
     variants: tuple[Variant, ...] = described(
         (Variant(""),),
@@ -511,13 +523,6 @@ class Study:
         RUNS,
         term=Term("class weights", "balanced: rows of rare classes weigh more in the loss"),
     )
-    averaging: Averaging = described(
-        "none",
-        "average of the weights over the steps: none, swad or ema",
-        "training",
-        (*STUDIES, "train", "figure sensitivity"),
-        term=Term("averaging", "how the weights were averaged over the steps; the averaged weights are scored"),
-    )
     fixed: dict[str, Value] = described(
         {},
         "hyperparameters to fix for all methods instead of searching them, as in optimizer.lr=0.03",
@@ -532,6 +537,8 @@ class Study:
     def __post_init__(self) -> None:
         from shiftproof.studies.checks import check_study
 
+        if isinstance(self.averaging, str):  # studies of before there could be several name one
+            object.__setattr__(self, "averaging", (self.averaging,))
         check_study(self)
 
     def device_here(self) -> torch.device:
@@ -549,12 +556,13 @@ class Study:
 
     @property
     def combinations(self) -> list[Method]:
-        """Every algorithm with every annealer and optimizer, without variants."""
+        """Every algorithm with every annealer, optimizer and averaging, without variants."""
         return [
-            Method(algorithm, optimizer, annealer)
+            Method(algorithm, optimizer, annealer, averaging=averaging)
             for algorithm in self.algorithms
             for annealer in self.annealers
             for optimizer in self.optimizers
+            for averaging in self.averaging
         ]
 
     @property
@@ -571,7 +579,9 @@ class Study:
     @property
     def baseline_method(self) -> Method:
         """The method that the others are compared with."""
-        return next(method for method in self.methods if self.baseline in (None, str(method)))
+        found = self.methods[0] if self.baseline is None else find_method(self.baseline, self.methods)
+        assert found is not None  # noqa: S101  (the baseline was checked)
+        return found
 
     def only(self, method: Method) -> Study:
         """Return the study reduced to one of its methods, without hyperparameters fixed for others only."""
@@ -583,6 +593,7 @@ class Study:
             algorithms=(method.algorithm,),
             optimizers=(method.optimizer,),
             annealers=(method.annealer,),
+            averaging=(method.averaging,),
             variants=(self.variant(method),),
             fixed={name: value for name, value in self.fixed.items() if name in known},
             baseline=None,

@@ -48,6 +48,10 @@ _SMOKE: Mapping[str, Any] = {
 """The fields that the smoke scale always sets, so that it needs no file but the study's."""
 
 
+_ONE_OR_SEVERAL = ("averaging",)
+"""The fields that held one value before they held several: a file may give either."""
+
+
 class StudyFileError(ValueError):
     """A study file cannot be read or does not describe a valid study; the message names the file and the line."""
 
@@ -226,9 +230,17 @@ def _near_files(path: Path) -> str:
 def _entries(pairs: Mapping[str, _Pair]) -> _Entries:
     if "imports" in pairs:  # first, because other fields may name what they register
         _import(pairs["imports"].value)
-    return {
-        name: _Entry(_convert(pair.value, _FIELDS[name], name), pair.key, pair.value) for name, pair in pairs.items()
-    }
+    entries = {}
+    for name, (key, node) in pairs.items():
+        value = _as_list(node) if name in _ONE_OR_SEVERAL else node
+        entries[name] = _Entry(_convert(value, _FIELDS[name], name), key, value)
+    return entries
+
+
+def _as_list(node: yaml.Node) -> yaml.Node:
+    if not isinstance(node, yaml.ScalarNode) or _is_null(node):
+        return node
+    return yaml.SequenceNode("tag:yaml.org,2002:seq", [node], node.start_mark, node.end_mark)
 
 
 def _import(node: yaml.Node) -> None:

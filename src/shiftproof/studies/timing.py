@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ class Cost:
 def study_costs(study: Study, plan: Plan, runs: Sequence[RunSpec]) -> list[Cost]:
     """Return the cost of a study's runs on this machine, by data set.
 
+    Runs that differ in their averaging only share their steps, which count once.
+
     A step is timed once per algorithm and once per optimizer, without annealers. The estimate assumes that these costs
     multiply, and that an annealer's passes, counted at their maximum, cost as much as an optimizer's. Photographs are
     timed with `TIMED_PHOTOGRAPHS` per domain, and the time is scaled to a run's number of images.
@@ -64,13 +67,15 @@ def study_costs(study: Study, plan: Plan, runs: Sequence[RunSpec]) -> list[Cost]
         mine = [spec for spec in runs if spec.dataset == grid.dataset]
         data = open_data(study, key) if grid.at_hand else _stand_in(key, grid)
         meter = _Meter(study, grid, data, timed)
+        trained = list({spec.training: spec for spec in mine}.values())
+        shown = partial(tqdm, unit="run", desc=f"timing {key}", leave=False)
         costs.append(
             Cost(
                 grid.dataset,
                 grid.at_hand,
                 len(mine),
-                round(sum(_passes(spec, len(grid.domains)) for spec in mine)),
-                sum(meter.seconds(spec) for spec in tqdm(mine, unit="run", desc=f"timing {key}", leave=False)) / 3600,
+                round(sum(_passes(spec, len(grid.domains)) for spec in trained)),
+                (sum(map(meter.training, shown(trained))) + sum(map(meter.evaluation, mine))) / 3600,
             )
         )
     return costs
@@ -83,8 +88,12 @@ class _Meter:
         self.study, self.grid, self.data, self.timed = study, grid, data, timed
         self.images = TIMED_PHOTOGRAPHS if data.kind == "photographs" else int(grid.runs[0].hparams["data.batch_size"])
 
-    def seconds(self, spec: RunSpec) -> float:
-        """Return the time of a run."""
+    def evaluation(self, spec: RunSpec) -> float:
+        """Return the time of a run's evaluations."""
+        return self._evaluated_images(spec) * self._image(spec)
+
+    def training(self, spec: RunSpec) -> float:
+        """Return the time of a run's steps."""
         sources = len(self.grid.domains) - len(spec.targets)
         first = self.grid.methods[0]
         base = self._step((first.algorithm, first.optimizer), sources)
@@ -94,7 +103,7 @@ class _Meter:
         steps = (
             _passes(spec, len(self.grid.domains)) / OPTIMIZERS[spec.optimizer].passes
         )  # in which annealers' passes fit
-        return steps * step + self._evaluated_images(spec) * self._image(spec)
+        return steps * step
 
     def _evaluated_images(self, spec: RunSpec) -> float:
         target = self.grid.images * len(spec.targets) / len(self.grid.domains)

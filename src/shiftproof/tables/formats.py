@@ -15,7 +15,7 @@ from shiftproof.protocol import Unit
 from shiftproof.studies import SECONDS, Method, Results, published_for
 from shiftproof.tables.marks import Mark, marks
 from shiftproof.tables.markup import latex, markdown
-from shiftproof.tables.notes import constant_note, difference_note, selection_note, transductive_note
+from shiftproof.tables.notes import constant_note, difference_note, selection_note, shared_note, transductive_note
 from shiftproof.tables.statistics import Difference, Estimate
 from shiftproof.tables.table import Cell, Comparison, MethodRow, Table, build_tables, comparisons
 from shiftproof.tables.verdicts import verdicts
@@ -165,6 +165,7 @@ def _measured(table: Table, row: MethodRow, column: str, cell: Cell) -> dict[str
         "sweep_gain": None,
         "passes_per_step": row.passes_per_step,
         "seconds": row.seconds,
+        "shared": row.shared,
     }
 
 
@@ -229,7 +230,7 @@ def _accuracy_block(table: Table) -> Block:
     if table.constant:
         texts = [_estimate(table.constant[name], table.unit) for name in table.headings]
         rows.append([Entry(text) for text in (table.constant_name, *texts, "-", "-")])
-    notes = (transductive_note(table), constant_note(table))
+    notes = (transductive_note(table), constant_note(table), shared_note(table))
     return Block(
         f"{table.title}: {_measure(table.unit)}",
         ["method", *table.headings, "passes/step", "s/run"],
@@ -372,7 +373,7 @@ def _time_blocks(results: Results, table: Table) -> list[Block]:
     """Show training times beside published ones, both relative to the baseline's, because machines differ."""
 
     def published_seconds(method: Method) -> float | None:
-        name = results.plan.published.get(method.variant)
+        name = results.plan.published.get(method.variant) if method.averaging == "none" else None
         found = name and published_for(name, *method[:3], SECONDS)
         return found.value if found else None
 

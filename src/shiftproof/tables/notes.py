@@ -10,6 +10,18 @@ def transductive_note(table: Table) -> str:
     return f"Transductive: {table.terms['transductive']}." if "transductive" in table.terms else ""
 
 
+def shared_note(table: Table) -> str:
+    """Say of which rows the seconds are shares of a training; empty if there are none."""
+    shared = [row for row in table.rows if row.shared > 1]
+    if not shared:
+        return ""
+    which = "" if len(shared) == len(table.rows) else f" of {', '.join(str(row.method) for row in shared)}"
+    return (
+        f"s/run{which}: a share. Runs that differ in their averaging only were trained together, up to "
+        f"{max(row.shared for row in shared)} at a time, and the time of their steps is divided among them."
+    )
+
+
 def constant_note(table: Table) -> str:
     """Warn of methods that are not better than predictions that read no input; empty if there are none."""
     named = ", ".join(map(str, table.not_above_constant))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from shiftproof.base.method import find_method
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.protocol import MEASURES, Unit, over_domains
 from shiftproof.studies import (
@@ -79,7 +80,8 @@ class MethodRow:
         signs: on how many targets it is better and worse than the baseline.
         sweep_gain: what picking steps and settings by the target's accuracy (the oracle) would have added to the mean.
         passes_per_step: forward and backward passes of one step, including the annealer's.
-        seconds: mean wall time of a run.
+        seconds: mean wall time of a run, of its share where several shared a training.
+        shared: number of runs that shared a training, at most; 1 if none did.
         annealing: the annealer's measurements by name, as means over runs; empty if it reports none.
     """
 
@@ -92,6 +94,7 @@ class MethodRow:
     sweep_gain: Difference | None
     passes_per_step: float | None
     seconds: float | None
+    shared: int
     annealing: dict[str, float | None]
 
 
@@ -200,9 +203,9 @@ def build_tables(results: Results, rule: str | None = None, baseline: str | None
     if rule is not None and rule not in plan.selection:
         raise UnknownNameError("selection rule of this study", rule, list(plan.selection))
     methods = list(plan.grids[0].methods)
-    if baseline is not None and baseline not in map(str, methods):
-        raise UnknownNameError("method of this study", baseline, [str(method) for method in methods])
-    first = plan.baseline if baseline is None else next(m for m in methods if str(m) == baseline)
+    first = plan.baseline if baseline is None else find_method(baseline, methods)
+    if first is None:
+        raise UnknownNameError("method of this study", str(baseline), [str(method) for method in methods])
     chosen = rule or plan.selection[0]
     tables = []
     if len(plan.grids) > 1 and len({results.shown(grid) for grid in plan}) == 1:
@@ -223,6 +226,8 @@ def comparisons(results: Results, tables: Sequence[Table]) -> list[Comparison]:
         for row in table.rows:
             name = results.plan.published.get(row.method.variant)
             if name is None or row.mean.score is None or table.unit.metric != "accuracy":
+                continue
+            if row.method.averaging != "none":  # published tables are of trained weights
                 continue
             if dataset == OVERALL and names != {key.dataset for key in published(name)} - {OVERALL, SECONDS}:
                 continue  # the published mean is over other data sets
@@ -324,6 +329,7 @@ class _Builder:
             self._sweep_gain(method),
             estimate([row["passes"] / row["steps"] for row in finished]).mean if finished else None,
             estimate([row["seconds"] for row in finished]).mean if finished else None,
+            max((row["shared"] for row in finished), default=1),
             _annealing([row["annealing"] for row in finished if row["annealing"] is not None]),
         )
 

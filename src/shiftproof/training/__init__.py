@@ -1,7 +1,7 @@
 """One run: its specification, its steps, its training loop and the model it keeps."""
 
 from shiftproof.protocol import PROTOCOLS, Protocol
-from shiftproof.training.averaging import CONVERGENCE
+from shiftproof.training.averaging import CONVERGENCE, SWADS
 from shiftproof.training.build import build_algorithm, build_steps
 from shiftproof.training.checkpoint import read_saved
 from shiftproof.training.combinations import check_combination, check_featurizer, check_inputs_taken
@@ -25,18 +25,17 @@ from shiftproof.training.prediction_files import (
     write_predictions,
 )
 from shiftproof.training.ranks import Ranks
+from shiftproof.training.result import RESULT_FILE, RESULT_REMEDY, read_result, state_digest
 from shiftproof.training.run import (
     CHECKPOINT_FILE,
     ERROR_FILE,
     METRICS_FILE,
-    RESULT_FILE,
-    RESULT_REMEDY,
     SPEC_FILE,
+    RunPlace,
     check_inputs,
-    read_result,
     reproducible,
-    state_digest,
     train,
+    train_together,
 )
 from shiftproof.training.saved_model import SavedModel, load
 from shiftproof.training.scores import evaluate_folder, evaluate_labelled
@@ -59,6 +58,7 @@ __all__ = [
     "RESULT_FILE",
     "RESULT_REMEDY",
     "SPEC_FILE",
+    "SWADS",
     "Callback",
     "ExportError",
     "Inputs",
@@ -68,6 +68,7 @@ __all__ = [
     "Prediction",
     "Protocol",
     "Ranks",
+    "RunPlace",
     "RunSpec",
     "SavedModel",
     "StepBuilder",
@@ -97,5 +98,6 @@ __all__ = [
     "reproducible",
     "state_digest",
     "train",
+    "train_together",
     "write_predictions",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from shiftproof.training.ranks import (
     load_full_optimizer_state,
     load_full_state,
 )
+
+REMEDY = "delete it to train this run from the start"
 
 
 def save_checkpoint(path: Path, algorithm: Algorithm, progress: dict[str, Any], ranks: Ranks = ALONE) -> None:
@@ -44,29 +47,39 @@ def save_checkpoint(path: Path, algorithm: Algorithm, progress: dict[str, Any], 
         write_bytes(path, content.getvalue())
 
 
-def load_checkpoint(path: Path, algorithm: Algorithm, entries: set[str]) -> dict[str, Any]:
+def load_checkpoint(path: Path, algorithm: Algorithm) -> dict[str, Any]:
     """Restore the algorithm and its optimizers and return the run's progress.
 
     Args:
         path: the file.
         algorithm: the algorithm, restored with its optimizers.
-        entries: names that the progress must have.
 
     Raises:
         DamagedFileError: the file is incomplete or altered.
     """
-    remedy = "delete it to train this run from the start"
-    content = read_saved(path, remedy)
+    content = read_saved(path, REMEDY)
     try:
         load_full_state(algorithm, content["algorithm"])
         for name, optimizer in algorithm.optimizers.items():
             load_full_optimizer_state(optimizer, content["optimizers"][name])
         progress: dict[str, Any] = content["progress"]
     except (RuntimeError, KeyError, ValueError) as error:
-        raise DamagedFileError(path, str(error).partition("\n")[0], remedy) from error
-    if missing := entries - progress.keys():
-        raise DamagedFileError(path, f"no {', '.join(sorted(missing))}", remedy)
+        raise DamagedFileError(path, str(error).partition("\n")[0], REMEDY) from error
     return progress
+
+
+def held_runs(path: Path, own: str) -> Set[str]:
+    """Return the names of the runs that a checkpoint holds.
+
+    Args:
+        path: the file.
+        own: name of the run in whose folder it is, which is the only one that earlier versions saved.
+
+    Raises:
+        DamagedFileError: the file is incomplete or altered.
+    """
+    progress = read_saved(path, REMEDY).get("progress", {})
+    return progress["runs"]["runs"].keys() if "runs" in progress else {own}
 
 
 def read_saved(path: Path, remedy: str) -> dict[str, Any]:

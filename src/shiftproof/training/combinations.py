@@ -10,6 +10,7 @@ from shiftproof.base.choices import PICTURES, Kind
 from shiftproof.base.field_error import FieldError
 from shiftproof.models import MODELS
 from shiftproof.optim import OPTIMIZERS
+from shiftproof.training.averaging import SWADS
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
@@ -134,11 +135,11 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
         raise FieldError(
             ("warm_up", "steps"), f"a warm-up of {spec.warm_up} steps takes all {spec.steps} steps of the run"
         )
-    if spec.averaging == "swad" and not algorithm.pools_domains:
+    if spec.averaging in SWADS and not algorithm.pools_domains:
         raise FieldError(
             ("averaging", "algorithms"),
-            f"swad re-estimates batch norms from the images of all domains together, but {spec.algorithm} reads one "
-            "domain at a time: use ema, or no averaging",
+            f"{spec.averaging} re-estimates batch norms from the images of all domains together, but {spec.algorithm} "
+            "reads one domain at a time: use ema, or no averaging",
         )
     try:
         ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Callback:
 
     Attributes:
         name: key of its state in the loop's checkpoints; empty if it has no state.
-        new: whether checkpoints of earlier versions lack its state; it then starts without.
+        new: whether checkpoints of earlier versions lack its state; it then gets `load_earlier`.
     """
 
     name = ""
@@ -75,6 +76,9 @@ class Callback:
     def load_state_dict(self, state: Any) -> None:
         """Restore the state that `state_dict` returned."""
 
+    def load_earlier(self, state: dict[str, Any]) -> None:
+        """Restore from the loop's state in a checkpoint that lacks its own; unless overridden, start without."""
+
 
 class Loop:
     """Takes the steps of a run and calls its callbacks.
@@ -92,6 +96,8 @@ class Loop:
         progress: the state of the loop.
         callbacks: the callbacks, in the order of calling; set them before `run`.
         stopped: a callback sets it to end the training before the last step.
+        diverged: why training diverged; None if it did not.
+        shared: number of runs that share the steps, see `beside`.
     """
 
     def __init__(
@@ -103,7 +109,18 @@ class Loop:
         self.progress = Progress()
         self.callbacks: Sequence[Callback] = ()
         self.stopped = False
+        self.diverged: str | None = None
+        self.shared = 1
         self._unread: list[Tensor] = []  # losses of the last steps that the host has not read yet
+
+    def beside(self, spec: RunSpec) -> Loop:
+        """Return a loop for a run that differs in its averaging at most: it takes no steps, but is told of this one's.
+
+        It has a progress and callbacks of its own, and the same algorithm.
+        """
+        other = copy(self)
+        other.spec, other.progress, other.callbacks = spec, Progress(), ()
+        return other
 
     @property
     def algorithm(self) -> Algorithm:
@@ -128,7 +145,8 @@ class Loop:
         try:
             while self.progress.step < self.spec.steps and not self.stopped:
                 self._take_step()
-        except NonFiniteLossError:
+        except NonFiniteLossError as error:
+            self.diverged = str(error)
             for callback in self.callbacks:
                 callback.on_divergence(self)
             raise
@@ -157,12 +175,20 @@ class Loop:
         return {**vars(self.progress), **self.steps.state_dict(), **remembered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` returned, ignoring callbacks that are not there now."""
+        """Restore the state that `state_dict` returned, ignoring callbacks that are not there now.
+
+        Raises:
+            ValueError: an entry that every checkpoint has is missing.
+        """
+        if missing := self.state_names - state.keys():
+            raise ValueError(f"no {', '.join(sorted(missing))}")
         self.progress = Progress(**{name: state[name] for name in vars(self.progress)})
         self.steps.load_state_dict(state)
         for callback in self.callbacks:
             if callback.name in state:
                 callback.load_state_dict(state[callback.name])
+            else:
+                callback.load_earlier(state)
 
     def _take_step(self) -> None:
         step = self.progress.step + 1

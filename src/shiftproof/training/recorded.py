@@ -26,6 +26,7 @@ def check_result(result: Any) -> None:
         "seconds": _is_of_numbers(result["seconds"]),
         "passes": _is_number(result["passes"]),
         "steps": _is_number(steps := result.get("steps", 1)) and (steps > 0 or not finished),
+        "shared": isinstance(shared := result.get("shared", 1), int) and shared > 0,
         "retry": isinstance(result.get("retry", False), bool),
         "annealer": _is_of_numbers(result.get("annealer") or {}, none=True),
         "versions": isinstance(result.get("versions") or {}, dict),

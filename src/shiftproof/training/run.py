@@ -1,56 +1,65 @@
-"""One run: train on the source domains, evaluate, keep the selected model. A killed run continues where it stopped."""
+"""Trains a run, or several that share their steps: on the source domains, with evaluations, keeping selected models.
+
+A killed run continues where it stopped.
+"""
 
 from __future__ import annotations
 
 import gc
-import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from shiftproof import __version__
-from shiftproof.base.files import DamagedFileError, read_json, write_json
+from shiftproof.base.files import write_json
 from shiftproof.base.plugins import naming_plugins
 from shiftproof.data import DomainDataset
 from shiftproof.models import weights_fingerprint
-from shiftproof.training.averaging import EMA
+from shiftproof.training.averaging import SWADS
 from shiftproof.training.callbacks import (
     Checkpoints,
-    Evaluation,
+    EndStopped,
     MetricsFile,
     OnProgress,
     OnRecord,
     Predictions,
     ReportEvaluations,
     ReportSteps,
-    Selection,
+    ResultFile,
+    Runs,
     Trackers,
-    averaging_callback,
+    keepers,
 )
+from shiftproof.training.checkpoint import held_runs
 from shiftproof.training.combinations import check_combination, check_inputs_taken
-from shiftproof.training.constant import constant_scores
-from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
+from shiftproof.training.loop import Loop, NonFiniteLossError
 from shiftproof.training.prepared import prepared
-from shiftproof.training.ranks import ALONE, Ranks, full_state
-from shiftproof.training.recorded import check_result
+from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.tracking import Tracking
 from shiftproof.training.warm_up import warm_up
 
 CHECKPOINT_FILE = "checkpoint.pt"
 METRICS_FILE = "metrics.jsonl"
-RESULT_FILE = "result.json"
 SPEC_FILE = "spec.json"
 ERROR_FILE = "error.txt"
-VERSIONED = ("torch", "torchvision", "timm", "numpy", "pillow")
-"""Packages whose versions are recorded with a result."""
-RESULT_REMEDY = "delete it to train this run again"
+
+
+class RunPlace(NamedTuple):
+    """A run and where it is written to.
+
+    Attributes:
+        spec: the run's spec, which alone determines the result.
+        folder: the run's own folder; created if need be.
+        tracking: trackers that also receive every evaluation.
+    """
+
+    spec: RunSpec
+    folder: Path
+    tracking: Tracking = Tracking()
 
 
 def train(
@@ -87,73 +96,92 @@ def train(
         ValueError: a part of the spec is not valid or its parts cannot work together, data set or weights are not the
             spec's, or a tracker is unknown or not installed.
     """
-    check_inputs(spec, dataset, weights)
-    with naming_plugins(spec.plugins):
-        check_inputs_taken(spec, dataset.kind)
-        check_combination(spec, len(dataset.domains) - len(spec.targets), ranks)
-    dataset = prepared(spec, dataset)
+    run = RunPlace(spec, folder, tracking or Tracking())
+    [result] = train_together(
+        [run], dataset, device=device, weights=weights, on_progress=on_progress, on_record=on_record, ranks=ranks
+    )
+    return result
+
+
+def train_together(
+    runs: Sequence[RunPlace],
+    dataset: DomainDataset,
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    on_progress: OnProgress = lambda step, loss: None,
+    on_record: OnRecord = lambda record: None,
+    ranks: Ranks = ALONE,
+) -> list[dict[str, Any]]:
+    """Train runs that differ only in their averaging, taking every step once, and return their results in order.
+
+    Each result is that of `train`, but for its ``seconds``, the run's share of the time, and ``shared``, the number of
+    runs. The checkpoint is in the folder of the run that ends last, and holds all that have not ended; they begin again
+    together if it lacks one of them. A run that its average ends early has its result then.
+
+    Args:
+        runs: the runs, none of which has ended.
+        dataset: as for `train`, as are all others.
+        device: the device to train on.
+        weights: file of the weights to start from.
+        on_progress: called after every step with its number and loss.
+        on_record: called with every evaluation of every run.
+        ranks: the processes that train the runs.
+
+    Raises:
+        DamagedFileError: the checkpoint is damaged.
+        ValueError: as for `train`, or the runs differ in more than their averaging.
+    """
+    if len({run.spec.training for run in runs}) != 1:
+        raise ValueError("runs that train together may differ in their averaging only")
+    for run in runs:
+        check_inputs(run.spec, dataset, weights)
+        with naming_plugins(run.spec.plugins):
+            check_inputs_taken(run.spec, dataset.kind)
+            check_combination(run.spec, len(dataset.domains) - len(run.spec.targets), ranks)
     if ranks.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SPEC_FILE, asdict(spec))
-    tracked = tracking if tracking is not None and ranks.first else Tracking()
-    with reproducible(), closing(Trackers(tracked, folder)) as trackers:
+        for run in runs:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_json(run.folder / SPEC_FILE, asdict(run.spec))
+    spec = runs[0].spec
+    dataset = prepared(spec, dataset)
+    in_turn = sorted(runs, key=lambda run: (run.spec.averaging not in SWADS, run.spec.averaging))
+    last = in_turn[-1]  # to end, so that a run is left as long as its checkpoint is needed
+    with reproducible(), ExitStack() as trackers:
         warm_up(spec, dataset, device, weights, ranks)
         if device.type != "cpu" or ranks.size > 1:
             gc.collect()  # compiled and sharded modules are in reference cycles, and would keep a copy of the weights
         loop = Loop(spec, dataset, device, weights, ranks)
-        checkpoints = Checkpoints(folder / CHECKPOINT_FILE)
-        loop.callbacks = [
-            ReportSteps(on_progress),
-            *_keepers(loop, folder),
-            Predictions(folder),
-            MetricsFile(folder / METRICS_FILE),
-            trackers,
-            ReportEvaluations(on_record),
-            checkpoints,
-        ]
-        checkpoints.restore(loop)
-        try:
+        results = {run.spec.name: ResultFile(run.folder) for run in runs}
+        loops = []
+        for run in in_turn:
+            tracked = trackers.enter_context(closing(Trackers(run.tracking if ranks.first else Tracking(), run.folder)))
+            loops.append(beside := loop.beside(run.spec))
+            beside.callbacks = [
+                *keepers(beside, run.folder),
+                Predictions(run.folder),
+                MetricsFile(run.folder / METRICS_FILE),
+                tracked,
+                ReportEvaluations(on_record),
+                results[run.spec.name],
+            ]
+        passed_on, checkpoints = Runs(loops), Checkpoints(last.folder / CHECKPOINT_FILE)
+        loop.callbacks = [ReportSteps(on_progress), passed_on, checkpoints, EndStopped(passed_on)]
+        if _continues(last, runs):
+            checkpoints.restore(loop)
+        with suppress(NonFiniteLossError):  # which the results tell
             loop.run()
-            result = _result(loop, "finished", None)
-        except NonFiniteLossError as diverged:
-            result = _result(loop, "failed", str(diverged))
     if ranks.first:
-        (folder / ERROR_FILE).unlink(missing_ok=True)
-        write_json(folder / RESULT_FILE, result)
-        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-    return result
+        for run in runs:
+            (run.folder / ERROR_FILE).unlink(missing_ok=True)
+            (run.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return [results[run.spec.name].result for run in runs]
 
 
-def _keepers(loop: Loop, folder: Path) -> list[Callback]:
-    """Return the callbacks that score weights and keep a model: SWAD's average, else the selected step's model."""
-    averaging = averaging_callback(loop, folder)
-    if averaging is None:
-        return [Evaluation(), Selection(folder)]
-    if isinstance(averaging.average, EMA):
-        return [averaging, Evaluation(averaging.average), Selection(folder)]
-    return [averaging, Evaluation()]
-
-
-def _result(loop: Loop, status: str, error: str | None) -> dict[str, Any]:
-    steps = loop.steps
-    return {
-        "spec": asdict(loop.spec),
-        "status": status,
-        "error": error,
-        "steps": loop.progress.step,
-        "seconds": loop.progress.seconds,
-        "passes": steps.passes + steps.annealer.extra_passes,
-        "annealer": steps.annealer.report(),
-        "devices": loop.ranks.size,
-        "weights_sha256": state_digest(full_state(loop.algorithm)),
-        "versions": {
-            "shiftproof": __version__,
-            **{name: installed_version(name) for name in VERSIONED},
-            **{name: digest[:8] for name, digest in loop.spec.plugins.items()},
-        },
-        "metrics": loop.progress.metrics,
-        "constant": constant_scores(loop.spec, loop.dataset),
-    }
+def _continues(last: RunPlace, runs: Sequence[RunPlace]) -> bool:
+    """Return whether the checkpoint in the folder of the run that ends last holds all of the runs."""
+    path = last.folder / CHECKPOINT_FILE
+    return not path.exists() or held_runs(path, last.spec.name) >= {run.spec.name for run in runs}
 
 
 def check_inputs(spec: RunSpec, dataset: DomainDataset, weights: Path | None) -> None:
@@ -177,28 +205,3 @@ def reproducible() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of all tensors of a state, in order, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    for tensor in state.values():
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result of the run in a folder, or None if it has not ended.
-
-    Raises:
-        DamagedFileError: the result cannot be read.
-    """
-    path = folder / RESULT_FILE
-    if not path.exists():
-        return None
-    result: dict[str, Any] = read_json(path, RESULT_REMEDY)
-    try:
-        check_result(result)
-    except ValueError as error:
-        raise DamagedFileError(path, str(error), RESULT_REMEDY) from error
-    return result

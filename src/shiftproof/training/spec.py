@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,8 +77,8 @@ class RunSpec:
         compile: whether ``torch.compile`` compiles the featurizer.
         device: type of the device ("cpu", "cuda").
         protocol: dialect of the DomainBed protocol, by its name in `PROTOCOLS`.
-        averaging: average of the weights over the steps: "none", "swad" or "ema" (see
-            `shiftproof.training.averaging`).
+        averaging: which weights are scored and kept: "none", the trained ones, or an average of
+            `shiftproof.training.averaging`.
         score_targets: whether the in parts of the targets are scored at every evaluation, for leave-one-domain-out
             validation; else only at steps that a rule reports.
         kind: kind of the inputs in a user's folder or table; None for published data sets, and in earlier results,
@@ -166,6 +166,11 @@ class RunSpec:
         text = json.dumps(facts, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @cached_property
+    def training(self) -> str:
+        """The hash of what is trained, which runs share that differ in their averaging only."""
+        return replace(self, averaging="none").name
+
     @property
     def selecting_metric(self) -> str:
         """The measure by which the kept model is selected."""
@@ -174,7 +179,7 @@ class RunSpec:
     @property
     def method(self) -> Method:
         """The row of the table that it belongs to."""
-        return Method(self.algorithm, self.optimizer, self.annealer, self.variant)
+        return Method(self.algorithm, self.optimizer, self.annealer, self.variant, self.averaging)
 
     @property
     def numbers(self) -> str:

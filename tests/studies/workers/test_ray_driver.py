@@ -10,7 +10,7 @@ from shiftproof.studies import RayCluster, Study, make_plan, run_study
 from shiftproof.studies.plan import PLAN_FILE
 from shiftproof.studies.runner import RunTask, execute_elsewhere
 from shiftproof.studies.workers import NodeError, run_on_ray
-from shiftproof.training.tracking import Tracking
+from shiftproof.training import RunPlace
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -141,7 +141,8 @@ def test_what_a_node_does_not_reach_is_named(what, tmp_path):
         paths[what] = tmp_path / "away"
     spec = make_plan(Study(steps=2)).distinct[0]
     folder = paths["the output"] / "runs" / spec.name
-    task = RunTask(spec, folder, "rotated_digits", paths["the data folder"], paths["the weights"], "cpu", Tracking())
+    runs = (RunPlace(spec, folder),)
+    task = RunTask(runs, "rotated_digits", paths["the data folder"], paths["the weights"], "cpu")
     lacking = paths[what] / PLAN_FILE if what == "the output" else paths[what]
     with pytest.raises(NodeError) as caught:
         execute_elsewhere(task)
@@ -152,7 +153,8 @@ def test_what_a_node_does_not_reach_is_named(what, tmp_path):
 def test_a_node_without_the_device_is_named(tmp_path):
     (tmp_path / PLAN_FILE).touch()
     spec = make_plan(Study(steps=2)).distinct[0]
-    task = RunTask(spec, tmp_path / "runs" / spec.name, "rotated_digits", None, None, "cuda:77", Tracking())
+    runs = (RunPlace(spec, tmp_path / "runs" / spec.name),)
+    task = RunTask(runs, "rotated_digits", None, None, "cuda:77")
     with pytest.raises(NodeError, match=f"node {socket.gethostname()}: device cuda:77 is not available here"):
         execute_elsewhere(task)
 

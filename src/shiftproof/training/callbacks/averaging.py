@@ -14,10 +14,10 @@ from torch.optim.swa_utils import update_bn
 from shiftproof.algorithms import Algorithm
 from shiftproof.base.randomness import seed_generators, torch_seed
 from shiftproof.models import Network
-from shiftproof.protocol import validation_loss
-from shiftproof.training.averaging import EMA, SWAD, build_average
-from shiftproof.training.callbacks.evaluation import score_domains, weights_in_place
-from shiftproof.training.callbacks.selection import keep_model
+from shiftproof.protocol import best_by_validation, validation_loss
+from shiftproof.training.averaging import COEFFICIENTS, SWAD, MovingAverage, State, WiSEFT, build_average, copy_state
+from shiftproof.training.callbacks.evaluation import Evaluation, score_domains, score_part, weights_in_place
+from shiftproof.training.callbacks.selection import Selection, keep_model
 from shiftproof.training.loop import Callback, Loop
 from shiftproof.training.ranks import full_state
 
@@ -35,7 +35,7 @@ class AveragedWeights(Callback):
 
     name = "average"
 
-    def __init__(self, average: EMA | SWAD, algorithm: Algorithm) -> None:
+    def __init__(self, average: MovingAverage | SWAD, algorithm: Algorithm) -> None:
         self.average = average
         self._algorithm = algorithm
 
@@ -74,32 +74,72 @@ class FlatAverage(AveragedWeights):
             loop.stopped = self.average.dead
 
     def on_end(self, loop: Loop) -> None:
-        """Add a score of the average to the curve and save the average; the last weights if it averaged nothing."""
-        step, metrics = loop.progress.step, loop.progress.metrics
+        """Score and save the average; the last weights if it averaged nothing."""
         with loop.progress.timed("evaluation"):
             average = self.average.finish()
             with weights_in_place(loop.algorithm, None if average is None else average.average):
-                first, last = step, step
+                first = last = loop.progress.step
                 if average is not None:
                     first, last = average.first, average.last
                     _estimate_batch_norm(loop)
-                scores = score_domains(loop, whole_targets=True)
-                loss = metrics[-1]["loss"]
-                loop.record({"step": step, "loss": loss, "domains": scores, "averaged": [first, last]})
-                keep_model(loop, self._folder)
+                _score_and_keep(loop, self._folder, averaged=[first, last])
 
 
-def averaging_callback(loop: Loop, folder: Path) -> AveragedWeights | None:
-    """Build the callback for the average that a run asks for; None if it asks for none.
+class Interpolation(Callback):
+    """Interpolates between the first and the last weights, and scores and saves what source validation prefers.
+
+    Of coefficients that are equally good it takes the smallest, which keeps most of the first weights.
+
+    Args:
+        weights: the first weights.
+        folder: the run's folder.
+    """
+
+    def __init__(self, weights: WiSEFT, folder: Path) -> None:
+        self._weights, self._folder = weights, folder
+
+    def on_end(self, loop: Loop) -> None:
+        with loop.progress.timed("evaluation"):
+            end = copy_state(full_state(loop.algorithm))
+            records = [self._validated(loop, end, coefficient) for coefficient in COEFFICIENTS]
+            best = best_by_validation(records, loop.spec.targets, loop.spec.selecting_metric)["coefficient"]
+            with weights_in_place(loop.algorithm, self._weights.between(end, best)):
+                _score_and_keep(loop, self._folder, averaged=[0, loop.progress.step], coefficient=best)
+
+    def _validated(self, loop: Loop, end: State, coefficient: float) -> dict[str, Any]:
+        """Score weights on the held-out parts of the sources alone."""
+        names = loop.dataset.domain_names
+        with weights_in_place(loop.algorithm, self._weights.between(end, coefficient)):
+            scores = {
+                names[source]: {"out": score_part(loop, source, "out", loop.progress.step)}
+                for source in loop.inputs.sources
+            }
+        return {"coefficient": coefficient, "domains": scores}
+
+
+def keepers(loop: Loop, folder: Path) -> list[Callback]:
+    """Return the callbacks that score weights and keep a model, as the run's averaging asks for.
 
     Args:
         loop: the loop whose weights are averaged, before its first step.
         folder: the run's folder.
     """
-    average = build_average(loop.spec, full_state(loop.algorithm))
-    if isinstance(average, SWAD):
-        return FlatAverage(average, loop.algorithm, folder)
-    return None if average is None else AveragedWeights(average, loop.algorithm)
+    match average := build_average(loop.spec, full_state(loop.algorithm)):
+        case None:
+            return [Evaluation(), Selection(folder)]
+        case MovingAverage():
+            return [AveragedWeights(average, loop.algorithm), Evaluation(average), Selection(folder)]
+        case SWAD():
+            return [FlatAverage(average, loop.algorithm, folder), Evaluation()]
+        case WiSEFT():
+            return [Evaluation(), Interpolation(average, folder)]
+
+
+def _score_and_keep(loop: Loop, folder: Path, **averaged: Any) -> None:
+    """Add a score of the network in its present state to the curve, with what it averages, and save it."""
+    step, loss = loop.progress.step, loop.progress.metrics[-1]["loss"]
+    loop.record({"step": step, "loss": loss, "domains": score_domains(loop, whole_targets=True), **averaged})
+    keep_model(loop, folder)
 
 
 @contextmanager

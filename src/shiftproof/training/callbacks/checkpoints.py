@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from shiftproof.training.checkpoint import load_checkpoint, save_checkpoint
+from shiftproof.base.files import DamagedFileError
+from shiftproof.training.checkpoint import REMEDY, load_checkpoint, save_checkpoint
 from shiftproof.training.loop import Callback, Loop
 
 CHECKPOINT_SECONDS = 60.0
 
 
 class Checkpoints(Callback):
-    """Saves a loop after every evaluation, and when `CHECKPOINT_SECONDS` have passed since it last did.
+    """Saves a loop when an evaluation is due, and when `CHECKPOINT_SECONDS` have passed since it last did.
 
-    It must be the last callback, so that it saves the others' latest state.
+    It must be the last callback with a state, so that it saves the others' latest one.
 
     Args:
         path: the file.
@@ -25,7 +25,6 @@ class Checkpoints(Callback):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._evaluated = False  # whether there was an evaluation since it last saved
         self._saved = 0.0
 
     def restore(self, loop: Loop) -> None:
@@ -35,22 +34,22 @@ class Checkpoints(Callback):
             DamagedFileError: the file is incomplete or altered.
         """
         if self._path.exists():
-            loop.load_state_dict(load_checkpoint(self._path, loop.algorithm, loop.state_names))
+            state = load_checkpoint(self._path, loop.algorithm)
+            try:
+                loop.load_state_dict(state)
+            except ValueError as error:
+                raise DamagedFileError(self._path, str(error), REMEDY) from error
         step = torch.tensor(loop.progress.step, device=loop.device)
         loop.ranks.check_same("the step that they continue from", step)
 
     def on_start(self, loop: Loop) -> None:
         self._saved = time.perf_counter()
 
-    def on_evaluation(self, loop: Loop, record: dict[str, Any]) -> None:
-        self._evaluated = True
-
     def on_pause(self, loop: Loop) -> None:
-        if self._evaluated or self._is_late(loop):
+        if loop.is_evaluation_due or self._is_late(loop):
             with loop.progress.timed("checkpoints"):
                 save_checkpoint(self._path, loop.algorithm, loop.state_dict(), loop.ranks)
             self._saved = time.perf_counter()
-            self._evaluated = False
 
     def _is_late(self, loop: Loop) -> bool:
         """Return whether it is time to save, by the clock of the first rank."""

@@ -13,7 +13,7 @@ import torch
 from shiftproof.algorithms import Algorithm
 from shiftproof.base.sharding import local_part
 from shiftproof.protocol import PROTOCOLS
-from shiftproof.training.averaging import EMA, State, copy_state
+from shiftproof.training.averaging import MovingAverage, State, copy_state
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import Part
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
@@ -29,7 +29,7 @@ class Evaluation(Callback):
 
     name = "losses"
 
-    def __init__(self, average: EMA | None = None) -> None:
+    def __init__(self, average: MovingAverage | None = None) -> None:
         self._average = average
         self._losses: list[float] = []  # of the steps since the last evaluation
 

@@ -1,74 +1,21 @@
-"""Averages of the weights over the steps of a run: SWAD and the exponential moving average.
-
-Floating-point tensors of the algorithm's state are averaged, buffers included; integer tensors keep their latest
-values. An average holds a bounded number of copies of the weights, all of which the run's checkpoints include.
-"""
+"""SWAD: the mean of the weights over the flat part of the validation loss."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from shiftproof.training.spec import RunSpec
-
-State = dict[str, Tensor]
-"""Weights and buffers by name, as in a module's ``state_dict()``."""
+from shiftproof.training.averaging.state import State, blend, copy_state, to_device_of
 
 CONVERGENCE = 3
 PATIENCE = 6
 TOLERANCE = 1.3
 TOLERANCE_VLCS = 1.2
 """SWAD's published N_s and N_e, in evaluations, and r, for all data sets and for VLCS."""
-
-EMA_DECAY = 0.999
-
-
-def copy_state(state: Mapping[str, Tensor]) -> State:
-    """Return a detached copy of a state."""
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _blend(average: State, state: Mapping[str, Tensor], weight: float) -> None:
-    """Move an average towards a state, in place, by the fraction ``weight`` of the way."""
-    for name, tensor in average.items():
-        if tensor.is_floating_point():
-            tensor.lerp_(state[name].detach(), weight)
-        else:
-            tensor.copy_(state[name])
-
-
-def _to_device_of(like: Mapping[str, Tensor], state: State) -> State:
-    return {name: tensor.to(like[name].device) for name, tensor in state.items()}
-
-
-class EMA:
-    """Exponential moving average of the weights.
-
-    After update number t (from 1) the average keeps min(0.999, (1 + t) / (10 + t)) of itself, as in TensorFlow's
-    ``ExponentialMovingAverage``: the initial weights are forgotten soon, and the decay is constant from t = 8,990.
-
-    Args:
-        start: the weights before the first update.
-    """
-
-    def __init__(self, start: Mapping[str, Tensor]) -> None:
-        self.average = copy_state(start)
-
-    def update(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Add the weights after update number ``step`` to the average."""
-        _blend(self.average, state, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return its state as tensors and plain Python values."""
-        return {"average": self.average}
-
-    def load_state_dict(self, content: dict[str, Any], like: Mapping[str, Tensor]) -> None:
-        """Restore the state that `state_dict` returned, on the device of ``like``."""
-        self.average = _to_device_of(like, content["average"])
 
 
 @dataclass
@@ -89,7 +36,7 @@ class Segment:
 
     def extend(self, state: Mapping[str, Tensor], last: int) -> None:
         """Add the mean of the weights over the updates that follow, up to number ``last``."""
-        _blend(self.average, state, (last - self.last) / (last - self.first + 1))
+        blend(self.average, state, (last - self.last) / (last - self.first + 1))
         self.last = last
 
 
@@ -102,8 +49,7 @@ class SWAD:
     At the end of training, trailing evaluations above the threshold are left out.
 
     Source: Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021 (arXiv 2102.08604),
-    algorithm 1. The authors' code differs: it counts the updates around the start several times, adds earlier ones
-    below the threshold, and returns other weights if the loss never converges (here, the last).
+    algorithm 1. The authors' code differs: `ReleasedSWAD`.
 
     Args:
         tolerance: r, the ratio of the threshold to the mean loss at the start.
@@ -126,17 +72,26 @@ class SWAD:
 
     def evaluated(self, loss: float) -> None:
         """Record the validation loss after the last update; it may end the average by setting ``dead``."""
+        self._close_segment(loss)
+        if self._threshold is None:
+            self._pending = self._pending[-CONVERGENCE:]
+            self._threshold = self._threshold_after(self._pending)
+        elif len(self._pending) == PATIENCE:
+            self.dead = not self._take_in()
+
+    def _close_segment(self, loss: float) -> None:
+        """Append the updates since the last evaluation to the pending segments."""
         assert self._running is not None  # noqa: S101 - an evaluation follows an update
         self._running.loss = loss
         self._pending.append(self._running)
         self._running = None
-        if self._threshold is None:
-            self._pending = self._pending[-CONVERGENCE:]
-            losses = [segment.loss for segment in self._pending]
-            if len(losses) == CONVERGENCE and losses[0] == min(losses) and math.isfinite(sum(losses)):
-                self._threshold = self.tolerance * sum(losses) / CONVERGENCE
-        elif len(self._pending) == PATIENCE:
-            self.dead = not self._take_in()
+
+    def _threshold_after(self, latest: Sequence[Segment]) -> float | None:
+        """Return the threshold if the loss has converged: if of three segments the earliest has the lowest."""
+        losses = [segment.loss for segment in latest]
+        if len(losses) == CONVERGENCE and losses[0] == min(losses) and math.isfinite(sum(losses)):
+            return self.tolerance * sum(losses) / CONVERGENCE
+        return None
 
     def finish(self) -> Segment | None:
         """Return the average, None if the loss never converged."""
@@ -170,25 +125,9 @@ class SWAD:
         """Restore the state that `state_dict` returned, on the device of ``like``."""
 
         def segment(entries: dict[str, Any]) -> Segment:
-            return Segment(**{**entries, "average": _to_device_of(like, entries["average"])})
+            return Segment(**{**entries, "average": to_device_of(like, entries["average"])})
 
         self.dead, self._threshold = content["dead"], content["threshold"]
         self._running = content["running"] and segment(content["running"])
         self._pending = [segment(entries) for entries in content["pending"]]
         self._average = content["average"] and segment(content["average"])
-
-
-def build_average(spec: RunSpec, start: Mapping[str, Tensor]) -> EMA | SWAD | None:
-    """Build the average that a run asks for; None if it asks for none.
-
-    Args:
-        spec: the run's spec.
-        start: the weights before the first update.
-    """
-    match spec.averaging:
-        case "ema":
-            return EMA(start)
-        case "swad":
-            return SWAD(TOLERANCE_VLCS if spec.dataset == "VLCS" else TOLERANCE)
-        case "none":
-            return None

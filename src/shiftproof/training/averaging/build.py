@@ -1,0 +1,42 @@
+"""The average that a run asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from shiftproof.base.choices import Averaging
+from shiftproof.training.averaging.moving import EMA, SMA, MovingAverage
+from shiftproof.training.averaging.released_swad import ReleasedSWAD
+from shiftproof.training.averaging.swad import SWAD, TOLERANCE, TOLERANCE_VLCS
+from shiftproof.training.averaging.wise_ft import WiSEFT
+from shiftproof.training.spec import RunSpec
+
+SWADS: tuple[Averaging, ...] = ("swad", "swad_released")
+"""The forms of SWAD, which may end a run before its last step."""
+
+Average = MovingAverage | SWAD | WiSEFT
+
+
+def build_average(spec: RunSpec, start: Mapping[str, Tensor]) -> Average | None:
+    """Build the average that a run asks for; None if it asks for none.
+
+    Args:
+        spec: the run's spec.
+        start: the weights before the first update.
+    """
+    tolerance = TOLERANCE_VLCS if spec.dataset == "VLCS" else TOLERANCE
+    match spec.averaging:
+        case "ema":
+            return EMA(start)
+        case "sma":
+            return SMA(start, spec.steps)
+        case "swad":
+            return SWAD(tolerance)
+        case "swad_released":
+            return ReleasedSWAD(tolerance)
+        case "wise_ft":
+            return WiSEFT(start)
+        case "none":
+            return None
