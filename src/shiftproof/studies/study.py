@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from shiftproof.base.choices import (
     Averaging,
@@ -537,8 +537,9 @@ class Study:
     def __post_init__(self) -> None:
         from shiftproof.studies.checks import check_study
 
-        if isinstance(self.averaging, str):  # studies of before there could be several name one
-            object.__setattr__(self, "averaging", (self.averaging,))
+        given: object = self.averaging
+        if isinstance(given, str):  # studies of before there could be several name one
+            object.__setattr__(self, "averaging", (given,))
         check_study(self)
 
     def device_here(self) -> torch.device:
@@ -588,12 +589,13 @@ class Study:
         from shiftproof.protocol import hyperparameters
 
         known = hyperparameters(*method[:3])
+        averaging = cast(tuple[Averaging], (method.averaging,))
         return replace(
             self,
             algorithms=(method.algorithm,),
             optimizers=(method.optimizer,),
             annealers=(method.annealer,),
-            averaging=(method.averaging,),
+            averaging=averaging,
             variants=(self.variant(method),),
             fixed={name: value for name, value in self.fixed.items() if name in known},
             baseline=None,
