@@ -303,6 +303,15 @@ def test_vectors_and_any_targets():
     assert from_torch("mine", labelled, domain=CYCLE * 3, task="multilabel").domains[0].targets.shape == (3, 3)
 
 
+@pytest.mark.parametrize("group", [["p", "q", "p", "r"], [7, 8, 7, 9], lambda index, item: "pqpr"[index]])
+def test_items_of_a_group_are_marked(group):
+    items = list(zip(VECTORS, [0, 1, 1, 0], "pqpr", strict=True))
+    dataset = from_torch("mine", items, domain=CYCLE * 2, group=group)
+    assert [domain.groups.tolist() for domain in dataset.domains] == [[0, 1], [0, 0]]
+    assert dataset.fingerprint == from_torch("mine", items, domain=CYCLE * 2, group=lambda i, item: item[2]).fingerprint
+    assert {domain.groups for domain in from_torch("mine", items, domain=CYCLE * 2).domains} == {None}
+
+
 class Broken:
     """A data set whose third picture cannot be read."""
 
@@ -350,6 +359,9 @@ FEW = [_image(8), _image(8), _image((9, 7)), _image(8)]
         ([(np.zeros((2, 8, 8), dtype=np.uint8), 0)] * 4, {"image_size": 9}, r"item 0: .* must have \(1 or 3, height"),
         (_shots(*FEW), {"domain": "a"}, "domain must name the domain of each of 4 items, not one text"),
         (_shots(*FEW), {"domain": ["a"]}, "domain must name the domain of each of 4 items, not 1 names"),
+        (_shots(*FEW), {"group": "p"}, "group must name the group of each of 4 items, not one text"),
+        (_shots(*FEW), {"group": ["p"] * 3}, "group must name the group of each of 4 items, not 3 names"),
+        (_shots(*FEW), {"group": ["p", None, "p", "q"]}, "item 1: its group is None, and must be a text or a whole"),
         (_shots(*FEW), {"domain": [0, 1, 0, 1]}, r"item 0: its domain is 0, and must be a str, not int: str\(domain\)"),
     ],
 )  # fmt: skip
@@ -363,12 +375,16 @@ def test_an_item_that_does_not_fit_is_named(dataset, options, message):
 
 
 class Rows:
-    """What `datasets.Dataset` has, as far as it is read."""
+    """What `datasets.Dataset` has, as far as it is read: rows are of all columns, in the format it was given."""
 
-    def __init__(self, rows, names=None):
+    def __init__(self, rows, names=None, shown=lambda row: {}):
         self.rows = rows
         self.column_names = list(rows[0])
-        self.features = {column: SimpleNamespace(names=(names or {}).get(column)) for column in rows[0]}
+        self.features = {
+            column: SimpleNamespace(names=names[column]) if column in (names or {}) else SimpleNamespace()
+            for column in rows[0]
+        }
+        self.shown = shown
 
     from_list = classmethod(lambda cls, rows: cls(rows))
 
@@ -376,7 +392,11 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, index):
-        return self.rows[index]
+        return self.shown(self.rows[index])
+
+    def with_format(self, form, columns):
+        assert form is None
+        return Rows(self.rows, shown=lambda row: {column: row[column] for column in columns})
 
 
 def _bytes(image):
@@ -396,12 +416,27 @@ NAMED = {"label": "label", "domain": "site"}
 def test_a_picture_is_one_of_pillow_or_its_bytes_or_its_path(tmp_path):
     images = [_image(8, seed=i) for i in range(4)]
     images[3].save(tmp_path / "3.png")
-    forms = [images[0], _bytes(images[1]), np.asarray(images[2]).transpose(2, 0, 1)]
+    forms = [images[0], _bytes(images[1]), np.asarray(images[2]).transpose(2, 0, 1).tolist()]
     rows = _rows(photo=[*forms, {"bytes": None, "path": str(tmp_path / "3.png")}], site=CYCLE * 2, label=[0, 1, 1, 0])
     dataset = from_huggingface("mine", Rows(rows), image="photo", **NAMED)
     assert dataset.domain_names == ("a", "b")
     expected = [np.asarray(images[i]).transpose(2, 0, 1) for i in (1, 3)]
     np.testing.assert_array_equal(dataset.domains[0].inputs, np.stack(expected))
+    np.testing.assert_array_equal(dataset.domains[1].inputs[1], np.asarray(images[2]).transpose(2, 0, 1))
+
+
+def test_columns_are_read_as_they_are_stored_and_no_others():
+    class Undecodable(dict):
+        def __getitem__(self, column):
+            assert column != "sound"
+            return super().__getitem__(column)
+
+    rows = Rows([Undecodable(row) for row in _rows(**TABLE, sound=[b"?"] * 4)], shown=lambda row: {"age": -1})
+    dataset = from_huggingface("mine", rows, features=["age", "sick"], **NAMED)
+    assert (
+        dataset.fingerprint
+        == from_huggingface("mine", Rows(_rows(**TABLE)), features=["age", "sick"], **NAMED).fingerprint
+    )
 
 
 def test_columns_of_numbers_keep_their_names():
@@ -411,12 +446,21 @@ def test_columns_of_numbers_keep_their_names():
     assert dataset.domains[1].targets.tolist() == [0, 1]
 
 
+def test_a_column_whose_values_have_names_is_of_categories():
+    rows = Rows(_rows(**{**TABLE, "sick": [2, 0, None, 1]}), {"sick": ["no", "yes", "maybe"]})
+    dataset = from_huggingface("mine", rows, features=["age", "sick"], **NAMED)
+    assert dataset.columns == (Column("age"), Column("sick", ("no", "yes", "maybe")))
+    np.testing.assert_array_equal(dataset.domains[1].inputs, [[30, 2], [50, np.nan]])
+
+
 @pytest.mark.parametrize("features", [["embedding"], "embedding"])
 def test_a_column_of_vectors(features):
-    rows = _rows(embedding=VECTORS.tolist(), site=CYCLE * 2, label=[0, 1, 1, 0])
+    vectors = VECTORS.tolist()
+    vectors[3][1] = None
+    rows = _rows(embedding=vectors, site=CYCLE * 2, label=[0, 1, 1, 0])
     dataset = from_huggingface("mine", Rows(rows), features=features, **NAMED)
     assert dataset.columns is None
-    np.testing.assert_array_equal(dataset.domains[0].inputs, VECTORS[1::2])
+    np.testing.assert_array_equal(dataset.domains[0].inputs, [VECTORS[1], [VECTORS[3, 0], np.nan, VECTORS[3, 2]]])
 
 
 def test_names_of_classes_and_of_domains_are_the_columns():
@@ -450,6 +494,15 @@ def test_rows_of_a_group_are_marked():
         (TABLE, {"features": ["age", "label"]}, "column label is a feature, and says the domain or the label too"),
         (TABLE, {"features": ["age"], "image_size": 8}, "image_size is for pictures"),
         ({**TABLE, "age": [1, 2, "old", 4]}, {"features": ["age"]}, "item 2: column age is 'old', and must be"),
+        ({**TABLE, "age": [{"x": 1}] * 4}, {"features": ["age"]}, r"item 0: column age is \{'x': 1\}, and must be a"),
+        ({**TABLE, "age": [[1.0], None, [2.0], [3]]}, {"features": ["age"]}, "item 1: column age is None, and must be"),
+        ({**TABLE, "age": [_image(8)] * 4}, {"features": ["age"]}, "item 0: column age is a picture: name it as image"),
+        ({**TABLE, "age": ["a.png"] * 4}, {"image": "age"}, r"item 0: column age is str, .*cast_column\('age', data"),
+        ({**TABLE, "age": [b"x"] * 4}, {"image": "age"}, r"item 0: column age is bytes, and must be a picture"),
+        (TABLE, {"image": "age"}, "item 0: column age is int, and must be a picture"),
+        ({**TABLE, "age": [[[0, 256]]] * 4}, {"image": "age"}, r"item 0: column age is int64 of shape \(1, 2\), and"),
+        ({**TABLE, "age": [[[0.5]]] * 4}, {"image": "age"}, r"item 0: column age is float64 .*numbers from 0 to 255"),
+        ({**TABLE, "label": [[0, 2], [1], [], [0]]}, {"features": ["age"]}, "item 1: .*; give 1 or 0 for every label"),
         ({**TABLE, "site": ["a", None, "b", "b"]}, {"features": ["age"]}, "item 1: column site is None, and must be"),
         ({**TABLE, "age": [_image(8), None, None, None]}, {"image": "age"}, "item 1: it has no picture"),
         ({**TABLE, "age": [{"bytes": b"x", "path": None}] * 4}, {"image": "age"}, "item 0: its picture is empty or of"),
@@ -470,8 +523,20 @@ def test_a_name_beyond_those_of_the_column_is_refused():
 
 
 def test_splits_are_to_be_chosen():
-    with pytest.raises(ValueError, match="data set mine has the parts train, test; give one of them"):
+    with pytest.raises(
+        ValueError, match=r"data set mine has the parts train, test; give one of them, as dataset\['train'\]"
+    ):
         from_huggingface("mine", {"train": [], "test": []}, features=["age"], **NAMED)
+
+
+def test_what_is_no_data_set_of_hugging_face_is_refused():
+    with pytest.raises(ValueError, match=r"data set mine must be a datasets\.Dataset, not str"):
+        from_huggingface("mine", "owner/name", features=["age"], **NAMED)
+    streamed = SimpleNamespace(column_names=["age", "label", "site"])
+    with pytest.raises(
+        ValueError, match="data set mine must be a data set of Hugging Face that is not streamed: Simple"
+    ):
+        from_huggingface("mine", streamed, features=["age"], **NAMED)
 
 
 # The guide

@@ -10,7 +10,8 @@ def state_of(output):
     results = {}
     for folder in sorted((output / "runs").iterdir()):
         result = json.loads((folder / "result.json").read_text())
-        results[folder.name] = {**result, "seconds": None}, (folder / "model.safetensors").read_bytes()
+        written = [(folder / name).read_bytes() for name in ("metrics.jsonl", "model.json", "model.safetensors")]
+        results[folder.name] = {**result, "seconds": None}, written
     return [{**row, "seconds": None} for row in rows], results
 
 

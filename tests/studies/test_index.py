@@ -135,6 +135,38 @@ def test_a_damaged_index_costs_time_only(store, expected, reads):
     assert reads.total() == 3  # of the first line, the old one and the one that was cut short
 
 
+def test_switching_between_measures_reads_every_result_once_for_each_and_writes_no_more_lines(tmp_path, reads):
+    plan = make_plan(Study(datasets=("vowels",), optimizers=("sgd",), targets=("speaker00",), trials=3))
+    results = results_of(plan, lambda spec: (0.5, 0.25, 0.75))
+    plan.write(tmp_path)
+    runs = {spec.name for spec in plan.distinct}
+    for spec in plan.distinct:
+        result = results.result(spec)
+        for parts in result["metrics"][0]["domains"].values():
+            for part in parts.values():
+                part["measures"] = {"accuracy": part["accuracy"], "auroc": 0.5, "nll": 1.0}
+        (tmp_path / "runs" / spec.name).mkdir(parents=True)
+        write_json(tmp_path / "runs" / spec.name / "result.json", result)
+    index = tmp_path / INDEX_FILE
+
+    def switch():
+        for metric in ("accuracy", None, "auroc", "nll"):
+            rows = read_results(tmp_path, metric).rows
+            assert ({row["run"] for row in rows}, {row["metric"] for row in rows}) == (runs, {metric or "accuracy"})
+
+    for _ in range(3):
+        switch()
+        assert reads == dict.fromkeys(runs, 3)
+        assert len(index.read_text().splitlines()) == 3 * len(runs)
+    index.write_text(index.read_text() * 2)  # as earlier versions, which wrote rows anew at each switch, left it
+    switch()
+    assert reads == dict.fromkeys(runs, 3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="ece cannot be shown"):  # it was not recorded
+            read_results(tmp_path, "ece")
+        assert len(index.read_text().splitlines()) == (6 + 1) * len(runs)
+
+
 def test_rows_of_other_selection_rules_are_not_taken_from_the_index(store, monkeypatch, reads):
     read_results(store.root)
     reads.clear()

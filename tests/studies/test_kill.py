@@ -1,5 +1,6 @@
-"""A study whose driver and workers are killed with -9, again and again, ends as an undisturbed one."""
+"""A study whose driver and workers are killed with -9, again and again, ends as an undisturbed one, on any data."""
 
+import json
 import os
 import random
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.resources import files
 from itertools import count
 from pathlib import Path
 
@@ -105,3 +107,60 @@ def test_two_drivers_on_one_output_do_not_run_the_same_run_twice(tmp_path, capsy
     assert first.returncode == 0
     assert begun <= {folder.name for folder in (output / "runs").iterdir()}
     assert len(state_of(output)[0]) == RUNS
+
+
+KILLER = """
+import os
+import signal
+
+from shiftproof.training.tracking import TRACKERS, TrackerEntry
+
+
+class Killer:
+    '''Kills its process group in the middle of a run: an evaluation is in the file of metrics, in no checkpoint yet.'''
+
+    def __init__(self, run):
+        pass
+
+    def write(self, scalars, step):
+        if step == 4:
+            os.killpg(0, signal.SIGKILL)
+
+
+TRACKERS.register("killer", TrackerEntry("a killer", (), Killer))
+"""
+HEART = files("shiftproof.data") / "embedded" / "heart_disease.csv"
+PATIENTS = ["table", "--metadata", str(HEART), "--domain", "domain", "--missing-labels", "drop"]
+PATIENTS += ["--features", "age", "chol", "cp:category", "thal:category", "--label"]
+BALANCED = ["--sampling", "balanced", "--class-weights", "balanced"]
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups")
+@pytest.mark.parametrize(
+    "data",
+    [
+        ["vowels", "--targets", "speaker03"],
+        [*PATIENTS, "y", "--targets", "cleveland", *BALANCED],
+        [*PATIENTS, "sex", "y", "--targets", "cleveland"],
+        [*PATIENTS, "thalach", "--targets", "cleveland", "--task", "regression"],
+    ],
+    ids=["vectors", "balanced classes", "several labels", "a quantity"],
+)
+def test_killed_in_the_middle_of_a_run_it_ends_as_an_undisturbed_one(data, tmp_path):
+    (tmp_path / "killer.py").write_text(KILLER)
+    options = ["--optimizers", "adam", "genie", "--trials", "1", "--steps", "6", "--checkpoint-freq", "2"]
+    command = ["compare", "--dataset", *data, *options, "--jobs", "1", "--output"]
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    killing = ["--import", str(tmp_path / "killer.py"), "--track", "killer"]
+    start = [sys.executable, "-m", "shiftproof", *command, str(killed), *killing]
+    assert subprocess.run(start, start_new_session=True, **QUIET).returncode == -signal.SIGKILL
+    [begun] = (killed / "runs").iterdir()
+    left = {file.name for file in begun.iterdir()}
+    assert {"checkpoint.pt", "metrics.jsonl"} <= left
+    assert not {"result.json", "model.json"} & left
+    assert [json.loads(line)["step"] for line in (begun / "metrics.jsonl").open()] == [2, 4]
+    for output in (killed, undisturbed):
+        assert main([*command, str(output)]) == 0
+    rows, results = state_of(killed)
+    assert len(rows) == len(results) == 2
+    assert (rows, results) == state_of(undisturbed)

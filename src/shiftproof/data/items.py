@@ -17,6 +17,7 @@ from shiftproof.base.choices import PICTURES, Kind, Task
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.base.text import one_line
 from shiftproof.data.arrays import UNSEEN_SECONDS, as_array, from_arrays
+from shiftproof.data.columns import Column
 from shiftproof.data.dataset import DomainDataset
 from shiftproof.data.images import to_pixels
 from shiftproof.data.kinds import GREY_MODES
@@ -27,6 +28,7 @@ def from_torch(
     dataset: Any,
     *,
     domain: Sequence[str] | Callable[[int, Any], str],
+    group: Sequence[str | int] | Callable[[int, Any], str | int] | None = None,
     classes: Sequence[str] | None = None,
     kind: Kind | None = None,
     task: Task = "classification",
@@ -40,6 +42,7 @@ def from_torch(
             tensor of shape (channels, height, width) or (height, width), or a vector. Targets are as in `from_arrays`.
         domain: the name of every item's domain, or a function of index and item that returns it. Domains are in the
             order of their names.
+        group: the same for groups, texts or whole numbers: equal ones mark items of the same thing. None for no groups.
         classes: as in `from_arrays`; torchvision's data sets have them as `dataset.classes`.
         kind: as in `from_arrays`. Grey pictures get one channel, unless others are in colour or they are photographs.
         task: "classification", "multilabel" or "regression".
@@ -50,18 +53,15 @@ def from_torch(
             `from_arrays` raises.
     """
     count = _count(name, dataset, "a map-style data set of torch")
-    if not callable(domain):
-        if isinstance(domain, str) or len(domain) != count:
-            given = "one text" if isinstance(domain, str) else f"{len(domain):,} names"
-            raise ValueError(f"data set {name}: domain must name the domain of each of {count:,} items, not {given}")
-        names = list(domain)
+    domain_of = _of_item(name, "domain", domain, count)
+    group_of = None if group is None else _of_item(name, "group", group, count)
 
     def read(index: int) -> _Item:
         item = dataset[index]
         if not isinstance(item, tuple | list) or len(item) < 2:
             raise ValueError(f"it must begin with input and target, and is {_type(item)}")
-        of = domain(index, item) if callable(domain) else names[index]
-        return _Item(of, _input(item[0], kind, image_size), item[1])
+        mark = None if group_of is None else _as_name(group_of(index, item), "its group", None)
+        return _Item(domain_of(index, item), _input(item[0], kind, image_size), item[1], mark)
 
     return from_arrays(name, **_gathered(name, count, read, kind), classes=classes, kind=kind, task=task)
 
@@ -84,9 +84,12 @@ def from_huggingface(
 
     Args:
         name: name of the data set.
-        dataset: one split: has `column_names`, a length and rows that are dicts.
-        image: the column of pictures.
-        features: the columns of numbers, where None is a missing value; or one column of vectors.
+        dataset: one split, a `datasets.Dataset`. Its format and its transforms do not matter: the columns are read as
+            they are stored.
+        image: the column of pictures: of `datasets.Image`, or arrays of whole numbers from 0 to 255, of shape
+            (channels, height, width) or (height, width).
+        features: the columns of numbers, or of categories where values have names; or one column of vectors. None is a
+            missing value.
         label: the column of targets, which are as in `from_arrays`.
         domain: the column that names each row's domain. Domains are in the order of their names.
         group: the column whose equal values mark rows of the same thing; None for no groups.
@@ -103,14 +106,18 @@ def from_huggingface(
     if isinstance(dataset, Mapping):
         parts = ", ".join(map(str, dataset))
         raise ValueError(  # noqa: TRY004
-            f"data set {name} has the parts {parts}; give one of them, or all by datasets.concatenate_datasets"
+            f"data set {name} has the parts {parts}; give one of them, as dataset[{next(iter(dataset))!r}], or all by "
+            "datasets.concatenate_datasets"
         )
+    if not hasattr(dataset, "column_names"):
+        raise ValueError(f"data set {name} must be a datasets.Dataset, not {_type(dataset)}")
     count = _count(name, dataset, "a data set of Hugging Face that is not streamed")
     if (image is None) == (features is None):
         raise ValueError(f"data set {name}: give the column image or the columns features, and not both")
     chosen = [features] if isinstance(features, str) else list(features or ())
-    for column in (image, *chosen, label, domain, group):
-        if column is not None and column not in dataset.column_names:
+    used = [column for column in (image, *chosen, label, domain, group) if column is not None]
+    for column in used:
+        if column not in dataset.column_names:
             raise UnknownNameError("column", column, list(dataset.column_names))
     if image is None and not chosen:
         raise ValueError(f"data set {name}: features names no column to predict from")
@@ -119,23 +126,27 @@ def from_huggingface(
     if both := [column for column in (image, *chosen) if column in (label, domain)]:
         raise ValueError(f"data set {name}: column {both[0]} is a feature, and says the domain or the label too")
     domain_names = _names(dataset, domain)
+    rows = dataset.with_format(None, columns=used)  # nothing else is decoded, and pictures stay pictures
     vectors = False  # whether the one column of features holds vectors, as the first row has it
 
     def read(index: int) -> _Item:
         nonlocal vectors
-        row = dataset[index]
+        row = rows[index]
         if image is not None:
-            values = _input(_opened(row[image]), kind, image_size)
+            values = _input(_picture(row[image], image), kind, image_size)
         else:
             vectors = vectors or (not index and len(chosen) == 1 and _is_vector(row[chosen[0]]))
-            values = as_array(row[chosen[0]], f"column {chosen[0]}") if vectors else _numbers(row, chosen)
-        of = _as_name(row[domain], domain, domain_names)
-        return _Item(of, values, row[label], None if group is None else _as_name(row[group], group, None))
+            values = _vector(row[chosen[0]], chosen[0]) if vectors else _numbers(row, chosen)
+        of = _as_name(row[domain], f"column {domain}", domain_names)
+        mark = None if group is None else _as_name(row[group], f"column {group}", None)
+        return _Item(of, values, row[label], mark)
 
     gathered = _gathered(name, count, read, kind)
     if classes is None and task == "classification":
         classes = _names(dataset, label)
-    columns = None if image is not None or vectors else chosen
+    columns = None
+    if image is None and not vectors:
+        columns = [Column(column, tuple(_names(dataset, column) or ())) for column in chosen]
     return from_arrays(name, **gathered, classes=classes, kind=kind, task=task, columns=columns)
 
 
@@ -155,6 +166,23 @@ class _Rows:
     inputs: list[NDArray[Any]] = field(default_factory=list)
     targets: list[NDArray[Any]] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
+
+
+def _of_item(
+    name: str, what: str, given: Sequence[Any] | Callable[[int, Any], Any], count: int
+) -> Callable[[int, Any], Any]:
+    """Return a function of index and item that returns an item's domain or group.
+
+    Raises:
+        ValueError: it is given as a sequence that has not one for each item.
+    """
+    if callable(given):
+        return given
+    if isinstance(given, str) or len(given) != count:
+        found = "one text" if isinstance(given, str) else f"{len(given):,} names"
+        raise ValueError(f"data set {name}: {what} must name the {what} of each of {count:,} items, not {found}")
+    names = list(given)
+    return lambda index, item: names[index]
 
 
 def _count(name: str, dataset: Any, wanted: str) -> int:
@@ -228,8 +256,9 @@ def _check(item: _Item, first: _Item) -> None:
         )
     text, others_text = (one.target.dtype.kind in "UTO" for one in (item, first))
     if item.target.shape != first.target.shape or text != others_text:
+        remedy = "give 1 or 0 for every label" if item.target.ndim == first.target.ndim == 1 else "make all the same"
         raise ValueError(
-            f"its target is {item.target.tolist()!r}, and that of item 0 {first.target.tolist()!r}; make all the same"
+            f"its target is {item.target.tolist()!r}, and that of item 0 {first.target.tolist()!r}; {remedy}"
         )
 
 
@@ -270,22 +299,41 @@ def _resized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return to_pixels(image, size, 1 if len(pixels) == 1 else 3)
 
 
-def _opened(value: Any) -> Any:
-    """Return the picture that a dict of its bytes, or its path, describes; what is no dict as it is."""
-    if not isinstance(value, Mapping):
-        if value is None:
-            raise ValueError("it has no picture")
+def _picture(value: Any, column: str) -> Any:
+    """Return what a column of pictures holds, as a picture of Pillow or as uint8."""
+    if value is None:
+        raise ValueError("it has no picture")
+    if isinstance(value, Image.Image):
         return value
-    content = value.get("bytes")
-    if content is None:
-        if not value.get("path"):
-            raise ValueError("its picture has neither bytes nor a path")
-        content = Path(value["path"]).read_bytes()
-    return Image.open(io.BytesIO(content))
+    if isinstance(value, Mapping):
+        content = value.get("bytes")
+        if content is None:
+            if not value.get("path"):
+                raise ValueError("its picture has neither bytes nor a path")
+            content = Path(value["path"]).read_bytes()
+        return Image.open(io.BytesIO(content))
+    pixels = as_array(value, f"column {column}")
+    if pixels.dtype.kind not in "iu" or pixels.ndim not in (2, 3) or pixels.min() < 0 or pixels.max() > 255:
+        found = f"{pixels.dtype} of shape {pixels.shape}" if pixels.ndim else _type(value)
+        raise ValueError(
+            f"column {column} is {found}, and must be a picture: dataset.cast_column({column!r}, datasets.Image()) "
+            "for paths and bytes; of an array, whole numbers from 0 to 255, (channels, height, width)"
+        )
+    return pixels.astype(np.uint8)
 
 
 def _is_vector(value: Any) -> bool:
     return not isinstance(value, str) and np.ndim(value) > 0
+
+
+def _vector(value: Any, column: str) -> NDArray[Any]:
+    """Return a vector, NaN where a value is missing."""
+    if isinstance(value, Image.Image):
+        raise ValueError(f"column {column} is a picture: name it as image, not among features")  # noqa: TRY004
+    values = as_array(value, f"column {column}")
+    if not values.ndim:
+        raise ValueError(f"column {column} is {value!r}, and must be a vector")
+    return values.astype(np.float64) if values.dtype == object else values
 
 
 def _numbers(row: Mapping[str, Any], columns: Sequence[str]) -> NDArray[np.float64]:
@@ -295,7 +343,7 @@ def _numbers(row: Mapping[str, Any], columns: Sequence[str]) -> NDArray[np.float
         value = row[column]
         if value is None:
             continue
-        if isinstance(value, str) or np.ndim(value):
+        if not hasattr(value, "__float__") or np.ndim(value):
             raise ValueError(f"column {column} is {value!r}, and must be a number")
         numbers[i] = value
     return numbers
@@ -308,17 +356,17 @@ def _names(dataset: Any, column: str) -> list[str] | None:
     return names
 
 
-def _as_name(value: Any, column: str, names: Sequence[str] | None) -> str:
+def _as_name(value: Any, whose: str, names: Sequence[str] | None) -> str:
     """Return a text, or a whole number as its name or its digits."""
     if isinstance(value, str):
         return value
-    number = as_array(value, f"column {column}")
+    number = as_array(value, whose)
     if number.ndim or number.dtype.kind not in "biu":
-        raise ValueError(f"column {column} is {value!r}, and must be a text or a whole number")
+        raise ValueError(f"{whose} is {value!r}, and must be a text or a whole number")
     if names is None:
         return str(number.item())
     if not 0 <= number < len(names):
-        raise ValueError(f"column {column} is {value}, and names {len(names)} values, numbered from 0")
+        raise ValueError(f"{whose} is {value}, and names {len(names)} values, numbered from 0")
     return names[int(number)]
 
 

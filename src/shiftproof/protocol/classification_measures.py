@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shiftproof.protocol.predictions import Predictions
+from shiftproof.protocol.predictions import Predictions, ThresholdCounts
 
 BINS = 15
 """Bins of the expected calibration error, as in the tables of Guo et al."""
@@ -55,15 +55,25 @@ def worst_class(predictions: Predictions) -> float | None:
 
 def auroc(predictions: Predictions) -> float | None:
     """Area under the ROC curve: of class 1 of two, else mean over classes against the others, or over labels."""
-    areas = [
-        np.trapezoid(np.append(0, tp), np.append(0, fp)) / (tp[-1] * fp[-1]) for tp, fp in predictions.threshold_counts
-    ]
+    areas = [_area(counts, len(predictions)) for counts in predictions.threshold_counts]
     return float(np.mean(areas)) if areas else None
+
+
+def _area(counts: ThresholdCounts, rows: int) -> float:
+    """Return the share of pairs of a row that has the label and one that lacks it in which it scores higher.
+
+    A pair that scores the same counts half, so pairs are counted twice. Rows that have the label count n * n among
+    themselves, whatever they score.
+    """
+    n = len(counts.tp)
+    pairs = 2 * n * (rows - n)
+    wrong = (counts.reached + counts.exceeded).sum() - n * n
+    return float((pairs - wrong) / pairs)
 
 
 def average_precision(predictions: Predictions) -> float | None:
     """Precision averaged over recall: of class 1 of two, else mean over classes against the others, or over labels."""
-    averages = [(np.diff(tp, prepend=0) * (tp / (tp + fp))).sum() / tp[-1] for tp, fp in predictions.threshold_counts]
+    averages = [(tp / reached).mean() for tp, reached, _ in predictions.threshold_counts]
     return float(np.mean(averages)) if averages else None
 
 

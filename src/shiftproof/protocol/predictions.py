@@ -51,15 +51,17 @@ class Counts(NamedTuple):
 
 
 class ThresholdCounts(NamedTuple):
-    """How many rows score at least a threshold, for every distinct score of one class or label, from the highest.
+    """How many rows reach the score of a row that has a label, for each of these rows, from the lowest score.
 
     Attributes:
-        tp: rows that have the label, int64 (thresholds,); the last is the number of all.
-        fp: rows that lack it, in the same order.
+        tp: rows that have the label and score at least as high, itself among them, int64 (rows that have it,).
+        reached: all rows that score at least as high, in the same order.
+        exceeded: all rows that score higher.
     """
 
     tp: Integers
-    fp: Integers
+    reached: Integers
+    exceeded: Integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,7 @@ class Predictions:
     @cached_property
     def is_finite(self) -> bool:
         """Whether every output is a number of float32's range: squares and sums then do not overflow."""
-        return bool((np.abs(self.outputs) <= _GREATEST).all())
+        return bool(self.outputs.min() >= -_GREATEST and self.outputs.max() <= _GREATEST)  # both are NaN if one is
 
     @cached_property
     def has_labels(self) -> bool:
@@ -163,11 +165,10 @@ class Predictions:
 
 
 def _threshold_counts(scores: Floats, has: NDArray[np.bool_]) -> ThresholdCounts:
-    order = np.argsort(-scores)
-    scores, has = scores[order], has[order]
-    last_of_score = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)
-    tp = np.cumsum(has)[last_of_score]
-    return ThresholdCounts(_fixed(tp), _fixed(last_of_score + 1 - tp))
+    own, ordered = np.sort(scores[has]), np.sort(scores)
+    tp = len(own) - np.searchsorted(own, own)
+    reached, exceeded = (len(ordered) - np.searchsorted(ordered, own, side) for side in ("left", "right"))
+    return ThresholdCounts(*map(_fixed, (tp, reached, exceeded)))
 
 
 def _fixed(array: NDArray[Any]) -> NDArray[Any]:

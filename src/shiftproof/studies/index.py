@@ -22,7 +22,8 @@ class Index:
     """Rows of a store, each with the stamps of the results that it was made of.
 
     It only saves time: rows whose results changed and unreadable lines are ignored, and without the file all results
-    are read. Object stores have no index, because they cannot append to a file.
+    are read. A run has a row for every measure that selected its step, so that tables may switch between measures.
+    Object stores have no index, because they cannot append to a file.
 
     Args:
         root: the store's folder.
@@ -36,7 +37,7 @@ class Index:
         self._rules = {name: digest for name, digest in rules.items() if digest != ""}
         self._names = tuple(rules)
         self._file, self._runs, self._local = root / INDEX_FILE, root / "runs", used and is_local(root)
-        self._rows: dict[RowKey, tuple[list[Stamp], Row]] = {}
+        self._rows: dict[tuple[RowKey, str], tuple[list[Stamp], Row]] = {}
         self._stamps: dict[str, Stamp] = {}
         if self._local and self._file.exists():
             with self._file.open(encoding="utf-8", errors="replace") as lines:
@@ -51,7 +52,7 @@ class Index:
             # later lines replace earlier ones
             if version == INDEX_VERSION and tuple(row["selection"]) == self._names and known:
                 held: list[Stamp] = [stamp and (stamp[0], stamp[1]) for stamp in stamps]
-                self._rows[row_key(row)] = held, row
+                self._rows[row_key(row), row["metric"]] = held, row
         except (ValueError, TypeError, LookupError):  # a line that a crash cut short
             return
 
@@ -68,14 +69,15 @@ class Index:
             self._stamps[name] = found and (found.st_size, found.st_mtime)
         return self._stamps[name]
 
-    def row(self, key: RowKey, names: Iterable[str]) -> Row | None:
+    def row(self, key: RowKey, metric: str, names: Iterable[str]) -> Row | None:
         """Return the row of a run at one place of a study; None if the results that it was made of have changed.
 
         Args:
             key: the place.
+            metric: the measure that selects.
             names: names of the runs whose results it is made of, its own first.
         """
-        stamps, row = self._rows.get(key, (None, None))
+        stamps, row = self._rows.get((key, metric), (None, None))
         if row is None or stamps is None:
             return None
         now = self.stamps(names)

@@ -63,8 +63,8 @@ class StoredResults(Results):
 
     def _make_row(self, grid: Grid, spec: RunSpec) -> Row | None:
         names = [one.name for one in (spec, *self._pair_specs(grid, spec).values())]
-        row = self._index.row(row_key(spec), names)
-        if row is None or row["metric"] != self.plan.metric_of(grid) or not self._shows(row):
+        held = row = self._index.row(row_key(spec), self.plan.metric_of(grid), names)
+        if row is None or not self._shows(row):
             stamps = self._index.stamps(names)  # before reading, so that changes during it are noticed later
             try:
                 row = super()._make_row(grid, spec)
@@ -73,7 +73,7 @@ class StoredResults(Results):
             except _MISFITS as error:
                 raise self._damaged([spec, *self._pair_specs(grid, spec).values()], error) from error
             if row is not None:
-                if self._added.isdisjoint(names):  # a measure that may mean something else tomorrow
+                if held is None and self._added.isdisjoint(names):  # an added measure may mean something else tomorrow
                     self._new.append((stamps, row))
                 row["selection"].update(self._recorded_choices(row))
         return row
