@@ -18,6 +18,7 @@ from shiftproof.base.registry import UnknownNameError
 from shiftproof.data.columns import Column
 from shiftproof.data.dataset import DomainDataset
 from shiftproof.data.domain import Domain
+from shiftproof.data.known_texts import KnownTexts
 
 SMALLEST_DOMAIN = 5
 """Rows that a domain needs, so that a split can hold one out."""
@@ -109,6 +110,7 @@ def dataset_of_columns(
     labelled = labelled_rows(
         columns, domain=domain, labels=labels, task=task, group=group, classes=classes, missing_labels=missing_labels
     )
+    check_domain_sizes(labelled, domain)
     inputs = [np.empty((len(rows), len(chosen)), dtype=np.float32) for rows in labelled.rows]
     described = tuple(_fill(inputs, i, column, columns[column], labelled.rows) for i, column in enumerate(chosen))
     digest = labelled.digest()
@@ -135,35 +137,31 @@ def dataset_of_columns(
 def labelled_rows(
     columns: Mapping[str, Values],
     *,
-    domain: str,
+    domain: str | None,
     labels: Sequence[str],
     task: Task = "classification",
     group: str | None = None,
     classes: Sequence[str] | None = None,
     missing_labels: MissingLabels = "error",
 ) -> LabelledRows:
-    """Return a table's rows by domain. Arguments and errors are those of `dataset_of_columns`."""
-    for field, names in (("domain", [domain]), ("labels", labels), ("group", [] if group is None else [group])):
-        check_columns(field, names, list(columns))
+    """Return a table's rows by domain, however few; without a domain's column, all are of one that has no name.
+
+    Other arguments and errors are those of `dataset_of_columns`.
+    """
+    for field, one in (("domain", domain), ("group", group)):
+        check_columns(field, [] if one is None else [one], list(columns))
+    check_columns("labels", labels, list(columns))
     if domain in labels:
         raise FieldError("labels", f"column {domain} says the domain and the label")
     if task != "multilabel" and len(labels) != 1:
         raise FieldError("labels", f"{task} has one column of labels, not {len(labels)}: {', '.join(labels)}")
     kept = _rows_with_labels([columns[label] for label in labels], labels, missing_labels)
-    total = _length(columns[domain])
+    total = _length(columns[labels[0]])
     if not len(kept):
         raise ValueError(f"none of its {total} rows has a label" if total else "it has no rows")
-    names, codes = _codes(domain, columns[domain], "domain", kept)
+    names, codes = (("",), np.zeros_like(kept)) if domain is None else _codes(domain, columns[domain], "domain", kept)
     order, counts = np.argsort(codes, kind="stable"), np.bincount(codes, minlength=len(names))
     places = np.split(order, np.cumsum(counts)[:-1])
-    for name, place in zip(names, places, strict=True):
-        if len(place) < SMALLEST_DOMAIN:
-            rows = "rows" if len(place) > 1 else "row"
-            raise FieldError(
-                "domain",
-                f"row {kept[place[0]] + 1}: domain {name} of column {domain} has {len(place)} {rows}; a domain needs "
-                f"{SMALLEST_DOMAIN} or more, of which one is held out",
-            )
     targets, known = _targets(columns, labels, task, classes, kept)
     groups = None if group is None else _codes(group, columns[group], "group", kept)[1]
     return LabelledRows(
@@ -174,6 +172,26 @@ def labelled_rows(
         tuple(known),
         total - len(kept),
     )
+
+
+def check_domain_sizes(rows: LabelledRows, domain: str) -> None:
+    """Raise for a domain that is too small to be split.
+
+    Args:
+        rows: the rows.
+        domain: the column of their domains.
+
+    Raises:
+        FieldError: of the field "domain"; the message has the first row of the domain.
+    """
+    for name, own in zip(rows.domains, rows.rows, strict=True):
+        if len(own) < SMALLEST_DOMAIN:
+            count = f"{len(own)} {'rows' if len(own) > 1 else 'row'}"
+            raise FieldError(
+                "domain",
+                f"row {own[0] + 1}: domain {name} of column {domain} has {count}; a domain needs {SMALLEST_DOMAIN} or "
+                "more, of which one is held out",
+            )
 
 
 def check_columns(field: str, names: Sequence[str], known: list[str]) -> None:
@@ -291,9 +309,12 @@ def _targets(
         return _numbers(label, values, rows).astype(np.float32), labels
     texts, codes = _codes(label, values, "label", rows)
     named = sorted(texts, key=_in_order) if classes is None else list(classes)
-    if unknown := [text for text in texts if text not in named]:
-        raise UnknownNameError("class", unknown[0], named)
-    return np.array([named.index(text) for text in texts], dtype=np.int64)[codes], named
+    known = KnownTexts(named)
+    places = [known.place(text) for text in texts]
+    if (first := _place(np.array([place is None for place in places])[codes])) is not None:
+        unknown = UnknownNameError("class", texts[codes[first]], named)
+        raise FieldError("labels", f"row {rows[first] + 1}: column {label}: {unknown}")
+    return np.array(places, dtype=np.int64)[codes], named
 
 
 def _in_order(text: str) -> tuple[float, str]:

@@ -33,7 +33,7 @@ from shiftproof.training.run import (
     train,
 )
 from shiftproof.training.saved_model import SavedModel, load
-from shiftproof.training.scores import evaluate_folder, evaluate_labelled
+from shiftproof.training.scores import evaluate_folder, evaluate_labelled, evaluate_table
 from shiftproof.training.spec import RESULTS_VERSION, RunSpec
 from shiftproof.training.step import StepBuilder
 
@@ -75,6 +75,7 @@ __all__ = [
     "evaluate",
     "evaluate_folder",
     "evaluate_labelled",
+    "evaluate_table",
     "export_format",
     "export_model",
     "load",
