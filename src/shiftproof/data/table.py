@@ -49,6 +49,7 @@ class LabelledRows:
         rows: int64: the rows of each domain, in the order of the table.
         targets: their targets, as in `Domain`.
         groups: int64: their groups, as in `Domain`; None without any.
+        ids: texts: what names them, as in `Domain`.
         classes: as in `DomainDataset`.
         left_out: number of rows that lack a label and were left out.
     """
@@ -57,11 +58,12 @@ class LabelledRows:
     rows: tuple[NDArray[np.int64], ...]
     targets: tuple[NDArray[Any], ...]
     groups: tuple[NDArray[np.int64], ...] | None
+    ids: tuple[NDArray[np.str_], ...]
     classes: tuple[str, ...]
     left_out: int
 
     def digest(self) -> Any:
-        """Return a hash of everything but the inputs, to be continued with them."""
+        """Return a hash of everything but the inputs, to be continued with them, and the ids."""
         facts = [(name, len(rows)) for name, rows in zip(self.domains, self.rows, strict=True)]
         digest = hashlib.sha256(repr((facts, self.classes, self.groups is not None)).encode())
         for array in (*self.targets, *(self.groups or ())):
@@ -78,6 +80,7 @@ def dataset_of_columns(
     task: Task = "classification",
     features: Sequence[str] | None = None,
     group: str | None = None,
+    row_id: str | None = None,
     classes: Sequence[str] | None = None,
     root: Path | None = None,
     missing_labels: MissingLabels = "error",
@@ -92,23 +95,34 @@ def dataset_of_columns(
         task: what is predicted.
         features: the columns to predict from; None for all others.
         group: the column whose equal values mark rows of the same thing; None for no groups.
+        row_id: the column that names each row, which is no feature; None for the rows' numbers, from 1.
         classes: names of the classes, in order; None for the values of the label's column, sorted.
         root: the folder of the table.
         missing_labels: whether rows without a label are an error, or are left out.
 
     Raises:
-        ValueError: a column is not there, a label or a domain is missing in a row, a label has no meaning for the task,
-            a domain has too few rows, or there is nothing to predict from. Rows are counted from 1.
+        ValueError: a column is not there, a label, a domain or an id is missing in a row, a label has no meaning for
+            the task, two rows have one id, a domain has too few rows, or there is nothing to predict from. Rows are
+            counted from 1.
     """
-    used = (domain, *labels, *([] if group is None else [group]))
+    used = (domain, *labels, group, row_id)
     chosen = [column for column in columns if column not in used] if features is None else list(features)
     check_columns("features", chosen, list(columns))
     if both := [column for column in chosen if column in (domain, *labels)]:
         raise FieldError("features", f"column {both[0]} is a feature, and says the domain or the label too")
+    if row_id in chosen:
+        raise FieldError("features", f"column {row_id} is a feature, and names the rows too")
     if not chosen:
         raise FieldError("features", "there is no column to predict from")
     labelled = labelled_rows(
-        columns, domain=domain, labels=labels, task=task, group=group, classes=classes, missing_labels=missing_labels
+        columns,
+        domain=domain,
+        labels=labels,
+        task=task,
+        group=group,
+        row_id=row_id,
+        classes=classes,
+        missing_labels=missing_labels,
     )
     check_domain_sizes(labelled, domain)
     inputs = [np.empty((len(rows), len(chosen)), dtype=np.float32) for rows in labelled.rows]
@@ -119,7 +133,7 @@ def dataset_of_columns(
     for i, one in enumerate(labelled.domains):
         digest.update(inputs[i].data)
         groups = None if labelled.groups is None else labelled.groups[i]
-        parts.append(Domain(one, inputs[i], labelled.targets[i], groups))
+        parts.append(Domain(one, inputs[i], labelled.targets[i], groups, labelled.ids[i]))
     fingerprint = digest.hexdigest()[:16]
     return DomainDataset(
         name,
@@ -141,6 +155,7 @@ def labelled_rows(
     labels: Sequence[str],
     task: Task = "classification",
     group: str | None = None,
+    row_id: str | None = None,
     classes: Sequence[str] | None = None,
     missing_labels: MissingLabels = "error",
 ) -> LabelledRows:
@@ -148,11 +163,13 @@ def labelled_rows(
 
     Other arguments and errors are those of `dataset_of_columns`.
     """
-    for field, one in (("domain", domain), ("group", group)):
+    for field, one in (("domain", domain), ("group", group), ("id", row_id)):
         check_columns(field, [] if one is None else [one], list(columns))
     check_columns("labels", labels, list(columns))
     if domain in labels:
         raise FieldError("labels", f"column {domain} says the domain and the label")
+    if row_id is not None and row_id in (domain, *labels):
+        raise FieldError("id", f"column {row_id} names the rows, and says the domain or the label too")
     if task != "multilabel" and len(labels) != 1:
         raise FieldError("labels", f"{task} has one column of labels, not {len(labels)}: {', '.join(labels)}")
     kept = _rows_with_labels([columns[label] for label in labels], labels, missing_labels)
@@ -164,11 +181,13 @@ def labelled_rows(
     places = np.split(order, np.cumsum(counts)[:-1])
     targets, known = _targets(columns, labels, task, classes, kept)
     groups = None if group is None else _codes(group, columns[group], "group", kept)[1]
+    own = tuple(kept[place] for place in places)
     return LabelledRows(
         names,
-        tuple(kept[place] for place in places),
+        own,
         tuple(targets[place] for place in places),
         None if groups is None else tuple(groups[place] for place in places),
+        _row_numbers(own, total) if row_id is None else _row_ids(own, row_id, columns[row_id]),
         tuple(known),
         total - len(kept),
     )
@@ -247,6 +266,23 @@ def _coded(values: Values) -> Coded:
 def text_of(value: object) -> str:
     """Return a value as the name of a class, a domain or a category; whole numbers are written without a point."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _row_numbers(rows: Sequence[NDArray[np.int64]], total: int) -> tuple[NDArray[np.str_], ...]:
+    """Return the numbers, from 1, of some of a table's rows as texts."""
+    return tuple((some + 1).astype(f"U{len(str(total))}") for some in rows)
+
+
+def _row_ids(rows: Sequence[NDArray[np.int64]], name: str, values: Values) -> tuple[NDArray[np.str_], ...]:
+    """Return the ids of some of a table's rows, all of which must have one of their own."""
+    texts, codes = _coded(values)
+    if (place := _place(codes < 0)) is not None:
+        raise FieldError("id", f"row {place + 1} has no id: its column {name} is empty")
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    if (place := _place(first[inverse] != np.arange(len(codes)))) is not None:
+        same = first[inverse[place]]
+        raise FieldError("id", f"rows {same + 1} and {place + 1} have one id in column {name}: {texts[codes[place]]!r}")
+    return tuple(np.array(texts)[codes[some]] for some in rows)
 
 
 def _occurring(coded: Coded, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:

@@ -45,6 +45,7 @@ class TableFile:
         image: the column of picture files, in place of features; None for vectors.
         group: the column whose equal values mark rows of the same thing; None for no groups.
         missing_labels: whether rows without a label are an error, or are left out.
+        id: the column that names each row, which is no feature; None for the rows' numbers, from 1.
     """
 
     file: Path
@@ -55,6 +56,7 @@ class TableFile:
     image: str | None = None
     group: str | None = None
     missing_labels: MissingLabels = "error"
+    id: str | None = None
 
 
 def open_table(table: TableFile, image_size: int | None = None, kind: Kind | None = None) -> DomainDataset:
@@ -82,6 +84,7 @@ def open_table(table: TableFile, image_size: int | None = None, kind: Kind | Non
                 task=table.task,
                 features=features,
                 group=table.group,
+                row_id=table.id,
                 root=table.file.parent,
                 missing_labels=table.missing_labels,
             )
@@ -145,7 +148,9 @@ def used_columns(
 def _read(table: TableFile) -> tuple[dict[str, Values], list[str]]:
     """Read the columns in use; return them, and the names of those to predict from."""
     known = column_names(table.file)
-    used = used_columns(known, table.labels, table.task, domain=table.domain, image=table.image, group=table.group)
+    used = used_columns(
+        known, table.labels, table.task, domain=table.domain, image=table.image, group=table.group, id=table.id
+    )
     features = {} if table.image else _typed(table.features, known)
     if not features and not table.image:
         features = {name: None for name in known if name not in used}
@@ -174,6 +179,7 @@ def _labelled(table: TableFile, columns: Mapping[str, Values]) -> LabelledRows:
         labels=table.labels,
         task=table.task,
         group=table.group,
+        row_id=table.id,
         missing_labels=table.missing_labels,
     )
     check_domain_sizes(labelled, table.domain)
@@ -201,13 +207,11 @@ def _pictures(
     digest = labelled.digest()
     digest.update(repr((fingerprint, table.domain, table.labels, column, table.task)).encode())
     parts = np.split(images, np.cumsum([len(rows) for rows in labelled.rows])[:-1])
-    domains = tuple(
-        Domain(name, part, labelled.targets[i], None if labelled.groups is None else labelled.groups[i])
-        for i, (name, part) in enumerate(zip(labelled.domains, parts, strict=True))
-    )
+    groups = labelled.groups or (None,) * len(parts)
+    rows = zip(labelled.domains, parts, labelled.targets, groups, labelled.ids, strict=True)
     return DomainDataset(
         table.file.stem,
-        domains,
+        tuple(Domain(*facts) for facts in rows),
         labelled.classes,
         kind,
         digest.hexdigest()[:16],
