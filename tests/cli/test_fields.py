@@ -120,9 +120,9 @@ def test_what_is_not_given_leaves_its_field_alone(command):
 def test_what_is_given_is_of_the_type_of_its_field():
     text = (
         "study plan file.yaml --name a --published b --datasets c d --data-dir e --metadata H --domain I --label J "
-        "K --task L --features M N:number --image O --group P --missing-labels Q --algorithms f --optimizers g h "
-        "--annealers i --variants j --targets k l+m --no-single-source --trials 1 --hparam-trials 2 --tune n "
-        "--selection o p --baseline q --search r --protocol s --steps 3 --checkpoint-freq 4 --kind t --model u "
+        "K --task L --features M N:number --image O --group P --id U --missing-labels Q --algorithms f "
+        "--optimizers g h --annealers i --variants j --targets k l+m --no-single-source --trials 1 --hparam-trials 2 "
+        "--tune n --selection o p --baseline q --search r --protocol s --steps 3 --checkpoint-freq 4 --kind t --model u "
         "--image-size 5 --split v --weights w --normalisation x --accumulate 6 --clip-norm 7 --precision y --compile "
         "--averaging z --device A --metric C --augmentation E --sampling F --class-weights G "
         "--train R --views 10 --cache S --cache-limit 11 "

@@ -84,6 +84,22 @@ def test_labels_and_groups_of_another_type_or_shape_are_refused(labels, message)
         domain(groups=labels)
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (list("abcdef"), r"ids of domain art must be a numpy array of texts: np\.array\(ids, dtype=str\)"),
+        (np.arange(6), "ids of domain art must be a numpy array of texts"),
+        (np.array(list("abcdef"), dtype=object), "ids of domain art must be a numpy array of texts"),
+        (np.array(list("abcde")), r"ids of domain art must have shape \(6,\), one per row of the inputs, not \(5,\)"),
+    ],
+)
+def test_ids_are_texts_one_per_row(ids, message):
+    assert domain().ids is None
+    assert domain(ids=np.array(list("abcdef"))).ids[5] == "f"
+    with pytest.raises(ValueError, match=message):
+        domain(ids=ids)
+
+
 def test_labels_must_be_of_the_classes():
     for off, found in ((1, "from 1 to 3"), (-1, "from -1 to 1")):
         with pytest.raises(

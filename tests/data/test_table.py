@@ -182,6 +182,11 @@ def test_columns_of_other_types_are_refused(tmp_path, values, kind):
             "row 3 has no finite label: its column",
         ),
         (None, {"labels": ("dose", "extra"), "task": "multilabel"}, "row 2: column dose is 0.25, and must be 1 where"),
+        (None, {"id": "ids"}, "unknown column 'ids'. Did you mean"),
+        (None, {"id": "dose", "features": ("dose",)}, "column dose is a feature, and names the rows too"),
+        (None, {"id": "kind"}, "column kind names the rows, and says the domain or the label too"),
+        (None, {"id": "colour"}, "row 3 has no id: its column colour is empty"),
+        (rows(r5="a,x,1,red,2", r9="a,x,1,red,7"), {"id": "extra"}, "rows 3 and 5 have one id in column extra: '2'"),
         (rows().splitlines()[0], {}, "it has no rows"),
         ("", {}, "its first line names no columns"),
     ],
@@ -248,6 +253,28 @@ def test_rows_of_a_group_stay_on_one_side(table):
     assert [column.name for column in opened.columns] == ["dose", "colour"]
 
 
+def test_rows_are_named_by_their_numbers_or_by_a_column(table):
+    numbered = open_table(table(rows(14, r3="a,,1,red,2"), features=("dose",), missing_labels="drop"))
+    assert [domain.ids.tolist() for domain in numbered.domains] == [
+        ["1", "5", "7", "9", "11", "13"], ["2", "4", "6", "8", "10", "12", "14"]
+    ]  # fmt: skip
+    assert numbered.domains[0].ids.dtype == "U2"
+    text = "\n".join(f"{line},p{13 - i:02}" if i else f"{line},patient" for i, line in enumerate(rows().splitlines()))
+    named = open_table(table(text, id="patient"))
+    assert [domain.ids.tolist() for domain in named.domains] == [
+        ["p12", "p10", "p08", "p06", "p04", "p02"], ["p11", "p09", "p07", "p05", "p03", "p01"]
+    ]  # fmt: skip
+    assert [column.name for column in named.columns] == ["dose", "colour", "extra"]
+
+
+def test_names_of_rows_are_no_part_of_the_data(table):
+    chosen = {"features": ("dose", "colour")}
+    fingerprint = open_table(table(**chosen)).fingerprint
+    assert open_table(table(id="extra", **chosen)).fingerprint == fingerprint
+    assert open_table(table(rows().replace(",0\n", ",99\n"), id="extra", **chosen)).fingerprint == fingerprint
+    assert fingerprint == "f846d3544127bb4d"  # of the version before rows had names
+
+
 def test_the_fingerprint_is_of_what_is_used(table, tmp_path):
     chosen = {"features": ("dose", "colour")}
     before = open_table(table(**chosen)).fingerprint
@@ -301,6 +328,13 @@ def test_pictures_are_those_that_the_rows_name(pictures):
             pixels = np.asarray(Image.open(pictures.file.parent / "png" / f"{number}.png"))
             np.testing.assert_array_equal(row, np.stack([pixels] * 3))
     assert open_table(pictures, 8, "photographs").domains[0].inputs.shape == (6, 3, 8, 8)
+
+
+def test_rows_of_pictures_are_named_too(pictures):
+    assert open_table(pictures).domains[1].ids.tolist() == ["2", "4", "6", "8", "10", "12"]
+    named = open_table(replace(pictures, id="file"))
+    assert named.domains[0].ids.tolist() == [f"png/{i}.png" for i in range(0, 12, 2)]
+    assert named.fingerprint == open_table(pictures).fingerprint
 
 
 def test_two_tables_of_one_folder_do_not_drop_each_others_images(pictures):

@@ -148,6 +148,10 @@ def test_runs_are_those_of_the_content(file, tmp_path):
     assert [spec.name for spec in make_plan(_study(moved)).runs] == names
     for changes in ({"features": ("dose",)}, {"features": ("dose:category", "colour")}, {"group": "price"}, REGRESSION):
         assert not set(names) & {spec.name for spec in make_plan(_study(file, **changes)).runs}
+    file.write_text("\n".join(f"{line},p{i}" if i else f"{line},patient" for i, line in enumerate(_lines())))
+    named = _study(file, id="patient")
+    assert [spec.name for spec in make_plan(named).runs] == names  # what rows are called is no part of a run
+    assert _prepared(named)[2].domains[1].ids.tolist() == [f"p{i}" for i in range(2, 3 * COUNT + 1, 3)]
     moved.write_text(file.read_text().replace("grey", "green"))
     study_data.open_dataset.cache_clear()
     assert not set(names) & {spec.name for spec in make_plan(_study(moved)).runs}

@@ -56,6 +56,7 @@ def test_the_selected_steps_and_the_last_are_kept(make_spec, digits, tmp_path, p
 def test_rows_are_those_of_the_data_set(make_spec, digits, tmp_path):
     spec = make_spec()
     _, kept = _trained(spec, digits, tmp_path)
+    assert kept.ids is None
     assert (kept.task, kept.classes, kept.domains) == (digits.task, digits.classes, tuple(digits.domain_names))
     for i, domain in enumerate(digits.domains):
         split = split_domain(domain, spec.split, spec.trial_seed, i)
@@ -106,6 +107,8 @@ def test_regression_is_kept_in_float32(make_spec, tmp_path):
     domains = tuple(
         dataclasses.replace(domain, targets=domain.inputs[:, 0].astype(np.float32)) for domain in vowels.domains[:4]
     )
+    names = [np.array([f"{domain.name} {i}" for i in range(len(domain))]) for domain in domains]
+    domains = tuple(dataclasses.replace(domain, ids=ids) for domain, ids in zip(domains, names, strict=True))
     dataset = dataclasses.replace(
         vowels, name="first", domains=domains, classes=("first",), task="regression", fingerprint="of the first"
     )
@@ -115,6 +118,7 @@ def test_regression_is_kept_in_float32(make_spec, tmp_path):
     )  # fmt: skip
     metrics, kept = _trained(spec, dataset, tmp_path)
     assert {outputs.dtype for outputs in kept.outputs.values()} == {np.dtype(np.float32)}
+    assert kept.ids.tolist() == [names[i][row] for i, row in zip(kept.domain, kept.row, strict=True)]
     _check_measures(kept, metrics)
 
 

@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from shiftproof.training import Prediction, SavedModel
 
 
+_OF_DATA = {"folder": ("labels",), "table": ("label", "domain", "image")}
+"""Options of `evaluate` that go with a folder, and with a table."""
+
+
 def add_commands(commands: Commands) -> None:
     """Add the commands of this file."""
-    commands.add_parser("evaluate", help="score a run's model on a folder of images", add=_add_evaluate, run=_evaluate)
+    commands.add_parser(
+        "evaluate",
+        help="score a run's model on a folder of images or a table",
+        description="Score a run's model on a folder of images, or on the rows of a table.",
+        add=_add_evaluate,
+        run=_evaluate,
+    )
     commands.add_parser(
         "predict",
         help="predict with a run's model",
@@ -41,19 +51,45 @@ def _add_run(parser: Command) -> None:
 
 def _add_evaluate(parser: Command) -> None:
     _add_run(parser)
-    parser.add_argument(
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument(
         "--data-dir",
         type=path,
-        required=True,
         metavar="DIR",
         help="folder of images: <class>/<image> or <domain>/<class>/<image>; with --labels, of any form",
     )
-    parser.add_argument(
+    data.add_argument(
+        "--metadata",
+        type=path,
+        metavar="FILE",
+        help="table: .csv or .parquet with the columns that the model was trained on, or of picture files, and a label",
+    )
+    folder = parser.add_argument_group("folder")
+    folder.add_argument(
         "--labels",
         type=path,
         metavar="FILE",
         help="CSV file of the images' classes: its first line is file,class; a file is named from DIR",
     )
+    table = parser.add_argument_group("table")
+    table.add_argument(
+        "--label",
+        nargs="+",
+        metavar="COLUMN",
+        help="column of the class or the quantity; of a model of several labels, the columns of all",
+    )
+    add_option(
+        table, "--domain", none="none: all rows are one domain", metavar="COLUMN",
+        help="column that names the domain of a row",
+    )  # fmt: skip
+    add_option(
+        table, "--image", none="none", metavar="COLUMN",
+        help="column of picture files, named from the table's folder, for a model of pictures",
+    )  # fmt: skip
+    add_option(
+        table, "--missing-labels", default="error", choices=("error", "drop"),
+        help="rows without a label: error ends with the first one, drop leaves them out",
+    )  # fmt: skip
     add_device(parser)
 
 
@@ -85,21 +121,46 @@ def _add_export(parser: Command) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from shiftproof.training import check_device, evaluate_folder, evaluate_labelled
+    from shiftproof.training import check_device, evaluate_folder, evaluate_labelled, evaluate_table
 
     check_device(options.device)
-    unlabelled = 0
-    if options.labels is None:
+    place, other = ("folder", "table") if options.metadata is None else ("table", "folder")
+    for name in _OF_DATA[other]:
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is of a {other}, and a {place} is given")
+    left_out, what = 0, "images"
+    if options.metadata is not None:
+        if options.label is None:
+            raise ValueError("name the column of the labels in the table: --label COLUMN")
+        what = "rows"
+        scores, left_out = evaluate_table(
+            options.run,
+            options.metadata,
+            labels=options.label,
+            domain=options.domain,
+            image=options.image,
+            missing_labels=options.missing_labels,
+            device=options.device,
+        )
+    elif options.labels is None:
         scores = evaluate_folder(options.run, options.data_dir, options.device)
     else:
-        scores, unlabelled = evaluate_labelled(options.run, options.data_dir, options.labels, options.device)
+        scores, left_out = evaluate_labelled(options.run, options.data_dir, options.labels, options.device)
     for domain, score in scores.items():
-        print(f"{domain}: {100 * score['accuracy']:.1f} % of {score['count']} images")
-    if unlabelled:
-        print(f"{unlabelled} images have no label in {options.labels} and were left out")
+        print(f"{domain}: {_headline(score)} of {score['count']} {what}")
+    if left_out:
+        print(f"{left_out} {what} have no label in {options.metadata or options.labels} and were left out")
     for domain, score in scores.items():
         print(f"measures of {domain}: {_measures_text(score['measures'])}")
     return 0
+
+
+def _headline(score: dict[str, Any]) -> str:
+    """Return the accuracy, or the first measure of another task than classification."""
+    from shiftproof.protocol import Unit
+
+    name, value = next(iter(score["measures"].items()))
+    return Unit.of(name, value or 0.0).with_unit(value)
 
 
 def _measures_text(measures: dict[str, float | None]) -> str:

@@ -17,6 +17,7 @@ from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder,
 from shiftproof.data.images import ImageError, decode, to_pixels, upright
 from shiftproof.data.items import from_huggingface, from_torch
 from shiftproof.data.kinds import Look
+from shiftproof.data.labelled_table import labelled_table
 from shiftproof.data.labels_file import labelled_files
 from shiftproof.data.new_rows import NewRows, read_new_rows
 from shiftproof.data.splits import HOLDOUT_FRACTION, Split, grouped_split, random_split, split_domain
@@ -67,6 +68,7 @@ __all__ = [
     "grouped_split",
     "labelled_files",
     "labelled_images",
+    "labelled_table",
     "look_at_folder",
     "look_at_table",
     "number_columns",

@@ -21,6 +21,8 @@ class Domain:
             (n, labels), 1 where a label applies, else 0. Regression: float32, shape (n,), in any unit.
         groups: int64, shape (n,): rows with the same number are of the same thing (drawings of one photograph, visits
             of one patient) and stay on one side of a grouped split; None if no groups are known.
+        ids: texts, shape (n,): what names each row, as its number or its id in a table; None if nothing does. Nothing
+            that is trained or measured depends on them.
 
     Raises:
         ValueError: an array has the wrong type or shape; the message says how to convert it.
@@ -30,12 +32,14 @@ class Domain:
     inputs: NDArray[Any]
     targets: NDArray[Any]
     groups: NDArray[np.int64] | None = None
+    ids: NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         self._check_inputs()
         self._check_rows("targets", self.targets, (np.int64, np.float32))
         if self.groups is not None:
             self._check_rows("groups", self.groups, (np.int64,))
+        self._check_ids()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -82,6 +86,17 @@ class Domain:
         if len(values) != len(self.inputs) or values.ndim > (1 if name == "groups" else 2):
             raise ValueError(
                 f"{whose} must have shape ({len(self.inputs)},), one per row of the inputs, not {values.shape}"
+            )
+
+    def _check_ids(self) -> None:
+        if self.ids is None:
+            return
+        if not isinstance(self.ids, np.ndarray) or self.ids.dtype.kind != "U":
+            raise ValueError(f"ids of domain {self.name} must be a numpy array of texts: np.array(ids, dtype=str)")
+        if self.ids.shape != (len(self.inputs),):
+            raise ValueError(
+                f"ids of domain {self.name} must have shape ({len(self.inputs)},), one per row of the inputs, not "
+                f"{self.ids.shape}"
             )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shiftproof.base.extras import require
 from shiftproof.base.registry import did_you_mean
 from shiftproof.data.columns import Column
+from shiftproof.data.known_texts import KnownTexts, number_of
 
 _GREATEST = float(np.finfo(np.float32).max)
 
@@ -50,12 +51,12 @@ def read_new_rows(path: Path, columns: Sequence[Column]) -> NewRows:
         OSError: the file is missing.
     """
     names = [column.name for column in columns]
-    coded = {place: _Codes(column) for place, column in enumerate(columns) if column.categories}
+    coded = {place: _Codes(column.categories) for place, column in enumerate(columns) if column.categories}
     values = array("f")
     errors: dict[int, str] = {}
     for row, record in enumerate((_parquet_rows if path.suffix.lower() != ".csv" else csv_rows)(path, names)):
         for place, value in enumerate(record):
-            number = coded[place](value) if place in coded else _number(value)
+            number = coded[place](value) if place in coded else number_of(value)
             if number is None or abs(number) > _GREATEST:
                 errors.setdefault(row, f"column {names[place]} is {value!r}, and must be a finite number")
                 number = math.nan
@@ -121,32 +122,18 @@ class _Codes:
     """Turns categories into their numbers, and missing values into NaN; one that is not known gets the next number.
 
     Args:
-        column: the column.
+        categories: the known categories.
     """
 
-    def __init__(self, column: Column) -> None:
-        self._by_text = {category: float(code) for code, category in enumerate(column.categories)}
-        known = [(_number(text), code) for text, code in self._by_text.items()]
-        self._by_number = {number: code for number, code in known if number is not None}
+    def __init__(self, categories: Sequence[str]) -> None:
+        self._known, self._next = KnownTexts(categories), len(categories)
         self.unseen: Counter[str] = Counter()
 
     def __call__(self, value: Any) -> float:
         if value is None or value != value:  # Parquet has NaN too
             return math.nan
-        code = self._by_text.get(str(value))
-        if code is None and (number := _number(value)) is not None:
-            code = self._by_number.get(number)
+        code = self._known.place(value)
         if code is None:
             self.unseen[str(value)] += 1
-            code = float(len(self._by_text))
-        return code
-
-
-def _number(value: Any) -> float | None:
-    """Return a value as a number, NaN if it is missing; None if it is no number."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+            code = self._next
+        return float(code)

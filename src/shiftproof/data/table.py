@@ -18,6 +18,7 @@ from shiftproof.base.registry import UnknownNameError
 from shiftproof.data.columns import Column
 from shiftproof.data.dataset import DomainDataset
 from shiftproof.data.domain import Domain
+from shiftproof.data.known_texts import KnownTexts
 
 SMALLEST_DOMAIN = 5
 """Rows that a domain needs, so that a split can hold one out."""
@@ -48,6 +49,7 @@ class LabelledRows:
         rows: int64: the rows of each domain, in the order of the table.
         targets: their targets, as in `Domain`.
         groups: int64: their groups, as in `Domain`; None without any.
+        ids: texts: what names them, as in `Domain`.
         classes: as in `DomainDataset`.
         left_out: number of rows that lack a label and were left out.
     """
@@ -56,11 +58,12 @@ class LabelledRows:
     rows: tuple[NDArray[np.int64], ...]
     targets: tuple[NDArray[Any], ...]
     groups: tuple[NDArray[np.int64], ...] | None
+    ids: tuple[NDArray[np.str_], ...]
     classes: tuple[str, ...]
     left_out: int
 
     def digest(self) -> Any:
-        """Return a hash of everything but the inputs, to be continued with them."""
+        """Return a hash of everything but the inputs, to be continued with them, and the ids."""
         facts = [(name, len(rows)) for name, rows in zip(self.domains, self.rows, strict=True)]
         digest = hashlib.sha256(repr((facts, self.classes, self.groups is not None)).encode())
         for array in (*self.targets, *(self.groups or ())):
@@ -77,6 +80,7 @@ def dataset_of_columns(
     task: Task = "classification",
     features: Sequence[str] | None = None,
     group: str | None = None,
+    row_id: str | None = None,
     classes: Sequence[str] | None = None,
     root: Path | None = None,
     missing_labels: MissingLabels = "error",
@@ -91,24 +95,36 @@ def dataset_of_columns(
         task: what is predicted.
         features: the columns to predict from; None for all others.
         group: the column whose equal values mark rows of the same thing; None for no groups.
+        row_id: the column that names each row, which is no feature; None for the rows' numbers, from 1.
         classes: names of the classes, in order; None for the values of the label's column, sorted.
         root: the folder of the table.
         missing_labels: whether rows without a label are an error, or are left out.
 
     Raises:
-        ValueError: a column is not there, a label or a domain is missing in a row, a label has no meaning for the task,
-            a domain has too few rows, or there is nothing to predict from. Rows are counted from 1.
+        ValueError: a column is not there, a label, a domain or an id is missing in a row, a label has no meaning for
+            the task, two rows have one id, a domain has too few rows, or there is nothing to predict from. Rows are
+            counted from 1.
     """
-    used = (domain, *labels, *([] if group is None else [group]))
+    used = (domain, *labels, group, row_id)
     chosen = [column for column in columns if column not in used] if features is None else list(features)
     check_columns("features", chosen, list(columns))
     if both := [column for column in chosen if column in (domain, *labels)]:
         raise FieldError("features", f"column {both[0]} is a feature, and says the domain or the label too")
+    if row_id in chosen:
+        raise FieldError("features", f"column {row_id} is a feature, and names the rows too")
     if not chosen:
         raise FieldError("features", "there is no column to predict from")
     labelled = labelled_rows(
-        columns, domain=domain, labels=labels, task=task, group=group, classes=classes, missing_labels=missing_labels
+        columns,
+        domain=domain,
+        labels=labels,
+        task=task,
+        group=group,
+        row_id=row_id,
+        classes=classes,
+        missing_labels=missing_labels,
     )
+    check_domain_sizes(labelled, domain)
     inputs = [np.empty((len(rows), len(chosen)), dtype=np.float32) for rows in labelled.rows]
     described = tuple(_fill(inputs, i, column, columns[column], labelled.rows) for i, column in enumerate(chosen))
     digest = labelled.digest()
@@ -117,7 +133,7 @@ def dataset_of_columns(
     for i, one in enumerate(labelled.domains):
         digest.update(inputs[i].data)
         groups = None if labelled.groups is None else labelled.groups[i]
-        parts.append(Domain(one, inputs[i], labelled.targets[i], groups))
+        parts.append(Domain(one, inputs[i], labelled.targets[i], groups, labelled.ids[i]))
     fingerprint = digest.hexdigest()[:16]
     return DomainDataset(
         name,
@@ -135,45 +151,66 @@ def dataset_of_columns(
 def labelled_rows(
     columns: Mapping[str, Values],
     *,
-    domain: str,
+    domain: str | None,
     labels: Sequence[str],
     task: Task = "classification",
     group: str | None = None,
+    row_id: str | None = None,
     classes: Sequence[str] | None = None,
     missing_labels: MissingLabels = "error",
 ) -> LabelledRows:
-    """Return a table's rows by domain. Arguments and errors are those of `dataset_of_columns`."""
-    for field, names in (("domain", [domain]), ("labels", labels), ("group", [] if group is None else [group])):
-        check_columns(field, names, list(columns))
+    """Return a table's rows by domain, however few; without a domain's column, all are of one that has no name.
+
+    Other arguments and errors are those of `dataset_of_columns`.
+    """
+    for field, one in (("domain", domain), ("group", group), ("id", row_id)):
+        check_columns(field, [] if one is None else [one], list(columns))
+    check_columns("labels", labels, list(columns))
     if domain in labels:
         raise FieldError("labels", f"column {domain} says the domain and the label")
+    if row_id is not None and row_id in (domain, *labels):
+        raise FieldError("id", f"column {row_id} names the rows, and says the domain or the label too")
     if task != "multilabel" and len(labels) != 1:
         raise FieldError("labels", f"{task} has one column of labels, not {len(labels)}: {', '.join(labels)}")
     kept = _rows_with_labels([columns[label] for label in labels], labels, missing_labels)
-    total = _length(columns[domain])
+    total = _length(columns[labels[0]])
     if not len(kept):
         raise ValueError(f"none of its {total} rows has a label" if total else "it has no rows")
-    names, codes = _codes(domain, columns[domain], "domain", kept)
+    names, codes = (("",), np.zeros_like(kept)) if domain is None else _codes(domain, columns[domain], "domain", kept)
     order, counts = np.argsort(codes, kind="stable"), np.bincount(codes, minlength=len(names))
     places = np.split(order, np.cumsum(counts)[:-1])
-    for name, place in zip(names, places, strict=True):
-        if len(place) < SMALLEST_DOMAIN:
-            rows = "rows" if len(place) > 1 else "row"
-            raise FieldError(
-                "domain",
-                f"row {kept[place[0]] + 1}: domain {name} of column {domain} has {len(place)} {rows}; a domain needs "
-                f"{SMALLEST_DOMAIN} or more, of which one is held out",
-            )
     targets, known = _targets(columns, labels, task, classes, kept)
     groups = None if group is None else _codes(group, columns[group], "group", kept)[1]
+    own = tuple(kept[place] for place in places)
     return LabelledRows(
         names,
-        tuple(kept[place] for place in places),
+        own,
         tuple(targets[place] for place in places),
         None if groups is None else tuple(groups[place] for place in places),
+        _row_numbers(own, total) if row_id is None else _row_ids(own, row_id, columns[row_id]),
         tuple(known),
         total - len(kept),
     )
+
+
+def check_domain_sizes(rows: LabelledRows, domain: str) -> None:
+    """Raise for a domain that is too small to be split.
+
+    Args:
+        rows: the rows.
+        domain: the column of their domains.
+
+    Raises:
+        FieldError: of the field "domain"; the message has the first row of the domain.
+    """
+    for name, own in zip(rows.domains, rows.rows, strict=True):
+        if len(own) < SMALLEST_DOMAIN:
+            count = f"{len(own)} {'rows' if len(own) > 1 else 'row'}"
+            raise FieldError(
+                "domain",
+                f"row {own[0] + 1}: domain {name} of column {domain} has {count}; a domain needs {SMALLEST_DOMAIN} or "
+                "more, of which one is held out",
+            )
 
 
 def check_columns(field: str, names: Sequence[str], known: list[str]) -> None:
@@ -229,6 +266,23 @@ def _coded(values: Values) -> Coded:
 def text_of(value: object) -> str:
     """Return a value as the name of a class, a domain or a category; whole numbers are written without a point."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _row_numbers(rows: Sequence[NDArray[np.int64]], total: int) -> tuple[NDArray[np.str_], ...]:
+    """Return the numbers, from 1, of some of a table's rows as texts."""
+    return tuple((some + 1).astype(f"U{len(str(total))}") for some in rows)
+
+
+def _row_ids(rows: Sequence[NDArray[np.int64]], name: str, values: Values) -> tuple[NDArray[np.str_], ...]:
+    """Return the ids of some of a table's rows, all of which must have one of their own."""
+    texts, codes = _coded(values)
+    if (place := _place(codes < 0)) is not None:
+        raise FieldError("id", f"row {place + 1} has no id: its column {name} is empty")
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    if (place := _place(first[inverse] != np.arange(len(codes)))) is not None:
+        same = first[inverse[place]]
+        raise FieldError("id", f"rows {same + 1} and {place + 1} have one id in column {name}: {texts[codes[place]]!r}")
+    return tuple(np.array(texts)[codes[some]] for some in rows)
 
 
 def _occurring(coded: Coded, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
@@ -291,9 +345,12 @@ def _targets(
         return _numbers(label, values, rows).astype(np.float32), labels
     texts, codes = _codes(label, values, "label", rows)
     named = sorted(texts, key=_in_order) if classes is None else list(classes)
-    if unknown := [text for text in texts if text not in named]:
-        raise UnknownNameError("class", unknown[0], named)
-    return np.array([named.index(text) for text in texts], dtype=np.int64)[codes], named
+    known = KnownTexts(named)
+    places = [known.place(text) for text in texts]
+    if (first := _place(np.array([place is None for place in places])[codes])) is not None:
+        unknown = UnknownNameError("class", texts[codes[first]], named)
+        raise FieldError("labels", f"row {rows[first] + 1}: column {label}: {unknown}")
+    return np.array(places, dtype=np.int64)[codes], named
 
 
 def _in_order(text: str) -> tuple[float, str]:

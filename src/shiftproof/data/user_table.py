@@ -13,13 +13,21 @@ import numpy as np
 
 from shiftproof.base.choices import COLUMN_TYPES, ColumnType, Kind, MissingLabels, Task
 from shiftproof.base.field_error import FieldError
-from shiftproof.data.cache import FileState, UnreadableImagesError, cached_images
+from shiftproof.data.cache import UnreadableImagesError, cached_images
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DomainDataset
 from shiftproof.data.domain import Domain
 from shiftproof.data.folder import IMAGE_SIZE
 from shiftproof.data.kinds import Look, look_at
-from shiftproof.data.table import LabelledRows, Values, check_columns, dataset_of_columns, labelled_rows
+from shiftproof.data.table import (
+    LabelledRows,
+    Values,
+    check_columns,
+    check_domain_sizes,
+    dataset_of_columns,
+    labelled_rows,
+)
 from shiftproof.data.table_file import column_names, read_columns
+from shiftproof.data.table_pictures import picture_files
 
 _LISTED = 5
 
@@ -37,6 +45,7 @@ class TableFile:
         image: the column of picture files, in place of features; None for vectors.
         group: the column whose equal values mark rows of the same thing; None for no groups.
         missing_labels: whether rows without a label are an error, or are left out.
+        id: the column that names each row, which is no feature; None for the rows' numbers, from 1.
     """
 
     file: Path
@@ -47,6 +56,7 @@ class TableFile:
     image: str | None = None
     group: str | None = None
     missing_labels: MissingLabels = "error"
+    id: str | None = None
 
 
 def open_table(table: TableFile, image_size: int | None = None, kind: Kind | None = None) -> DomainDataset:
@@ -61,10 +71,10 @@ def open_table(table: TableFile, image_size: int | None = None, kind: Kind | Non
         FieldError: a column is not there or a value cannot be used; the message names file, column and row.
         CacheError: decoded pictures cannot be stored.
     """
-    with _naming_file(table):
+    with naming_file(table.file):
         columns, features = _read(table)
         if table.image is not None:
-            dataset = _pictures(table, columns, image_size, kind)
+            dataset = _pictures(table, table.image, columns, image_size, kind)
         else:
             dataset = dataset_of_columns(
                 table.file.stem,
@@ -74,6 +84,7 @@ def open_table(table: TableFile, image_size: int | None = None, kind: Kind | Non
                 task=table.task,
                 features=features,
                 group=table.group,
+                row_id=table.id,
                 root=table.file.parent,
                 missing_labels=table.missing_labels,
             )
@@ -91,36 +102,59 @@ def look_at_table(table: TableFile) -> Look:
     Raises:
         FieldError: as `open_table`.
     """
-    with _naming_file(table):
+    assert table.image is not None  # noqa: S101  (else there is nothing to look at)
+    with naming_file(table.file):
         columns, _ = _read(table)
-        return look_at([table.file.parent / name for name in _picture_names(table, columns, _labelled(table, columns))])
+        root = table.file.parent
+        files = picture_files(root, table.image, columns[table.image], _labelled(table, columns))
+        return look_at([root / file.name for file in files])
 
 
 @contextmanager
-def _naming_file(table: TableFile) -> Iterator[None]:
+def naming_file(file: Path) -> Iterator[None]:
+    """Name the table in errors.
+
+    Raises:
+        FieldError: a ValueError was raised inside; it is of that error's fields, and of "metadata".
+    """
     try:
         yield
     except ValueError as error:
         fields = error.fields if isinstance(error, FieldError) else ()
-        raise FieldError((*fields, "metadata"), f"{table.file}: {error}") from error
+        raise FieldError((*fields, "metadata"), f"{file}: {error}") from error
+
+
+def used_columns(
+    known: list[str], labels: Sequence[str], task: Task, **others: str | None
+) -> dict[str, ColumnType | None]:
+    """Return the columns that have a meaning beside that of a feature, each with the type that it is read as.
+
+    Args:
+        known: names of all columns.
+        labels: the columns of the labels.
+        task: what is predicted.
+        **others: the column of another meaning, by the field that names it; None for none.
+
+    Raises:
+        FieldError: a column is not there.
+    """
+    for field, name in others.items():
+        check_columns(field, [] if name is None else [name], known)
+    check_columns("labels", labels, known)
+    types: dict[str, ColumnType | None] = {name: "category" for name in others.values() if name is not None}
+    return types | dict.fromkeys(labels, "category" if task == "classification" else "number")
 
 
 def _read(table: TableFile) -> tuple[dict[str, Values], list[str]]:
     """Read the columns in use; return them, and the names of those to predict from."""
     known = column_names(table.file)
-    others = {"domain": [table.domain], "labels": table.labels}
-    others |= {"image": [table.image] if table.image else [], "group": [table.group] if table.group else []}
-    for field, names in others.items():
-        check_columns(field, names, known)
-    used = list(chain.from_iterable(others.values()))
-    wanted = {} if table.image else _typed(table.features, known)
-    if not wanted and not table.image:
-        wanted = {name: None for name in known if name not in used}
-    features = list(wanted)
-    of_label: ColumnType = "category" if table.task == "classification" else "number"
-    for name in used:
-        wanted.setdefault(name, of_label if name in table.labels else "category")
-    return read_columns(table.file, wanted), features
+    used = used_columns(
+        known, table.labels, table.task, domain=table.domain, image=table.image, group=table.group, id=table.id
+    )
+    features = {} if table.image else _typed(table.features, known)
+    if not features and not table.image:
+        features = {name: None for name in known if name not in used}
+    return read_columns(table.file, used | features), list(features)
 
 
 def _typed(features: Sequence[str], known: list[str]) -> dict[str, ColumnType | None]:
@@ -139,57 +173,45 @@ def _typed(features: Sequence[str], known: list[str]) -> dict[str, ColumnType | 
 
 
 def _labelled(table: TableFile, columns: Mapping[str, Values]) -> LabelledRows:
-    return labelled_rows(
+    labelled = labelled_rows(
         columns,
         domain=table.domain,
         labels=table.labels,
         task=table.task,
         group=table.group,
+        row_id=table.id,
         missing_labels=table.missing_labels,
     )
-
-
-# Pictures
+    check_domain_sizes(labelled, table.domain)
+    return labelled
 
 
 def _pictures(
-    table: TableFile, columns: Mapping[str, Values], image_size: int | None, kind: Kind | None
+    table: TableFile, column: str, columns: Mapping[str, Values], image_size: int | None, kind: Kind | None
 ) -> DomainDataset:
-    labelled = _labelled(table, columns)
-    names = _picture_names(table, columns, labelled)
-    root = table.file.parent
+    labelled, root = _labelled(table, columns), table.file.parent
+    files = picture_files(root, column, columns[column], labelled)
     if kind is None or image_size is None:
-        look = look_at([root / name for name in names])
+        look = look_at([root / file.name for file in files])
         kind = look.kind if kind is None else kind
         if image_size is None:
             image_size = IMAGE_SIZE if kind == "photographs" else look.small_size
-    numbers = [int(row) + 1 for row in chain.from_iterable(labelled.rows)]
-    states = []
-    for name, number in zip(names, numbers, strict=True):
-        try:
-            status = (root / name).stat()
-        except OSError as error:
-            raise FieldError(
-                "image", f"row {number}: there is no picture {root / name}, which column {table.image} names"
-            ) from error
-        states.append(FileState(name, status.st_size, status.st_mtime_ns))
     try:
-        images, fingerprint = cached_images(root, states, image_size, listed_in=table.file)
+        images, fingerprint = cached_images(root, files, image_size, listed_in=table.file)
     except UnreadableImagesError as error:
         first = error.errors[0]
-        row = next(n for name, n in zip(names, numbers, strict=True) if (root.resolve() / name) == first.path)
+        rows = zip(files, chain.from_iterable(labelled.rows), strict=True)
+        row = next(row + 1 for file, row in rows if (root.resolve() / file.name) == first.path)
         more = f"; {len(error.errors) - 1} more cannot be used either" if len(error.errors) > 1 else ""
-        raise FieldError("image", f"row {row}, column {table.image}: {first}{more}") from error
+        raise FieldError("image", f"row {row}, column {column}: {first}{more}") from error
     digest = labelled.digest()
-    digest.update(repr((fingerprint, table.domain, table.labels, table.image, table.task)).encode())
+    digest.update(repr((fingerprint, table.domain, table.labels, column, table.task)).encode())
     parts = np.split(images, np.cumsum([len(rows) for rows in labelled.rows])[:-1])
-    domains = tuple(
-        Domain(name, part, labelled.targets[i], None if labelled.groups is None else labelled.groups[i])
-        for i, (name, part) in enumerate(zip(labelled.domains, parts, strict=True))
-    )
+    groups = labelled.groups or (None,) * len(parts)
+    rows = zip(labelled.domains, parts, labelled.targets, groups, labelled.ids, strict=True)
     return DomainDataset(
         table.file.stem,
-        domains,
+        tuple(Domain(*facts) for facts in rows),
         labelled.classes,
         kind,
         digest.hexdigest()[:16],
@@ -197,18 +219,6 @@ def _pictures(
         table.task,
         left_out=labelled.left_out,
     )
-
-
-def _picture_names(table: TableFile, columns: Mapping[str, Values], labelled: LabelledRows) -> list[str]:
-    """Return the files that the rows name, domain by domain."""
-    [column] = [values for name, values in columns.items() if name == table.image]
-    texts, codes = column
-    names = []
-    for row in chain.from_iterable(labelled.rows):
-        if codes[row] < 0:
-            raise FieldError("image", f"row {row + 1} names no picture: its column {table.image} is empty")
-        names.append(texts[codes[row]])
-    return names
 
 
 def _warn_of_lone_classes(table: TableFile, dataset: DomainDataset) -> None:

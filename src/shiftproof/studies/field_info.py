@@ -18,7 +18,7 @@ FIGURES = (*TRACES, "figure agreement", "figure sensitivity")
 RUNS = (*STUDIES, "train", *FIGURES)
 ALL = (*RUNS, "bench data")
 """The commands that take fields; "study" is for both `study plan` and `study run`."""
-TABLE_FIELDS = ("metadata", "domain", "labels", "task", "features", "image", "group", "missing_labels")
+TABLE_FIELDS = ("metadata", "domain", "labels", "task", "features", "image", "group", "id", "missing_labels")
 """The fields of the data set `table`."""
 
 

@@ -170,6 +170,14 @@ class Study:
         metavar="COLUMN",
         term=Term("group", "the column whose equal values mark rows of one thing"),
     )
+    id: str | None = described(
+        None,
+        "column of the table that names each row, with no value twice; it is no feature",
+        "data",
+        RUNS,
+        none="none; rows are named by their numbers",
+        metavar="COLUMN",
+    )
     missing_labels: MissingLabels = described(
         "error",
         "rows of a table without a label: error ends with the first one, drop leaves them out",

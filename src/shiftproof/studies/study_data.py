@@ -53,6 +53,7 @@ def table_of(study: Study, dataset: str) -> TableFile | None:
         study.image,
         study.group,
         study.missing_labels,
+        study.id,
     )
 
 

@@ -36,6 +36,7 @@ _SMOKE: Mapping[str, Any] = {
     "features": (),
     "image": None,
     "group": None,
+    "id": None,
     "missing_labels": "error",
     "kind": None,
     "model": "small_conv",

@@ -38,7 +38,7 @@ from shiftproof.training.run import (
     train_together,
 )
 from shiftproof.training.saved_model import SavedModel, load
-from shiftproof.training.scores import evaluate_folder, evaluate_labelled
+from shiftproof.training.scores import evaluate_folder, evaluate_labelled, evaluate_table
 from shiftproof.training.spec import RESULTS_VERSION, RunSpec
 from shiftproof.training.step import StepBuilder
 
@@ -86,6 +86,7 @@ __all__ = [
     "evaluate",
     "evaluate_folder",
     "evaluate_labelled",
+    "evaluate_table",
     "export_format",
     "export_model",
     "load",

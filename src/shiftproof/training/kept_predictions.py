@@ -52,6 +52,7 @@ class KeptPredictions:
         held_out: bool, shape (n,): whether the row is of its domain's held-out part. All other rows are of targets.
         targets: what is right, as in `Domain`.
         outputs: by step, logits (n, classes) in float16, or in regression values (n,) in float32.
+        ids: texts, shape (n,): what names each row, as in `Domain`; None if nothing does.
     """
 
     task: Task
@@ -62,6 +63,7 @@ class KeptPredictions:
     held_out: NDArray[np.bool_]
     targets: NDArray[Any]
     outputs: dict[int, NDArray[Any]]
+    ids: NDArray[np.str_] | None = None
 
     def part(self, step: int, domain: str, part: Part) -> Scored:
         """Return the rows of one part of a domain; none if it was not scored.
@@ -96,6 +98,11 @@ def write_kept(folder: Path, dataset: DomainDataset, inputs: Inputs, steps: Mapp
         "held_out": np.repeat(np.array([part == "out" for _, part in parts]), lengths),
         "targets": np.concatenate(targets),
     }
+    ids = [
+        one[of] for (domain, _), of in zip(parts, rows, strict=True) if (one := dataset.domains[domain].ids) is not None
+    ]
+    if len(ids) == len(parts):
+        arrays["ids"] = np.concatenate(ids)
     for step, outputs in steps.items():
         arrays[f"{_OUTPUTS}{step}"] = np.concatenate([outputs[part] for part in parts])
     content = io.BytesIO()
@@ -130,6 +137,7 @@ def read_predictions(folder: Path) -> KeptPredictions | None:
             arrays["held_out"],
             arrays["targets"],
             outputs,
+            arrays.get("ids"),
         )
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
         raise DamagedFileError(path, str(error).partition("\n")[0], "delete it; it is not made again") from error
