@@ -17,7 +17,16 @@ from torch.nn import functional as F
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Hparam
-from shiftproof.data import TASKS, Column, Domain, DomainDataset, Preparation, batch_indices, number_columns, split_domain
+from shiftproof.data import (
+    TASKS,
+    Column,
+    Domain,
+    DomainDataset,
+    Preparation,
+    batch_indices,
+    number_columns,
+    split_domain,
+)
 from shiftproof.models import MODELS, Featurizer, Model, Normalisation
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS, search_space, select, setting
