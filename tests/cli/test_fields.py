@@ -25,6 +25,7 @@ NEEDED = {
     "study": ["file.yaml"],
     "train": ["--target", "0", "--output", "out"],
     "bench data": ["--target", "0", "--data-dir", "here"],
+    "encode": ["--dataset", "PACS", "--model", "resnet18", "--output", "out"],
 }
 """What a command cannot do without."""
 CASES = [(command, field) for command in ALL for field in fields(Study)]
@@ -114,7 +115,7 @@ def test_help_ends_in_the_default_of_the_command():
 def test_what_is_not_given_leaves_its_field_alone(command):
     needed = NEEDED.get(command, [])
     options = make_parser().parse_args([*{"study": "study plan"}.get(command, command).split(), *needed])
-    assert given_fields(options).keys() <= {"targets", "data_dir"}
+    assert given_fields(options).keys() <= {"targets", "data_dir", "datasets", "model"}
 
 
 def test_what_is_given_is_of_the_type_of_its_field():
@@ -164,6 +165,9 @@ def test_one_target_is_joined_and_one_method_is_one():
         "train --target 0 --output out --datasets rotated_digits",
         "bench data --target 0 --data-dir here --datasets a b",
         "bench data --target 0 --data-dir here --clip-norm 1",
+        "encode --dataset a --model b --output out --datasets c d",
+        "encode --dataset a --model b --output out --features age",
+        "encode --dataset a --model b --output out --compile",
     ],
 )
 def test_a_command_refuses_what_it_would_ignore(command, capsys):
@@ -182,7 +186,7 @@ def test_a_command_of_one_data_set_refuses_two(command, capsys):
     assert re.search(r"--dataset NAME +name of the data set", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", ["", "compare", "train", "predict", "export", "study run", "figure osgr"])
+@pytest.mark.parametrize("command", ["", "compare", "train", "encode", "predict", "export", "study run", "figure osgr"])
 def test_help_imports_neither_torch_nor_numpy(command):
     code = (
         "import sys\nfrom shiftproof.cli import main\n"

@@ -17,7 +17,16 @@ from torch.nn import functional as F
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Hparam
-from shiftproof.data import TASKS, Column, Domain, DomainDataset, Preparation, batch_indices, split_domain
+from shiftproof.data import (
+    TASKS,
+    Column,
+    Domain,
+    DomainDataset,
+    Preparation,
+    batch_indices,
+    number_columns,
+    split_domain,
+)
 from shiftproof.models import MODELS, Featurizer, Model, Normalisation
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS, search_space, select, setting
@@ -173,6 +182,20 @@ def test_preparation_is_scikit_learns():
     assert ours.names == (
         "age", "dose", "dose is missing", "site is a", "site is b", "site is c", "site is rare or unseen"
     )  # fmt: skip
+
+
+def test_columns_fitted_together_are_as_if_each_were_alone():
+    """Bit for bit: sums of float64 depend on their order."""
+    random = np.random.default_rng(0)
+    rows = random.lognormal(size=(777, 37)).astype(np.float32)
+    rows[random.random(rows.shape) < 0.3] = np.nan
+    rows[:, 3], rows[:, 4], rows[:, 5] = np.nan, 2.5, 1e6 + np.arange(777) / 8
+    for i, part in enumerate(Preparation.fit(number_columns(37), rows).parts):
+        one = rows[:, i : i + 1].astype(np.float64)
+        imputer = SimpleImputer(strategy="median", keep_empty_features=True).fit(one)
+        scaler = StandardScaler().fit(imputer.transform(one))
+        assert (part.fill, part.mean, part.scale) == (imputer.statistics_[0], scaler.mean_[0], scaler.scale_[0])
+        assert part.indicates == np.isnan(one).any()
 
 
 def test_a_preparation_survives_json_and_has_a_place_for_the_unseen():

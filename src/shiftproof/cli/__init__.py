@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with naming_options(options) if hasattr(options, "taken") else nullcontext():
             status: int = options.command(options)
         print(end="", flush=True)  # a flush at exit could fail too late to be caught here
-    except KeyboardInterrupt:
-        print(_INTERRUPTED_TEXT, file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or _INTERRUPTED_TEXT, file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():

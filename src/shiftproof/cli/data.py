@@ -39,7 +39,10 @@ def _add_get(parser: Command) -> None:
 
 def _add_check(parser: Command) -> None:
     parser.add_argument(
-        "folder", type=folder, metavar="DIR", help="folder of <domain>/<class>/<image> or of MNIST, or a table"
+        "folder",
+        type=folder,
+        metavar="DIR",
+        help="folder of <domain>/<class>/<image> or of MNIST, a table, or a set of features",
     )
     add_option(
         parser, "--dataset", none="the one that the folder is named after", metavar="NAME",
@@ -58,12 +61,15 @@ def _get(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from shiftproof.data import check_data, check_table
+    from shiftproof.data import check_data, check_features, check_table, is_feature_set
     from shiftproof.studies import table_of
 
+    if options.dataset is not None and (options.folder.is_file() or is_feature_set(options.folder)):
+        raise ValueError("--dataset is of folders of images, and of nothing else")
+    if is_feature_set(options.folder):
+        print(check_features(options.folder).text())
+        return 0
     if options.folder.is_file():
-        if options.dataset is not None:
-            raise ValueError("--dataset is of folders, not of a table")
         table = table_of(given_table(options, options.folder), "table")
         assert table is not None  # noqa: S101  (it is of the data set table)
         print(check_table(table).text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shiftproof import __version__
-from shiftproof.cli import bench, data, figures, listing, models, runs, study
+from shiftproof.cli import bench, data, encode, figures, listing, models, runs, study
 from shiftproof.cli.command import Command
 from shiftproof.cli.completion import PrintCompletion
 
@@ -26,5 +26,5 @@ def _add(parser: Command) -> None:
         help="print a script that completes commands and options in a shell: bash, zsh or tcsh",
     )
     commands = parser.add_commands("command")
-    for part in (runs, models, study, data, listing, bench, figures):
+    for part in (runs, models, study, data, encode, listing, bench, figures):
         part.add_commands(commands)

@@ -13,6 +13,15 @@ from shiftproof.data.check import check_data
 from shiftproof.data.columns import Column, Preparation, number_columns
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, DomainDataset, Outline
 from shiftproof.data.domain import Domain
+from shiftproof.data.feature_check import check_features
+from shiftproof.data.feature_set import (
+    Encoder,
+    FeatureSetError,
+    check_free,
+    is_feature_set,
+    open_features,
+    write_features,
+)
 from shiftproof.data.folder import DomainFiles, labelled_images, look_at_folder, open_folder, pictures_below
 from shiftproof.data.images import ImageError, decode, to_pixels, upright
 from shiftproof.data.items import from_huggingface, from_torch
@@ -44,6 +53,8 @@ __all__ = [
     "Domain",
     "DomainDataset",
     "DomainFiles",
+    "Encoder",
+    "FeatureSetError",
     "FolderError",
     "ImageError",
     "Kind",
@@ -59,6 +70,8 @@ __all__ = [
     "augment",
     "batch_indices",
     "check_data",
+    "check_features",
+    "check_free",
     "check_table",
     "decode",
     "draw_augmentations",
@@ -66,6 +79,7 @@ __all__ = [
     "from_huggingface",
     "from_torch",
     "grouped_split",
+    "is_feature_set",
     "labelled_files",
     "labelled_images",
     "labelled_table",
@@ -73,6 +87,7 @@ __all__ = [
     "look_at_table",
     "number_columns",
     "on_device",
+    "open_features",
     "open_folder",
     "open_table",
     "pictures_below",
@@ -81,4 +96,5 @@ __all__ = [
     "split_domain",
     "to_pixels",
     "upright",
+    "write_features",
 ]

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from PIL import ImageFile
 
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.base.text import one_line
+from shiftproof.data.dataset import DomainDataset
 from shiftproof.data.folder import DomainFiles, list_folder, published_names
 from shiftproof.data.images import ImageError, decode
 from shiftproof.data.mnist import FOLDER, MNIST_SETS, count_mnist
@@ -93,6 +95,20 @@ def counts_table(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         rows.append([name, *map(str, row), str(sum(row))])
     sums = [sum(counts[domain].values()) for domain in domains]
     rows.append(["all", *map(str, sums), str(sum(sums))])
+    return aligned(rows)
+
+
+def dataset_table(dataset: DomainDataset) -> list[str]:
+    """Return the lines of a table of a data set's rows, by domain and class, or by domain with the means of targets."""
+    domains, classes = dataset.domains, dataset.classes
+    if dataset.task == "classification":
+        found = [np.bincount(domain.targets, minlength=len(classes)).tolist() for domain in domains]
+        counts = [dict(zip(classes, one, strict=True)) for one in found]
+        return counts_table({domain.name: one for domain, one in zip(domains, counts, strict=True)})
+    rows = [["domain", "rows", *(f"mean of {name}" for name in classes)]]
+    for domain in domains:
+        means = np.atleast_1d(domain.targets.mean(axis=0, dtype=np.float64)).tolist()
+        rows.append([domain.name, str(len(domain)), *(f"{mean:.4g}" for mean in means)])
     return aligned(rows)
 
 

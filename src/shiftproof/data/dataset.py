@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ class DomainDataset:
         task: "classification", "multilabel" or "regression".
         columns: what the columns of vectors are; None for numbers without names.
         left_out: number of rows of its table that lack a label and were left out.
+        encoder: what computed its vectors from pictures, in words; empty if nothing did.
 
     Raises:
         ValueError: domains do not fit together, a target has no meaning, there are fewer than two classes, a name is
@@ -48,6 +50,7 @@ class DomainDataset:
     task: Task = "classification"
     columns: tuple[Column, ...] | None = None
     left_out: int = 0
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         try:
@@ -120,13 +123,13 @@ class DomainDataset:
             )
         if self.columns is not None and inputs.shape[1:] != (len(self.columns),):
             raise ValueError(f"it names {len(self.columns)} columns, and its inputs have shape {inputs.shape[1:]}")
-        if (place := _first(np.isinf(inputs))) is not None:
+        if (place := _first_row(np.isinf, inputs)) is not None:
             row, *rest = place
             column = f"column {self.columns[rest[0]].name}" if self.columns else f"place {tuple(rest)}"
             raise ValueError(
                 f"row {row} of domain {domain.name} is infinite in {column}; write NaN for a missing value"
             )
-        if inputs.ndim > 2 and (place := _first(np.isnan(inputs))) is not None:
+        if inputs.ndim > 2 and (place := _first_row(np.isnan, inputs)) is not None:
             raise ValueError(
                 f"row {place[0]} of domain {domain.name} holds NaN; only vectors (n, size) may lack values"
             )
@@ -201,12 +204,22 @@ def printable(text: object) -> str:
     return str(text).encode(errors="backslashreplace").decode()
 
 
+_LOOKED_AT_ONCE = 1 << 26  # bytes
 _RESHAPE = ("resize them to one shape (channels, height, width)", "give all the same features")
 
 
 def _first(where: NDArray[np.bool_]) -> tuple[int, ...] | None:
     """Return the first place where an array is true; None if it is nowhere."""
     return tuple(int(i[0]) for i in where.nonzero()) if where.any() else None
+
+
+def _first_row(wrong: Callable[[NDArray[Any]], NDArray[np.bool_]], rows: NDArray[Any]) -> tuple[int, ...] | None:
+    """Return the first place where something is wrong, looked for in blocks: rows may be more than memory holds."""
+    size = max(1, _LOOKED_AT_ONCE * len(rows) // rows.nbytes)
+    for start in range(0, len(rows), size):
+        if (place := _first(wrong(rows[start : start + size]))) is not None:
+            return start + place[0], *place[1:]
+    return None
 
 
 def _repeated(names: Sequence[str]) -> str | None:

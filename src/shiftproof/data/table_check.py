@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shiftproof.base.text import one_line
-from shiftproof.data.check import aligned, counts_table
+from shiftproof.data.check import aligned, dataset_table
 from shiftproof.data.dataset import DomainDataset
 from shiftproof.data.user_table import TableFile, open_table
 
@@ -26,23 +26,11 @@ class TableCheck:
 
     def text(self) -> str:
         """Return a report: rows by domain and class, then the columns."""
-        lines = [f"{self.table.file}", "", *self._rows(), ""]
+        lines = [f"{self.table.file}", "", *dataset_table(self.dataset), ""]
         if self.dataset.columns is not None:
             lines += [*self._columns(), ""]
         lines.append(f"rows without a label, left out: {self.dataset.left_out}")
         return "\n".join(map(one_line, lines))
-
-    def _rows(self) -> list[str]:
-        domains, classes = self.dataset.domains, self.dataset.classes
-        if self.dataset.task == "classification":
-            found = [np.bincount(domain.targets, minlength=len(classes)).tolist() for domain in domains]
-            counts = [dict(zip(classes, one, strict=True)) for one in found]
-            return counts_table({domain.name: one for domain, one in zip(domains, counts, strict=True)})
-        rows = [["domain", "rows", *(f"mean of {name}" for name in classes)]]
-        for domain in domains:
-            means = np.atleast_1d(domain.targets.mean(axis=0, dtype=np.float64)).tolist()
-            rows.append([domain.name, str(len(domain)), *(f"{mean:.4g}" for mean in means)])
-        return aligned(rows)
 
     def _columns(self) -> list[str]:
         rows = [["column", "values", "missing"]]

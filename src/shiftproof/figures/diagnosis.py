@@ -14,7 +14,7 @@ from shiftproof.annealing import ANNEALERS
 from shiftproof.base.files import with_home
 from shiftproof.base.plugins import import_plugins, naming_plugins
 from shiftproof.base.registry import Registry, RemovedNameError, UnknownNameError
-from shiftproof.data import DATASETS
+from shiftproof.data import DATASETS, is_feature_set
 from shiftproof.figures.balance import balance_history, draw_balance
 from shiftproof.figures.embedding import draw_embedding, embeddings
 from shiftproof.figures.flatness import draw_flatness, flatness
@@ -59,12 +59,13 @@ def diagnose(
     if spec.weights is not None and weights is None:
         raise ValueError(f"{run} started from given weights: name their file")
     import_plugins()
+    folder = None if data_dir is None else with_home(data_dir).absolute()
+    encoded = folder is not None and is_feature_set(folder)
     if spec.plugins:
-        _check_parts(spec)
+        _check_parts(spec, own_data=encoded or spec.kind is not None)
     if spec.kind == "vectors":
         raise ValueError(f"{run} was trained on a table of your own, and cannot be diagnosed")
-    key = spec.dataset if spec.dataset in DATASETS else "folder"
-    folder = None if data_dir is None else with_home(data_dir).absolute()
+    key = "features" if encoded else spec.dataset if spec.dataset in DATASETS else "folder"
     dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs")
     subject = Subject(spec, dataset, torch.device(device), weights)
     subject.check()
@@ -72,14 +73,14 @@ def diagnose(
     return [path for name in what for path in DIAGNOSES[name](diagnosed)]
 
 
-def _check_parts(spec: RunSpec) -> None:
-    """Raise PluginError if a part of the run is of a plug-in that was not imported."""
+def _check_parts(spec: RunSpec, own_data: bool) -> None:
+    """Raise PluginError if a part of the run is of a plug-in that was not imported; data of the user's are of none."""
     parts: list[tuple[Registry[Any], str]] = [
         (ALGORITHMS, spec.algorithm),
         (OPTIMIZERS, spec.optimizer),
         (ANNEALERS, spec.annealer),
     ]
-    if spec.kind is None:  # not a folder of the user's
+    if not own_data:
         parts.append((DATASETS, spec.dataset))
     with naming_plugins(spec.plugins):
         for registry, name in parts:

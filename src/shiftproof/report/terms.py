@@ -7,6 +7,7 @@ from shiftproof.studies import Study, info_of
 
 MEANINGS = {
     **{term.label: term.meaning for field in fields(Study) if (term := info_of(field).term) is not None},
+    "encoder": "the network whose features the inputs are, and what it was given; it is not trained",
     "transductive": "algorithms that use unlabelled images of the unseen domain to predict, and how many images",
     "published start": "the weights that published results under this protocol started from",
     "images per domain and step": "batch size per source domain",

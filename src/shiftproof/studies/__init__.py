@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from shiftproof.base.method import Method
     from shiftproof.studies.catalogue import LISTED, Listed, list_names
     from shiftproof.studies.checks import names_by_field
+    from shiftproof.studies.encoding import encode
     from shiftproof.studies.field_info import GROUPS, TABLE_FIELDS, One, default_of, default_text, info_of, option_names
     from shiftproof.studies.index import INDEX_FILE
     from shiftproof.studies.named_files import named_studies, study_path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from shiftproof.studies.workers import RayCluster
 
 _PLACES = {
+    "encode": "shiftproof.studies.encoding",
     "default_of": "shiftproof.studies.field_info",
     "default_text": "shiftproof.studies.field_info",
     "field_types": "shiftproof.studies.study",
@@ -117,6 +119,7 @@ __all__ = [
     "Variant",
     "default_of",
     "default_text",
+    "encode",
     "field_types",
     "info_of",
     "list_names",

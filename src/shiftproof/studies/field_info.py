@@ -16,7 +16,7 @@ STUDIES = ("compare", "study")
 TRACES = ("figure balance", "figure osgr", "figure embedding", "figure landscape")
 FIGURES = (*TRACES, "figure agreement", "figure sensitivity")
 RUNS = (*STUDIES, "train", *FIGURES)
-ALL = (*RUNS, "bench data")
+ALL = (*RUNS, "bench data", "encode")
 """The commands that take fields; "study" is for both `study plan` and `study run`."""
 TABLE_FIELDS = ("metadata", "domain", "labels", "task", "features", "image", "group", "id", "missing_labels")
 """The fields of the data set `table`."""

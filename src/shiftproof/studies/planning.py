@@ -427,7 +427,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
         "cache": None if caches == ["none"] else " and ".join(caches),
         "fixed": ", ".join(f"{name}={value}" for name, value in study.fixed.items()),
     }
-    of_no_field = _terms_of_no_field(study, specs)
+    of_no_field = _terms_of_no_field(study, facts, specs)
     terms: dict[str, Any] = {}
     for field in sorted(fields(Study), key=lambda one: not ((term := info_of(one).term) and term.always)):
         term, value = info_of(field).term, values[field.name]
@@ -450,12 +450,13 @@ def _table_terms(study: Study, facts: _Facts) -> dict[str, Any]:
     }
 
 
-def _terms_of_no_field(study: Study, specs: Sequence[RunSpec]) -> dict[str, dict[str, Any]]:
+def _terms_of_no_field(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, dict[str, Any]]:
     """Return the terms that belong to no field of the study, by the field whose term they follow."""
     protocol = PROTOCOLS[study.protocol]
     given = study.weights is not None
     transductive = [name for name in study.algorithms if ALGORITHMS[name].transductive]
     terms: dict[str, dict[str, Any]] = {
+        "datasets": {"encoder": (facts.data.encoder or None) if facts.data is not None else None},
         "checkpoint_freq": {
             "images per domain and step": _listed(int(spec.hparams["data.batch_size"]) for spec in specs),
         },
