@@ -59,14 +59,11 @@ def _get(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from shiftproof.data import check_data, check_table
-    from shiftproof.studies import table_of
 
     if options.folder.is_file():
         if options.dataset is not None:
             raise ValueError("--dataset is of folders, not of a table")
-        table = table_of(given_table(options, options.folder), "table")
-        assert table is not None  # noqa: S101  (it is of the data set table)
-        print(check_table(table).text())
+        print(check_table(given_table(options, options.folder)).text())
         return 0
     checked = check_data(options.folder, options.dataset)
     print(checked.text())

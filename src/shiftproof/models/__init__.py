@@ -4,7 +4,7 @@ from shiftproof.models.build import MODELS, build_network, default_image_size, m
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation, check_normalisation
-from shiftproof.models.tasks import Loss, Quantity, weighted_cross_entropy
+from shiftproof.models.tasks import Loss, Quantity, loss_of, weighted_cross_entropy
 from shiftproof.models.timm_models import timm_names
 from shiftproof.models.weights import (
     NORMALISATION,
@@ -27,6 +27,7 @@ __all__ = [
     "check_normalisation",
     "default_image_size",
     "load_weights",
+    "loss_of",
     "model_hparams",
     "read_weights",
     "stated_normalisation",
