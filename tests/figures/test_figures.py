@@ -20,6 +20,7 @@ from shiftproof import figures
 from shiftproof.base.files import DamagedFileError
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.cli import main
+from shiftproof.data import TableFile, Task, open_table
 from shiftproof.diagnostics import simulate, step_ratios
 from shiftproof.figures import diagnose, figure_balance, figure_embedding, figure_osgr, figure_sensitivity
 from shiftproof.figures import flatness as flatness_figure
@@ -27,13 +28,14 @@ from shiftproof.figures import landscape as landscape_figure
 from shiftproof.figures import osgr as osgr_figure
 from shiftproof.figures import sensitivity as sensitivity_figure
 from shiftproof.figures import traces as traces_module
+from shiftproof.figures.flatness import held_out
 from shiftproof.figures.osgr import draw_osgr
 from shiftproof.figures.sensitivity import Sensitivity, draw_sensitivity
 from shiftproof.figures.traces import Subject, Trace, figure_subjects, trace
 from shiftproof.report.diagnostics import diagnostic_figures
-from shiftproof.studies import Study, train_one
+from shiftproof.studies import Study, read_run_spec, study_data, train_one
 from shiftproof.studies.planning import plan_run
-from shiftproof.training import read_result
+from shiftproof.training import load, read_result
 from shiftproof.training.callbacks import checkpoints as checkpoints_module
 from shiftproof.training.inputs import Inputs
 from shiftproof.training.run import state_digest
@@ -228,6 +230,66 @@ def test_a_finished_run_is_diagnosed_and_its_report_shows_it(
     page = (tmp_path / "report.html").read_text()
     assert page.count('<figure class="diagnostic">') == len(drawn)
     assert "erm + adam on rotated_digits, 0, trial 0, setting 0" in page
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [("classification", ("kind",)), ("multilabel", ("ill", "old")), ("regression", ("dose",))],
+)
+def test_a_run_of_a_table_is_diagnosed_with_the_loss_of_its_task(
+    task: Task,
+    labels: tuple[str, ...],
+    tmp_path: Path,
+    small: None,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    pytest.importorskip("pyarrow")
+    lines = [f"{'abc'[i % 3]},{i * 37 % 101},{i * 53 % 97},{'xy'[i // 3 % 2]},{i % 2},{i % 5 // 4}" for i in range(90)]
+    (tmp_path / "visits.csv").write_text("\n".join(["site,dose,size,kind,ill,old", *lines]))
+    described = ["--metadata", str(tmp_path / "visits.csv"), "--domain", "site", "--label", *labels]
+    described += ["--task", task, "--features", "size"]
+    common = ["--target", "c", "--optimizer", "adam", "--steps", "4", "--set", "data.batch_size=4"]
+    run = tmp_path / "run"
+    assert main(["train", "--dataset", "table", *described, *common, "--output", str(run)]) == 0
+    assert main(["diagnose", str(run), *described]) == (0 if task == "classification" else 1)
+    if task != "classification":
+        message = f"embedding shows classes, and the task of visits is {task}: leave it out"
+        assert message in capsys.readouterr().err
+        assert not (run / "diagnostics").exists()
+        chosen = ["--what", "osgr", "balance", "sharpness", "landscape"]
+        assert main(["diagnose", str(run), *described, *chosen]) == 0
+    assert not [str(w.message) for w in recwarn if "did not reach" in str(w.message)]
+    dataset = open_table(TableFile(tmp_path / "visits.csv", "site", labels, task, ("size",)))
+    subject = Subject(read_run_spec(run, ""), dataset, torch.device("cpu"), None)
+    network = load(run).network
+    expected = [network.loss(network(inputs), targets).item() for inputs, targets in held_out(subject)["sources"]]
+    losses = [row for row in _rows(run / "diagnostics" / "flatness.csv") if row["quantity"] == "loss"]
+    assert float(losses[0]["value"]) == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert ", 1 columns, 4 steps of 4 rows per source domain" in (run / "diagnostics" / "osgr.txt").read_text()
+
+
+def test_a_run_of_a_table_needs_the_table_that_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    lines = [f"{'ab'[i % 2]},{i},{'xy'[i // 2 % 2]}" for i in range(40)]
+    file = tmp_path / "visits.csv"
+    file.write_text("\n".join(["site,dose,kind", *lines]))
+    described = ["--metadata", str(file), "--domain", "site", "--label", "kind"]
+    run = str(tmp_path / "run")
+    assert main(["train", "--dataset", "table", *described, "--target", "b", "--steps", "2", "--output", run]) == 0
+    for given, message in (
+        ([], f"{run} was trained on the table visits: name its file and columns as in training, by --metadata, --dom"),
+        (described[:4], "the data set table needs labels, the column to predict: --label"),
+        ([*described[:3], "sit", *described[4:]], f"{file}: unknown column 'sit'. Did you mean site?"),
+    ):
+        assert main(["diagnose", run, "--what", "sharpness", *given]) == 1
+        assert message in capsys.readouterr().err
+    file.write_text("\n".join(["site,dose,kind", *lines[1:], "a,7,y"]))
+    study_data.open_dataset.cache_clear()
+    assert main(["diagnose", run, "--what", "sharpness", *described]) == 1
+    assert "are not those that the run was planned with" in capsys.readouterr().err
 
 
 def test_the_report_shows_the_runs_of_all_settings(tmp_path: Path) -> None:

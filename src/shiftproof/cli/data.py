@@ -62,7 +62,6 @@ def _get(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from shiftproof.data import check_data, check_features, check_table, is_feature_set
-    from shiftproof.studies import table_of
 
     if options.dataset is not None and (options.folder.is_file() or is_feature_set(options.folder)):
         raise ValueError("--dataset is of folders of images, and of nothing else")
@@ -70,9 +69,7 @@ def _check(options: argparse.Namespace) -> int:
         print(check_features(options.folder).text())
         return 0
     if options.folder.is_file():
-        table = table_of(given_table(options, options.folder), "table")
-        assert table is not None  # noqa: S101  (it is of the data set table)
-        print(check_table(table).text())
+        print(check_table(given_table(options, options.folder)).text())
         return 0
     checked = check_data(options.folder, options.dataset)
     print(checked.text())

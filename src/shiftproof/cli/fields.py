@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Value, parse_value
 from shiftproof.cli.command import Command
 from shiftproof.cli.options import path, with_default
 from shiftproof.studies import GROUPS, TABLE_FIELDS, One, Study, default_of, field_types, info_of, option_names
+
+if TYPE_CHECKING:
+    from shiftproof.data import TableFile
 
 BATCH_SIZE = "data.batch_size"
 """The hyperparameter that the option --batch-size sets."""
@@ -85,15 +88,19 @@ def add_table_fields(parser: Command) -> None:
             group.add_argument(*option_names(declared[name]), dest=name, help=text, **_how(declared[name], None))
 
 
-def given_table(options: argparse.Namespace, file: Path) -> Study:
-    """Return a study of a table, with the fields that the options of `add_table_fields` set.
+def given_table(options: argparse.Namespace, file: Path) -> TableFile:
+    """Return a table with what the options of `add_table_fields` say of its columns.
 
     Raises:
         FieldError: a field is missing, or cannot have its value.
     """
+    from shiftproof.studies import table_of
+
     given = {name: value for name in TABLE_FIELDS if (value := getattr(options, name, None)) is not None}
     values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
-    return Study(datasets=("table",), metadata=file, **values)
+    table = table_of(Study(**{**values, "datasets": ("table",), "metadata": file}), "table")
+    assert table is not None  # noqa: S101  (it is of the data set table)
+    return table
 
 
 def _how(declared: Field[Any], one: One | None) -> dict[str, Any]:

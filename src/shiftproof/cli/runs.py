@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftproof.cli.fields import add_fields, study_of
+from shiftproof.cli.fields import add_fields, add_table_fields, given_table, study_of
 from shiftproof.cli.options import (
     add_device,
     add_jobs,
@@ -82,6 +82,11 @@ def _add_diagnose(parser: Command) -> None:
         parser, "--data-dir", type=path, none="none, for embedded data sets", metavar="DIR",
         help="folder that holds the run's data set",
     )  # fmt: skip
+    add_option(
+        parser, "--metadata", type=path, none="none", metavar="FILE",
+        help="the table that the run was trained on; its columns are named as in training",
+    )  # fmt: skip
+    add_table_fields(parser)
     parser.add_argument("--weights", type=path, metavar="FILE", help="file of weights the run started from, if any")
     add_device(parser)
 
@@ -185,7 +190,12 @@ def _diagnose(options: argparse.Namespace) -> int:
 
     check_device(options.device)
     files = diagnose(
-        options.run, options.what, data_dir=options.data_dir, weights=options.weights, device=options.device
+        options.run,
+        options.what,
+        data_dir=options.data_dir,
+        table=None if options.metadata is None else given_table(options, options.metadata),
+        weights=options.weights,
+        device=options.device,
     )
     print("written: " + ", ".join(map(str, files)))
     return 0

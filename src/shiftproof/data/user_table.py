@@ -208,10 +208,10 @@ def _pictures(
     digest.update(repr((fingerprint, table.domain, table.labels, column, table.task)).encode())
     parts = np.split(images, np.cumsum([len(rows) for rows in labelled.rows])[:-1])
     groups = labelled.groups or (None,) * len(parts)
-    rows = zip(labelled.domains, parts, labelled.targets, groups, labelled.ids, strict=True)
+    facts = zip(labelled.domains, parts, labelled.targets, groups, labelled.ids, strict=True)
     return DomainDataset(
         table.file.stem,
-        tuple(Domain(*facts) for facts in rows),
+        tuple(Domain(*one) for one in facts),
         labelled.classes,
         kind,
         digest.hexdigest()[:16],

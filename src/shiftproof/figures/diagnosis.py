@@ -14,9 +14,9 @@ from shiftproof.annealing import ANNEALERS
 from shiftproof.base.files import with_home
 from shiftproof.base.plugins import import_plugins, naming_plugins
 from shiftproof.base.registry import Registry, RemovedNameError, UnknownNameError
-from shiftproof.data import DATASETS, is_feature_set
+from shiftproof.data import DATASETS, TableFile, is_feature_set
 from shiftproof.figures.balance import balance_history, draw_balance
-from shiftproof.figures.embedding import draw_embedding, embeddings
+from shiftproof.figures.embedding import check_classes, draw_embedding, embeddings
 from shiftproof.figures.flatness import draw_flatness, flatness
 from shiftproof.figures.landscape import draw_paths
 from shiftproof.figures.osgr import draw_osgr, draw_osgr_of_moments, snapshot_moments
@@ -27,7 +27,13 @@ from shiftproof.training import SPEC_FILE, RunSpec, load, read_result, state_dig
 
 
 def diagnose(
-    run: Path, what: Sequence[str], *, data_dir: Path | None = None, weights: Path | None = None, device: str = "cpu"
+    run: Path,
+    what: Sequence[str],
+    *,
+    data_dir: Path | None = None,
+    table: TableFile | None = None,
+    weights: Path | None = None,
+    device: str = "cpu",
 ) -> list[Path]:
     """Measure and draw quantities of a finished run into ``diagnostics`` in its folder; return the files.
 
@@ -39,13 +45,14 @@ def diagnose(
         run: the run's folder.
         what: names in `DIAGNOSES`.
         data_dir: folder that holds its data set, unless embedded.
+        table: the table that it was trained on, if any, with the same meaning of its columns.
         weights: file of the weights that it started from, if any.
         device: the device to measure on.
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        ValueError: a name is unknown, the run has not finished, data or weights are not the run's, or the run would
-            have to be trained again and its optimizer has been removed.
+        ValueError: a name is unknown, the run has not finished, data or weights are not the run's, the run would have
+            to be trained again and its optimizer has been removed, or a diagnosis is not one of its task.
     """
     for name in what:
         if name not in DIAGNOSES:
@@ -63,12 +70,18 @@ def diagnose(
     encoded = folder is not None and is_feature_set(folder)
     if spec.plugins:
         _check_parts(spec, own_data=encoded or spec.kind is not None)
-    if spec.kind == "vectors":
-        raise ValueError(f"{run} was trained on a table of your own, and cannot be diagnosed")
-    key = "features" if encoded else spec.dataset if spec.dataset in DATASETS else "folder"
-    dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs")
+    if spec.kind == "vectors" and table is None and not encoded:
+        raise ValueError(
+            f"{run} was trained on the table {spec.dataset}: name its file and columns as in training, by --metadata, "
+            "--domain, --label, ..."
+        )
+    own = "table" if table is not None else "features" if encoded else "folder"
+    key = spec.dataset if spec.dataset in DATASETS else own
+    dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs", table)
     subject = Subject(spec, dataset, torch.device(device), weights)
     subject.check()
+    if "embedding" in what:
+        check_classes(subject)  # before anything is trained
     diagnosed = _Diagnosed(run, subject, result.get("weights_sha256"))
     return [path for name in what for path in DIAGNOSES[name](diagnosed)]
 

@@ -24,6 +24,14 @@ from shiftproof.studies import Study
 from shiftproof.training import EVALUATION_BATCH, reproducible
 
 
+def check_classes(subject: Subject) -> None:
+    """Raise ValueError for a run whose task is not of classes, by which features are shown."""
+    if subject.data.task != "classification":
+        raise ValueError(
+            f"embedding shows classes, and the task of {subject.spec.dataset} is {subject.data.task}: leave it out"
+        )
+
+
 def embeddings(subject: Subject, network: Network, method: Projection) -> tuple[Embedding, Embedding]:
     """Return the features of held-out images of all domains, including the target's, before and after training.
 
@@ -33,8 +41,9 @@ def embeddings(subject: Subject, network: Network, method: Projection) -> tuple[
         method: projection to two dimensions, "pca" or "umap".
 
     Raises:
-        ValueError: UMAP is not installed.
+        ValueError: UMAP is not installed, or the task is not of classes.
     """
+    check_classes(subject)
     inputs = subject.inputs
     each = -(-MOST_EMBEDDED // len(subject.data.domains))
     samples = [inputs.sample(domain, "out", each) for domain in range(len(subject.data.domains))]

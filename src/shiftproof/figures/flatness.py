@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn import functional as F
 
 from shiftproof.algorithms import Batch
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
@@ -54,8 +53,8 @@ def flatness(subject: Subject, model: nn.Module) -> dict[str, Flatness]:
     with reproducible():
         return {
             side: Flatness(
-                sharpness(model, F.cross_entropy, batches),
-                {rho: average_increase(model, F.cross_entropy, batches, rho=rho) for rho in RADII},
+                sharpness(model, subject.loss, batches),
+                {rho: average_increase(model, subject.loss, batches, rho=rho) for rho in RADII},
             )
             for side, batches in held_out(subject).items()
         }

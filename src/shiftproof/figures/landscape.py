@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from shiftproof.base.drawing import write_figure
@@ -38,7 +37,7 @@ def draw_paths(subject: Subject, traces: Mapping[str, Trace], folder: Path) -> l
     drawn = []
     for side, batches in held_out(subject).items():
         with reproducible(), tqdm(unit="point", desc=f"loss of the {side}") as bar:
-            losses = losses_on_plane(model, F.cross_entropy, batches, plane, xs, ys, _shown_by(bar))
+            losses = losses_on_plane(model, subject.loss, batches, plane, xs, ys, _shown_by(bar))
         label = "loss of the sources" if side == "sources" else "loss of the unseen domain"
         figure = plane_figure(plane, xs, ys, losses, list(traces), label)
         assert plane.explained is not None  # noqa: S101  (the plane was made from paths)

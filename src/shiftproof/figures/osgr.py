@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
 
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
@@ -119,7 +118,7 @@ def snapshot_moments(subject: Subject, trace: Trace) -> dict[int, tuple[Gradient
         for i in chosen:
             vector_to_parameters(trace.path[i].to(subject.device), parameters)
             model.load_state_dict(trace.buffers[i], strict=False)
-            first, second = (gradient_moments(model, half, F.cross_entropy) for half in halves)
+            first, second = (gradient_moments(model, half, subject.loss) for half in halves)
             found[trace.path_steps[i]] = (first, second)
     return found
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shiftproof.algorithms import Algorithm
 from shiftproof.base.files import write_bytes
 from shiftproof.data import DomainDataset
 from shiftproof.diagnostics import Recorder, StepContributions, flat_weights
+from shiftproof.models import Loss, Network, loss_of
 from shiftproof.studies import Study, open_data, plan_run
 from shiftproof.training import (
     Callback,
@@ -65,13 +65,14 @@ class Subject:
     def conditions(self) -> str:
         """A description of method, data and model, without the optimizer and the trial."""
         spec = self.spec
+        rows, size = ("rows", "columns") if self.data.kind == "vectors" else ("images", "pixels")
         annealer = "" if spec.annealer == "none" else f" with {spec.annealer}"
         clipped = "" if spec.clip_norm is None else f", gradients clipped at {spec.clip_norm:g}"
         start = "random weights" if spec.weights is None else "given weights"
         return (
             f"{spec.algorithm}{annealer} on {spec.dataset}, unseen domain {'+'.join(spec.targets)}, {spec.model} from "
-            f"{start}, {self.data.input_shape[-1]} pixels, {spec.steps} steps of {spec.axis('data')['batch_size']} "
-            f"images per source domain{clipped}"
+            f"{start}, {self.data.input_shape[-1]} {size}, {spec.steps} steps of {spec.axis('data')['batch_size']} "
+            f"{rows} per source domain{clipped}"
         )
 
     @property
@@ -105,6 +106,16 @@ class Subject:
     def inputs(self) -> Inputs:
         """The images of the run."""
         return Inputs(self.data, self.spec, self.algorithm().network.normalisation, self.device)
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The plain loss of the run's task."""
+        return plain_loss(self.algorithm().network)
+
+
+def plain_loss(network: Network) -> Loss:
+    """Return the loss of a network's task, without weights of classes."""
+    return loss_of(network.task, network.quantity)
 
 
 def figure_subjects(study: Study, trial_seed: int) -> list[Subject]:
@@ -212,7 +223,7 @@ class _Tracing(Callback):
         self.recorder = Recorder(
             loop.algorithm,
             self.optimizer,
-            F.cross_entropy,
+            plain_loss(loop.algorithm.network),
             loop.inputs.fresh_batches,
             unseen=loop.inputs.unseen_batch,
             every=-(-loop.spec.steps // MEASUREMENTS),

@@ -5,7 +5,7 @@ from shiftproof.models.build import MODELS, build_network, default_image_size, m
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation, check_normalisation
-from shiftproof.models.tasks import Loss, Quantity, weighted_cross_entropy
+from shiftproof.models.tasks import Loss, Quantity, loss_of, weighted_cross_entropy
 from shiftproof.models.timm_models import timm_names
 from shiftproof.models.trained import check_trained, freeze_all_but
 from shiftproof.models.trunk import Cut, Trunk, cut
@@ -37,6 +37,7 @@ __all__ = [
     "default_image_size",
     "freeze_all_but",
     "load_weights",
+    "loss_of",
     "model_hparams",
     "parts",
     "read_weights",
