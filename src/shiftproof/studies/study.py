@@ -500,8 +500,9 @@ class Study:
     def __post_init__(self) -> None:
         from shiftproof.studies.checks import check_study
 
-        if isinstance(self.averaging, str):  # studies of before there could be several name one
-            object.__setattr__(self, "averaging", (self.averaging,))
+        averaging: object = self.averaging
+        if isinstance(averaging, str):  # studies of before there could be several name one
+            object.__setattr__(self, "averaging", (averaging,))
         check_study(self)
 
     def device_here(self) -> torch.device:
