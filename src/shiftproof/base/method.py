@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from shiftproof.base.choices import Averaging
+
 
 class Method(NamedTuple):
     """A method, as the rows of a table compare them."""
@@ -13,7 +15,7 @@ class Method(NamedTuple):
     optimizer: str
     annealer: str = "none"
     variant: str = ""
-    averaging: str = "none"
+    averaging: Averaging = "none"
 
     def __str__(self) -> str:
         parts = (self.algorithm, self.optimizer, self.annealer, self.averaging)

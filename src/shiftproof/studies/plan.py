@@ -155,7 +155,7 @@ def _grid(entries: dict[str, Any]) -> Grid:
     )
 
 
-def _method(entries: Sequence[str], runs: Sequence[RunSpec]) -> Method:
+def _method(entries: Sequence[Any], runs: Sequence[RunSpec]) -> Method:
     """Return a method from its parsed JSON; before averaging was part of it, all runs of a plan had the same."""
     method = Method(*entries)
     return method if len(entries) == len(Method._fields) else method._replace(averaging=runs[0].averaging)

@@ -545,9 +545,9 @@ class Study:
     def __post_init__(self) -> None:
         from shiftproof.studies.checks import check_study
 
-        given: object = self.averaging
-        if isinstance(given, str):  # studies of before there could be several name one
-            object.__setattr__(self, "averaging", (given,))
+        averaging: object = self.averaging
+        if isinstance(averaging, str):  # studies of before there could be several name one
+            object.__setattr__(self, "averaging", (averaging,))
         check_study(self)
 
     def device_here(self) -> torch.device:
