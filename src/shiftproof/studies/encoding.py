@@ -77,7 +77,7 @@ def encode(study: Study, output: Path) -> DomainDataset:
         str(network.normalisation),
         __version__,
     )
-    network = network.to(device, memory_format=torch.channels_last).eval()
+    network = network.to(device).to(memory_format=torch.channels_last).eval()
     with tqdm(total=sum(map(len, dataset.domains)), desc=f"encoding {dataset.name}", unit="image") as bar:
 
         def features(domain: Domain) -> Iterator[NDArray[np.float32]]:

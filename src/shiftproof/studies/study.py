@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from shiftproof.base.choices import (
     Averaging,
@@ -597,13 +597,12 @@ class Study:
         from shiftproof.protocol import hyperparameters
 
         known = hyperparameters(*method[:3])
-        averaging = cast(tuple[Averaging], (method.averaging,))
         return replace(
             self,
             algorithms=(method.algorithm,),
             optimizers=(method.optimizer,),
             annealers=(method.annealer,),
-            averaging=averaging,
+            averaging=(method.averaging,),
             variants=(self.variant(method),),
             fixed={name: value for name, value in self.fixed.items() if name in known},
             baseline=None,
