@@ -13,7 +13,7 @@ from algorithms.made_up_batches import uneven_batches
 from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.annealing import Annealer
 from shiftproof.models import build_network
-from shiftproof.optim import OPTIMIZERS
+from shiftproof.optim import GENIE, OPTIMIZERS, GENIEAdamW
 from shiftproof.training import StepBuilder, build_steps, train
 from shiftproof.training.optimizer_factory import RunOptimizers
 from shiftproof.training.schedules import ScheduledRates, rate_factor
@@ -37,7 +37,8 @@ def _factors(schedule, steps, warm_up=0):
 )
 def test_the_rate_rises_over_the_warm_up_and_falls_to_0_at_the_last_step(schedule, expected):
     assert _factors(schedule, 6, warm_up=2) == pytest.approx(expected, abs=1e-15)
-    assert _factors(schedule, 6)[-1] == (1 if schedule == "constant" else 0)
+    for step in (6, 7, 60):
+        assert rate_factor(schedule, step, steps=6) == (1 if schedule == "constant" else 0)
 
 
 @pytest.mark.parametrize("warm_up", [1, 2, 7])
@@ -164,6 +165,22 @@ def test_a_rate_held_as_a_tensor_is_set_in_place():
     ScheduledRates({"all": optimizer}, lambda step: 1 / step).set(4)
     assert optimizer.param_groups[0]["lr"] is held
     assert held.item() == 0.125
+
+
+@pytest.mark.parametrize("optimizer", [GENIE, GENIEAdamW])
+def test_genie_follows_a_rate_held_as_a_tensor(optimizer):
+    """A tensor gives what a number gives; these are exact in float32."""
+    weights = []
+    for rate in (0.125, torch.tensor(0.125)):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 64))
+        built = optimizer([p], lr=rate, seed=1)
+        rates = ScheduledRates({"all": built}, lambda step: 0.5**step)
+        for step in (1, 2, 3):
+            rates.set(step)
+            p.grad = torch.sin(step * p.detach())
+            built.step()
+        weights.append(p.detach())
+    assert torch.equal(*weights)
 
 
 def test_an_optimizer_without_a_rate_is_refused():

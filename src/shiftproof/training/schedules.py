@@ -20,8 +20,8 @@ def rate_factor(schedule: Schedule, step: int, *, steps: int, warm_up: int = 0) 
         \frac12\left(1 + \cos \pi \frac{t - w}{T - w}\right)
 
     if the schedule is constant, linear or cosine. The last two are 0 at the last step, which then moves no weight by
-    itself. The warm-up is that of Goyal et al., arXiv 1706.02677, section 2.2, and the cosine that of Loshchilov and
-    Hutter, ICLR 2017 (arXiv 1608.03983, equation 5) without restarts.
+    itself, and after it. The warm-up is that of Goyal et al., arXiv 1706.02677, section 2.2, and the cosine that of
+    Loshchilov and Hutter, ICLR 2017 (arXiv 1608.03983, equation 5) without restarts.
 
     Args:
         schedule: "constant", "linear" or "cosine".
@@ -33,7 +33,7 @@ def rate_factor(schedule: Schedule, step: int, *, steps: int, warm_up: int = 0) 
         return step / warm_up
     if schedule == "constant":
         return 1.0
-    left = (steps - step) / (steps - warm_up)
+    left = max(steps - step, 0) / (steps - warm_up)
     return left if schedule == "linear" else (1 + math.cos(math.pi * (1 - left))) / 2
 
 
