@@ -12,7 +12,7 @@ test test-all: export OMP_NUM_THREADS = 1
 .PHONY: compare test test-all check check-gpu
 
 compare: .venv/installed
-	$(BIN)/shiftproof compare
+	$(BIN)/shiftproof compare --averaging none ema
 
 test: .venv/installed
 	$(BIN)/pytest -n auto -m "not slow"
