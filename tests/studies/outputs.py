@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+WRITTEN = ("metrics.jsonl", "model.json", "model.safetensors", "predictions.npz")
+
 
 def state_of(output):
     """All that a study leaves, but for times."""
@@ -10,7 +12,7 @@ def state_of(output):
     results = {}
     for folder in sorted((output / "runs").iterdir()):
         result = json.loads((folder / "result.json").read_text())
-        written = [(folder / name).read_bytes() for name in ("metrics.jsonl", "model.json", "model.safetensors")]
+        written = [(folder / name).read_bytes() for name in WRITTEN]
         results[folder.name] = {**result, "seconds": None}, written
     return [{**row, "seconds": None} for row in rows], results
 
