@@ -1,8 +1,10 @@
 """Exported programs compute what the model computes, and run without shiftproof."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from torch import nn
 import shiftproof
 from shiftproof.algorithms import ALGORITHMS, Algorithm, arm
 from shiftproof.cli import main
-from shiftproof.data import DATASETS, Preparation, number_columns
+from shiftproof.data import DATASETS, Column, Preparation, number_columns
 from shiftproof.models import Network, Normalisation, Quantity, build_network
 from shiftproof.training import ExportError, SavedModel, export, export_model, train
 
+GUIDE = Path(__file__).parents[2] / "docs" / "using_a_model.md"
 FORMATS = ("model.pt2", "model.onnx")
 _RUNNER = """
 import json, sys, numpy as np, torch
@@ -84,6 +87,37 @@ def test_a_regression_of_vectors_is_exported_from_prepared_rows(file, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(outputs, model(inputs), atol=1, rtol=0)
     assert outputs.std() > 1000
+
+
+@pytest.mark.parametrize("file", FORMATS)
+def test_a_file_holds_what_prepares_a_row_without_shiftproof(file, tmp_path):
+    _need(file)
+    [block] = re.findall(r"```python\n(def prepared.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(block, names)  # noqa: S102
+    columns = (Column("size"), Column("colour", ("blue", "red", "rare")), Column("age"))
+    random = np.random.default_rng(0)
+    rows = np.stack(
+        [random.normal(5, 2, 60), np.repeat([0, 1, np.nan, 2], [30, 20, 8, 2]), random.normal(50, 9, 60)], axis=1
+    ).astype(np.float32)
+    rows[:7, 0] = np.nan
+    preparation = Preparation.fit(columns, rows)
+    network = build_network("mlp", (len(preparation.names),), 2, dropout=0.0, seed=0)
+    model = SavedModel(network, ("no", "yes"), (len(preparation.names),), preparation).eval()
+    export_model(model, tmp_path / file)
+    asked = np.array([[4, 0, 40], [np.nan, 1, 60], [6, 2, np.nan], [7, np.nan, 50], [8, 3, 50]], dtype=np.float32)
+    texts = ("blue", "red", "rare", None, "green")
+    records = [
+        {"size": None if size != size else size, "colour": colour, "age": None if age != age else age}
+        for (size, _, age), colour in zip(asked.tolist(), texts, strict=True)
+    ]
+    facts = json.loads(json.dumps(preparation.as_json()))
+    inputs = torch.tensor([names["prepared"](record, facts) for record in records])
+    outputs, held = _elsewhere(file, inputs, tmp_path)
+    assert held == {"task": "classification", "classes": ["no", "yes"], "input_shape": [7], "preparation": facts}
+    with torch.inference_mode():
+        torch.testing.assert_close(outputs, model(model.normalise(torch.from_numpy(asked))), atol=1e-5, rtol=0)
+    assert len({tuple(row) for row in outputs[:, :1].tolist()}) == 5
 
 
 def _photograph_model(featurizer, features=8):

@@ -22,7 +22,7 @@ from shiftproof.training.saved_model import SavedModel
 TOLERANCE = 1e-4
 """Largest difference of an output that an exported program may have; of a quantity, in its standard deviations."""
 FACTS = "shiftproof.json"
-"""Name of the extra file of a torch program, and without its suffix of the metadata of ONNX, that holds the classes."""
+"""The extra file of a torch program, and without suffix the metadata of ONNX: its classes, and what prepares rows."""
 _BATCHES = (1, 5)
 _TRACED_BATCH = 2
 _INPUT, _OUTPUT = "inputs", "outputs"
@@ -61,7 +61,8 @@ def export_model(model: SavedModel, path: Path, form: str | None = None) -> floa
     """Write a model as a program whose batch size is free, and check what was written before it is kept.
 
     Its input are floats: pixels in [0, 1] of shape (n, channels, height, width), which it normalises itself, or vectors
-    (n, size) as `SavedModel.normalise` prepares them. Dropout and batch norms are in evaluation mode.
+    (n, size) as `SavedModel.normalise` prepares them, with numbers that the file holds too. Dropout and batch norms are
+    in evaluation mode.
 
     Args:
         model: the model, on the CPU and in evaluation mode.
@@ -226,7 +227,10 @@ def _random(model: SavedModel, size: int) -> Tensor:
 
 
 def _facts(model: SavedModel) -> str:
-    return json.dumps({"task": model.task, "classes": model.classes, "input_shape": model.input_shape})
+    facts: dict[str, Any] = {"task": model.task, "classes": model.classes, "input_shape": model.input_shape}
+    if model.preparation is not None:
+        facts["preparation"] = model.preparation.as_json()
+    return json.dumps(facts)
 
 
 def _reason(error: Exception) -> str:
