@@ -25,12 +25,18 @@ def test_numbers_and_categories_are_read_in_the_models_order(start, tmp_path):
     assert rows.unseen == {"site": {"south": 1}}
 
 
-@pytest.mark.parametrize("value", ["tall", "inf", "-1e39", '"1,5"'])
+@pytest.mark.parametrize("value", ["tall", "inf", "-1e39", '"1,5"', "1_000"])
 def test_what_is_no_number_is_an_error_of_its_row(value, tmp_path):
     rows = read_new_rows(_table(tmp_path, f"age,site\n1,1\n{value},2\n"), COLUMNS)
     bare = value.strip('"')
     assert rows.errors == {1: f"column age is '{bare}', and must be a finite number"}
     np.testing.assert_array_equal(rows.vectors[0], [1, 0])
+
+
+def test_a_code_that_only_python_takes_for_a_number_is_no_known_category(tmp_path):
+    rows = read_new_rows(_table(tmp_path, "age,site\n1,1_0\n1,10.0\n"), (Column("age"), Column("site", ("7", "10"))))
+    np.testing.assert_array_equal(rows.vectors[:, 1], [2, 1])
+    assert rows.unseen == {"site": {"1_0": 1}}
 
 
 def test_parquet_holds_what_csv_holds(tmp_path):

@@ -31,6 +31,8 @@ def number_of(value: Any) -> float | None:
     """Return a value as a number, NaN if it is missing; None if it is no number."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return math.nan
+    if isinstance(value, str) and "_" in value:  # Python alone takes 1_0 for a number; training's reader does not
+        return None
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
