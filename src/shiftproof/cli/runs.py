@@ -82,7 +82,7 @@ def _add_diagnose(parser: Command) -> None:
         parser, "--data-dir", type=path, none="none, for embedded data sets", metavar="DIR",
         help="folder that holds the run's data set",
     )  # fmt: skip
-    parser.add_argument("--weights", type=path, metavar="FILE", help="file of weights the run started from, if any")
+    parser.add_argument("--weights", type=path, metavar="FILE", help="file of weights the run started from, or hub")
     add_device(parser)
 
 

@@ -285,13 +285,14 @@ def _train_all(
     plugins: tuple[Plugin, ...],
 ) -> None:
     keys = {grid.dataset: key for grid, key in zip(plan, study.datasets, strict=True)}
+    weights = None if study.weights_file is None else with_home(study.weights_file).absolute()
     tasks = [
         RunTask(
             spec,
             store.folder(spec),
             keys[spec.dataset],
             data_folder(study, keys[spec.dataset]),
-            None if study.weights is None else with_home(study.weights).absolute(),
+            weights,
             study.device,
             Tracking(trackers, store.root, _tags(plan.name, spec)),
             plugins,
@@ -424,7 +425,7 @@ def _train_rank(
             open_data(study, study.datasets[0]),
             folder,
             device=device,
-            weights=study.weights,
+            weights=study.weights_file,
             on_progress=show,
             tracking=Tracking(trackers, tags=_tags(study.name, spec)),
             ranks=ranks,

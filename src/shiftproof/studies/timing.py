@@ -113,7 +113,7 @@ class _Meter:
             hparams["data.batch_size"] = self.images
             spec = replace(spec, targets=targets, hparams=hparams, accumulate=1, annealer="none")
             device = self.study.device_here()
-            steps = build_steps(spec, self.data, device, self.study.weights)
+            steps = build_steps(spec, self.data, device, self.study.weights_file)
             inputs = Inputs(self.data, spec, steps.algorithm.network.normalisation, device)
 
             def take(number: int) -> None:
@@ -127,7 +127,7 @@ class _Meter:
         key = ("evaluation", spec.algorithm, self.data.input_shape)
         if key not in self.timed:
             device = self.study.device_here()
-            algorithm = build_steps(spec, self.data, device, self.study.weights).algorithm.eval()
+            algorithm = build_steps(spec, self.data, device, self.study.weights_file).algorithm.eval()
             inputs = Inputs(self.data, spec, algorithm.network.normalisation, device)
             images, _ = next(inputs.evaluation_batches(0, "in"))
             images = images[: 2 * self.images]
