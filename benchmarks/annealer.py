@@ -80,7 +80,7 @@ def bench_annealer(study: Study, *, candidates: int = 100, rounds: int = 3) -> d
         "shiftproof": _Ours(GGA, candidates),
     }
     with reproducible():
-        algorithm = build_steps(spec, data, device, study.weights).algorithm.train()
+        algorithm = build_steps(spec, data, device, study.weights_file).algorithm.train()
         inputs = Inputs(data, spec, algorithm.network.normalisation, device)
         start = copy.deepcopy(algorithm.state_dict())
         counts = {name: _Counts() for name in searches}

@@ -58,7 +58,7 @@ def bench_diagnostics(study: Study, *, samples: int = 256, chunk_size: int = 64,
         study = replace(study, targets=("+".join(data.domain_names[: -SOURCES or None]),))
     spec = plan_run(study, 0, 0)
     with reproducible():
-        network = build_steps(spec, data, device, study.weights).algorithm.network.eval()
+        network = build_steps(spec, data, device, study.weights_file).algorithm.network.eval()
         inputs = Inputs(data, spec, network.normalisation, device)
         domains = [inputs.sample(domain, "in", samples) for domain in inputs.sources]
         chunks = [
@@ -66,7 +66,7 @@ def bench_diagnostics(study: Study, *, samples: int = 256, chunk_size: int = 64,
             for images, labels in domains
             for chunk in zip(torch.split(images, chunk_size), torch.split(labels, chunk_size), strict=True)
         ]
-        plain, recorded = (build_steps(spec, data, device, study.weights) for _ in range(2))
+        plain, recorded = (build_steps(spec, data, device, study.weights_file) for _ in range(2))
         Recorder(
             recorded.algorithm,
             recorded.algorithm.optimizers["all"],

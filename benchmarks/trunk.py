@@ -62,7 +62,7 @@ def _seconds(study: Study, folder: Path) -> float:
     """Return the seconds of a run, whose folder is not there yet."""
     spec, data = plan_run(study, 0, 0), open_data(study, study.datasets[0])
     begin = time.perf_counter()
-    result = train(spec, data, folder, device=torch.device(study.device), weights=study.weights)
+    result = train(spec, data, folder, device=torch.device(study.device), weights=study.weights_file)
     seconds = time.perf_counter() - begin
     if result["status"] != "finished":
         raise ValueError(f"a run of the benchmark failed: {result['error']}")

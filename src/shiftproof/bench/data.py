@@ -116,7 +116,7 @@ def bench_data(study: Study, *, workers: int, steps: int = 20, rounds: int = 3) 
     if root is None:
         raise ValueError("the data path is measured on a folder of images")
     spec = make_plan(study).runs[0]
-    trainer = _Trainer(data, spec, study.weights, study.device_here())
+    trainer = _Trainer(data, spec, study.weights_file, study.device_here())
     loaders = _Loaders(data, spec, trainer.network, root, workers, trainer.device)
     cache = _Cache(data, spec, trainer)
     ways: dict[str, _Way] = {"shiftproof": cache, "usual way": loaders, "data for nothing": _MadeUp(cache)}

@@ -87,7 +87,7 @@ def _add_diagnose(parser: Command) -> None:
         help="the table that the run was trained on; its columns are named as in training",
     )  # fmt: skip
     add_table_fields(parser)
-    parser.add_argument("--weights", type=path, metavar="FILE", help="file of weights the run started from, if any")
+    parser.add_argument("--weights", type=path, metavar="FILE", help="file of weights the run started from, or hub")
     add_device(parser)
 
 

@@ -46,7 +46,7 @@ class Encoder:
         dataset: name of the data set of pictures.
         data_fingerprint: hash of its content.
         model: name of the model whose featurizer it was.
-        weights: name of the file of its weights; None for a random start.
+        weights: what its weights are called; None for a random start.
         weights_fingerprint: hash of the file's content; None for a random start.
         input_shape: shape of the pictures, (channels, height, width).
         normalisation: normalisation of the pictures.

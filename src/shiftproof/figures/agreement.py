@@ -81,7 +81,7 @@ def measure_agreement(study: Study, trial_seed: int = 0) -> list[Agreement]:
     measured = []
     for spec, method in zip(specs, study.methods, strict=True):
         with reproducible():
-            loop = Loop(spec, data, device, study.weights)
+            loop = Loop(spec, data, device, study.weights_file)
             measuring = loop.steps.annealer = _Measured(loop.steps.annealer, str(method))
             loop.callbacks = [ProgressBar(str(method))]
             with suppress(NonFiniteLossError):  # the measurements up to then are drawn

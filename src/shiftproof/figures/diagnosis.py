@@ -21,6 +21,7 @@ from shiftproof.figures.flatness import draw_flatness, flatness
 from shiftproof.figures.landscape import draw_paths
 from shiftproof.figures.osgr import draw_osgr, draw_osgr_of_moments, snapshot_moments
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, TRACES_FOLDER, Subject, Trace, trace
+from shiftproof.models import HUB, hub_weights
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import open_dataset, read_run_spec
 from shiftproof.training import SPEC_FILE, RunSpec, load, read_result, state_digest
@@ -46,7 +47,7 @@ def diagnose(
         what: names in `DIAGNOSES`.
         data_dir: folder that holds its data set, unless embedded.
         table: the table that it was trained on, if any, with the same meaning of its columns.
-        weights: file of the weights that it started from, if any.
+        weights: file of the weights that it started from, if any; "hub" for the published ones of its model.
         device: the device to measure on.
 
     Raises:
@@ -66,6 +67,8 @@ def diagnose(
     if spec.weights is not None and weights is None:
         raise ValueError(f"{run} started from given weights: name their file")
     import_plugins()
+    if weights == HUB:
+        weights = hub_weights(spec.model)
     folder = None if data_dir is None else with_home(data_dir).absolute()
     encoded = folder is not None and is_feature_set(folder)
     if spec.plugins:

@@ -133,7 +133,7 @@ def figure_subjects(study: Study, trial_seed: int) -> list[Subject]:
         study = replace(study, targets=data.domain_names[:1])
     device = study.device_here()
     specs = [plan_run(study.only(method), trial_seed, 0) for method in study.methods]
-    return [Subject(spec, data, device, study.weights) for spec in specs]
+    return [Subject(spec, data, device, study.weights_file) for spec in specs]
 
 
 @dataclass(frozen=True)

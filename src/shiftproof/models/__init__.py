@@ -2,7 +2,8 @@
 
 from shiftproof.models.blocks import Block, blocks, parts
 from shiftproof.models.build import MODELS, build_network, default_image_size, model_hparams, takes_pictures
-from shiftproof.models.model import Featurizer, Model
+from shiftproof.models.hub import HUB, hub_weights, published_weights
+from shiftproof.models.model import Featurizer, Model, Published
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation, check_normalisation
 from shiftproof.models.tasks import Loss, Quantity, loss_of, weighted_cross_entropy
@@ -10,14 +11,19 @@ from shiftproof.models.timm_models import timm_names
 from shiftproof.models.trained import check_trained, freeze_all_but
 from shiftproof.models.trunk import Cut, Trunk, cut
 from shiftproof.models.weights import (
+    LICENCE,
     NORMALISATION,
     load_weights,
     read_weights,
+    stated_facts,
     stated_normalisation,
     weights_fingerprint,
+    weights_name,
 )
 
 __all__ = [
+    "HUB",
+    "LICENCE",
     "MODELS",
     "NORMALISATION",
     "Block",
@@ -27,6 +33,7 @@ __all__ = [
     "Model",
     "Network",
     "Normalisation",
+    "Published",
     "Quantity",
     "Trunk",
     "blocks",
@@ -36,14 +43,18 @@ __all__ = [
     "cut",
     "default_image_size",
     "freeze_all_but",
+    "hub_weights",
     "load_weights",
     "loss_of",
     "model_hparams",
     "parts",
+    "published_weights",
     "read_weights",
+    "stated_facts",
     "stated_normalisation",
     "takes_pictures",
     "timm_names",
     "weighted_cross_entropy",
     "weights_fingerprint",
+    "weights_name",
 ]

@@ -104,7 +104,7 @@ def build_network(
             be read or does not fit.
         FileNotFoundError: there is no such weights file.
     """
-    entry = _find(model)
+    entry = find_model(model)
     pictures = takes_pictures(model)
     if pictures and len(input_shape) != 3:
         raise FieldError("model", f"model '{model}' takes pictures, not inputs of shape {input_shape}")
@@ -154,7 +154,7 @@ def default_image_size(model: str) -> int:
     Raises:
         ValueError: the model is unknown, or its build cannot be called.
     """
-    return _find(model).image_size
+    return find_model(model).image_size
 
 
 def takes_pictures(model: str) -> bool:
@@ -163,7 +163,7 @@ def takes_pictures(model: str) -> bool:
     Raises:
         ValueError: the model is unknown, or its build cannot be called.
     """
-    return "vectors" not in _find(model).kinds
+    return "vectors" not in find_model(model).kinds
 
 
 def model_hparams(model: str) -> Mapping[str, Hparam]:
@@ -172,10 +172,15 @@ def model_hparams(model: str) -> Mapping[str, Hparam]:
     Raises:
         ValueError: the model is unknown, or its build cannot be called.
     """
-    return _find(model).hparams
+    return find_model(model).hparams
 
 
-def _find(model: str) -> Model:
+def find_model(model: str) -> Model:
+    """Return a model by its name.
+
+    Raises:
+        ValueError: the model is unknown, or its build cannot be called.
+    """
     entry = MODELS[model] if model in MODELS else timm_model(model)
     if entry is None:
         names = dict.fromkeys([*MODELS, *near_timm_names(model)])
@@ -222,7 +227,7 @@ def _faulty(name: str, text: str) -> FieldError:
 def _misfit(model: str, image_shape: tuple[int, ...], error: Exception) -> str:
     """Return the message that a model cannot take images of a shape, with the size that it can take."""
     channels, height, width = image_shape
-    entry = _find(model)
+    entry = find_model(model)
 
     def fits(side: int) -> bool:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from shiftproof.base.choices import PICTURES, Kind
 from shiftproof.base.hparams import Hparam
@@ -30,6 +30,27 @@ class Featurizer(NamedTuple):
     stages: tuple[str, ...] = ()
 
 
+class Published(NamedTuple):
+    """Weights that are published for a model.
+
+    Attributes:
+        name: what they are called where they are published, as in "timm/resnet50.a1_in1k".
+        licence: as the publisher states it; None if none is stated with them.
+        normalisation: normalisation of the images that they were trained with.
+        address: where their file is.
+        is_here: returns whether the file was downloaded before, so that reading needs no network.
+        read: returns the tensors by the names that the featurizer has for them, with a classifier or without; it
+            downloads the file unless it is here.
+    """
+
+    name: str
+    licence: str | None
+    normalisation: Normalisation
+    address: str
+    is_here: Callable[[], bool]
+    read: Callable[[], Mapping[str, Tensor]]
+
+
 class Model(NamedTuple):
     """A model that can be built by name.
 
@@ -40,6 +61,7 @@ class Model(NamedTuple):
         channels: the only number of channels that it takes; None if it takes any.
         kinds: the kinds of inputs that it takes.
         hparams: its hyperparameters, besides the dropout before the classifier that every network has.
+        published: returns what is known of its published weights; None if none are known.
     """
 
     build: Callable[..., Featurizer]
@@ -47,6 +69,7 @@ class Model(NamedTuple):
     channels: int | None = None
     kinds: tuple[Kind, ...] = PICTURES
     hparams: Mapping[str, Hparam] = MappingProxyType({})
+    published: Callable[[], Published] | None = None
 
     @property
     def documented(self) -> object:

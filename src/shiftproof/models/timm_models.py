@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
 
-from shiftproof.models.model import Featurizer, Model
+from torch import Tensor
+
+from shiftproof.models.model import Featurizer, Model, Published
 from shiftproof.models.normalisation import Normalisation, default_normalisation
 
 
@@ -34,7 +40,35 @@ def timm_model(name: str) -> Model | None:
         layers = (config.classifier,) if isinstance(config.classifier, str) else config.classifier or ()
         return Featurizer(module, normalisation, tuple(layer.partition(".")[0] for layer in layers))
 
-    return Model(build, config.input_size[-1])
+    return Model(build, config.input_size[-1], published=partial(_published, name) if config.has_weights else None)
+
+
+def _published(name: str) -> Published:
+    """Return the weights that timm has for a model, or for its tag."""
+    import timm
+    from huggingface_hub import constants, try_to_load_from_cache
+    from torch import hub
+
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None  # noqa: S101  (the model has weights)
+    full = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+    if config.hf_hub_id:
+        names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+        address = f"{constants.ENDPOINT}/{config.hf_hub_id}/resolve/main/{names[0]}"
+        kept = [try_to_load_from_cache(config.hf_hub_id, one) for one in names]
+    else:
+        address = config.url
+        kept = [Path(hub.get_dir(), "checkpoints", Path(urlsplit(address).path).name)]
+    here = [str(one) for one in kept if isinstance(one, str | Path) and Path(one).is_file()]
+
+    def read() -> Mapping[str, Tensor]:
+        # The classifier stays, because timm then checks that the file has every tensor.
+        overlay = {"file": here[0]} if here else {}  # without asking the hub for a newer one
+        module = timm.create_model(full, pretrained=True, pretrained_cfg_overlay=overlay)
+        return dict(module.state_dict())
+
+    normalisation = Normalisation(tuple(config.mean), tuple(config.std))
+    return Published(f"timm/{full}", config.license, normalisation, address, lambda: bool(here), read)
 
 
 def timm_names() -> list[str]:

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from shiftproof.base.field_error import FieldError
+from shiftproof.base.text import one_line
 from shiftproof.models.normalisation import Normalisation
 
 LISTED = 10  # how many tensors of a kind an error names
 _FEATURIZER = "featurizer."  # prefix of the featurizer's names in the state of a `Network`
 NORMALISATION = "normalisation"
 """The entry of a safetensors file's metadata that states the normalisation of the images in training."""
+SOURCE, LICENCE = "source", "licence"
+"""The entries that state where weights are from, and their licence."""
 
 
 def weights_fingerprint(path: Path) -> str:
@@ -70,16 +73,36 @@ def stated_normalisation(path: Path, channels: int) -> Normalisation | None:
         FileNotFoundError: there is no such file.
         FieldError: the file is corrupt, or the entry is not a normalisation for this number of channels.
     """
-    if path.suffix != ".safetensors":
-        return None
-    from safetensors import safe_open
-
-    with _intact(path), safe_open(_existing(path), framework="pt") as file:
-        text = (file.metadata() or {}).get(NORMALISATION)
+    text = stated_facts(path).get(NORMALISATION)
     try:
         return None if text is None else Normalisation.parse(text, channels)
     except ValueError as error:
         raise FieldError("weights", f"weights file {path} has in its metadata: {error}") from error
+
+
+def stated_facts(path: Path) -> Mapping[str, str]:
+    """Return what a weights file states in its metadata; nothing for files that have none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FieldError: the file is corrupt.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with _intact(path), safe_open(_existing(path), framework="pt") as file:
+        return file.metadata() or {}
+
+
+def weights_name(path: Path) -> str:
+    """Return what a weights file is called in tables: where it says that it is from, else its own name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FieldError: the file is corrupt.
+    """
+    return one_line(stated_facts(path).get(SOURCE, path.name))
 
 
 def load_weights(featurizer: nn.Module, path: Path, *, classifier: tuple[str, ...] = ()) -> None:

@@ -17,7 +17,7 @@ from shiftproof.base.method import find_method
 from shiftproof.base.plugins import PluginError, import_plugins
 from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS
-from shiftproof.models import check_normalisation, check_trained, default_image_size
+from shiftproof.models import HUB, check_normalisation, check_trained, default_image_size, published_weights
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, check_fixed, hyperparameters
 from shiftproof.studies.field_info import TABLE_FIELDS
@@ -163,6 +163,10 @@ def _check_table(study: Study) -> None:
 
 def _check_together(study: Study) -> None:
     _check_table(study)
+    if study.weights == HUB:
+        if study.model is None:
+            raise FieldError(("model", "weights"), "no model is named: name the one whose published weights to take")
+        published_weights(study.model)
     own = {name: DATASETS[name].kind for name in study.datasets}
     if study.kind is not None and None not in own.values() and set(own.values()) != {study.kind}:
         kinds = ", ".join(f"{name} has {kind}" for name, kind in own.items())

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from shiftproof import __version__
 from shiftproof.base.field_error import FieldError
 from shiftproof.data import Domain, DomainDataset, Encoder, check_free, on_device, open_features, write_features
-from shiftproof.models import Network, build_network, takes_pictures, weights_fingerprint
+from shiftproof.models import Network, build_network, takes_pictures, weights_fingerprint, weights_name
 from shiftproof.studies.study import Study
 from shiftproof.studies.study_data import model_of, open_data, say_normalisation
 from shiftproof.training import EVALUATION_BATCH, GPU_EVALUATION_BATCH
@@ -47,7 +47,8 @@ def encode(study: Study, output: Path) -> DomainDataset:
     model = model_of(study, name)
     if not takes_pictures(model):
         raise FieldError("model", f"model '{model}' takes vectors: name a model of pictures, whose features to write")
-    fingerprint = None if study.weights is None else weights_fingerprint(study.weights)  # before pictures are decoded
+    weights = study.weights_file
+    fingerprint = None if weights is None else weights_fingerprint(weights)  # before pictures are decoded
     dataset = open_data(study, name)
     if dataset.kind == "vectors":
         raise FieldError("datasets", f"{dataset.name} holds vectors, and only pictures are encoded")
@@ -57,12 +58,12 @@ def encode(study: Study, output: Path) -> DomainDataset:
         len(dataset.classes),
         dropout=0.0,
         seed=0,
-        weights=study.weights,
+        weights=weights,
         normalisation=study.normalisation,
     )
     assert network.normalisation is not None  # noqa: S101  (a model of pictures has one)
     say_normalisation(study, model, network.normalisation)
-    if study.weights is None:
+    if weights is None:
         warnings.warn(
             f"no weights are given: these are features of a random start, unless model '{model}' brings its own",
             stacklevel=2,
@@ -71,7 +72,7 @@ def encode(study: Study, output: Path) -> DomainDataset:
         dataset.name,
         dataset.fingerprint,
         model,
-        None if study.weights is None else study.weights.name,
+        None if weights is None else weights_name(weights),
         fingerprint,
         dataset.input_shape,
         str(network.normalisation),

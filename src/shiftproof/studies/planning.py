@@ -31,6 +31,7 @@ from shiftproof.models import (
     freeze_all_but,
     model_hparams,
     weights_fingerprint,
+    weights_name,
 )
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import DEFAULT_METRIC, PROTOCOLS, RULES, SearchSpace, measures_of, search_space, setting
@@ -119,9 +120,12 @@ class _Facts:
     image_size: int | None
     fingerprint: str
     data: DomainDataset | None
+    weights: Path | None
 
 
 def _facts(study: Study, key: str, absent: bool) -> _Facts:
+    weights = study.weights_file
+    _fingerprint(weights)  # an error before pictures are decoded
     try:
         data = open_data(study, key)
     except DatasetNotFoundError:
@@ -145,6 +149,7 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
             size,
             ABSENT,
             None,
+            weights,
         )
     images = sum(len(domain) for domain in data.domains)
     return _Facts(
@@ -161,6 +166,7 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
         image_size_of(study, key),
         data.fingerprint,
         data,
+        weights,
     )
 
 
@@ -284,7 +290,7 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         "model": facts.model,
         "image_size": facts.image_size,
         "kind": None if DATASETS[facts.key].kind else facts.kind,
-        "weights": _fingerprint(study.weights),
+        "weights": _fingerprint(facts.weights),
         "normalisation": str(normalisation_of(study, facts.input_shape[0])) if study.normalisation else None,
         "task": facts.task,
         "metric": None if study.metric == DEFAULT_METRIC[facts.task] else study.metric,
@@ -420,7 +426,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
         "kind": specs[0].kind,
         **_table_terms(study, facts),
         "image_size": facts.image_size,
-        "weights": study.weights.name if study.weights else None,
+        "weights": weights_name(facts.weights) if facts.weights else None,
         "normalisation": str(normalisation_of(study, facts.input_shape[0]) or ""),
         "averaging": "" if study.averaging == ("none",) else ", ".join(study.averaging),
         "views": specs[0].views,
@@ -553,7 +559,7 @@ class _Builder:
                 self.facts.num_classes,
                 dropout=hparams["dropout"],
                 seed=0,
-                weights=self.study.weights,
+                weights=self.facts.weights,
                 normalisation=self.study.normalisation,
                 hparams=hparams,
                 task=self.facts.task,

@@ -291,7 +291,7 @@ def _train_all(
     for spec in specs:
         trainings.setdefault(spec.training, []).append(spec)
     together = list(trainings.values())
-    weights = None if study.weights is None else with_home(study.weights).absolute()
+    weights = None if study.weights_file is None else with_home(study.weights_file).absolute()
     tasks = []
     for runs in together:
         key = keys[runs[0].dataset]
@@ -427,7 +427,7 @@ def _train_rank(
             open_data(study, study.datasets[0]),
             folder,
             device=device,
-            weights=study.weights,
+            weights=study.weights_file,
             on_progress=show,
             tracking=Tracking(trackers, tags=_tags(study.name, spec)),
             ranks=ranks,

@@ -386,12 +386,12 @@ class Study:
     )
     weights: Path | None = described(
         None,
-        "file of weights to start from, safetensors or torch; it changes the learning rates of the search",
+        "file of weights to start from, or hub: the model's published ones; changes the learning rates of the search",
         "model",
         ALL,
         none="a random start",
         metavar="FILE",
-        term=Term("weights", "the file of weights that training started from"),
+        term=Term("weights", "the weights that training started from: a file, or what is published of the model"),
     )
     normalisation: str | None = described(
         None,
@@ -562,6 +562,20 @@ class Study:
             return check_device(self.device)
         except ValueError as error:
             raise FieldError("device", str(error)) from error
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of weights to start from; published ones are downloaded unless they are here already.
+
+        Raises:
+            FieldError: they cannot be downloaded.
+        """
+        from shiftproof.models import HUB, hub_weights
+
+        if self.weights != HUB:
+            return self.weights
+        assert self.model is not None  # noqa: S101  (checked with the study)
+        return hub_weights(self.model)
 
     @property
     def combinations(self) -> list[Method]:

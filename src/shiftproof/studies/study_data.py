@@ -11,7 +11,15 @@ from shiftproof.base.choices import Kind
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.files import with_home
 from shiftproof.data import DATASETS, DomainDataset, Look, TableFile, look_at_folder, look_at_table
-from shiftproof.models import Normalisation, default_image_size, stated_normalisation
+from shiftproof.models import (
+    HUB,
+    LICENCE,
+    Normalisation,
+    default_image_size,
+    stated_facts,
+    stated_normalisation,
+    weights_name,
+)
 from shiftproof.studies.study import Study
 
 VECTOR_MODEL = "mlp"
@@ -134,7 +142,7 @@ def model_of(study: Study, dataset: str) -> str:
         raise FieldError(
             "model",
             f"the images of {name} are photographs, and no model is named. Give one with weights to start from (model "
-            "resnet18 and a file of weights from torchvision or timm). A model alone is trained from scratch, "
+            "resnet18 and weights hub, or a file from torchvision or timm). A model alone is trained from scratch, "
             f"which takes far more images and steps{advice}",
         )
     return SMALL_MODEL
@@ -170,20 +178,26 @@ def normalisation_of(study: Study, channels: int) -> Normalisation | None:
     """
     if study.normalisation is not None:
         return Normalisation.parse(study.normalisation, channels)
-    return None if study.weights is None else stated_normalisation(study.weights, channels)
+    return None if study.weights_file is None else stated_normalisation(study.weights_file, channels)
 
 
 def say_normalisation(study: Study, model: str, normalisation: Normalisation) -> None:
-    """Print how images are normalised for given weights, and where the normalisation comes from."""
-    if study.weights is None:
+    """Print how images are normalised for given weights, and where the normalisation comes from.
+
+    Of published weights, the licence is printed too.
+    """
+    file = study.weights_file
+    if file is None:
         return
+    if study.weights == HUB:
+        say(f"{weights_name(file)}: licence {stated_facts(file).get(LICENCE, 'not stated')}; kept in {file}")
     if study.normalisation is not None:
         source = "as stated"
-    elif stated_normalisation(study.weights, len(normalisation.mean)) is not None:
+    elif stated_normalisation(file, len(normalisation.mean)) is not None:
         source = "as the file states; set normalisation to override this"
     else:
         source = f"the default of model {model}; set normalisation if the weights were trained with another"
-    say(f"{study.weights.name}: normalisation {normalisation}, {source}")
+    say(f"{weights_name(file)}: normalisation {normalisation}, {source}")
 
 
 @lru_cache(maxsize=16)

@@ -124,7 +124,7 @@ class _Meter:
             hparams["data.batch_size"] = self.images
             spec = replace(spec, targets=targets, hparams=hparams, accumulate=1, annealer="none")
             device = self.study.device_here()
-            steps = build_steps(spec, self.data, device, self.study.weights)
+            steps = build_steps(spec, self.data, device, self.study.weights_file)
             inputs = Inputs(self.data, spec, steps.algorithm.network.normalisation, device)
 
             behind_trunk = _random_outputs(steps.cut, inputs.batches(1)) if steps.cut else None
@@ -140,7 +140,7 @@ class _Meter:
         key = ("evaluation", spec.algorithm, self.data.input_shape)
         if key not in self.timed:
             device = self.study.device_here()
-            steps = build_steps(spec, self.data, device, self.study.weights)
+            steps = build_steps(spec, self.data, device, self.study.weights_file)
             algorithm = steps.algorithm.eval()
             inputs = Inputs(self.data, spec, algorithm.network.normalisation, device)
             batch = next(inputs.evaluation_batches(0, "in"))
