@@ -38,7 +38,7 @@ from shiftproof.studies.planning import plan_run
 from shiftproof.training import load, read_result
 from shiftproof.training.callbacks import checkpoints as checkpoints_module
 from shiftproof.training.inputs import Inputs
-from shiftproof.training.run import state_digest
+from shiftproof.training.result import state_digest
 
 STUDY = Study(optimizers=("genie",), targets=("0",), trials=1, steps=6, fixed={"data.batch_size": 4})
 

@@ -121,7 +121,7 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
     assert {"averaging", "tuning", "sources", "steps between evaluations"} <= names
     # with a file of weights, drawings of photographs, or a folder
     given = {"weights", "published start", "batch norm", "classifier start", "split", "kind", "augmentation"}
-    given |= {"metric", "sampling", "class weights", "trained", "views", "cache"}
+    given |= {"encoder", "metric", "sampling", "class weights", "trained", "views", "cache"}
     table = {info_of(field).term.label for field in fields(Study) if field.name in TABLE_FIELDS and info_of(field).term}
     assert {"domain", "task", "missing labels"} <= table
     given |= table

@@ -20,7 +20,7 @@ SIDE = 64
 @pytest.fixture(autouse=True)
 def opened_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("SHIFTPROOF_CACHE", str(tmp_path / "cache"))
-    for cached in (study_data.open_dataset, study_data._look, study_data._say):
+    for cached in (study_data.open_dataset, study_data._look, study_data.say):
         cached.cache_clear()
 
 
