@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from shiftproof.base.field_error import FieldError
 from shiftproof.models import (
@@ -120,6 +120,20 @@ def test_timm_downloads_once_and_the_file_says_what_it_is(tmp_path, cache):
     file.unlink()
     assert _elsewhere("http://127.0.0.1:9", tmp_path) == str(file)
     assert weights_fingerprint(file) == before
+
+
+def test_the_kept_file_has_the_same_bytes_in_whatever_order_its_facts_are_written():
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.float16)}
+    plain = save(tensors)
+    size = int.from_bytes(plain[:8], "little")
+    written = []
+    for facts in ({"source": "hub", "normalisation": "half"}, {"normalisation": "half", "source": "hub"}):
+        header = json.dumps({"__metadata__": facts, **json.loads(plain[8 : 8 + size])}).encode()
+        written.append(hub._in_order(len(header).to_bytes(8, "little") + header + plain[8 + size :]))
+    assert written[0] == written[1]
+    assert int.from_bytes(written[0][:8], "little") % 8 == 0
+    read = load(written[0])
+    assert {name: tensor.tolist() for name, tensor in read.items()} == {n: t.tolist() for n, t in tensors.items()}
 
 
 def test_what_does_not_fit_the_model_is_not_kept(tmp_path, cache):

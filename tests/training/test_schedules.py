@@ -15,6 +15,7 @@ from shiftproof.annealing import Annealer
 from shiftproof.models import build_network
 from shiftproof.optim import GENIE, OPTIMIZERS, GENIEAdamW
 from shiftproof.training import StepBuilder, build_steps, train
+from shiftproof.training.loop import Loop
 from shiftproof.training.optimizer_factory import RunOptimizers
 from shiftproof.training.schedules import ScheduledRates, rate_factor
 from training.killed import train_killed_at
@@ -165,6 +166,20 @@ def test_a_rate_held_as_a_tensor_is_set_in_place():
     ScheduledRates({"all": optimizer}, lambda step: 1 / step).set(4)
     assert optimizer.param_groups[0]["lr"] is held
     assert held.item() == 0.125
+
+
+@pytest.mark.parametrize("algorithm", ["irm", "vrex", "fishr"])
+def test_an_optimizer_that_an_algorithm_builds_anew_has_the_rate_of_its_step(algorithm, make_spec, digits):
+    """These build another one after the step at which their penalty rises."""
+    spec = make_spec(
+        algorithm=algorithm, schedule="linear", steps=10,
+        hparams={"data.batch_size": 4, "model.dropout": 0.0, "optimizer.lr": 0.01, "algorithm.anneal_steps": 5},
+    )  # fmt: skip
+    loop = Loop(spec, digits, torch.device("cpu"), None)
+    for step in range(1, 8):
+        loop.steps.take(loop.inputs.batches(step), step)
+        [group] = loop.algorithm.optimizers["all"].param_groups
+        assert group["lr"] == pytest.approx(0.01 * (10 - step) / 10)
 
 
 @pytest.mark.parametrize("optimizer", [GENIE, GENIEAdamW])

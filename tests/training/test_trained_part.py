@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.files import read_json
-from shiftproof.models import build_network, weights_fingerprint
+from shiftproof.models import build_network, freeze_all_but, weights_fingerprint
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.training import train
 from training.killed import train_killed_at
@@ -80,6 +80,14 @@ def test_every_optimizer_leaves_the_rest(optimizer, spec_of, digits, weights, tm
     spec = spec_of("blocks:1", optimizer=optimizer)
     assert train(spec, digits, tmp_path, device=CPU, weights=weights)["status"] == "finished"
     _check("blocks:1", tmp_path, weights)
+
+
+def test_a_network_with_parts_added_keeps_its_frozen_part_frozen():
+    network = build_network("resnet18", (3, 64, 64), 7, dropout=0.0, seed=0, freeze_batch_norm=False)
+    freeze_all_but(network, "blocks:1")
+    extended = ALGORITHMS["mtl"](network, 2).network.train()
+    training = {name for name, module in extended.featurizer.named_modules() if module.training and "bn" in name}
+    assert training == {"layer4.1.bn1", "layer4.1.bn2"}
 
 
 def test_killed_it_ends_as_undisturbed(spec_of, digits, weights, tmp_path):

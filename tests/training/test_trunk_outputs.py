@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 import shiftproof
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.data import CacheError, Domain, DomainDataset
+from shiftproof.figures.traces import Subject
 from shiftproof.models import build_network, freeze_all_but, weights_fingerprint
 from shiftproof.models import cut as cut_network
 from shiftproof.training import RunSpec, read_predictions, train, trunk_outputs
 from shiftproof.training.inputs import Inputs
+from shiftproof.training.loop import Loop
 from shiftproof.training.trunk_outputs import TrunkOutputs
 from training.killed import train_killed_at
 
@@ -98,6 +100,25 @@ def test_in_float32_a_run_agrees_with_one_without(protocol, trained, spec_of, ph
     assert models[0].keys() == models[1].keys()
     for name, tensor in models[0].items():
         torch.testing.assert_close(models[1][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("protocol", ["shiftproof", "domainbed"])
+def test_without_augmentation_a_run_agrees_too(protocol, spec_of, photographs, weights, tmp_path):
+    specs = [spec_of(protocol=protocol, augmentation="none", views=0, cache=cache) for cache in ("float32", "none")]
+    results = [train(s, photographs, tmp_path / s.cache, device=CPU, weights=weights) for s in specs]
+    assert _numbers(results[0]) == pytest.approx(_numbers(results[1]), rel=1e-5)
+
+
+def test_what_a_run_reached_is_loaded_into_the_whole_network(spec_of, photographs, weights, tmp_path):
+    """As figures and diagnoses do with the weights of a trace."""
+    spec = spec_of()
+    loop = Loop(spec, photographs, CPU, weights)
+    loop.run()
+    algorithm = Subject(spec, photographs, CPU, weights).algorithm(loop.algorithm.state_dict())
+    inputs = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    cut = loop.steps.cut
+    with torch.inference_mode():
+        torch.testing.assert_close(algorithm.network(inputs), loop.algorithm.eval().network(cut.trunk(inputs)))
 
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not ALGORITHMS[name].reads_pictures])
@@ -258,6 +279,8 @@ def test_what_does_not_fit_the_disk_is_told_before_it_is_filled(monkeypatch, cac
     outputs, *_ = _outputs(seen=seen)
     usage = trunk_outputs.shutil.disk_usage(cache.parent)
     monkeypatch.setattr(trunk_outputs.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(CacheError, match=r"the outputs of the trunk take 0.00 GB, but"):
+        outputs.make([(0, 0), (1, 0)])  # of all together
     with pytest.raises(
         CacheError, match=r"take 0.00 GB, but .* has 0.00 GB left; set SHIFTPROOF_CACHE to another folder"
     ):

@@ -27,3 +27,5 @@ class ExtendedNetwork(Network):
         )
         self.classifier = network.classifier
         self.loss = network.loss
+        self.frozen = network.frozen
+        self.train(network.training)

@@ -116,6 +116,11 @@ def imported(names: Iterable[str]) -> tuple[Plugin, ...]:
     )
 
 
+def is_of_a_script(registry: Registry[Any], name: str) -> bool:
+    """Return whether a name was registered by code of which no digest tells when it changes."""
+    return name in registry and plugin_of(registry, name) is None and not registry.place(name).is_ours
+
+
 def plugin_of(registry: Registry[Any], name: str) -> Plugin | None:
     """Return the plug-in that registered an entry; None if it is shiftproof's or of a script that imports it."""
     owner = _owners.get((registry.kind, name))

@@ -79,7 +79,7 @@ def diagnose(
             "--domain, --label, ..."
         )
     own = "table" if table is not None else "features" if encoded else "folder"
-    key = spec.dataset if spec.dataset in DATASETS else own
+    key = spec.dataset if own == "folder" and spec.dataset in DATASETS else own
     dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs", table)
     subject = Subject(spec, dataset, torch.device(device), weights)
     subject.check()

@@ -98,8 +98,8 @@ class Subject:
     def algorithm(self, state: Mapping[str, Tensor] | None = None) -> Algorithm:
         """Build the algorithm in its initial state or a given one, in evaluation mode."""
         algorithm = build_algorithm(self.spec, self.data, self.device, self.weights)
-        if state is not None:
-            algorithm.load_state_dict(state)
+        if state is not None:  # which of a run behind a trunk has no trunk
+            algorithm.load_state_dict({**algorithm.state_dict(), **state})
         return algorithm.eval()
 
     @cached_property

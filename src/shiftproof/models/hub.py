@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ def hub_weights(model: str) -> Path:
 
 
 def _keep(file: Path, published: Published, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     facts = {SOURCE: f"hub: {published.name}", NORMALISATION: str(published.normalisation)}
     if published.licence:
@@ -78,10 +79,25 @@ def _keep(file: Path, published: Published, tensors: Mapping[str, Tensor]) -> No
     partial = file.with_suffix(".partial")
     try:
         # copies, because tensors that share memory cannot be saved
-        save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, partial, facts)
+        content = save({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, facts)
+        partial.write_bytes(_in_order(content))
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file whose metadata are sorted; the library writes them in another order every time.
+
+    Only so has the file the same fingerprint wherever it was downloaded. A header is JSON behind its length of eight
+    bytes, padded by spaces.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _downloaded(published: Published) -> Mapping[str, Tensor]:

@@ -19,7 +19,7 @@ from shiftproof.annealing import ANNEALERS
 from shiftproof.base.choices import Cache, Kind, Task
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.method import Method
-from shiftproof.base.plugins import digests
+from shiftproof.base.plugins import digests, is_of_a_script
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS, DatasetNotFoundError, DomainDataset, split_domain
 from shiftproof.models import (
@@ -337,6 +337,9 @@ def _cache(study: Study, facts: _Facts, algorithm: str, hparams: Mapping[str, An
         return "none"
     if ALGORITHMS[algorithm].reads_pictures:
         say(f"{algorithm} reads pictures or inner stages: it trains without the cache of the frozen part")
+        return "none"
+    if is_of_a_script(MODELS, facts.model) or is_of_a_script(AUGMENTATIONS, study.augmentation):
+        say("the frozen part is computed anew at every step: nothing tells when code of a script changes")
         return "none"
     own = {name: hparams[f"model.{name}"] for name in model_hparams(facts.model)}
     found = _trunk(facts.model, facts.input_shape, study.trained, json.dumps(own))

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from shiftproof.base.files import DamagedFileError
-from shiftproof.base.plugins import FOLDER, PluginError, kept_as, plugin_of
+from shiftproof.base.plugins import FOLDER, PluginError, is_of_a_script, kept_as, plugin_of
 from shiftproof.protocol import RULES, MeasureError, RuleError
 from shiftproof.studies.added_measure import add_measure
 from shiftproof.studies.index import Index, Stamp
@@ -42,7 +42,7 @@ class StoredResults(Results):
         self._folder = root / "runs"
         self._root, self._recorded = root, dict[RowKey, Row]()
         # another version of a script's own rule could not be told apart
-        used = not any(rule in RULES and _is_of_a_script(rule) for rule in plan.rules)
+        used = not any(is_of_a_script(RULES, rule) for rule in plan.rules)
         self._index = Index(root, {rule: _digest(rule) for rule in plan.rules}, used=used)
         if any(rule not in RULES for rule in plan.rules):
             self._recorded = _recorded(root)
@@ -124,10 +124,6 @@ def _digest(rule: str) -> str | None:
         return None
     plugin = plugin_of(RULES, rule)
     return "" if plugin is None else plugin.digest
-
-
-def _is_of_a_script(rule: str) -> bool:
-    return plugin_of(RULES, rule) is None and not RULES.place(rule).is_ours
 
 
 def _recorded(root: Path) -> dict[RowKey, Row]:

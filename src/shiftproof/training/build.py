@@ -9,6 +9,7 @@ import torch
 
 from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
+from shiftproof.base.field_error import FieldError
 from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset
 from shiftproof.models import Network, build_network, cut, freeze_all_but, weighted_cross_entropy
@@ -41,6 +42,8 @@ def build_steps(
         ValueError: a part of the spec is not valid, the weights do not fit, or the network cannot be split over ranks.
     """
     network = _network(spec, prepared(spec, dataset), weights)
+    if spec.cache != "none" and weights is None:
+        raise FieldError("cache", "the outputs of a trunk that starts at random are of one run, and are not kept")
     parts = None if spec.cache == "none" else cut(network)
     if parts is not None:
         parts.trunk.to(device).to(memory_format=torch.channels_last)

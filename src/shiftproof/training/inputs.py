@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof.algorithms import ALGORITHMS, Batch
+from shiftproof.base.plugins import digests
 from shiftproof.base.randomness import generator, torch_seed
 from shiftproof.data import AUGMENTATIONS, DomainDataset, batch_indices, on_device, split_domain
-from shiftproof.models import Cut, Normalisation, model_hparams
+from shiftproof.models import MODELS, Cut, Normalisation, model_hparams
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.prepared import prepared
 from shiftproof.training.ranks import ALONE, Ranks
@@ -66,6 +68,8 @@ class Inputs:
         self._evaluation_batch = GPU_EVALUATION_BATCH if large else EVALUATION_BATCH
         self._ranks = ranks
         self._views = spec.views if self._photographs else 0
+        # behind a trunk there are no pictures to change anew
+        self._changes = self._photographs and (self._views > 0 or cut is None)
         self._drawn_views: dict[tuple[int, int], Any] = {}
         self._trunk = None if cut is None else self._trunk_outputs(cut, spec)
         self.targets = [dataset.domain_index(name) for name in spec.targets]
@@ -135,7 +139,7 @@ class Inputs:
 
     def _augmented(self, domain: int, indices: NDArray[np.int64], own: slice, seed: int, step: int) -> Tensor:
         """Return the rows ``own`` of a batch as the network takes them; photographs are augmented."""
-        if not self._photographs:
+        if not self._changes:
             return self._plain(domain, indices[own])
         if self._views:
             views = generator(seed, "view", step, domain).integers(1, self._views + 1, len(indices))
@@ -182,7 +186,9 @@ class Inputs:
         ]
         hparams = sorted(model_hparams(spec.model).keys() & spec.axis("model").keys())
         facts += [(name, spec.axis("model")[name]) for name in hparams]
-        facts += [("plugins", sorted(spec.plugins.items())), ("augmentation", spec.augmentation)]
+        parts = digests([(MODELS, spec.model), (AUGMENTATIONS, spec.augmentation)])
+        facts += [("plugins", sorted(parts.items())), ("augmentation", spec.augmentation)]
+        facts += [(name, version(name)) for name in ("torch", "torchvision", "timm")]
         dtype = torch.float16 if spec.cache == "float16" else torch.float32
         return TrunkOutputs(cut, facts, [len(domain) for domain in self._dataset.domains], dtype, pictures)
 
@@ -193,7 +199,7 @@ class Inputs:
         """
         indices = self.rows(domain, part)
         views = draws = None
-        if self._augments_validation and part == "out" and domain in self.sources:
+        if self._changes and self._augments_validation and part == "out" and domain in self.sources:
             # negative, because training draws with positive steps
             if self._views:
                 views = generator(self._seed, "view", -step, domain).integers(1, self._views + 1, len(indices))

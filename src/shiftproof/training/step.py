@@ -78,7 +78,9 @@ class StepBuilder:
             self.rates.set(step)
 
         def make_closure(part: Sequence[Batch], *, annealed: bool = True) -> Closure:
-            # an algorithm may ask for several closures, on batches of its own
+            # an algorithm may ask for several closures, on batches of its own, and may have built another optimizer
+            if self.rates is not None:
+                self.rates.set(step)
             return self._closure(part, batches if annealed else None, step, parameters)
 
         searched = [p for p in self.algorithm.network.featurizer.parameters() if p.requires_grad]

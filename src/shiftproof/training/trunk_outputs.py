@@ -36,7 +36,7 @@ class TrunkOutputs:
     """What a trunk puts out for the pictures of a data set, memory-mapped.
 
     There is a file for every domain and view. It is made when first read: processes that need it at once make it once,
-    and one that is half written, damaged or of another version is made again. The name of the folder determines the
+    and one that is half written, cut short or of another version is made again. The name of the folder determines the
     content.
 
     Args:
@@ -53,7 +53,7 @@ class TrunkOutputs:
         self._cut, self._sizes, self._pictures = cut, sizes, pictures
         self._dtype = np.dtype(np.float16 if dtype == torch.float16 else np.float32)
         self._device = next(cut.rest.parameters()).device
-        self._name = f"trunk-{_digest(LAYOUT, torch.__version__, cut.trunk.names, self._dtype.name, *facts)}"
+        self._name = f"trunk-{_digest(LAYOUT, cut.trunk.names, self._dtype.name, *facts)}"
         self._opened: dict[tuple[int, int], NDArray[Any]] = {}
 
     @cached_property
@@ -76,6 +76,8 @@ class TrunkOutputs:
         Raises:
             CacheError: they cannot be kept.
         """
+        missing = [key for key in wanted if key not in self._opened and not self._file(*key).exists()]
+        self._check_space(missing)
         missing = [key for key in wanted if key not in self._opened]
         while missing:
             taken = [key for key in missing if self._open_unless_busy(*key)]
@@ -118,7 +120,7 @@ class TrunkOutputs:
         return self._opened[domain, view]
 
     def _read_or_make(self, domain: int, view: int, *, wait: bool = True) -> NDArray[Any]:
-        file = self.folder / f"{domain}-{view}.npy"
+        file = self._file(domain, view)
         shape = (self._sizes[domain], *self._cut.shape)
         if (found := _read(file, shape, self._dtype)) is not None:
             return found
@@ -135,13 +137,21 @@ class TrunkOutputs:
             raise CacheError(f"{file} was written but cannot be read back")
         return found
 
-    def _make(self, file: Path, shape: tuple[int, ...], domain: int, view: int) -> None:
-        needed, free = math.prod(shape) * self._dtype.itemsize, shutil.disk_usage(file.parent).free
+    def _file(self, domain: int, view: int) -> Path:
+        return self.folder / f"{domain}-{view}.npy"
+
+    def _check_space(self, files: Sequence[tuple[int, int]]) -> None:
+        pictures = sum(self._sizes[domain] for domain, _ in files)
+        needed = pictures * math.prod(self._cut.shape) * self._dtype.itemsize
+        free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise CacheError(
-                f"the outputs of the trunk for one domain and view take {needed / 1e9:.2f} GB, but {file.parent} has "
-                f"{free / 1e9:.2f} GB left; set SHIFTPROOF_CACHE to another folder, or leave out the cache"
+                f"the outputs of the trunk take {needed / 1e9:.2f} GB, but {self.folder} has {free / 1e9:.2f} GB left; "
+                "set SHIFTPROOF_CACHE to another folder, or leave out the cache"
             )
+
+    def _make(self, file: Path, shape: tuple[int, ...], domain: int, view: int) -> None:
+        self._check_space([(domain, view)])
         partial = file.with_suffix(".partial")
         header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
         try:

@@ -90,7 +90,7 @@ class Runs(Callback):
     def load_earlier(self, state: dict[str, Any]) -> None:
         """Restore the only run from a checkpoint of before several could share their steps."""
         [run] = self._going
-        run.load_state_dict(state)
+        run.load_state_dict({**state, "seconds": dict(state["seconds"]), "metrics": list(state["metrics"])})
 
 
 class EndStopped(Callback):

@@ -132,7 +132,10 @@ def split_over_ranks(algorithm: Algorithm, ranks: Ranks) -> None:
         return
     network = algorithm.network
     check_featurizer(network.featurizer, next(network.parameters()).device)
+    names = {module: name for name, module in network.featurizer.named_modules()}
+    frozen = [names[module] for module in network.frozen]
     network.featurizer = synchronised(network.featurizer)
+    network.frozen = tuple(network.featurizer.get_submodule(name) for name in frozen)
     if ranks.sharded:
         _gather_features(network.featurizer, ranks)
         _shard(algorithm)
