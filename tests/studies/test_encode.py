@@ -166,7 +166,8 @@ def test_vectors_are_not_encoded(tmp_path):
 def test_an_interrupt_says_that_nothing_was_written(shapes, tmp_path):
     shutil.copytree(shapes / "art", shapes / "more")
     slow = (
-        "import sys, time; from shiftproof.cli import main; from shiftproof.studies import encoding\n"
+        "import signal, sys, time; from shiftproof.cli import main; from shiftproof.studies import encoding\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "def stops(*_):\n    print('here', flush=True)\n    time.sleep(60)\n    yield\n"
         "encoding._features = stops\nsys.exit(main(sys.argv[1:]))"
     )

@@ -42,7 +42,7 @@ def build_steps(
         ValueError: a part of the spec is not valid, the weights do not fit, or the network cannot be split over ranks.
     """
     network = _network(spec, prepared(spec, dataset), weights)
-    if spec.cache != "none" and weights is None:
+    if spec.cache != "none" and spec.weights is None:
         raise FieldError("cache", "the outputs of a trunk that starts at random are of one run, and are not kept")
     parts = None if spec.cache == "none" else cut(network)
     if parts is not None:

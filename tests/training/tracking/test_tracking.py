@@ -204,7 +204,7 @@ def test_a_diverged_run_ends_as_failed(tracking, digits, make_spec, tmp_path):
     result = train(make_spec(lr=1e30), digits, tmp_path / "run", device=CPU, tracking=tracking("wandb"))
     assert result["status"] == "failed"
     [path] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    file = read_wandb(path)
+    file = wait_until(lambda: _ended_wandb(path))
     assert (file.summary["status"], file.exit_code) == ("failed", 1)
 
 
