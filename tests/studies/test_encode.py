@@ -17,17 +17,11 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.cli import main
 from shiftproof.data import open_features, open_folder
 from shiftproof.models import build_network, weights_fingerprint
-from shiftproof.studies import Study, encode, make_plan, read_plan, study_data
+from shiftproof.studies import Study, encode, make_plan, read_plan
 
 CLASSES, DOMAINS = ("cat", "dog"), ("art", "photo", "sketch")
 SIDE = 33
-
-
-@pytest.fixture(autouse=True)
-def opened_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHIFTPROOF_CACHE", str(tmp_path / "cache"))
-    for cached in (study_data.open_dataset, study_data._look, study_data.say):
-        cached.cache_clear()
+pytestmark = pytest.mark.usefixtures("opened_anew")
 
 
 @pytest.fixture

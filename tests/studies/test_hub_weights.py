@@ -11,17 +11,11 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.cli import main
 from shiftproof.data import open_features
 from shiftproof.models import HUB, hub, hub_weights, weights_fingerprint
-from shiftproof.studies import Study, make_plan, plan_run, read_plan, read_study, study_data
+from shiftproof.studies import Study, make_plan, plan_run, read_plan, read_study
 
 MODEL, NAME = "test_resnet", "hub: timm/test_resnet.r160_in1k"
 SIDE = 64
-
-
-@pytest.fixture(autouse=True)
-def opened_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHIFTPROOF_CACHE", str(tmp_path / "cache"))
-    for cached in (study_data.open_dataset, study_data._look, study_data.say):
-        cached.cache_clear()
+pytestmark = pytest.mark.usefixtures("opened_anew")
 
 
 @pytest.fixture

@@ -22,13 +22,7 @@ pytest.importorskip("pyarrow")
 HEART = SHARED / "data" / "HeartDisease" / "heart.csv"
 GUIDE = Path(__file__).parents[2] / "docs" / "data.md"
 COUNT = 40
-
-
-@pytest.fixture(autouse=True)
-def opened_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("SHIFTPROOF_CACHE", str(tmp_path / "cache"))
-    for cached in (study_data.open_dataset, study_data._look, study_data.say):
-        cached.cache_clear()
+pytestmark = pytest.mark.usefixtures("opened_anew")
 
 
 def _lines(count=COUNT):

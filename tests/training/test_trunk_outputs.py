@@ -263,7 +263,7 @@ def test_one_that_was_interrupted_leaves_nothing_that_is_read(cache):
         outputs.rows(0, np.arange(5), None)
     assert not list(cache.glob("trunk-*/*.npy"))
     assert not list(cache.glob("trunk-*/*.partial"))
-    (next(cache.glob("trunk-*")) / "0-0.partial").write_bytes(b"of a process that was killed")
+    (next(cache.glob("trunk-*")) / ".0-0.npy.partial").write_bytes(b"of a process that was killed")
     outputs._pictures = pictures
     assert len(outputs.rows(0, np.arange(5), None)) == 5
 

@@ -17,7 +17,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from torch import Tensor
 
 from shiftproof.base.field_error import FieldError
-from shiftproof.base.files import cache_folder, locked
+from shiftproof.base.files import cache_folder, locked, write_bytes
 from shiftproof.base.text import one_line
 from shiftproof.models.build import find_model
 from shiftproof.models.model import Published
@@ -76,14 +76,9 @@ def _keep(file: Path, published: Published, tensors: Mapping[str, Tensor]) -> No
     facts = {SOURCE: f"hub: {published.name}", NORMALISATION: str(published.normalisation)}
     if published.licence:
         facts[LICENCE] = published.licence
-    partial = file.with_suffix(".partial")
-    try:
-        # copies, because tensors that share memory cannot be saved
-        content = save({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, facts)
-        partial.write_bytes(_in_order(content))
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    # copies, because tensors that share memory cannot be saved
+    content = save({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, facts)
+    write_bytes(file, _in_order(content))
 
 
 def _in_order(content: bytes) -> bytes:

@@ -45,8 +45,8 @@ from shiftproof.training import (
     SWADS,
     RunSpec,
     check_combination,
-    check_featurizer,
     check_inputs_taken,
+    check_something_trains,
 )
 
 Targets = tuple[str, ...]
@@ -540,7 +540,7 @@ class _Builder:
 
     def check(self, spec: RunSpec) -> None:
         network = self._network(spec.axis("model"))
-        check_featurizer(spec, network.featurizer)
+        check_something_trains(spec, network.featurizer)
         sources = len(self.facts.domains) - len(spec.targets)
         self._once(
             spec, "annealer", [sources, spec.steps], lambda h: ANNEALERS[spec.annealer](**h).check(sources, spec.steps)

@@ -51,7 +51,7 @@ def check_inputs_taken(spec: RunSpec, kind: Kind) -> None:
         raise FieldError("model", f"model '{spec.model}' takes {' and '.join(kinds)}, and {spec.dataset} has {kind}")
 
 
-def check_featurizer(spec: RunSpec, featurizer: nn.Module) -> None:
+def check_something_trains(spec: RunSpec, featurizer: nn.Module) -> None:
     """Check before training that what acts on the featurizer's weights finds some that train.
 
     Args:

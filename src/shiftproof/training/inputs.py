@@ -70,7 +70,7 @@ class Inputs:
         self._views = spec.views if self._photographs else 0
         # behind a trunk there are no pictures to change anew
         self._changes = self._photographs and (self._views > 0 or cut is None)
-        self._drawn_views: dict[tuple[int, int], Any] = {}
+        self._draws: dict[tuple[int, int], Any] = {}
         self._trunk = None if cut is None else self._trunk_outputs(cut, spec)
         self.targets = [dataset.domain_index(name) for name in spec.targets]
         self.sources = [i for i in range(len(dataset.domains)) if i not in self.targets]
@@ -142,8 +142,7 @@ class Inputs:
         if not self._changes:
             return self._plain(domain, indices[own])
         if self._views:
-            views = generator(seed, "view", step, domain).integers(1, self._views + 1, len(indices))
-            return self._viewed(domain, indices[own], views[own])
+            return self._viewed(domain, indices[own], self._drawn_views(len(indices), seed, step, domain)[own])
         images = self._rows(domain, indices[own])
         draws = self._augmentation.draw(len(indices), images.shape[-1], seed, step, domain)
         return self._prepared(self._augmentation.apply(images, draws[own]))
@@ -152,34 +151,39 @@ class Inputs:
         """Return pictures, each in one of its views, or what the trunk puts out for them."""
         if self._trunk is not None:
             return self._trunk.rows(domain, indices, views)
-        images = self._rows(domain, indices)
-        changed = torch.empty(images.shape, device=images.device)
+        shape = (len(indices), *self._dataset.input_shape)
+        pictures = torch.empty(shape, device=self._device, memory_format=torch.channels_last)
         for view in np.unique(views).tolist():
             there = np.flatnonzero(views == view)
-            draws = self._draws_of(domain, view)[indices[there]]
-            changed[there] = self._augmentation.apply(images[there], draws)
-        return self._prepared(changed)
-
-    def _draws_of(self, domain: int, view: int) -> Any:
-        """Return what makes a view of each picture of a domain; it is the same for all runs."""
-        if (domain, view) not in self._drawn_views:
-            size, count = self._dataset.input_shape[-1], len(self._dataset.domains[domain])
-            self._drawn_views[domain, view] = self._augmentation.draw(count, size, torch_seed("views"), view, domain)
-        return self._drawn_views[domain, view]
+            pictures[there] = self._in_view(domain, indices[there], view)
+        return pictures
 
     def _plain(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
         """Return rows as they are, or what the trunk puts out for them."""
         if self._trunk is not None:
             return self._trunk.rows(domain, indices, None)
-        return self._prepared(self._as_floats(self._rows(domain, indices)))
+        return self._in_view(domain, indices, 0)
+
+    def _in_view(self, domain: int, indices: NDArray[np.int64], view: int) -> Tensor:
+        """Return normalised rows in one view, of which 0 is as they are."""
+        rows = self._rows(domain, indices)
+        floats = (
+            self._augmentation.apply(rows, self._draws_of(domain, view)[indices]) if view else self._as_floats(rows)
+        )
+        return self._prepared(floats)
+
+    def _drawn_views(self, count: int, seed: int, step: int, domain: int) -> NDArray[np.int64]:
+        """Draw the view of each picture of a batch, from 1."""
+        return generator(seed, "view", step, domain).integers(1, self._views + 1, count)
+
+    def _draws_of(self, domain: int, view: int) -> Any:
+        """Return what makes a view of each picture of a domain; it is the same for all runs."""
+        if (domain, view) not in self._draws:
+            size, count = self._dataset.input_shape[-1], len(self._dataset.domains[domain])
+            self._draws[domain, view] = self._augmentation.draw(count, size, torch_seed("views"), view, domain)
+        return self._draws[domain, view]
 
     def _trunk_outputs(self, cut: Cut, spec: RunSpec) -> TrunkOutputs:
-        def pictures(domain: int, rows: NDArray[np.int64], view: int) -> Tensor:
-            images = self._rows(domain, rows)
-            if view == 0:
-                return self._prepared(self._as_floats(images))
-            return self._prepared(self._augmentation.apply(images, self._draws_of(domain, view)[rows]))
-
         facts = [
             (name, getattr(spec, name))
             for name in ("data_fingerprint", "model", "weights", "normalisation", "image_size", "kind", "device")
@@ -190,7 +194,7 @@ class Inputs:
         facts += [("plugins", sorted(parts.items())), ("augmentation", spec.augmentation)]
         facts += [(name, version(name)) for name in ("torch", "torchvision", "timm")]
         dtype = torch.float16 if spec.cache == "float16" else torch.float32
-        return TrunkOutputs(cut, facts, [len(domain) for domain in self._dataset.domains], dtype, pictures)
+        return TrunkOutputs(cut, facts, [len(domain) for domain in self._dataset.domains], dtype, self._in_view)
 
     def evaluation_batches(self, domain: int, part: Part, step: int = 0) -> Iterator[Batch]:
         """Yield all images of one part of a domain, in order, at the evaluation after step number ``step``.
@@ -202,7 +206,7 @@ class Inputs:
         if self._changes and self._augments_validation and part == "out" and domain in self.sources:
             # negative, because training draws with positive steps
             if self._views:
-                views = generator(self._seed, "view", -step, domain).integers(1, self._views + 1, len(indices))
+                views = self._drawn_views(len(indices), self._seed, -step, domain)
             else:
                 size = self._dataset.input_shape[-1]
                 draws = self._augmentation.draw(len(indices), size, self._seed, -step, domain)

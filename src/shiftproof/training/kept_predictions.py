@@ -20,7 +20,6 @@ from shiftproof.training.inputs import Inputs, Part
 PREDICTIONS_FILE = "predictions.npz"
 PREDICTIONS_BYTES = 16 * 2**20
 """Outputs that a run keeps at most, in bytes."""
-_PARTS: tuple[Part, ...] = ("in", "out")
 _OUTPUTS = "outputs_"
 
 PartOutputs = Mapping[tuple[int, Part], NDArray[Any]]
@@ -85,7 +84,7 @@ def write_kept(folder: Path, dataset: DomainDataset, inputs: Inputs, steps: Mapp
         inputs: the run's inputs, which know the rows of a part.
         steps: the outputs by step, all of the same parts.
     """
-    parts = sorted(next(iter(steps.values())), key=lambda key: (key[0], _PARTS.index(key[1])))
+    parts = sorted(next(iter(steps.values())))
     rows = [inputs.rows(*key) for key in parts]
     lengths = list(map(len, rows))
     targets = [dataset.domains[domain].targets[of] for (domain, _), of in zip(parts, rows, strict=True)]

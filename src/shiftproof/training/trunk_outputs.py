@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from shiftproof.base.files import cache_folder, locked
+from shiftproof.base.files import cache_folder, locked, whole_file
 from shiftproof.data import CacheError, on_device
 from shiftproof.models import Cut
 
@@ -152,19 +150,11 @@ class TrunkOutputs:
 
     def _make(self, file: Path, shape: tuple[int, ...], domain: int, view: int) -> None:
         self._check_space([(domain, view)])
-        partial = file.with_suffix(".partial")
         header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
-        try:
-            with partial.open("wb") as stream:
-                np.lib.format.write_array_header_1_0(stream, header)
-                for block in self._outputs(domain, view):
-                    stream.write(block.data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with whole_file(file) as stream:
+            np.lib.format.write_array_header_1_0(stream, header)
+            for block in self._outputs(domain, view):
+                stream.write(block.data)
 
     def _outputs(self, domain: int, view: int) -> Iterator[NDArray[Any]]:
         size = self._sizes[domain]

@@ -48,8 +48,6 @@ class Predictions(Callback):
             self._steps = {}
 
     def on_end(self, loop: Loop) -> None:
-        if not loop.spec.score_targets:
-            self._keep(_selected(loop))
         scored = loop.dataset.domain_names
         complete = {(i, "out") for i in range(len(scored))} | {(i, "in") for i in loop.inputs.targets}
         self._keep({step for step, kept in self._steps.items() if kept.keys() == complete})
