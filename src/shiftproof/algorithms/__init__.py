@@ -18,6 +18,7 @@ from shiftproof.algorithms.fishr import Fishr
 from shiftproof.algorithms.group_dro import GroupDRO
 from shiftproof.algorithms.gsnr_dropout import GSNRDropout
 from shiftproof.algorithms.irm import IRM
+from shiftproof.algorithms.linear_probe import LPFT, LinearProbe
 from shiftproof.algorithms.miro import MIRO
 from shiftproof.algorithms.mixstyle import MixStyle
 from shiftproof.algorithms.mixup import Mixup
@@ -37,6 +38,7 @@ __all__ = [
     "DANN",
     "ERM",
     "IRM",
+    "LPFT",
     "MIRO",
     "MLDG",
     "MMD",
@@ -50,6 +52,7 @@ __all__ = [
     "Fishr",
     "GSNRDropout",
     "GroupDRO",
+    "LinearProbe",
     "MakeClosure",
     "MixStyle",
     "Mixup",

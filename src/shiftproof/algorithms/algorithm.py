@@ -126,6 +126,12 @@ class Algorithm(nn.Module):
     reads_pictures: ClassVar[bool] = False
     """Whether it mixes or reads pictures or inner stages, for which the outputs of a frozen trunk cannot stand."""
 
+    probed: ClassVar[bool] = False
+    """Whether its classifier starts from a linear probe of the features that the network starts with."""
+
+    stepped: ClassVar[bool] = True
+    """Whether an optimizer trains it in steps; if not, it is scored as it starts, with its classifier fitted."""
+
     reads_heads: ClassVar[bool] = False
     """Whether it reads the weights of its heads and not only their outputs, so that they cannot be sharded."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shiftproof.annealing import Annealer, DomainLosses, domain_similarities
 from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.figures.traces import check_stepped
 from shiftproof.studies import Study, open_data, plan_run
 from shiftproof.training import Loop, NonFiniteLossError, reproducible
 from shiftproof.training.callbacks import ProgressBar
@@ -77,6 +78,8 @@ def measure_agreement(study: Study, trial_seed: int = 0) -> list[Agreement]:
     if study.targets is None:
         study = replace(study, targets=open_data(study, study.datasets[0]).domain_names[:1])
     specs = [plan_run(study.only(method), trial_seed, 0) for method in study.methods]
+    for spec in specs:
+        check_stepped(spec)
     data, device = open_data(study, study.datasets[0]), study.device_here()
     measured = []
     for spec, method in zip(specs, study.methods, strict=True):

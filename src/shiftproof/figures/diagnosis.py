@@ -20,7 +20,7 @@ from shiftproof.figures.embedding import check_classes, draw_embedding, embeddin
 from shiftproof.figures.flatness import draw_flatness, flatness
 from shiftproof.figures.landscape import draw_paths
 from shiftproof.figures.osgr import draw_osgr, draw_osgr_of_moments, snapshot_moments
-from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, TRACES_FOLDER, Subject, Trace, trace
+from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, TRACES_FOLDER, Subject, Trace, check_stepped, trace
 from shiftproof.models import HUB, hub_weights
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import open_dataset, read_run_spec
@@ -73,6 +73,7 @@ def diagnose(
     encoded = folder is not None and is_feature_set(folder)
     if spec.plugins:
         _check_parts(spec, own_data=encoded or spec.kind is not None)
+    check_stepped(spec)
     if spec.kind == "vectors" and table is None and not encoded:
         raise ValueError(
             f"{run} was trained on the table {spec.dataset}: name its file and columns as in training, by --metadata, "

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shiftproof.algorithms import Algorithm
+from shiftproof.algorithms import ALGORITHMS, Algorithm
+from shiftproof.base.field_error import FieldError
 from shiftproof.base.files import write_bytes
 from shiftproof.data import DomainDataset
 from shiftproof.diagnostics import Recorder, StepContributions, flat_weights
@@ -133,7 +134,15 @@ def figure_subjects(study: Study, trial_seed: int) -> list[Subject]:
         study = replace(study, targets=data.domain_names[:1])
     device = study.device_here()
     specs = [plan_run(study.only(method), trial_seed, 0) for method in study.methods]
+    for spec in specs:
+        check_stepped(spec)
     return [Subject(spec, data, device, study.weights_file) for spec in specs]
+
+
+def check_stepped(spec: RunSpec) -> None:
+    """Raise FieldError for a run without steps, of which there is nothing to trace."""
+    if not ALGORITHMS[spec.algorithm].stepped:
+        raise FieldError("algorithms", f"{spec.algorithm} takes no steps, and they are what is measured")
 
 
 @dataclass(frozen=True)

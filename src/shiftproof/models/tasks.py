@@ -23,7 +23,7 @@ class Quantity(NamedTuple):
 
 
 class QuantityHead(nn.Linear):
-    """A linear layer with one output in the unit of a quantity, computed in float32 from a standardised one.
+    """A linear layer with one output in the unit of a quantity, computed in at least float32 from a standardised one.
 
     Args:
         in_features: number of features.
@@ -36,7 +36,9 @@ class QuantityHead(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
         """Return values (n, 1)."""
-        return super().forward(input).float() * self.quantity.std + self.quantity.mean
+        standardised = super().forward(input)
+        exact = standardised.to(torch.promote_types(standardised.dtype, torch.float32))
+        return exact * self.quantity.std + self.quantity.mean
 
 
 def classifier_of(feature_size: int, outputs: int, quantity: Quantity | None) -> nn.Linear:
@@ -53,7 +55,8 @@ def weighted_cross_entropy(weights: Tensor) -> Loss:
     """
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, weights.to(outputs.device, torch.float32, non_blocking=True))
+        dtype = torch.promote_types(outputs.dtype, torch.float32)  # autocast computes it in no less
+        return F.cross_entropy(outputs, targets, weights.to(outputs.device, dtype, non_blocking=True))
 
     return loss
 

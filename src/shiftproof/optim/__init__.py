@@ -7,7 +7,7 @@ from shiftproof.optim.gam import GAM
 from shiftproof.optim.genie import GENIE, GENIEAdamW, genie, genie_adamw
 from shiftproof.optim.gsam import GSAM
 from shiftproof.optim.multipass import Landscape, MultiPass
-from shiftproof.optim.registry import OPTIMIZERS, LearningRates, OptimizerEntry
+from shiftproof.optim.registry import NO_OPTIMIZER, OPTIMIZERS, LearningRates, OptimizerEntry
 from shiftproof.optim.sagm import SAGM
 from shiftproof.optim.sam import ASAM, SAM
 from shiftproof.optim.yogi import Yogi
@@ -18,6 +18,7 @@ __all__ = [
     "GAM",
     "GENIE",
     "GSAM",
+    "NO_OPTIMIZER",
     "OPTIMIZERS",
     "SAGM",
     "SAM",

@@ -158,6 +158,9 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     },
 )
 
+NO_OPTIMIZER = "none"
+"""In the place of an optimizer's name, of algorithms that none trains."""
+
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite(value)

@@ -15,7 +15,7 @@ from shiftproof.base.hparams import Hparam, Value, check_value, choice, log2_int
 from shiftproof.base.randomness import seed_hash
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.models import MODELS, model_hparams
-from shiftproof.optim import OPTIMIZERS
+from shiftproof.optim import NO_OPTIMIZER, OPTIMIZERS
 from shiftproof.protocol.dialects import PROTOCOLS, Protocol
 
 SearchSpace = dict[str, dict[str, Hparam]]
@@ -71,11 +71,15 @@ def search_space(
         always, drawn = of_algorithm.photograph_batch_size, batch_size.draw
         # drawn and not used, as in DomainBed's published code and SWAD's: later draws depend on it
         batch_size = Hparam(always, published_draw=None if drawn is None else unused(drawn, always))
+    if not of_algorithm.stepped:  # neither changes anything, and all settings are one run
+        batch_size, dropout = Hparam(batch_size.default), Hparam(0.0)
     return {
         "data": {"batch_size": batch_size},
         "model": {"dropout": dropout, **({} if model is None else model_hparams(model))},
         "algorithm": {**of_algorithm.hparams, **(of_algorithm.short_hparams if search == "short" else {})},
-        "optimizer": OPTIMIZERS[optimizer].search_space(pretrained, search, fixed_of_optimizer),
+        "optimizer": {}
+        if optimizer == NO_OPTIMIZER
+        else OPTIMIZERS[optimizer].search_space(pretrained, search, fixed_of_optimizer),
         "annealer": dict(ANNEALERS[annealer].hparams),
     }
 

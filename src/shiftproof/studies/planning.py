@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from shiftproof.models import (
     weights_fingerprint,
     weights_name,
 )
-from shiftproof.optim import OPTIMIZERS
+from shiftproof.optim import NO_OPTIMIZER, OPTIMIZERS
 from shiftproof.protocol import DEFAULT_METRIC, PROTOCOLS, RULES, SearchSpace, measures_of, search_space, setting
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
@@ -46,7 +46,7 @@ from shiftproof.training import (
     RunSpec,
     check_combination,
     check_inputs_taken,
-    check_something_trains,
+    check_start,
 )
 
 Targets = tuple[str, ...]
@@ -299,9 +299,26 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         "score_targets": facts.kind == "vectors" or any(RULES[rule].every_step for rule in study.selection),
         "plugins": _digests(study, facts, method),
         "views": _views(study, facts),
-        "cache": _cache(study, facts, method.algorithm, hparams),
     }
-    return RunSpec(**{**as_in_study, **worked_out})
+    if not ALGORITHMS[method.algorithm].stepped:
+        # without weights its features are the vectors themselves (`check_start`)
+        worked_out |= _WITHOUT_STEPS | {"trained": "all" if study.weights is None else "head"}
+    spec = RunSpec(**{**as_in_study, **worked_out})
+    return replace(spec, cache=_cache(study, facts, spec))
+
+
+_WITHOUT_STEPS: dict[str, Any] = {
+    "steps": 1,  # which moves nothing, and is evaluated
+    "checkpoint_freq": 1,
+    "views": 0,
+    "accumulate": 1,
+    "clip_norm": None,
+    "schedule": "constant",
+    "warm_up": 0,
+    "layer_decay": 1.0,
+    "l2_sp": 0.0,
+}
+"""What the spec of a run without steps has in the place of what the study says about steps."""
 
 
 def _digests(study: Study, facts: _Facts, method: Method) -> dict[str, str]:
@@ -309,7 +326,7 @@ def _digests(study: Study, facts: _Facts, method: Method) -> dict[str, str]:
     return digests(
         [
             (ALGORITHMS, method.algorithm),
-            (OPTIMIZERS, method.optimizer),
+            *([(OPTIMIZERS, method.optimizer)] if method.optimizer != NO_OPTIMIZER else []),
             (ANNEALERS, method.annealer),
             (DATASETS, facts.key),
             (AUGMENTATIONS, study.augmentation),
@@ -325,31 +342,31 @@ def _views(study: Study, facts: _Facts) -> int:
     return study.views or (0 if study.trained == "all" else VIEWS)
 
 
-def _cache(study: Study, facts: _Facts, algorithm: str, hparams: Mapping[str, Any]) -> Cache:
+def _cache(study: Study, facts: _Facts, spec: RunSpec) -> Cache:
     """Return how a run keeps the outputs of the frozen part, and say what that takes.
 
     Raises:
         FieldError: it shall be kept and cannot, or takes more than the limit.
     """
-    if study.trained == "all" or study.cache == "none" or facts.kind == "vectors":
+    if spec.trained == "all" or study.cache == "none" or facts.kind == "vectors":
         if study.cache not in (None, "none"):
             raise FieldError(("cache", "trained"), f"cache {study.cache} is for pictures of which a part is trained")
         return "none"
-    if ALGORITHMS[algorithm].reads_pictures:
-        say(f"{algorithm} reads pictures or inner stages: it trains without the cache of the frozen part")
+    if ALGORITHMS[spec.algorithm].reads_pictures:
+        say(f"{spec.algorithm} reads pictures or inner stages: it trains without the cache of the frozen part")
         return "none"
     if is_of_a_script(MODELS, facts.model) or is_of_a_script(AUGMENTATIONS, study.augmentation):
         say("the frozen part is computed anew at every step: nothing tells when code of a script changes")
         return "none"
-    own = {name: hparams[f"model.{name}"] for name in model_hparams(facts.model)}
-    found = _trunk(facts.model, facts.input_shape, study.trained, json.dumps(own))
+    own = {name: spec.axis("model")[name] for name in model_hparams(facts.model)}
+    found = _trunk(facts.model, facts.input_shape, spec.trained, json.dumps(own))
     if isinstance(found, str):
         if study.cache is None:
             say(f"the frozen part of {facts.model} is computed anew at every step: {found}")
             return "none"
         raise FieldError(("cache", "trained"), f"the frozen part of {facts.model} cannot be kept: {found}")
     cache = study.cache or "float16"
-    files = 1 + _views(study, facts)
+    files = 1 + spec.views
     size = facts.images * files * math.prod(found.shape) * np.dtype(cache).itemsize / 1e9
     text = f"{facts.images:,} pictures of {facts.name} in {files} views, {size:.2g} GB in {cache}"
     if size > study.cache_limit:
@@ -419,6 +436,7 @@ def _fingerprint(weights: Path | None) -> str | None:
 
 def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, Any]:
     """Return what the study's accuracies depend on, by name."""
+    specs = [spec for spec in specs if ALGORITHMS[spec.algorithm].stepped] or specs
     caches = sorted({spec.cache for spec in specs})
     values = {
         **vars(study),
@@ -539,8 +557,8 @@ class _Builder:
         self._built: set[str] = set()
 
     def check(self, spec: RunSpec) -> None:
-        network = self._network(spec.axis("model"))
-        check_something_trains(spec, network.featurizer)
+        network = self._network(spec)
+        check_start(spec, network.featurizer)
         sources = len(self.facts.domains) - len(spec.targets)
         self._once(
             spec, "annealer", [sources, spec.steps], lambda h: ANNEALERS[spec.annealer](**h).check(sources, spec.steps)
@@ -551,10 +569,14 @@ class _Builder:
             return ALGORITHMS[spec.algorithm](deepcopy(network), sources, **hparams)  # some modify the network
 
         self._once(spec, "algorithm", [sources], build)
-        self._once(spec, "optimizer", [], lambda h: OPTIMIZERS[spec.optimizer](network.classifier.parameters(), **h))
+        if spec.optimizer != NO_OPTIMIZER:
+            self._once(
+                spec, "optimizer", [], lambda h: OPTIMIZERS[spec.optimizer](network.classifier.parameters(), **h)
+            )
 
-    def _network(self, hparams: Mapping[str, Any]) -> Network:
-        key = json.dumps(hparams, sort_keys=True)
+    def _network(self, spec: RunSpec) -> Network:
+        hparams = spec.axis("model")
+        key = json.dumps([spec.trained, hparams], sort_keys=True)
         if key not in self._networks:
             self._networks[key] = network = build_network(
                 self.facts.model,
@@ -568,7 +590,7 @@ class _Builder:
                 task=self.facts.task,
                 quantity=Quantity(0.0, 1.0) if self.facts.task == "regression" else None,  # any will do
             )
-            freeze_all_but(network, self.study.trained)
+            freeze_all_but(network, spec.trained)
             if network.normalisation is not None:
                 say_normalisation(self.study, self.facts.model, network.normalisation)
         return self._networks[key]

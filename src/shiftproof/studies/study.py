@@ -579,14 +579,22 @@ class Study:
 
     @property
     def combinations(self) -> list[Method]:
-        """Every algorithm with every annealer, optimizer and averaging, without variants."""
-        return [
-            Method(algorithm, optimizer, annealer, averaging=averaging)
-            for algorithm in self.algorithms
-            for annealer in self.annealers
-            for optimizer in self.optimizers
-            for averaging in self.averaging
-        ]
+        """Every algorithm with every annealer, optimizer and averaging if it takes steps, without variants."""
+        from shiftproof.algorithms import ALGORITHMS
+        from shiftproof.optim import NO_OPTIMIZER
+
+        result = []
+        for algorithm in self.algorithms:
+            if not ALGORITHMS[algorithm].stepped:
+                result.append(Method(algorithm, NO_OPTIMIZER))
+                continue
+            result += [
+                Method(algorithm, optimizer, annealer, averaging=averaging)
+                for annealer in self.annealers
+                for optimizer in self.optimizers
+                for averaging in self.averaging
+            ]
+        return result
 
     @property
     def methods(self) -> list[Method]:

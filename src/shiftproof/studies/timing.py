@@ -16,7 +16,7 @@ from shiftproof.annealing import ANNEALERS
 from shiftproof.base.randomness import generator
 from shiftproof.data import DATASETS, HOLDOUT_FRACTION, Domain, DomainDataset
 from shiftproof.models import Cut
-from shiftproof.optim import OPTIMIZERS
+from shiftproof.optim import NO_OPTIMIZER, OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.studies.study import Study
@@ -94,8 +94,10 @@ class _Meter:
 
     def training(self, spec: RunSpec) -> float:
         """Return the time of a run's steps."""
+        if spec.optimizer == NO_OPTIMIZER:
+            return 0.0  # what it takes depends on when it converges
         sources = len(self.grid.domains) - len(spec.targets)
-        first = self.grid.methods[0]
+        first = next(one for one in self.grid.methods if one.optimizer != NO_OPTIMIZER)
         base = self._step((first.algorithm, first.optimizer), sources)
         step = self._step((spec.algorithm, first.optimizer), sources)
         step *= self._step((first.algorithm, spec.optimizer), sources) / base
@@ -162,6 +164,8 @@ def _random_outputs(cut: Cut, batches: Sequence[Batch]) -> list[Batch]:
 
 def _passes(spec: RunSpec, domains: int) -> float:
     """Return the passes of a run, with the most that its annealer can take."""
+    if spec.optimizer == NO_OPTIMIZER:
+        return 0
     passes = OPTIMIZERS[spec.optimizer].passes
     annealer = ANNEALERS[spec.annealer](**spec.axis("annealer"))
     return spec.steps * passes + annealer.planned_passes(domains - len(spec.targets), spec.steps, passes)

@@ -4,7 +4,7 @@ from shiftproof.protocol import PROTOCOLS, Protocol
 from shiftproof.training.averaging import CONVERGENCE, SWADS
 from shiftproof.training.build import build_algorithm, build_steps
 from shiftproof.training.checkpoint import read_saved
-from shiftproof.training.combinations import check_combination, check_inputs_taken, check_something_trains
+from shiftproof.training.combinations import check_combination, check_inputs_taken, check_start
 from shiftproof.training.device import check_device, check_device_name
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.export import EXPORT_FORMATS, ExportError, export_format, export_model
@@ -81,7 +81,7 @@ __all__ = [
     "check_inputs",
     "check_inputs_taken",
     "check_prediction_file",
-    "check_something_trains",
+    "check_start",
     "csv_lines",
     "evaluate",
     "evaluate_folder",

@@ -15,7 +15,7 @@ from shiftproof.data import DomainDataset
 from shiftproof.models import Network, build_network, cut, freeze_all_but, weighted_cross_entropy
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
-from shiftproof.training.combinations import check_something_trains
+from shiftproof.training.combinations import check_start
 from shiftproof.training.layer_rates import layer_ratios
 from shiftproof.training.optimizer_factory import RunOptimizers
 from shiftproof.training.prepared import PreparedDataset, balanced_weights, prepared
@@ -49,14 +49,14 @@ def build_steps(
         parts.trunk.to(device).to(memory_format=torch.channels_last)
     algorithm = _algorithm(spec, parts.rest if parts else network, len(dataset.domains), device, ranks)
     featurizer = parts.network.featurizer if parts else whole_featurizer(algorithm.network)  # with all its blocks
-    check_something_trains(spec, featurizer)
+    check_start(spec, featurizer)
     ratios = layer_ratios(featurizer, spec.layer_decay) if spec.layer_decay != 1 else {}
     algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer"), ratios))
     return StepBuilder(
         algorithm,
         ANNEALERS[spec.annealer](seed=spec.seed, **spec.axis("annealer")),
         spec.seed,
-        create_graph=OPTIMIZERS[spec.optimizer].needs_graph,
+        create_graph=algorithm.stepped and OPTIMIZERS[spec.optimizer].needs_graph,
         accumulate=spec.accumulate,
         clip_norm=spec.clip_norm,
         precision=spec.precision,

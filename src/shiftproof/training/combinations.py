@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from shiftproof.algorithms import ALGORITHMS
+from shiftproof.algorithms import ALGORITHMS, Algorithm
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.choices import PICTURES, Kind
 from shiftproof.base.field_error import FieldError
 from shiftproof.models import MODELS
-from shiftproof.optim import OPTIMIZERS
+from shiftproof.optim import NO_OPTIMIZER, OPTIMIZERS
 from shiftproof.training.averaging import SWADS
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
@@ -51,16 +51,23 @@ def check_inputs_taken(spec: RunSpec, kind: Kind) -> None:
         raise FieldError("model", f"model '{spec.model}' takes {' and '.join(kinds)}, and {spec.dataset} has {kind}")
 
 
-def check_something_trains(spec: RunSpec, featurizer: nn.Module) -> None:
-    """Check before training that what acts on the featurizer's weights finds some that train.
+def check_start(spec: RunSpec, featurizer: nn.Module) -> None:
+    """Check before training that the featurizer, as it starts, has what a run asks of it.
 
     Args:
         spec: the run's spec.
         featurizer: the featurizer, of which what does not train is frozen.
 
     Raises:
-        FieldError: it finds none.
+        FieldError: what acts on weights before the classifier finds none that train, or a linear probe would be of
+            random features.
     """
+    if ALGORITHMS[spec.algorithm].probed and spec.weights is None and any(True for _ in featurizer.parameters()):
+        raise FieldError(
+            ("algorithms", "weights", "model"),
+            f"{spec.algorithm} fits a linear probe to the features of given weights, and {spec.model} would start at "
+            "random: set weights",
+        )
     if any(p.requires_grad for p in featurizer.parameters()):
         return
     for name, default in (("layer_decay", 1), ("l2_sp", 0)):
@@ -96,6 +103,21 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
             ("data.batch_size", "algorithms"),
             f"{spec.algorithm} needs batches of at least {algorithm.min_images} images per domain, not {batch_size}",
         )
+    if algorithm.stepped != (spec.optimizer != NO_OPTIMIZER):
+        takes = "steps by an optimizer: name one" if algorithm.stepped else f"no optimizer, not {spec.optimizer}"
+        raise FieldError("optimizers", f"{spec.algorithm} takes {takes}")
+    if not algorithm.stepped:
+        if spec.averaging != "none":
+            raise FieldError("averaging", f"{spec.algorithm} takes no steps, and there is nothing to average")
+        if spec.annealer != "none":
+            raise FieldError("annealers", f"{spec.algorithm} takes no steps for {spec.annealer} to act on")
+    else:
+        _check_steps(spec, algorithm, num_domains, ranks)
+    if ranks.size > 1:
+        _check_ranks(spec, num_domains, ranks)
+
+
+def _check_steps(spec: RunSpec, algorithm: type[Algorithm], num_domains: int, ranks: Ranks) -> None:
     if OPTIMIZERS[spec.optimizer].needs_graph and not algorithm.keeps_graph:
         raise FieldError(
             ("optimizers", "algorithms"),
@@ -145,8 +167,6 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
         ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)
     except ValueError as error:
         raise FieldError("annealers", str(error)) from error
-    if ranks.size > 1:
-        _check_ranks(spec, num_domains, ranks)
 
 
 def _check_ranks(spec: RunSpec, num_domains: int, ranks: Ranks) -> None:
@@ -162,7 +182,7 @@ def _check_ranks(spec: RunSpec, num_domains: int, ranks: Ranks) -> None:
         )
     if (reason := ANNEALERS[spec.annealer].single_device) is not None:
         raise FieldError("annealers", f"{spec.annealer} trains on one device, not {ranks.size}: {reason}")
-    if OPTIMIZERS[spec.optimizer].needs_graph:
+    if algorithm.stepped and OPTIMIZERS[spec.optimizer].needs_graph:
         raise FieldError(
             "optimizers",
             f"{spec.optimizer} trains on one device, not {ranks.size}: it differentiates the gradient, and a sum of "

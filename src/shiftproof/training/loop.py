@@ -16,6 +16,7 @@ from shiftproof.data import DomainDataset
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.build import build_steps
 from shiftproof.training.inputs import Inputs, Part
+from shiftproof.training.linear_probe import Probe, fit_probe
 from shiftproof.training.prepared import prepared
 from shiftproof.training.progress import Progress
 from shiftproof.training.ranks import ALONE, Ranks
@@ -98,6 +99,7 @@ class Loop:
         stopped: a callback sets it to end the training before the last step.
         diverged: why training diverged; None if it did not.
         shared: number of runs that share the steps, see `beside`.
+        probe: what was chosen of the linear probe that the classifier starts from; None if it starts at random.
     """
 
     def __init__(
@@ -107,6 +109,10 @@ class Loop:
         self.steps = build_steps(spec, self.dataset, device, weights, ranks)
         self.inputs = Inputs(self.dataset, spec, self.algorithm.network.normalisation, device, ranks, self.steps.cut)
         self.progress = Progress()
+        self.probe: Probe | None = None
+        if self.algorithm.probed:
+            with self.progress.timed("step"):
+                self.probe = fit_probe(spec, self.algorithm.network, self.inputs, self.dataset.domain_names)
         self.callbacks: Sequence[Callback] = ()
         self.stopped = False
         self.diverged: str | None = None

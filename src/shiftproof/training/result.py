@@ -35,6 +35,7 @@ def make_result(loop: Loop) -> dict[str, Any]:
         "steps": loop.progress.step,
         "seconds": loop.progress.seconds,
         **({"shared": loop.shared} if loop.shared > 1 else {}),
+        **({"probe": loop.probe._asdict()} if loop.probe else {}),
         "passes": steps.passes + steps.annealer.extra_passes,
         "annealer": steps.annealer.report(),
         "devices": loop.ranks.size,

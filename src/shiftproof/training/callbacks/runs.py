@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shiftproof.training.loop import Callback, Loop
+from shiftproof.training.progress import WORK
 
 
 class Runs(Callback):
@@ -24,10 +25,12 @@ class Runs(Callback):
     def __init__(self, runs: Sequence[Loop]) -> None:
         self._going = list(runs)
         self._shared = len(runs)
-        self._divided: dict[str, float] = {}  # seconds of the loop that the runs have got their shares of
+        # seconds of the loop that the runs have got their shares of
+        self._divided: dict[str, float] = dict.fromkeys(WORK, 0.0)
 
     def on_start(self, loop: Loop) -> None:
-        self._divided = dict(loop.progress.seconds)
+        if loop.progress.step:  # else what took time before the first step is still to be divided
+            self._divided = dict(loop.progress.seconds)
         for run in self._going:
             run.shared = self._shared
             for callback in run.callbacks:

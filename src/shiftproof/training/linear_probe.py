@@ -1,0 +1,175 @@
+"""The linear probe: a classifier that is fitted to convergence to the features of fixed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call
+
+from shiftproof.algorithms import Batch
+from shiftproof.base.choices import Task
+from shiftproof.models import Network
+from shiftproof.protocol import best_by_validation, score
+from shiftproof.training.inputs import Inputs, Part
+from shiftproof.training.spec import RunSpec
+
+PENALTIES = tuple(10 ** (halves / 2) for halves in range(2, -11, -1))
+"""The penalties that validation chooses among, the strongest first: 10 to 1e-5 in steps of half a decade."""
+PATIENCE = 3
+"""Weaker penalties in a row that do not improve validation, after which no more are tried."""
+TOLERANCE = 1e-5
+"""Largest component of the gradient at which a fit has converged."""
+_MOST_ITERATIONS = 10_000
+
+
+class Probe(NamedTuple):
+    """What was chosen of the fits of a linear probe.
+
+    Attributes:
+        penalty: the chosen penalty.
+        iterations: iterations of L-BFGS, of all fits together.
+        converged: whether every fit reached `TOLERANCE`, up to rounding.
+    """
+
+    penalty: float
+    iterations: int
+    converged: bool
+
+
+def fit_probe(spec: RunSpec, network: Network, inputs: Inputs, domains: Sequence[str]) -> Probe:
+    r"""Fit a network's classifier to the features of the sources, and leave the rest as it is.
+
+    With features standardised over the training rows it minimises
+
+    .. math:: \frac1D \sum_{d=1}^D L_d(W, b) + \frac\lambda2 \lVert W \rVert_F^2
+
+    where :math:`L_d` is the mean loss of the training rows of source :math:`d`, or with balanced sampling the mean over
+    its classes of their mean losses. It is what steps on batches with as many rows of every source minimise. L-BFGS
+    starts from zero at the strongest of `PENALTIES`, and at each weaker one from the solution before. The measure of
+    the run on the held-out rows, its mean over the sources, chooses; on a tie the stronger penalty.
+
+    Source: the linear classifiers that Radford et al., "Learning transferable visual models from natural language
+    supervision", ICML 2021 (arXiv 2103.00020), fit to features: by L-BFGS, the penalty chosen on held-out rows
+    (appendix A.3).
+
+    Args:
+        spec: the run's spec.
+        network: the network, or what follows its trunk.
+        inputs: the run's inputs.
+        domains: names of all domains, in order.
+
+    Raises:
+        ValueError: a feature is not finite.
+    """
+    from scipy.optimize import minimize  # here, because importing it would cost every training process a second
+
+    training = network.training
+    network.eval()
+    fitted = [_features(network, inputs, domain, "in") for domain in inputs.sources]
+    held_out = [_features(network, inputs, domain, "out") for domain in inputs.sources]
+    network.train(training)
+    problem = _Problem(network, fitted, by_class=spec.sampling == "balanced")
+    options = {"gtol": TOLERANCE, "ftol": 0.0, "maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS}
+    solutions: list[NDArray[np.float64]] = [np.zeros(problem.size)]
+    records: list[dict[str, Any]] = []
+    iterations, converged, best = 0, True, 0
+    for number, penalty in enumerate(PENALTIES):
+        fit = minimize(problem, solutions[-1], (penalty,), "L-BFGS-B", jac=True, options=options)
+        solutions.append(fit.x)
+        iterations += int(fit.nit)
+        converged = converged and bool(np.abs(fit.jac).max() <= 10 * TOLERANCE)
+        scores = {
+            domains[source]: {"out": {"measures": problem.score(fit.x, *rows, spec.task, spec.selecting_metric)}}
+            for source, rows in zip(inputs.sources, held_out, strict=True)
+        }
+        records.append({"number": number, "domains": scores})
+        best = best_by_validation(records, spec.targets, spec.selecting_metric)["number"]
+        if number - best == PATIENCE:
+            break
+    problem.put(solutions[best + 1])
+    return Probe(PENALTIES[best], iterations, converged)
+
+
+@torch.no_grad()
+def _features(network: Network, inputs: Inputs, domain: int, part: Part) -> Batch:
+    """Return the features (n, size) and targets of a part of a domain."""
+    batches = [(network.featurizer(rows), targets) for rows, targets in inputs.evaluation_batches(domain, part)]
+    features, targets = map(torch.cat, zip(*batches, strict=True))
+    if not features.isfinite().all():
+        raise ValueError("the features that the given weights compute are not finite: there is nothing to fit")
+    return features, targets
+
+
+class _Problem:
+    """What a linear probe minimises, in standardised features and double precision.
+
+    A solution is the flat weights and biases of a classifier of standardised features.
+
+    Args:
+        network: the network, whose loss and classifier are fitted.
+        domains: features and targets of the training rows of every source.
+        by_class: whether the classes of a source weigh alike.
+    """
+
+    def __init__(self, network: Network, domains: Sequence[Batch], by_class: bool) -> None:
+        self._network = network
+        if by_class:  # rows of a domain and class side by side, to be a group of the mean
+            domains = [(rows[order], targets[order]) for rows, targets in domains for order in [targets.argsort()]]
+        features, self._targets = map(torch.cat, zip(*domains, strict=True))
+        self._mean = features.double().mean(0)
+        self._std = features.double().std(0, correction=0)
+        self._std[self._std == 0] = 1.0  # of a dead feature, whose weight stays zero
+        self._rows = self._standardised(features)
+        self._groups: list[tuple[slice, float]] = []
+        start = 0
+        for _, targets in domains:
+            lengths = targets.unique(return_counts=True)[1].tolist() if by_class else [len(targets)]
+            for length in lengths:
+                self._groups.append((slice(start, start + length), 1 / len(lengths) / len(domains)))
+                start += length
+        self._weights = network.classifier.weight.shape
+        self.size = self._weights.numel() + len(network.classifier.bias)
+
+    def __call__(self, solution: NDArray[np.float64], penalty: float) -> tuple[float, NDArray[np.float64]]:
+        """Return the objective and its gradient."""
+        at = torch.tensor(solution, device=self._rows.device, requires_grad=True)
+        outputs = self._outputs(at, self._rows)
+        loss = self._network.loss
+        value = sum(share * loss(outputs[group], self._targets[group]) for group, share in self._groups)
+        value = value + penalty / 2 * at[: self._weights.numel()].square().sum()
+        [gradient] = torch.autograd.grad(value, at)
+        return float(value.detach()), gradient.cpu().numpy()
+
+    def score(
+        self, solution: NDArray[np.float64], features: Tensor, targets: Tensor, task: Task, metric: str
+    ) -> dict[str, float | None]:
+        """Return a measure of a solution's outputs for features."""
+        outputs = self._outputs(torch.tensor(solution, device=features.device), self._standardised(features))
+        if task == "regression":
+            outputs = outputs.reshape(targets.shape)
+        return score(task, outputs.cpu().numpy(), targets.cpu().numpy(), [metric])
+
+    @torch.no_grad()
+    def put(self, solution: NDArray[np.float64]) -> None:
+        """Put a solution into the network's classifier, which takes features as they are."""
+        weights, biases = self._parts(torch.tensor(solution, device=self._rows.device))
+        classifier = self._network.classifier
+        classifier.weight.copy_(weights / self._std)
+        classifier.bias.copy_(biases - weights @ (self._mean / self._std))
+
+    def _standardised(self, features: Tensor) -> Tensor:
+        return (features.double() - self._mean) / self._std
+
+    def _outputs(self, at: Tensor, rows: Tensor) -> Tensor:
+        weights, biases = self._parts(at)
+        outputs: Tensor = functional_call(self._network.classifier, {"weight": weights, "bias": biases}, (rows,))
+        return outputs
+
+    def _parts(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        split = self._weights.numel()
+        return at[:split].view(self._weights), at[split:]
