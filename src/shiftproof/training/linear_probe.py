@@ -128,7 +128,7 @@ class _Problem:
         self._groups: list[tuple[slice, float]] = []
         start = 0
         for _, targets in domains:
-            lengths = targets.unique(return_counts=True)[1].tolist() if by_class else [len(targets)]
+            lengths = torch.unique(targets, return_counts=True)[1].tolist() if by_class else [len(targets)]
             for length in lengths:
                 self._groups.append((slice(start, start + length), 1 / len(lengths) / len(domains)))
                 start += length
