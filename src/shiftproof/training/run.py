@@ -18,7 +18,7 @@ from shiftproof.base.files import write_json
 from shiftproof.base.plugins import naming_plugins
 from shiftproof.data import DomainDataset
 from shiftproof.models import weights_fingerprint
-from shiftproof.training.averaging import SWADS
+from shiftproof.training.averaging import MOVING, SWADS
 from shiftproof.training.callbacks import (
     Checkpoints,
     EndStopped,
@@ -31,6 +31,7 @@ from shiftproof.training.callbacks import (
     ResultFile,
     Runs,
     Trackers,
+    TrainedScores,
     keepers,
 )
 from shiftproof.training.checkpoint import held_runs
@@ -153,12 +154,14 @@ def train_together(
             gc.collect()  # compiled and sharded modules are in reference cycles, and would keep a copy of the weights
         loop = Loop(spec, dataset, device, weights, ranks)
         results = {run.spec.name: ResultFile(run.folder) for run in runs}
+        scoring_trained = [run for run in runs if run.spec.averaging not in MOVING]
+        trained = TrainedScores() if len(scoring_trained) > 1 else None
         loops = []
         for run in in_turn:
             tracked = trackers.enter_context(closing(Trackers(run.tracking if ranks.first else Tracking(), run.folder)))
             loops.append(beside := loop.beside(run.spec))
             beside.callbacks = [
-                *keepers(beside, run.folder),
+                *keepers(beside, run.folder, trained),
                 Predictions(run.folder),
                 MetricsFile(run.folder / METRICS_FILE),
                 tracked,
@@ -166,7 +169,8 @@ def train_together(
                 results[run.spec.name],
             ]
         passed_on, checkpoints = Runs(loops), Checkpoints(last.folder / CHECKPOINT_FILE)
-        loop.callbacks = [ReportSteps(on_progress), passed_on, checkpoints, EndStopped(passed_on)]
+        scored_once = [] if trained is None else [trained]
+        loop.callbacks = [ReportSteps(on_progress), *scored_once, passed_on, checkpoints, EndStopped(passed_on)]
         if _continues(last, runs):
             checkpoints.restore(loop)
         with suppress(NonFiniteLossError):  # which the results tell

@@ -4,7 +4,7 @@ Floating-point tensors of the algorithm's state are averaged, buffers included; 
 values. An average holds a bounded number of copies of the weights, all of which the run's checkpoints include.
 """
 
-from shiftproof.training.averaging.build import SWADS, Average, build_average
+from shiftproof.training.averaging.build import MOVING, SWADS, Average, build_average
 from shiftproof.training.averaging.moving import EMA, SMA, MovingAverage
 from shiftproof.training.averaging.released_swad import ReleasedSWAD
 from shiftproof.training.averaging.state import State, blend, copy_state
@@ -15,6 +15,7 @@ __all__ = [
     "COEFFICIENTS",
     "CONVERGENCE",
     "EMA",
+    "MOVING",
     "PATIENCE",
     "SMA",
     "SWAD",

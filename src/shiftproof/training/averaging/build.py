@@ -16,6 +16,9 @@ from shiftproof.training.spec import RunSpec
 SWADS: tuple[Averaging, ...] = ("swad", "swad_released")
 """The forms of SWAD, which may end a run before its last step."""
 
+MOVING: tuple[Averaging, ...] = ("ema", "sma")
+"""The moving averages, which are scored in the place of the trained weights."""
+
 Average = MovingAverage | SWAD | WiSEFT
 
 

@@ -2,7 +2,7 @@
 
 from shiftproof.training.callbacks.averaging import AveragedWeights, FlatAverage, Interpolation, keepers
 from shiftproof.training.callbacks.checkpoints import Checkpoints
-from shiftproof.training.callbacks.evaluation import Evaluation
+from shiftproof.training.callbacks.evaluation import Evaluation, TrainedScores
 from shiftproof.training.callbacks.metrics_file import MetricsFile
 from shiftproof.training.callbacks.predictions import Predictions
 from shiftproof.training.callbacks.reports import OnProgress, OnRecord, ProgressBar, ReportEvaluations, ReportSteps
@@ -29,5 +29,6 @@ __all__ = [
     "Runs",
     "Selection",
     "Trackers",
+    "TrainedScores",
     "keepers",
 ]

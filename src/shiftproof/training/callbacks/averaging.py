@@ -16,7 +16,13 @@ from shiftproof.base.randomness import seed_generators, torch_seed
 from shiftproof.models import Network
 from shiftproof.protocol import best_by_validation, validation_loss
 from shiftproof.training.averaging import COEFFICIENTS, SWAD, MovingAverage, State, WiSEFT, build_average, copy_state
-from shiftproof.training.callbacks.evaluation import Evaluation, score_domains, score_part, weights_in_place
+from shiftproof.training.callbacks.evaluation import (
+    Evaluation,
+    TrainedScores,
+    score_domains,
+    score_part,
+    weights_in_place,
+)
 from shiftproof.training.callbacks.selection import Selection, keep_model
 from shiftproof.training.loop import Callback, Loop
 from shiftproof.training.ranks import full_state
@@ -117,22 +123,23 @@ class Interpolation(Callback):
         return {"coefficient": coefficient, "domains": scores}
 
 
-def keepers(loop: Loop, folder: Path) -> list[Callback]:
+def keepers(loop: Loop, folder: Path, trained: TrainedScores | None = None) -> list[Callback]:
     """Return the callbacks that score weights and keep a model, as the run's averaging asks for.
 
     Args:
         loop: the loop whose weights are averaged, before its first step.
         folder: the run's folder.
+        trained: scores of the trained weights that other runs need too; None for a run that computes its own.
     """
     match average := build_average(loop.spec, full_state(loop.algorithm)):
         case None:
-            return [Evaluation(), Selection(folder)]
+            return [Evaluation(trained=trained), Selection(folder)]
         case MovingAverage():
             return [AveragedWeights(average, loop.algorithm), Evaluation(average), Selection(folder)]
         case SWAD():
-            return [FlatAverage(average, loop.algorithm, folder), Evaluation()]
+            return [FlatAverage(average, loop.algorithm, folder), Evaluation(trained=trained)]
         case WiSEFT():
-            return [Evaluation(), Interpolation(average, folder)]
+            return [Evaluation(trained=trained), Interpolation(average, folder)]
 
 
 def _score_and_keep(loop: Loop, folder: Path, **averaged: Any) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shiftproof.algorithms import Algorithm
 from shiftproof.base.sharding import local_part
@@ -20,17 +22,41 @@ from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
 from shiftproof.training.ranks import full_state, load_full_state
 
 
+class TrainedScores(Callback):
+    """Scores the trained weights for all runs that share the steps, where several would do so."""
+
+    def __init__(self) -> None:
+        self._scores: dict[str, dict[str, Any]] = {}
+        self._outputs: dict[tuple[int, Part], Tensor] = {}
+
+    def on_pause(self, loop: Loop) -> None:
+        if loop.is_evaluation_due:
+            with loop.progress.timed("evaluation"):
+                self._outputs = {}
+                self._scores = score_domains(loop, _whole_targets(loop))
+
+    def on_outputs(self, loop: Loop, step: int, domain: int, part: Part, outputs: Tensor) -> None:
+        self._outputs[domain, part] = outputs
+
+    def passed_to(self, loop: Loop) -> dict[str, dict[str, Any]]:
+        """Return the scores, and pass the outputs to the callbacks of a run, as if it had computed them."""
+        for (domain, part), outputs in self._outputs.items():
+            loop.pass_outputs(loop.progress.step, domain, part, outputs)
+        return deepcopy(self._scores)  # a run adds to its own
+
+
 class Evaluation(Callback):
     """Scores only the parts that selection rules read: all held-out parts, and at the end the rest of the target.
 
     Args:
         average: a moving average whose weights are scored instead of the trained ones; None for the trained ones.
+        trained: scores of the trained weights that other runs need too; None to compute them.
     """
 
     name = "losses"
 
-    def __init__(self, average: MovingAverage | None = None) -> None:
-        self._average = average
+    def __init__(self, average: MovingAverage | None = None, trained: TrainedScores | None = None) -> None:
+        self._average, self._trained = average, trained
         self._losses: list[float] = []  # of the steps since the last evaluation
 
     def on_loss(self, loop: Loop, step: int, loss: float) -> None:
@@ -42,21 +68,26 @@ class Evaluation(Callback):
                 self._evaluate(loop)
 
     def _evaluate(self, loop: Loop) -> None:
-        spec, protocol, step = loop.spec, PROTOCOLS[loop.spec.protocol], loop.progress.step
         _check_finite(loop)
         _check_heads(loop)
-        last = step == protocol.last_evaluated(spec.steps, spec.checkpoint_freq)
-        whole_targets = last or spec.score_targets or protocol.oracle == "best"
         mean_loss = math.fsum(self._losses) / len(self._losses)
         self._losses = []
         with weights_in_place(loop.algorithm, None if self._average is None else self._average.average):
-            loop.record({"step": step, "loss": mean_loss, "domains": score_domains(loop, whole_targets)})
+            scores = self._trained.passed_to(loop) if self._trained else score_domains(loop, _whole_targets(loop))
+            loop.record({"step": loop.progress.step, "loss": mean_loss, "domains": scores})
 
     def state_dict(self) -> list[float]:
         return self._losses
 
     def load_state_dict(self, state: list[float]) -> None:
         self._losses = state
+
+
+def _whole_targets(loop: Loop) -> bool:
+    """Return whether the evaluation that is due scores the in parts of the targets too."""
+    spec, protocol = loop.spec, PROTOCOLS[loop.spec.protocol]
+    last = loop.progress.step == protocol.last_evaluated(spec.steps, spec.checkpoint_freq)
+    return last or spec.score_targets or protocol.oracle == "best"
 
 
 def _check_finite(loop: Loop) -> None:
