@@ -369,11 +369,16 @@ def test_other_data_are_refused(store, monkeypatch):
 def test_vectors_are_averaged_within_a_trial_only(tmp_path):
     study = Study(datasets=("vowels",), optimizers=("adam",), trials=2, hparam_trials=2, steps=4)
     study = replace(study, targets=open_data(study, "vowels").domain_names[:1])
-    run_study(study, tmp_path, 1)
-    assert "runs have inputs prepared otherwise than the first" in _refused(tmp_path, over="trials")
-    combine_runs(tmp_path, over="trials", ways=["ensemble"])
-    combine_runs(tmp_path, ways=["diwa"])
-    rows = {str(row.method): row for row in build_tables(read_results(tmp_path))[0].rows}
+    run_study(study, tmp_path / "searched", 1)
+    message = "2 of 4 runs have another architecture than the first that their weights would be averaged with"
+    assert message in _refused(tmp_path / "searched")  # the width is searched
+    combine_runs(tmp_path / "searched", ways=["ensemble"])
+    store = tmp_path / "fixed"
+    run_study(replace(study, fixed={"model.width": 8, "model.depth": 2}), store, 1)
+    assert "2 of 4 runs have inputs prepared otherwise than the first" in _refused(store, over="trials")
+    combine_runs(store, over="trials", ways=["ensemble"])
+    combine_runs(store, ways=["diwa"])
+    rows = {str(row.method): row for row in build_tables(read_results(store))[0].rows}
     assert rows["erm + adam + ensemble"].mean.planned == 1
     assert rows["erm + adam + diwa"].mean.planned == 2
 
