@@ -42,6 +42,8 @@ def test_every_shell_has_a_script_with_commands_options_and_names(shell, capsys)
         ("compare --track ten", {"tensorboard"}),
         ("study run convergence --scale s", {"small", "smoke"}),
         ("study table --format l", {"latex"}),
+        ("study comb", {"combine"}),
+        ("study combine --ways diwa_", {"diwa_greedy"}),
         ("export mine --format o", {"onnx"}),
         ("predict mi", {"mine.yaml"}),
         ("study table --rule or", {"oracle"}),

@@ -210,6 +210,7 @@ def test_the_table_in_the_docs_is_that_of_today():
         "predict",
         "export",
         "diagnose",
+        "study combine",
         "study table",
         "study status",
         "list",

@@ -8,6 +8,8 @@ Averaging = Literal["none", "ema", "sma", "swad", "swad_released", "wise_ft"]
 Cache = Literal["none", "float16", "float32"]
 ClassWeights = Literal["none", "balanced"]
 ColumnType = Literal["number", "category"]
+Combination = Literal["diwa", "diwa_greedy", "ensemble"]
+"""What is made of several finished runs; it stands in the place of an averaging."""
 Kind = Literal["photographs", "small_images", "vectors"]
 MissingLabels = Literal["error", "drop"]
 PictureKind = Literal["photographs", "small_images"]
@@ -20,6 +22,7 @@ Task = Literal["classification", "multilabel", "regression"]
 Tuning = Literal["per_target", "shared"]
 
 COLUMN_TYPES: tuple[ColumnType, ...] = get_args(ColumnType)
+COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PICTURES: tuple[PictureKind, ...] = get_args(PictureKind)
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)

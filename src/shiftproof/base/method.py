@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from shiftproof.base.choices import Averaging
+from shiftproof.base.choices import Averaging, Combination
 
 
 class Method(NamedTuple):
@@ -15,7 +15,7 @@ class Method(NamedTuple):
     optimizer: str
     annealer: str = "none"
     variant: str = ""
-    averaging: Averaging = "none"
+    averaging: Averaging | Combination = "none"
 
     def __str__(self) -> str:
         parts = (self.algorithm, self.optimizer, self.annealer, self.averaging)

@@ -22,7 +22,7 @@ from shiftproof.cli.options import (
 
 if TYPE_CHECKING:
     from shiftproof.cli.command import Command, Commands
-    from shiftproof.studies import RayCluster, Study
+    from shiftproof.studies import RayCluster, Results, Study
 
 _RAY_OPTIONS = ("address", "cpus_per_run", "gpus_per_run")
 
@@ -78,17 +78,22 @@ def _add_diagnose(parser: Command) -> None:
         parser, "--what", nargs="+", default=["osgr", "balance", "sharpness", "landscape", "embedding"],
         metavar="NAME", help="quantities to measure",
     )  # fmt: skip
+    add_data_of_runs(parser)
+    parser.add_argument("--weights", type=path, metavar="FILE", help="file of weights the run started from, or hub")
+    add_device(parser)
+
+
+def add_data_of_runs(parser: Command) -> None:
+    """Add the options that name the place of the data that finished runs were trained on."""
     add_option(
         parser, "--data-dir", type=path, none="none, for embedded data sets", metavar="DIR",
-        help="folder that holds the run's data set",
+        help="folder that holds the data set of training",
     )  # fmt: skip
     add_option(
         parser, "--metadata", type=path, none="none", metavar="FILE",
-        help="the table that the run was trained on; its columns are named as in training",
+        help="the table of training; its columns are named as then",
     )  # fmt: skip
     add_table_fields(parser)
-    parser.add_argument("--weights", type=path, metavar="FILE", help="file of weights the run started from, or hub")
-    add_device(parser)
 
 
 def add_store(parser: Command, default: Path | None) -> argparse._ArgumentGroup:
@@ -135,7 +140,7 @@ def run_and_report(options: argparse.Namespace, study: Study) -> int:
     """Train the missing runs of a study, print its table and write its report."""
     from shiftproof.report import write_report
     from shiftproof.studies import read_results, run_study, time_shares
-    from shiftproof.tables import as_text, write_csv
+    from shiftproof.tables import write_csv
 
     output: Path = options.output
     try:
@@ -150,11 +155,19 @@ def run_and_report(options: argparse.Namespace, study: Study) -> int:
         if (output / "table.csv").exists():
             print(f"written: {write_report(read_results(output), output)}")  # on the runs finished so far
         raise
-    print(as_text(results))
-    print(f"\nwritten: {output / 'table.csv'} and {write_report(results, output)}")
+    print_and_report(results, output)
     if getattr(options, "profile", False):
         print("time: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in time_shares(results).items()))
     return 0 if any(row["status"] == "finished" for row in results.rows) else 1
+
+
+def print_and_report(results: Results, output: Path) -> None:
+    """Print the tables of a study, whose `table.csv` is written, and write its report into its store."""
+    from shiftproof.report import write_report
+    from shiftproof.tables import as_text
+
+    print(as_text(results))
+    print(f"\nwritten: {output / 'table.csv'} and {write_report(results, output)}")
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -1,13 +1,14 @@
-"""The commands of whole studies: study plan, run, table, report, status."""
+"""The commands of whole studies: study plan, run, combine, table, report, status."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from shiftproof.cli.fields import add_fields, given_fields
-from shiftproof.cli.options import add_option, cores, place, study_file
-from shiftproof.cli.runs import add_store, run_and_report
+from shiftproof.base.choices import COMBINATIONS
+from shiftproof.cli.fields import add_fields, given_fields, given_table
+from shiftproof.cli.options import add_device, add_option, cores, place, study_file
+from shiftproof.cli.runs import add_data_of_runs, add_store, print_and_report, run_and_report
 
 if TYPE_CHECKING:
     from shiftproof.cli.command import Command, Commands
@@ -26,6 +27,13 @@ def _add_study(parser: Command) -> None:
         "plan", help="estimate a study's cost: runs, passes, hours here", epilog=wins, add=_add_plan, run=_plan
     )
     commands.add_parser("run", help="train the missing runs of a study", epilog=wins, add=_add_run, run=_run)
+    commands.add_parser(
+        "combine",
+        help="average the weights, or the predictions, of a study's finished runs",
+        description="Average the weights, or the predictions, of a study's finished runs, and add rows of them to it.",
+        add=_add_combine,
+        run=_combine,
+    )
     commands.add_parser("table", help="print the tables of a study, finished or not", add=_add_table, run=_table)
     commands.add_parser("report", help="write the report of a study, finished or not", add=_add_output, run=_report)
     commands.add_parser("status", help="show the progress of a study, even while it runs", add=_add_output, run=_status)
@@ -50,6 +58,25 @@ def _add_file(parser: Command) -> None:
     )
     add_option(parser, "--scale", default="paper", metavar="NAME", help="scale of the study: paper, small or smoke")
     add_fields(parser, "study")
+
+
+def _add_combine(parser: Command) -> None:
+    _add_output(parser)
+    add_option(
+        parser, "--ways", nargs="+", choices=COMBINATIONS, none="all", metavar="NAME",
+        help="what is made of the runs: diwa (mean of all weights), diwa_greedy (of those that validation takes one by "
+        "one) or ensemble (mean of predictions)",
+    )  # fmt: skip
+    add_option(
+        parser, "--over", choices=("settings", "trials"), none="settings where there are several", metavar="NAME",
+        help="what is combined: the settings of each trial, or the runs of all trials",
+    )  # fmt: skip
+    add_option(
+        parser, "--method", nargs="+", default=[], none="all", dest="methods", metavar="METHOD",
+        help="methods whose runs are combined, written as in tables: 'erm + sgd'",
+    )  # fmt: skip
+    add_data_of_runs(parser)
+    add_device(parser)
 
 
 def _add_table(parser: Command) -> None:
@@ -99,6 +126,24 @@ def _plan(options: argparse.Namespace) -> int:
         plan = make_plan(study, absent=True)
     runs = plan.distinct if options.output is None else Store(options.output).missing(plan)
     print(plan_text(study, plan, study_costs(study, plan, runs), cores()))
+    return 0
+
+
+def _combine(options: argparse.Namespace) -> int:
+    from shiftproof.studies import combine_runs
+    from shiftproof.tables import write_csv
+
+    results = combine_runs(
+        options.output,
+        ways=options.ways,
+        over=options.over,
+        methods=options.methods,
+        data_dir=options.data_dir,
+        table=None if options.metadata is None else given_table(options, options.metadata),
+        device=options.device,
+    )
+    write_csv(results, options.output)
+    print_and_report(results, options.output)
     return 0
 
 

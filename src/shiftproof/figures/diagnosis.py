@@ -23,7 +23,7 @@ from shiftproof.figures.osgr import draw_osgr, draw_osgr_of_moments, snapshot_mo
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, TRACES_FOLDER, Subject, Trace, check_stepped, trace
 from shiftproof.models import HUB, hub_weights
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.studies import open_dataset, read_run_spec
+from shiftproof.studies import open_data_of, read_run_spec
 from shiftproof.training import SPEC_FILE, RunSpec, load, read_result, state_digest
 
 
@@ -69,20 +69,11 @@ def diagnose(
     import_plugins()
     if weights == HUB:
         weights = hub_weights(spec.model)
-    folder = None if data_dir is None else with_home(data_dir).absolute()
-    encoded = folder is not None and is_feature_set(folder)
     if spec.plugins:
+        encoded = data_dir is not None and is_feature_set(with_home(data_dir))
         _check_parts(spec, own_data=encoded or spec.kind is not None)
     check_stepped(spec)
-    if spec.kind == "vectors" and table is None and not encoded:
-        raise ValueError(
-            f"{run} was trained on the table {spec.dataset}: name its file and columns as in training, by --metadata, "
-            "--domain, --label, ..."
-        )
-    own = "table" if table is not None else "features" if encoded else "folder"
-    key = spec.dataset if own == "folder" and spec.dataset in DATASETS else own
-    dataset = open_dataset(key, folder, spec.image_size, spec.kind or "photographs", table)
-    subject = Subject(spec, dataset, torch.device(device), weights)
+    subject = Subject(spec, open_data_of(run, spec, data_dir, table), torch.device(device), weights)
     subject.check()
     if "embedding" in what:
         check_classes(subject)  # before anything is trained

@@ -25,6 +25,7 @@ from shiftproof.tables import (
     Table,
     annealer_block,
     build_tables,
+    combined_note,
     comparisons,
     constant_note,
     difference_note,
@@ -91,6 +92,7 @@ def _template() -> Any:
     )
     for said in (
         annealer_block,
+        combined_note,
         constant_note,
         difference_note,
         selection_note,

@@ -59,7 +59,7 @@ def run_list(results: Results, grid: Grid) -> RunList:
             list(dict.fromkeys(spec.method for spec in specs)),
             sorted({spec.hparam_seed for spec in specs}),
             results.row(grid, specs[0]),
-            {name: value for name, value in specs[0].hparams.items() if name not in same},
+            {name: value for name, value in specs[0].hparams.items() if name not in same and not specs[0].members},
         )
         for specs in places.values()
     ]

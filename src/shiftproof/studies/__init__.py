@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from shiftproof.base.method import Method
     from shiftproof.studies.catalogue import LISTED, Listed, list_names
     from shiftproof.studies.checks import names_by_field
+    from shiftproof.studies.combining import combine_runs
     from shiftproof.studies.encoding import encode
     from shiftproof.studies.field_info import GROUPS, TABLE_FIELDS, One, default_of, default_text, info_of, option_names
     from shiftproof.studies.index import INDEX_FILE
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from shiftproof.studies.status import Status, read_status
     from shiftproof.studies.store import Store, StoreBusyError, read_results
     from shiftproof.studies.study import Study, Variant, field_types
-    from shiftproof.studies.study_data import open_data, open_dataset, table_of
+    from shiftproof.studies.study_data import open_data, open_data_of, open_dataset, table_of
     from shiftproof.studies.study_file import SCALES, StudyFileError, naming_lines, read_study
     from shiftproof.studies.timing import plan_text, study_costs
     from shiftproof.studies.workers import RayCluster
 
 _PLACES = {
+    "combine_runs": "shiftproof.studies.combining",
     "encode": "shiftproof.studies.encoding",
     "default_of": "shiftproof.studies.field_info",
     "default_text": "shiftproof.studies.field_info",
@@ -49,6 +51,7 @@ _PLACES = {
     "naming_lines": "shiftproof.studies.study_file",
     "One": "shiftproof.studies.field_info",
     "open_data": "shiftproof.studies.study_data",
+    "open_data_of": "shiftproof.studies.study_data",
     "open_dataset": "shiftproof.studies.study_data",
     "option_names": "shiftproof.studies.field_info",
     "Outcome": "shiftproof.studies.results",
@@ -117,6 +120,7 @@ __all__ = [
     "Study",
     "StudyFileError",
     "Variant",
+    "combine_runs",
     "default_of",
     "default_text",
     "encode",
@@ -128,6 +132,7 @@ __all__ = [
     "names_by_field",
     "naming_lines",
     "open_data",
+    "open_data_of",
     "open_dataset",
     "option_names",
     "plan_run",

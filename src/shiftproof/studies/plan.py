@@ -35,7 +35,8 @@ class Grid:
         trials: number of trials.
         hparam_trials: settings per method.
         terms: what its accuracies depend on, by name.
-        runs: its runs, trial by trial, followed by those that only leave-one-domain-out validation needs.
+        runs: its runs, trial by trial, followed by those that only leave-one-domain-out validation needs and by those
+            that combine finished runs.
     """
 
     dataset: str
@@ -58,6 +59,12 @@ class Grid:
     def targets(self) -> list[str]:
         """The names of the columns."""
         return ["+".join(column) for column in self.columns]
+
+    @cached_property
+    def over_trials(self) -> set[Method]:
+        """The methods that combine runs of several trials, and so have one result per target."""
+        trials = {spec.name: spec.trial_seed for spec in self.runs}
+        return {spec.method for spec in self.runs if len({trials.get(name) for name in spec.members}) > 1}
 
     @cached_property
     def settings(self) -> dict[tuple[Method, tuple[str, ...], int], list[RunSpec]]:
@@ -171,12 +178,11 @@ def read_spec(entries: Any) -> RunSpec:
         raise ValueError("it is not a mapping")  # noqa: TRY004  (a fault of the file, not of the caller)
     # specs before version 4 did not record their version
     values = {"results_version": 3, **entries}
-    if isinstance(values.get("targets"), list):
-        values["targets"] = tuple(values["targets"])
+    values |= {name: tuple(values[name]) for name in _NAMES if isinstance(values.get(name), list)}
     if unknown := values.keys() - _SPEC_TYPES.keys():
         raise ValueError(f"this version does not know its {', '.join(sorted(unknown))}")
     for name, value in values.items():
-        if type(value) not in _SPEC_TYPES[name] or (name == "targets" and not all(type(one) is str for one in value)):
+        if type(value) not in _SPEC_TYPES[name] or (name in _NAMES and not all(type(one) is str for one in value)):
             raise ValueError(f"invalid {name}: {value!r}")
     try:
         return RunSpec(**values)
@@ -207,4 +213,5 @@ def _types(hint: Any) -> set[type]:
     return {float, int} if hint is float else {get_origin(hint) or hint}
 
 
+_NAMES = ("targets", "members")
 _SPEC_TYPES = {name: _types(hint) for name, hint in get_type_hints(RunSpec).items()}

@@ -252,7 +252,7 @@ def run_row(
         "target": "+".join(spec.targets),
         "trial_seed": spec.trial_seed,
         "hparam_seed": spec.hparam_seed,
-        "hparams": spec.hparams,
+        "hparams": {} if spec.members else spec.hparams,  # members may differ in theirs
         "status": result["status"],
         "error": result["error"],
         "retry": result.get("retry", False),

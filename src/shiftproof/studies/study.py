@@ -624,7 +624,7 @@ class Study:
             algorithms=(method.algorithm,),
             optimizers=(method.optimizer,),
             annealers=(method.annealer,),
-            averaging=(method.averaging,),
+            averaging=tuple(one for one in self.averaging if one == method.averaging),
             variants=(self.variant(method),),
             fixed={name: value for name, value in self.fixed.items() if name in known},
             baseline=None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from shiftproof.base.choices import Kind
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.files import with_home
-from shiftproof.data import DATASETS, DomainDataset, Look, TableFile, look_at_folder, look_at_table
+from shiftproof.data import DATASETS, DomainDataset, Look, TableFile, is_feature_set, look_at_folder, look_at_table
 from shiftproof.models import (
     HUB,
     LICENCE,
@@ -21,6 +21,7 @@ from shiftproof.models import (
     weights_name,
 )
 from shiftproof.studies.study import Study
+from shiftproof.training import RunSpec
 
 VECTOR_MODEL = "mlp"
 """The default model for vectors."""
@@ -85,6 +86,30 @@ def data_folder(study: Study, dataset: str) -> Path | None:
     if study.data_dir is None or DATASETS[dataset].table or (dataset in without and without != {*study.datasets}):
         return None
     return with_home(study.data_dir).absolute()
+
+
+def open_data_of(place: Path, spec: RunSpec, data_dir: Path | None, table: TableFile | None) -> DomainDataset:
+    """Open the data set that a run was trained on, of which its spec knows the name and not the place.
+
+    Args:
+        place: the folder that holds the run, or its study, for errors.
+        spec: the run's spec.
+        data_dir: folder that holds the data set, unless embedded.
+        table: the table that it was trained on, if any, with the same meaning of its columns.
+
+    Raises:
+        ValueError: it is one of vectors and no place is named, or it cannot be opened.
+    """
+    folder = None if data_dir is None else with_home(data_dir).absolute()
+    encoded = folder is not None and is_feature_set(folder)
+    if spec.kind == "vectors" and table is None and not encoded:
+        raise ValueError(
+            f"{place} was trained on the table {spec.dataset}: name its file and columns as in training, by "
+            "--metadata, --domain, --label, ..."
+        )
+    own = "table" if table is not None else "features" if encoded else "folder"
+    key = spec.dataset if own == "folder" and spec.dataset in DATASETS else own
+    return open_dataset(key, folder, spec.image_size, spec.kind or "photographs", table)
 
 
 @lru_cache(maxsize=2)

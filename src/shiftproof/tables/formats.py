@@ -15,7 +15,14 @@ from shiftproof.protocol import Unit
 from shiftproof.studies import SECONDS, Method, Results, published_for
 from shiftproof.tables.marks import Mark, marks
 from shiftproof.tables.markup import latex, markdown
-from shiftproof.tables.notes import constant_note, difference_note, selection_note, shared_note, transductive_note
+from shiftproof.tables.notes import (
+    combined_note,
+    constant_note,
+    difference_note,
+    selection_note,
+    shared_note,
+    transductive_note,
+)
 from shiftproof.tables.statistics import Difference, Estimate
 from shiftproof.tables.table import Cell, Comparison, MethodRow, Table, build_tables, comparisons
 from shiftproof.tables.verdicts import verdicts
@@ -230,7 +237,7 @@ def _accuracy_block(table: Table) -> Block:
     if table.constant:
         texts = [_estimate(table.constant[name], table.unit) for name in table.headings]
         rows.append([Entry(text) for text in (table.constant_name, *texts, "-", "-")])
-    notes = (transductive_note(table), constant_note(table), shared_note(table))
+    notes = (transductive_note(table), constant_note(table), shared_note(table), combined_note(table))
     return Block(
         f"{table.title}: {_measure(table.unit)}",
         ["method", *table.headings, "passes/step", "s/run"],

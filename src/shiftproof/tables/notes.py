@@ -22,6 +22,19 @@ def shared_note(table: Table) -> str:
     )
 
 
+def combined_note(table: Table) -> str:
+    """Say what rows that combine finished runs cost; empty if there are none."""
+    rows = [row for row in table.rows if row.members]
+    if not rows:
+        return ""
+    ways = ", ".join(dict.fromkeys(row.method.averaging for row in rows))
+    return (
+        f"Each result of {ways} is made of up to {max(row.members for row in rows)} finished runs of the method above, "
+        "and passes/step and s/run are of all these together. An ensemble predicts at the cost of all, an average of "
+        "one."
+    )
+
+
 def constant_note(table: Table) -> str:
     """Warn of methods that are not better than predictions that read no input; empty if there are none."""
     named = ", ".join(map(str, table.not_above_constant))

@@ -51,7 +51,7 @@ class Cell:
         difference: from the baseline, over the trials that finished for both.
         spread: standard deviation of that difference between trials; None with one trial.
         trials: number of trials that finished and have a score.
-        planned: number of trials in the study.
+        planned: number of trials in the study; 1 of a method that combines runs of several trials.
         failed: whether a trial failed; trials that are neither finished nor failed have not run yet.
         undefined: whether the measure is undefined in a trial that finished.
     """
@@ -83,6 +83,7 @@ class MethodRow:
         seconds: mean wall time of a run, of its share where several shared a training.
         shared: number of runs that shared a training, at most; 1 if none did.
         annealing: the annealer's measurements by name, as means over runs; empty if it reports none.
+        members: number of finished runs that one of its results combines, at most; 0 of a method that is trained.
     """
 
     method: Method
@@ -96,6 +97,7 @@ class MethodRow:
     seconds: float | None
     shared: int
     annealing: dict[str, float | None]
+    members: int = 0
 
 
 @dataclass(frozen=True)
@@ -331,6 +333,7 @@ class _Builder:
             estimate([row["seconds"] for row in finished]).mean if finished else None,
             max((row["shared"] for row in finished), default=1),
             _annealing([row["annealing"] for row in finished if row["annealing"] is not None]),
+            max((len(spec.members) for grid in grids for spec in grid.runs if spec.method == method), default=0),
         )
 
     def _cell(self, method: Method, parts: Sequence[_Part]) -> Cell:
@@ -348,11 +351,14 @@ class _Builder:
             estimate(list(class_means.values())) if class_means else None,
             _paired(found, baseline),
             len(found),
-            self.trials,
+            1 if self._is_over_trials(method) else self.trials,
             any(one.status == "failed" and one.trial not in found for one in outcomes),
             any(one.selected is not None and _value(one.selected, self.metric) is None for one in outcomes),
             _spread(found, baseline),
         )
+
+    def _is_over_trials(self, method: Method) -> bool:
+        return any(method in part.grid.over_trials for part in self.parts)
 
     def _outcome(self, method: Method, part: _Part, trial: int, rule: str | None = None) -> Outcome:
         return self.results.outcome(part.grid, rule or self.rule, method, part.targets, trial)
@@ -383,8 +389,12 @@ class _Builder:
         return sign_count([pair[0] for pair in pairs], [pair[1] for pair in pairs]) if pairs else None
 
     def _ranks(self, methods: Sequence[Method]) -> tuple[list[Method], AverageRanks | None]:
-        """Rank the methods on every target, by their mean over the trials that all of them have."""
-        scores = {m: [self._column(m, [part], self.metric) for part in self.parts] for m in methods}
+        """Rank the methods on every target, by their mean over the trials that all of them have.
+
+        What combines several trials has no trials of its own, and is not ranked.
+        """
+        ranked = [method for method in methods if not self._is_over_trials(method)]
+        scores = {m: [self._column(m, [part], self.metric) for part in self.parts] for m in ranked}
         scores = {m: cells for m, cells in scores.items() if all(cells)}
         common = [
             sorted(set.intersection(*(set(cells[i]) for cells in scores.values()))) if scores else []

@@ -5,6 +5,7 @@ from shiftproof.training.averaging import CONVERGENCE, SWADS
 from shiftproof.training.build import build_algorithm, build_steps
 from shiftproof.training.checkpoint import read_saved
 from shiftproof.training.combinations import check_combination, check_inputs_taken, check_start
+from shiftproof.training.combining import MeanPrediction, Member, combine, combined_spec
 from shiftproof.training.device import check_device, check_device_name
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.export import EXPORT_FORMATS, ExportError, export_format, export_model
@@ -37,7 +38,7 @@ from shiftproof.training.run import (
     train,
     train_together,
 )
-from shiftproof.training.saved_model import SavedModel, load
+from shiftproof.training.saved_model import WEIGHTS_FILE, SavedModel, load, read_description
 from shiftproof.training.scores import evaluate_folder, evaluate_labelled, evaluate_table
 from shiftproof.training.spec import RESULTS_VERSION, RunSpec
 from shiftproof.training.step import StepBuilder
@@ -59,11 +60,14 @@ __all__ = [
     "RESULT_REMEDY",
     "SPEC_FILE",
     "SWADS",
+    "WEIGHTS_FILE",
     "Callback",
     "ExportError",
     "Inputs",
     "KeptPredictions",
     "Loop",
+    "MeanPrediction",
+    "Member",
     "NonFiniteLossError",
     "Prediction",
     "Protocol",
@@ -82,6 +86,8 @@ __all__ = [
     "check_inputs_taken",
     "check_prediction_file",
     "check_start",
+    "combine",
+    "combined_spec",
     "csv_lines",
     "evaluate",
     "evaluate_folder",
@@ -92,6 +98,7 @@ __all__ = [
     "load",
     "predict_pictures",
     "predict_rows",
+    "read_description",
     "read_predictions",
     "read_result",
     "read_rows",

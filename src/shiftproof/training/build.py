@@ -15,6 +15,7 @@ from shiftproof.data import DomainDataset
 from shiftproof.models import Network, build_network, cut, freeze_all_but, weighted_cross_entropy
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
+from shiftproof.training.averaging import check_trained_alone
 from shiftproof.training.combinations import check_start
 from shiftproof.training.layer_rates import layer_ratios
 from shiftproof.training.optimizer_factory import RunOptimizers
@@ -39,8 +40,10 @@ def build_steps(
         ranks: the processes that train the run.
 
     Raises:
-        ValueError: a part of the spec is not valid, the weights do not fit, or the network cannot be split over ranks.
+        ValueError: a part of the spec is not valid, it combines other runs, the weights do not fit, or the network
+            cannot be split over ranks.
     """
+    check_trained_alone(spec)
     network = _network(spec, prepared(spec, dataset), weights)
     if spec.cache != "none" and spec.weights is None:
         raise FieldError("cache", "the outputs of a trunk that starts at random are of one run, and are not kept")

@@ -10,7 +10,7 @@ from shiftproof.base.choices import PICTURES, Kind
 from shiftproof.base.field_error import FieldError
 from shiftproof.models import MODELS
 from shiftproof.optim import NO_OPTIMIZER, OPTIMIZERS
-from shiftproof.training.averaging import SWADS
+from shiftproof.training.averaging import SWADS, check_trained_alone
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 
@@ -87,8 +87,9 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
         ranks: the processes that train it.
 
     Raises:
-        FieldError: they cannot; the message says why.
+        FieldError: they cannot, or it combines other runs; the message says why.
     """
+    check_trained_alone(spec)
     if num_domains < 1:
         raise FieldError("targets", f"leaving out {', '.join(spec.targets)} leaves no source domain to train on")
     algorithm = ALGORITHMS[spec.algorithm]

@@ -18,6 +18,7 @@ from shiftproof.training.constant import constant_scores
 from shiftproof.training.loop import Loop
 from shiftproof.training.ranks import full_state
 from shiftproof.training.recorded import check_result
+from shiftproof.training.spec import RunSpec
 
 RESULT_FILE = "result.json"
 VERSIONED = ("torch", "torchvision", "timm", "numpy", "pillow")
@@ -40,13 +41,18 @@ def make_result(loop: Loop) -> dict[str, Any]:
         "annealer": steps.annealer.report(),
         "devices": loop.ranks.size,
         "weights_sha256": state_digest(full_state(loop.algorithm)),
-        "versions": {
-            "shiftproof": __version__,
-            **{name: installed_version(name) for name in VERSIONED},
-            **{name: digest[:8] for name, digest in loop.spec.plugins.items()},
-        },
+        "versions": versions(loop.spec),
         "metrics": loop.progress.metrics,
         "constant": constant_scores(loop.spec, loop.dataset),
+    }
+
+
+def versions(spec: RunSpec) -> dict[str, str]:
+    """Return the versions that are recorded with a result: of packages, and of the plug-ins of its parts."""
+    return {
+        "shiftproof": __version__,
+        **{name: installed_version(name) for name in VERSIONED},
+        **{name: digest[:8] for name, digest in spec.plugins.items()},
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from shiftproof.training.prepared import PreparedDataset
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
+_MEMBERS = "members"
+_REMEDY = "train the run again"
 
 
 class SavedModel(nn.Module):
@@ -159,15 +161,14 @@ def load(run: str | Path) -> SavedModel:
 
     Raises:
         FileNotFoundError: the folder holds no model.
+        ValueError: it holds an ensemble.
         PluginError: it needs a plug-in that was not imported; the message names it.
         DamagedFileError: a file of the model is damaged.
     """
     import_plugins()
     folder = output_path(run) if isinstance(run, str) else run
-    if not (folder / DESCRIPTION_FILE).exists():
-        raise FileNotFoundError(f"{folder} holds no model: there is no {DESCRIPTION_FILE} in it")
-    remedy = "train the run again"
-    description: dict[str, Any] = read_json(folder / DESCRIPTION_FILE, remedy)
+    description = read_description(folder)
+    remedy = _REMEDY
     try:
         classes = tuple(description["classes"])
         input_shape = tuple(description["input_shape" if "input_shape" in description else "image_shape"])
@@ -196,7 +197,41 @@ def load(run: str | Path) -> SavedModel:
     except (KeyError, TypeError) as error:
         raise DamagedFileError(folder / DESCRIPTION_FILE, f"no valid {error}", remedy) from error
     try:
-        network.load_state_dict(read_tensors((folder / WEIGHTS_FILE).read_bytes()))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        network.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
         raise DamagedFileError(folder / WEIGHTS_FILE, str(error).partition("\n")[0], remedy) from error
     return SavedModel(network, classes, input_shape, preparation, algorithm).eval()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return what a run's folder says of its model besides the weights.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        ValueError: it holds an ensemble.
+        DamagedFileError: the description cannot be read.
+    """
+    if not (folder / DESCRIPTION_FILE).exists():
+        raise FileNotFoundError(f"{folder} holds no model: there is no {DESCRIPTION_FILE} in it")
+    description: dict[str, Any] = read_json(folder / DESCRIPTION_FILE, _REMEDY)
+    if isinstance(description, dict) and _MEMBERS in description:
+        count = len(description[_MEMBERS])
+        raise ValueError(f"{folder} holds an ensemble of {count} runs, which has no single model: name one of them")
+    return description
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights that a run's folder holds.
+
+    Raises:
+        DamagedFileError: they cannot be read.
+    """
+    try:
+        return read_tensors((folder / WEIGHTS_FILE).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DamagedFileError(folder / WEIGHTS_FILE, str(error).partition("\n")[0], _REMEDY) from error
+
+
+def describe_ensemble(folder: Path, members: Sequence[str]) -> None:
+    """Write into a run's folder that its predictions are of several models: those of the runs of these names."""
+    write_json(folder / DESCRIPTION_FILE, {_MEMBERS: members})

@@ -12,6 +12,7 @@ from shiftproof.base.choices import (
     Averaging,
     Cache,
     ClassWeights,
+    Combination,
     Kind,
     Precision,
     Sampling,
@@ -45,6 +46,7 @@ _LATER = (
     "warm_up",
     "layer_decay",
     "l2_sp",
+    "members",
 )
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
@@ -78,7 +80,8 @@ class RunSpec:
         device: type of the device ("cpu", "cuda").
         protocol: dialect of the DomainBed protocol, by its name in `PROTOCOLS`.
         averaging: which weights are scored and kept: "none", the trained ones, or an average of
-            `shiftproof.training.averaging`.
+            `shiftproof.training.averaging`. Of a run that is not trained, how its members are combined (see
+            `shiftproof.training.combining`).
         score_targets: whether the in parts of the targets are scored at every evaluation, for leave-one-domain-out
             validation; else only at steps that a rule reports.
         kind: kind of the inputs in a user's folder or table; None for published data sets, and in earlier results,
@@ -98,6 +101,8 @@ class RunSpec:
             `shiftproof.training.layer_rates`).
         l2_sp: strength of the penalty on the featurizer's distance from its start (see
             `shiftproof.training.start_penalty`).
+        members: names of the finished runs that it combines; empty for a run that is trained. All else is as in the
+            first of them.
         metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
@@ -129,7 +134,7 @@ class RunSpec:
     device: str = "cpu"
     protocol: str = "shiftproof"
     compile: bool = False
-    averaging: Averaging = "none"
+    averaging: Averaging | Combination = "none"
     score_targets: bool = False
     kind: Kind | None = None
     normalisation: str | None = None
@@ -145,6 +150,7 @@ class RunSpec:
     warm_up: int = 0
     layer_decay: float = 1.0
     l2_sp: float = 0.0
+    members: tuple[str, ...] = ()
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION

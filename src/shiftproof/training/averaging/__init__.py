@@ -4,7 +4,7 @@ Floating-point tensors of the algorithm's state are averaged, buffers included; 
 values. An average holds a bounded number of copies of the weights, all of which the run's checkpoints include.
 """
 
-from shiftproof.training.averaging.build import MOVING, SWADS, Average, build_average
+from shiftproof.training.averaging.build import MOVING, SWADS, Average, build_average, check_trained_alone
 from shiftproof.training.averaging.moving import EMA, SMA, MovingAverage
 from shiftproof.training.averaging.released_swad import ReleasedSWAD
 from shiftproof.training.averaging.state import State, blend, copy_state
@@ -29,5 +29,6 @@ __all__ = [
     "WiSEFT",
     "blend",
     "build_average",
+    "check_trained_alone",
     "copy_state",
 ]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from shiftproof.base.choices import Averaging
+from shiftproof.base.choices import COMBINATIONS, Averaging
+from shiftproof.base.field_error import FieldError
 from shiftproof.training.averaging.moving import EMA, SMA, MovingAverage
 from shiftproof.training.averaging.released_swad import ReleasedSWAD
 from shiftproof.training.averaging.swad import SWAD, TOLERANCE, TOLERANCE_VLCS
@@ -28,7 +29,11 @@ def build_average(spec: RunSpec, start: Mapping[str, Tensor]) -> Average | None:
     Args:
         spec: the run's spec.
         start: the weights before the first update.
+
+    Raises:
+        FieldError: it combines other runs.
     """
+    check_trained_alone(spec)
     tolerance = TOLERANCE_VLCS if spec.dataset == "VLCS" else TOLERANCE
     match spec.averaging:
         case "ema":
@@ -41,5 +46,15 @@ def build_average(spec: RunSpec, start: Mapping[str, Tensor]) -> Average | None:
             return ReleasedSWAD(tolerance)
         case "wise_ft":
             return WiSEFT(start)
-        case "none":
+        case _:
             return None
+
+
+def check_trained_alone(spec: RunSpec) -> None:
+    """Check that a run is one to train, and not made of finished ones.
+
+    Raises:
+        FieldError: it combines other runs.
+    """
+    if spec.members or spec.averaging in COMBINATIONS:
+        raise FieldError("averaging", f"{spec.averaging} is made of finished runs, by study combine, and never trained")
