@@ -8,6 +8,7 @@ from shiftproof.training.combinations import check_combination, check_inputs_tak
 from shiftproof.training.device import check_device, check_device_name
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.export import EXPORT_FORMATS, ExportError, export_format, export_model
+from shiftproof.training.first_pass import FIRST_PASS
 from shiftproof.training.inputs import EVALUATION_BATCH, GPU_EVALUATION_BATCH, Inputs
 from shiftproof.training.kept_predictions import (
     PREDICTIONS_BYTES,
@@ -48,6 +49,7 @@ __all__ = [
     "ERROR_FILE",
     "EVALUATION_BATCH",
     "EXPORT_FORMATS",
+    "FIRST_PASS",
     "GPU_EVALUATION_BATCH",
     "METRICS_FILE",
     "PREDICTIONS_BYTES",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from shiftproof.base.randomness import seed_generators, torch_seed
 from shiftproof.models import Network
 from shiftproof.protocol import best_by_validation, validation_loss
 from shiftproof.training.averaging import COEFFICIENTS, SWAD, MovingAverage, State, WiSEFT, build_average, copy_state
-from shiftproof.training.callbacks.evaluation import Evaluation, score_domains, score_part, weights_in_place
+from shiftproof.training.callbacks.evaluation import (
+    ChosenEvaluation,
+    Evaluation,
+    score_domains,
+    score_part,
+    weights_in_place,
+)
 from shiftproof.training.callbacks.selection import Selection, keep_model
 from shiftproof.training.loop import Callback, Loop
 from shiftproof.training.ranks import full_state
@@ -124,11 +131,12 @@ def keepers(loop: Loop, folder: Path) -> list[Callback]:
         loop: the loop whose weights are averaged, before its first step.
         folder: the run's folder.
     """
+    scored = Evaluation if loop.first_pass is None else partial(ChosenEvaluation, loop.first_pass)
     match average := build_average(loop.spec, full_state(loop.algorithm)):
         case None:
-            return [Evaluation(), Selection(folder)]
+            return [scored(), Selection(folder)]
         case MovingAverage():
-            return [AveragedWeights(average, loop.algorithm), Evaluation(average), Selection(folder)]
+            return [AveragedWeights(average, loop.algorithm), scored(average), Selection(folder)]
         case SWAD():
             return [FlatAverage(average, loop.algorithm, folder), Evaluation()]
         case WiSEFT():
