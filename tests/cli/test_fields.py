@@ -127,7 +127,7 @@ def test_what_is_given_is_of_the_type_of_its_field():
         "--model u --image-size 5 --split v --weights w --normalisation x --accumulate 6 --clip-norm 7 "
         "--precision y --compile --averaging z --device A --metric C --augmentation E --sampling F --class-weights G "
         "--train R --views 10 --cache S --cache-limit 11 "
-        "--schedule T --warm-up 12 --layer-decay 0.5 --l2-sp 0.1 "
+        "--schedule T --warm-up 12 --layer-decay 0.5 --l2-sp 0.1 --all-data "
         "--set B.c=8 --fixed D.e=f --batch-size 9 --import own.py --imports other"
     )
     given = given_fields(make_parser().parse_args(text.split()))
@@ -155,6 +155,7 @@ def test_one_target_is_joined_and_one_method_is_one():
     [
         "figure balance --averaging swad",
         "figure osgr --averaging ema",
+        "figure osgr --all-data",
         "figure osgr --checkpoint-freq 4",
         "figure agreement --checkpoint-freq 4",
         "figure embedding --trials 2",

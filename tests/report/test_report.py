@@ -103,6 +103,7 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
             warm_up=9,
             layer_decay=0.5,
             l2_sp=0.1,
+            all_data=True,
         ),
         Study(
             algorithms=("mtl",),

@@ -11,10 +11,19 @@ from shiftproof.cli import main
 from shiftproof.studies import named_studies, read_plan, read_status, study_path
 from shiftproof.studies.store import claim
 
-NAMES = ("optimizers", "algorithms", "single_source", "convergence", "sensitivity", "annealing", "ablation")
+NAMES = (
+    "optimizers",
+    "algorithms",
+    "single_source",
+    "convergence",
+    "sensitivity",
+    "annealing",
+    "ablation",
+    "erm_plus_plus",
+)
 
 
-def test_there_are_seven_named_studies():
+def test_there_are_eight_named_studies():
     assert sorted(named_studies()) == sorted(NAMES)
 
 

@@ -12,7 +12,16 @@ from shiftproof.studies.study import Study, Variant
 from shiftproof.studies.study_file import SCALES, StudyFileError, read_study
 
 STUDIES = Path(__file__).parents[2] / "src/shiftproof/studies/named"
-NAMES = ["ablation", "algorithms", "annealing", "convergence", "optimizers", "sensitivity", "single_source"]
+NAMES = [
+    "ablation",
+    "algorithms",
+    "annealing",
+    "convergence",
+    "erm_plus_plus",
+    "optimizers",
+    "sensitivity",
+    "single_source",
+]
 WORDS_AND_NUMBERS = """\
 name: all
 published: optimizers
@@ -469,6 +478,7 @@ def test_the_files_have_every_row_of_their_published_tables(name):
         ("algorithms", 4320, 24),
         ("annealing", 432, 10),
         ("convergence", 972, 24),
+        ("erm_plus_plus", 108, 12),
         ("optimizers", 648, 24),
         ("sensitivity", 432, 20),
         ("single_source", 324, 24),

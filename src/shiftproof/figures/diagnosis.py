@@ -64,6 +64,8 @@ def diagnose(
     if result is None or result["status"] != "finished":
         raise ValueError(f"{run} holds a run that {'has not ended' if result is None else 'failed'}")
     spec = read_run_spec(run, "train the run again")
+    if spec.all_data:
+        raise ValueError(f"{run} was trained on all data: no image of its sources is held out to measure on")
     if spec.weights is not None and weights is None:
         raise ValueError(f"{run} started from given weights: name their file")
     import_plugins()

@@ -179,6 +179,13 @@ def _check_together(study: Study) -> None:
         for rule in study.selection:
             if RULES[rule].needs_pairs:
                 raise FieldError("selection", f"{rule} contradicts single_source: no source domain would be left")
+    if study.all_data:
+        for rule in study.selection:
+            if RULES[rule].every_step:
+                raise FieldError(
+                    ("selection", "all_data"),
+                    f"{rule} contradicts all_data: a second pass is scored only at the step that validation chose",
+                )
     rows = [str(method) for method in study.methods]
     if study.baseline is not None and find_method(study.baseline, study.methods) is None:
         raise FieldError("baseline", str(UnknownNameError("baseline", study.baseline, rows)))

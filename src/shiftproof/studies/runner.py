@@ -32,6 +32,8 @@ from shiftproof.studies.workers import NodeError, RayCluster, run_on_ray, run_ta
 from shiftproof.training import (
     CHECKPOINT_FILE,
     ERROR_FILE,
+    FIRST_PASS,
+    RESULT_FILE,
     SPEC_FILE,
     RunPlace,
     RunSpec,
@@ -122,7 +124,7 @@ def _train_runs(task: RunTask, runs: Sequence[RunPlace]) -> list[dict[str, Any]]
             warnings.simplefilter("ignore")
             dataset = open_dataset(task.dataset, task.data_dir, spec.image_size, spec.kind, task.table)
         for run in runs:
-            _drop_checkpoint_of_other_plugins(run.folder, run.spec)
+            _drop_what_other_plugins_began(run.folder, run.spec)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SingleDomainWarning)
             return train_together(runs, dataset, device=torch.device(task.device), weights=task.weights)
@@ -133,10 +135,15 @@ def _train_runs(task: RunTask, runs: Sequence[RunPlace]) -> list[dict[str, Any]]
         raise
 
 
-def _drop_checkpoint_of_other_plugins(folder: Path, spec: RunSpec) -> None:
-    """Delete the checkpoint of a run if another version of its plug-ins wrote it, so that no run mixes the two."""
-    if (folder / CHECKPOINT_FILE).exists() and _changed_plugins(folder, spec):
-        (folder / CHECKPOINT_FILE).unlink()
+def _drop_what_other_plugins_began(folder: Path, spec: RunSpec) -> None:
+    """Delete what there is of a run that has not ended if another version of its plug-ins trained it.
+
+    So no run mixes the two: neither a checkpoint nor a first pass on a part of the data.
+    """
+    begun = [folder / CHECKPOINT_FILE, *(folder / FIRST_PASS / name for name in (CHECKPOINT_FILE, RESULT_FILE))]
+    if _changed_plugins(folder, spec) and not has_ended(read_result(folder)):
+        for file in begun:
+            file.unlink(missing_ok=True)
 
 
 def _changed_plugins(folder: Path, spec: RunSpec) -> list[str]:
@@ -395,7 +402,7 @@ def _own_folder(folder: Path, spec: RunSpec) -> Iterator[None]:
             if (changed := _changed_plugins(folder, spec)) and read_result(folder) is not None:
                 names = ", ".join(changed)
                 print(f"{names} changed since the run in {folder} was trained; the run is kept", file=sys.stderr)
-        _drop_checkpoint_of_other_plugins(folder, spec)
+        _drop_what_other_plugins_began(folder, spec)
         keep_sources(imported(spec.plugins), folder)
         yield
 

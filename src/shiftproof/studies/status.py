@@ -10,7 +10,7 @@ from pathlib import Path
 from shiftproof.base.files import is_local, locked
 from shiftproof.studies.plan import PLAN_FILE, Plan, read_plan
 from shiftproof.studies.store import LOCK_FILE, Store
-from shiftproof.training import METRICS_FILE, RESULT_FILE, SPEC_FILE, RunSpec
+from shiftproof.training import FIRST_PASS, METRICS_FILE, RESULT_FILE, SPEC_FILE, RunSpec
 
 PACE = 20
 """Number of most recently ended runs that the pace is computed from."""
@@ -24,7 +24,8 @@ class Status:
         plan: the planned runs.
         finished: number of runs that finished, by data set.
         failed: runs that failed, with their reasons.
-        begun: runs that have begun and not ended, with the last evaluated step.
+        begun: runs that have begun and not ended, with the last evaluated step; of a run on all data, that of its first
+            pass, since the second is evaluated when it ends.
         working: whether a process is working on the study; None on an object store, which has no locks.
         seconds_left: time until it is done, at the pace of the last runs; None until two runs have ended.
     """
@@ -54,7 +55,9 @@ class Status:
         planned = Counter(spec.dataset for spec in self.plan.distinct)
         if len(planned) > 1:
             lines += [f"  {dataset}: {self.finished[dataset]} of {runs} runs" for dataset, runs in planned.items()]
-        lines += [f"  begun: {spec.label(dataset=True)}: step {step} of {spec.steps}" for spec, step in self.begun]
+        for spec, step in self.begun:
+            which = " of the first pass" if spec.all_data else ""
+            lines.append(f"  begun: {spec.label(dataset=True)}: step {step} of {spec.steps}{which}")
         lines += [f"  failed: {spec.label(dataset=True)}: {reason}" for spec, reason in self.failed]
         return "\n".join(lines)
 
@@ -74,7 +77,8 @@ def read_status(folder: Path) -> Status:
         row = rows.get(spec.name)
         if row is None:
             if (store.folder(spec) / SPEC_FILE).exists():
-                begun.append((spec, _last_step(store.folder(spec) / METRICS_FILE)))
+                place = store.folder(spec) / FIRST_PASS if spec.all_data else store.folder(spec)
+                begun.append((spec, _last_step(place / METRICS_FILE)))
             continue
         ended.append((store.folder(spec) / RESULT_FILE).stat().st_mtime)
         if row["status"] == "finished":

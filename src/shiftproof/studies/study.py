@@ -510,6 +510,17 @@ class Study:
             "L2-SP", "strength of a penalty on the squared distance of the weights before the classifier from the start"
         ),
     )
+    all_data: bool = described(
+        False,
+        "after a first pass whose validation chooses the steps, train from the start on held-out images too",
+        "training",
+        (*STUDIES, "train"),
+        term=Term(
+            "all data",
+            "a second pass trained on all images of the sources, for the steps that validation chose in the first",
+            texts={True: "a second pass"},
+        ),
+    )
     augmentation: str = described(
         "standard",
         "how photographs are changed at random in training: standard, none or randaugment",

@@ -114,7 +114,7 @@ class _Meter:
         whole = spec.score_targets or protocol.oracle == "best"
         times = evaluations if whole else min(evaluations, 2)  # the selected and the last
         rest = (1 - HOLDOUT_FRACTION) * target * times
-        return evaluations * HOLDOUT_FRACTION * self.grid.images + rest
+        return evaluations * HOLDOUT_FRACTION * self.grid.images + rest + spec.all_data * target
 
     def _step(self, kind: tuple[str, str], sources: int) -> float:
         """Return the seconds of a step."""
@@ -163,12 +163,13 @@ def _random_outputs(cut: Cut, batches: Sequence[Batch]) -> list[Batch]:
 
 
 def _passes(spec: RunSpec, domains: int) -> float:
-    """Return the passes of a run, with the most that its annealer can take."""
+    """Return the passes of a run, with the most that its annealer, and a second pass on all data, can take."""
     if spec.optimizer == NO_OPTIMIZER:
         return 0
     passes = OPTIMIZERS[spec.optimizer].passes
     annealer = ANNEALERS[spec.annealer](**spec.axis("annealer"))
-    return spec.steps * passes + annealer.planned_passes(domains - len(spec.targets), spec.steps, passes)
+    once = spec.steps * passes + annealer.planned_passes(domains - len(spec.targets), spec.steps, passes)
+    return 2 * once if spec.all_data else once
 
 
 def _median_time(work: Callable[[int], None]) -> float:

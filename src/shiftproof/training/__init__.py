@@ -9,6 +9,7 @@ from shiftproof.training.combining import MeanPrediction, Member, combine, combi
 from shiftproof.training.device import check_device, check_device_name
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.export import EXPORT_FORMATS, ExportError, export_format, export_model
+from shiftproof.training.first_pass import FIRST_PASS
 from shiftproof.training.inputs import EVALUATION_BATCH, GPU_EVALUATION_BATCH, Inputs
 from shiftproof.training.kept_predictions import (
     PREDICTIONS_BYTES,
@@ -49,6 +50,7 @@ __all__ = [
     "ERROR_FILE",
     "EVALUATION_BATCH",
     "EXPORT_FORMATS",
+    "FIRST_PASS",
     "GPU_EVALUATION_BATCH",
     "METRICS_FILE",
     "PREDICTIONS_BYTES",

@@ -164,6 +164,12 @@ def _check_steps(spec: RunSpec, algorithm: type[Algorithm], num_domains: int, ra
             f"{spec.averaging} re-estimates batch norms from the images of all domains together, but {spec.algorithm} "
             "reads one domain at a time: use ema, or no averaging",
         )
+    if spec.all_data and spec.averaging in (*SWADS, "wise_ft"):
+        raise FieldError(
+            ("all_data", "averaging"),
+            f"{spec.averaging} is chosen by held-out images, of which a second pass on all data has none: use ema or "
+            "sma, or leave out all_data",
+        )
     try:
         ANNEALERS[spec.annealer](**spec.axis("annealer")).check(num_domains, spec.steps)
     except ValueError as error:
@@ -172,6 +178,11 @@ def _check_steps(spec: RunSpec, algorithm: type[Algorithm], num_domains: int, ra
 
 def _check_ranks(spec: RunSpec, num_domains: int, ranks: Ranks) -> None:
     algorithm = ALGORITHMS[spec.algorithm]
+    if spec.all_data:
+        raise FieldError(
+            "all_data",
+            f"a second pass on all data trains on one device, not {ranks.size}: it reads the first one's files",
+        )
     if algorithm.single_device is not None:
         raise FieldError(
             "algorithms", f"{spec.algorithm} trains on one device, not {ranks.size}: {algorithm.single_device}"

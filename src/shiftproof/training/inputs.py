@@ -18,7 +18,7 @@ from shiftproof.base.randomness import generator, torch_seed
 from shiftproof.data import AUGMENTATIONS, DomainDataset, batch_indices, on_device, split_domain
 from shiftproof.models import MODELS, Cut, Normalisation, model_hparams
 from shiftproof.protocol import PROTOCOLS
-from shiftproof.training.prepared import prepared
+from shiftproof.training.prepared import prepared, training_rows
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.trunk_outputs import TrunkOutputs
@@ -77,6 +77,7 @@ class Inputs:
         self._splits = [
             split_domain(domain, spec.split, spec.trial_seed, i) for i, domain in enumerate(dataset.domains)
         ]
+        self._training_rows = [training_rows(spec, dataset.domains[i], i) for i in self.sources]
 
     def make_trunk_outputs(self) -> None:
         """Make what is kept of the trunk and not there yet; without a trunk it does nothing.
@@ -96,8 +97,7 @@ class Inputs:
 
     def batches(self, step: int) -> list[Batch]:
         """Return the batch of every source domain at step number ``step`` (from 1)."""
-        candidates = [self._splits[domain].in_ for domain in self.sources]
-        return self._drawn(self.sources, candidates, self._batch_size, self._seed, step)
+        return self._drawn(self.sources, self._training_rows, self._batch_size, self._seed, step)
 
     def fresh_batches(self, step: int) -> list[Batch]:
         """Return a batch of every source domain's held-out images, drawn and augmented as in training."""

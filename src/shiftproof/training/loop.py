@@ -15,6 +15,7 @@ from shiftproof.algorithms import Algorithm
 from shiftproof.data import DomainDataset
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.build import build_steps
+from shiftproof.training.first_pass import FirstPass
 from shiftproof.training.inputs import Inputs, Part
 from shiftproof.training.linear_probe import Probe, fit_probe
 from shiftproof.training.prepared import prepared
@@ -100,6 +101,7 @@ class Loop:
         diverged: why training diverged; None if it did not.
         shared: number of runs that share the steps, see `beside`.
         probe: what was chosen of the linear probe that the classifier starts from; None if it starts at random.
+        first_pass: the first pass of a run on all data, if this is the second.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Loop:
         self.stopped = False
         self.diverged: str | None = None
         self.shared = 1
+        self.first_pass: FirstPass | None = None
         self._unread: list[Tensor] = []  # losses of the last steps that the host has not read yet
 
     def beside(self, spec: RunSpec) -> Loop:

@@ -52,10 +52,23 @@ def training_targets(spec: RunSpec, dataset: DomainDataset) -> NDArray[Any]:
     return np.concatenate([domain.targets[rows] for domain, rows in _training_rows(spec, dataset)])
 
 
+def training_rows(spec: RunSpec, domain: Domain, position: int) -> NDArray[np.int64]:
+    """Return the indices of the rows of a source domain that a run trains on.
+
+    They are its in part, or all rows in a second pass on all data.
+
+    Args:
+        spec: the run's spec.
+        domain: the domain.
+        position: its position in the data set.
+    """
+    return np.arange(len(domain)) if spec.all_data else split_domain(domain, spec.split, spec.trial_seed, position).in_
+
+
 def _training_rows(spec: RunSpec, dataset: DomainDataset) -> list[tuple[Domain, NDArray[np.int64]]]:
     """Return the source domains, each with the indices of its training rows."""
     return [
-        (domain, split_domain(domain, spec.split, spec.trial_seed, i).in_)
+        (domain, training_rows(spec, domain, i))
         for i, domain in enumerate(dataset.domains)
         if domain.name not in spec.targets
     ]
@@ -64,8 +77,8 @@ def _training_rows(spec: RunSpec, dataset: DomainDataset) -> list[tuple[Domain, 
 def prepared(spec: RunSpec, dataset: DomainDataset) -> DomainDataset:
     """Prepare a data set for a run; one that is prepared, or needs no preparation, is returned as it is.
 
-    Whatever is fitted is fitted on the training parts of the source domains: nothing of a target, and no held-out row,
-    has a say in it.
+    Whatever is fitted is fitted on the training rows of the source domains: nothing of a target, and no held-out row,
+    has a say in it, unless a second pass trains on all rows.
 
     Args:
         spec: the run's spec, which determines the training rows.

@@ -27,22 +27,24 @@ RESULT_REMEDY = "delete it to train this run again"
 
 
 def make_result(loop: Loop) -> dict[str, Any]:
-    """Return the result of a run whose loop has ended; all ranks must call this."""
-    steps = loop.steps
+    """Return the result of a run whose loop has ended, with the work of its first pass; all ranks must call this."""
+    steps, progress = loop.steps, loop.progress
+    none: dict[str, Any] = {"steps": 0, "seconds": {}, "passes": 0}
+    before = none if loop.first_pass is None else loop.first_pass.result
     return {
         "spec": asdict(loop.spec),
         "status": "finished" if loop.diverged is None else "failed",
         "error": loop.diverged,
-        "steps": loop.progress.step,
-        "seconds": loop.progress.seconds,
+        "steps": before["steps"] + progress.step,
+        "seconds": {work: before["seconds"].get(work, 0.0) + seconds for work, seconds in progress.seconds.items()},
         **({"shared": loop.shared} if loop.shared > 1 else {}),
         **({"probe": loop.probe._asdict()} if loop.probe else {}),
-        "passes": steps.passes + steps.annealer.extra_passes,
+        "passes": before["passes"] + steps.passes + steps.annealer.extra_passes,
         "annealer": steps.annealer.report(),
         "devices": loop.ranks.size,
         "weights_sha256": state_digest(full_state(loop.algorithm)),
         "versions": versions(loop.spec),
-        "metrics": loop.progress.metrics,
+        "metrics": progress.metrics,
         "constant": constant_scores(loop.spec, loop.dataset),
     }
 

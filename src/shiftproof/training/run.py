@@ -6,9 +6,10 @@ A killed run continues where it stopped.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +37,11 @@ from shiftproof.training.callbacks import (
 )
 from shiftproof.training.checkpoint import held_runs
 from shiftproof.training.combinations import check_combination, check_inputs_taken
+from shiftproof.training.first_pass import FIRST_PASS, FirstPass, read_first_pass
 from shiftproof.training.loop import Loop, NonFiniteLossError
 from shiftproof.training.prepared import prepared
 from shiftproof.training.ranks import ALONE, Ranks
+from shiftproof.training.result import RESULT_FILE, read_result
 from shiftproof.training.spec import RunSpec
 from shiftproof.training.tracking import Tracking
 from shiftproof.training.warm_up import warm_up
@@ -86,7 +89,8 @@ def train(
         folder: the run's own folder; created if need be.
         device: the device to train on.
         weights: file of the weights to start from.
-        on_progress: called after every step with its number and loss.
+        on_progress: called after every step with its number and loss; in a run on all data, which trains twice, numbers
+            begin again.
         on_record: called with every evaluation.
         tracking: trackers that also receive every evaluation; None for none.
         ranks: the processes that train the run. Each calls this with its own device; all call ``on_progress`` and
@@ -120,6 +124,10 @@ def train_together(
     runs. The checkpoint is in the folder of the run that ends last, and holds all that have not ended; they begin again
     together if it lacks one of them. A run that its average ends early has its result then.
 
+    Runs on all data train twice: first as the same runs without, in a folder `FIRST_PASS` of each one's own, then from
+    the start on all rows of the sources, each up to the step that validation chose in its first pass. There it is
+    scored once, and its result has that evaluation alone; ``steps``, ``passes`` and ``seconds`` are of both passes.
+
     Args:
         runs: the runs, none of which has ended.
         dataset: as for `train`, as are all others.
@@ -140,13 +148,94 @@ def train_together(
         with naming_plugins(run.spec.plugins):
             check_inputs_taken(run.spec, dataset.kind)
             check_combination(run.spec, len(dataset.domains) - len(run.spec.targets), ranks)
+    train_pass = partial(
+        _train_pass,
+        dataset=dataset,
+        device=device,
+        weights=weights,
+        on_progress=on_progress,
+        on_record=on_record,
+        ranks=ranks,
+    )
+    if runs[0].spec.all_data:
+        return _train_on_all_data(runs, train_pass)
+    return train_pass(runs, {})
+
+
+def _train_on_all_data(
+    runs: Sequence[RunPlace], train_pass: Callable[..., list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Train the first passes of runs on all data, unless they have ended, then the second ones, and return the results.
+
+    A run whose first pass diverged fails with its error.
+    """
+    _write_specs(runs)
+    firsts = {run.spec.name: _first_pass(run) for run in runs}
+    results = {name: read_result(place.folder) for name, place in firsts.items()}
+    if left := [name for name, result in results.items() if result is None]:
+        results |= zip(left, train_pass([firsts[name] for name in left], {}), strict=True)
+    passed: dict[str, FirstPass] = {}
+    for run in runs:
+        result = results[run.spec.name]
+        assert result is not None  # noqa: S101  (it was read or trained)
+        if result["status"] == "failed":
+            results[run.spec.name] = failed = {**result, "spec": asdict(run.spec)}
+            write_json(run.folder / RESULT_FILE, failed)
+            (run.folder / ERROR_FILE).unlink(missing_ok=True)
+        else:
+            passed[run.spec.name] = read_first_pass(run.spec, firsts[run.spec.name].folder, result)
+    if going := [run for run in runs if run.spec.name in passed]:
+        results |= zip(passed, train_pass(going, passed), strict=True)
+    return [result for result in results.values() if result is not None]
+
+
+def _first_pass(run: RunPlace) -> RunPlace:
+    """Return the first pass of a run on all data as a run of its own."""
+    tracking = run.tracking
+    return RunPlace(
+        replace(run.spec, all_data=False),
+        run.folder / FIRST_PASS,
+        replace(tracking, folder=tracking.folder or run.folder, tags={**tracking.tags, "pass": "first"}),
+    )
+
+
+def _write_specs(runs: Sequence[RunPlace]) -> None:
+    for run in runs:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / SPEC_FILE, asdict(run.spec))
+
+
+def _train_pass(
+    runs: Sequence[RunPlace],
+    passed: Mapping[str, FirstPass],
+    *,
+    dataset: DomainDataset,
+    device: torch.device,
+    weights: Path | None,
+    on_progress: OnProgress,
+    on_record: OnRecord,
+    ranks: Ranks,
+) -> list[dict[str, Any]]:
+    """Train runs that have been checked, as `train_together` does, or the second pass of those on all data.
+
+    Args:
+        runs: the runs.
+        passed: the first passes of runs on all data, by the runs' names.
+        dataset: as for `train_together`, as are all others.
+        device: the device to train on.
+        weights: file of the weights to start from.
+        on_progress: called after every step with its number and loss.
+        on_record: called with every evaluation of every run.
+        ranks: the processes that train the runs.
+    """
     if ranks.first:
-        for run in runs:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            write_json(run.folder / SPEC_FILE, asdict(run.spec))
+        _write_specs(runs)
     spec = runs[0].spec
     dataset = prepared(spec, dataset)
-    in_turn = sorted(runs, key=lambda run: (run.spec.averaging not in SWADS, run.spec.averaging))
+    ends = {name: first.chosen["step"] for name, first in passed.items()}
+    in_turn = sorted(
+        runs, key=lambda run: (ends.get(run.spec.name, 0), run.spec.averaging not in SWADS, run.spec.averaging)
+    )
     last = in_turn[-1]  # to end, so that a run is left as long as its checkpoint is needed
     with reproducible(), ExitStack() as trackers:
         warm_up(spec, dataset, device, weights, ranks)
@@ -160,6 +249,7 @@ def train_together(
         for run in in_turn:
             tracked = trackers.enter_context(closing(Trackers(run.tracking if ranks.first else Tracking(), run.folder)))
             loops.append(beside := loop.beside(run.spec))
+            beside.first_pass = passed.get(run.spec.name)
             beside.callbacks = [
                 *keepers(beside, run.folder, trained),
                 Predictions(run.folder),

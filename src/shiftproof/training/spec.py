@@ -47,6 +47,7 @@ _LATER = (
     "layer_decay",
     "l2_sp",
     "members",
+    "all_data",
 )
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
@@ -103,6 +104,9 @@ class RunSpec:
             `shiftproof.training.start_penalty`).
         members: names of the finished runs that it combines; empty for a run that is trained. All else is as in the
             first of them.
+        all_data: whether a second pass from the same start, on all rows of the sources, follows a first whose
+            validation chooses its number of steps, and is what is scored and kept (see
+            `shiftproof.training.first_pass`).
         metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
@@ -151,6 +155,7 @@ class RunSpec:
     layer_decay: float = 1.0
     l2_sp: float = 0.0
     members: tuple[str, ...] = ()
+    all_data: bool = False
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION

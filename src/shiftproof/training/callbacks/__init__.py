@@ -2,7 +2,7 @@
 
 from shiftproof.training.callbacks.averaging import AveragedWeights, FlatAverage, Interpolation, keepers
 from shiftproof.training.callbacks.checkpoints import Checkpoints
-from shiftproof.training.callbacks.evaluation import Evaluation, TrainedScores
+from shiftproof.training.callbacks.evaluation import ChosenEvaluation, Evaluation, TrainedScores
 from shiftproof.training.callbacks.metrics_file import MetricsFile
 from shiftproof.training.callbacks.predictions import Predictions
 from shiftproof.training.callbacks.reports import OnProgress, OnRecord, ProgressBar, ReportEvaluations, ReportSteps
@@ -14,6 +14,7 @@ from shiftproof.training.callbacks.trackers import Trackers
 __all__ = [
     "AveragedWeights",
     "Checkpoints",
+    "ChosenEvaluation",
     "EndStopped",
     "Evaluation",
     "FlatAverage",

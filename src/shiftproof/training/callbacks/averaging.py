@@ -17,6 +17,7 @@ from shiftproof.models import Network
 from shiftproof.protocol import best_by_validation, validation_loss
 from shiftproof.training.averaging import COEFFICIENTS, SWAD, MovingAverage, State, WiSEFT, build_average, copy_state
 from shiftproof.training.callbacks.evaluation import (
+    ChosenEvaluation,
     Evaluation,
     TrainedScores,
     score_domains,
@@ -133,13 +134,20 @@ def keepers(loop: Loop, folder: Path, trained: TrainedScores | None = None) -> l
     """
     match average := build_average(loop.spec, full_state(loop.algorithm)):
         case None:
-            return [Evaluation(trained=trained), Selection(folder)]
+            return [_scoring(loop, trained=trained), Selection(folder)]
         case MovingAverage():
-            return [AveragedWeights(average, loop.algorithm), Evaluation(average), Selection(folder)]
+            return [AveragedWeights(average, loop.algorithm), _scoring(loop, average), Selection(folder)]
         case SWAD():
             return [FlatAverage(average, loop.algorithm, folder), Evaluation(trained=trained)]
         case WiSEFT():
             return [Evaluation(trained=trained), Interpolation(average, folder)]
+
+
+def _scoring(loop: Loop, average: MovingAverage | None = None, trained: TrainedScores | None = None) -> Evaluation:
+    """Return what scores a run without an average that does so itself."""
+    if loop.first_pass is not None:
+        return ChosenEvaluation(loop.first_pass, average)
+    return Evaluation(average, trained)
 
 
 def _score_and_keep(loop: Loop, folder: Path, **averaged: Any) -> None:

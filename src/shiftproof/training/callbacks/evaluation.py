@@ -17,9 +17,12 @@ from shiftproof.base.sharding import local_part
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.averaging import MovingAverage, State, copy_state
 from shiftproof.training.evaluation import evaluate
+from shiftproof.training.first_pass import FirstPass
 from shiftproof.training.inputs import Part
 from shiftproof.training.loop import Callback, Loop, NonFiniteLossError
 from shiftproof.training.ranks import full_state, load_full_state
+
+PARTS: tuple[Part, ...] = ("in", "out")
 
 
 class TrainedScores(Callback):
@@ -73,14 +76,54 @@ class Evaluation(Callback):
         mean_loss = math.fsum(self._losses) / len(self._losses)
         self._losses = []
         with weights_in_place(loop.algorithm, None if self._average is None else self._average.average):
-            scores = self._trained.passed_to(loop) if self._trained else score_domains(loop, _whole_targets(loop))
-            loop.record({"step": loop.progress.step, "loss": mean_loss, "domains": scores})
+            loop.record({"step": loop.progress.step, "loss": mean_loss, "domains": self._score(loop)})
+
+    def _score(self, loop: Loop) -> dict[str, dict[str, Any]]:
+        return self._trained.passed_to(loop) if self._trained else score_domains(loop, _whole_targets(loop))
 
     def state_dict(self) -> list[float]:
         return self._losses
 
     def load_state_dict(self, state: list[float]) -> None:
         self._losses = state
+
+
+class ChosenEvaluation(Evaluation):
+    """Scores a second pass once, after the step that validation chose in the first, and stops there.
+
+    Only the targets are scored. The sources keep the scores and outputs of the first pass, because the second has
+    trained on their held-out parts.
+
+    Args:
+        first: the first pass.
+        average: as in `Evaluation`.
+    """
+
+    def __init__(self, first: FirstPass, average: MovingAverage | None = None) -> None:
+        super().__init__(average)
+        self._first = first
+
+    def on_start(self, loop: Loop) -> None:
+        loop.stopped = bool(loop.progress.metrics)
+
+    def on_pause(self, loop: Loop) -> None:
+        if loop.progress.step == self._first.chosen["step"]:
+            super().on_pause(loop)
+            loop.stopped = True
+        elif loop.is_evaluation_due:
+            self._losses = []  # so that the recorded loss is of the same steps as in the first pass
+
+    def _score(self, loop: Loop) -> dict[str, dict[str, Any]]:
+        (_, chosen, kept), step = self._first, loop.progress.step
+        scores: dict[str, dict[str, Any]] = {}
+        for domain, name in enumerate(loop.dataset.domain_names):
+            if domain in loop.inputs.targets:
+                scores[name] = {part: score_part(loop, domain, part, step) for part in PARTS}
+                continue
+            scores[name] = chosen["domains"][name]
+            if kept is not None:
+                loop.pass_outputs(step, domain, "out", torch.from_numpy(kept.part(step, name, "out").outputs))
+        return scores
 
 
 def _whole_targets(loop: Loop) -> bool:
@@ -113,7 +156,7 @@ def score_domains(loop: Loop, whole_targets: bool) -> dict[str, dict[str, Any]]:
     """
     scores: dict[str, dict[str, Any]] = {}
     for domain, name in enumerate(loop.dataset.domain_names):
-        parts: tuple[Part, ...] = ("in", "out") if whole_targets and domain in loop.inputs.targets else ("out",)
+        parts = PARTS if whole_targets and domain in loop.inputs.targets else PARTS[1:]
         scores[name] = {part: score_part(loop, domain, part, loop.progress.step) for part in parts}
     return scores
 
