@@ -22,7 +22,9 @@ CASES = [
     for name, algorithm in ((name, ALGORITHMS[name]) for name in ALGORITHMS)
     for optimizer in OPTIMIZERS
     for domains in DOMAINS
-    if domains >= algorithm.min_domains and (algorithm.keeps_graph or not OPTIMIZERS[optimizer].needs_graph)
+    if algorithm.stepped
+    and domains >= algorithm.min_domains
+    and (algorithm.keeps_graph or not OPTIMIZERS[optimizer].needs_graph)
 ]
 
 

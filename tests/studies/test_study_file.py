@@ -7,6 +7,7 @@ import pytest
 from shiftproof.base.field_error import FieldError
 from shiftproof.data import DATASETS
 from shiftproof.optim.registry import OPTIMIZERS
+from shiftproof.studies import make_plan
 from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, Variant
 from shiftproof.studies.study_file import SCALES, StudyFileError, read_study
@@ -490,6 +491,13 @@ def test_the_files_say_how_many_runs_they_are(name, small, smoke):
         assert _runs(read_study(path, scale)[0]) == runs
         [comment] = [line for line in path.read_text().splitlines() if line.startswith(f"  {scale}:")]
         assert f" {runs} runs of " in comment
+
+
+@pytest.mark.filterwarnings("ignore::shiftproof.algorithms.SingleDomainWarning")
+@pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.yaml")))
+def test_the_smallest_scales_can_be_planned_as_their_files_say(name):
+    for scale in ("small", "smoke"):
+        assert make_plan(read_study(STUDIES / f"{name}.yaml", scale)[0]).distinct
 
 
 def test_the_ablation_has_every_combination_of_parts_once():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 
 from shiftproof.base.field_error import FieldError
 from shiftproof.cli import main
@@ -24,6 +25,7 @@ from shiftproof.training import (
     check_combination,
     read_predictions,
     read_result,
+    reproducible,
     state_digest,
     train,
     train_together,
@@ -111,17 +113,20 @@ def test_the_second_pass_is_a_plain_loop_over_all_rows_for_the_steps_that_valida
     algorithm = steps.algorithm.train()
     sources = [i for i, name in enumerate(digits.domain_names) if name != "30"]
     ema = {name: tensor.double() for name, tensor in algorithm.state_dict().items()}
-    for step in range(1, CHOSEN["none"] + 1):
-        rows = batch_indices([np.arange(len(digits.domains[i])) for i in sources], 4, spec.seed, step)
-        batches = []
-        for i, chosen in zip(sources, rows, strict=True):
-            images = algorithm.network.normalisation(torch.from_numpy(digits.domains[i].inputs[chosen]).float() / 255)
-            images = images.contiguous(memory_format=torch.channels_last)
-            batches.append((images, torch.from_numpy(digits.domains[i].targets[chosen])))
-        steps.take(batches, step)
-        if step <= CHOSEN["ema"]:
-            decay = (1 + step) / (10 + step)
-            ema = {name: decay * ema[name] + (1 - decay) * now for name, now in algorithm.state_dict().items()}
+    with reproducible():
+        for step in range(1, CHOSEN["none"] + 1):
+            rows = batch_indices([np.arange(len(digits.domains[i])) for i in sources], 4, spec.seed, step)
+            batches = []
+            for i, chosen in zip(sources, rows, strict=True):
+                images = algorithm.network.normalisation(
+                    torch.from_numpy(digits.domains[i].inputs[chosen]).float() / 255
+                )
+                images = images.contiguous(memory_format=torch.channels_last)
+                batches.append((images, torch.from_numpy(digits.domains[i].targets[chosen])))
+            steps.take(batches, step)
+            if step <= CHOSEN["ema"]:
+                decay = (1 + step) / (10 + step)
+                ema = {name: decay * ema[name] + (1 - decay) * now for name, now in algorithm.state_dict().items()}
     assert read_result(trained[0] / "none")["weights_sha256"] == state_digest(algorithm.state_dict())
     kept = load_file(trained[0] / "none" / "model.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in algorithm.network.state_dict().items())
@@ -308,3 +313,26 @@ def test_a_plan_counts_both_passes():
     [once], [twice] = (study_costs(one, plan, plan.runs) for one in (study, both) for plan in [make_plan(one)])
     assert (once.passes, twice.passes) == (12, 24)
     assert make_plan(both).grids[0].terms["all data"] == "a second pass"
+
+
+def test_the_second_pass_of_a_probe_fits_all_rows_at_the_penalty_of_the_first(make_spec, tmp_path):
+    random = np.random.default_rng(0)
+    domains = []
+    for number in range(3):
+        rows = random.normal(size=(60, 4)).astype(np.float32)
+        domains.append(Domain("abc"[number], rows, (rows[:, 0] + random.normal(size=60) > 0).astype(np.int64)))
+    data = DomainDataset("noise", tuple(domains), ("x", "y"), "vectors", "x")
+    facts = {"dataset": "noise", "data_fingerprint": data.fingerprint, "targets": ("b",), "kind": "vectors"}
+    facts |= {"model": "linear", "algorithm": "probe", "optimizer": "none", "steps": 1, "checkpoint_freq": 1}
+    facts["hparams"] = {"data.batch_size": 4, "model.dropout": 0.0}
+    result = train(make_spec(**facts, all_data=True), data, tmp_path / "run", device=CPU)
+    first = read_result(tmp_path / "run" / "first_pass")
+    assert result["probe"]["penalty"] == first["probe"]["penalty"]
+    rows = np.concatenate([domains[0].inputs, domains[2].inputs])
+    done = (rows - rows.mean(0)) / rows.std(0)
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    difference = kept["classifier.weight"][1] - kept["classifier.weight"][0]
+    # both rows of weights are half of it, and together they are penalised by half of its square
+    half = LogisticRegression(C=2 / result["probe"]["penalty"], solver="newton-cholesky", tol=1e-10)
+    half.fit(done, np.concatenate([domains[0].targets, domains[2].targets]), sample_weight=np.full(120, 1 / 120))
+    np.testing.assert_allclose(difference, half.coef_[0], rtol=2e-2, atol=2e-3)

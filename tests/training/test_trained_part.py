@@ -50,7 +50,7 @@ def _check(trained, folder, weights):
 
 
 @pytest.mark.parametrize("trained", ["head", "blocks:1"])
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "arm"])
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "arm" and ALGORITHMS[name].stepped])
 def test_every_algorithm_leaves_the_rest(trained, algorithm, spec_of, digits, weights, tmp_path):
     spec = spec_of(trained, algorithm=algorithm, score_targets=True)
     result = train(spec, digits, tmp_path, device=CPU, weights=weights)

@@ -25,6 +25,7 @@ from shiftproof.models import HUB, hub_weights
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import open_data_of, read_run_spec
 from shiftproof.training import SPEC_FILE, RunSpec, load, read_result, state_digest
+from shiftproof.training.averaging import check_trained_alone
 
 
 def diagnose(
@@ -64,6 +65,7 @@ def diagnose(
     if result is None or result["status"] != "finished":
         raise ValueError(f"{run} holds a run that {'has not ended' if result is None else 'failed'}")
     spec = read_run_spec(run, "train the run again")
+    check_trained_alone(spec)
     if spec.all_data:
         raise ValueError(f"{run} was trained on all data: no image of its sources is held out to measure on")
     if spec.weights is not None and weights is None:

@@ -1,4 +1,4 @@
-"""Combines the finished runs of a study, and adds what comes of them to its plan as rows."""
+"""Combines the finished runs of a study, and adds the results to its plan as rows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def combine_runs(
     table: TableFile | None = None,
     device: str = "cpu",
 ) -> Results:
-    """Combine the models that a study's finished runs keep, add rows of what comes of them, and return its results.
+    """Combine the models that a study's finished runs keep, add rows of the results, and return its results.
 
     Each combination is kept as a run of the store, and is not computed again. Its row follows that of its method, and
     takes the place of an earlier one of the same way.
@@ -76,7 +76,7 @@ def combine_runs(
     with claim(folder):
         plan, store = read_plan(folder), Store(folder)
         over = over or ("settings" if any(grid.hparam_trials > 1 for grid in plan) else "trials")
-        ways = _checked_ways(ways, over)
+        ways = _checked_ways(ways, over, plan)
         groups = _groups(store, plan, _chosen(plan, methods), over)
         _check_models(store, groups, ways)
         made = [(combined_spec(way, group), group) for group in groups for way in ways]
@@ -92,19 +92,24 @@ def combine_runs(
     return results
 
 
-def _checked_ways(ways: Sequence[Combination] | None, over: Over) -> Sequence[Combination]:
+def _checked_ways(ways: Sequence[Combination] | None, over: Over, plan: Plan) -> Sequence[Combination]:
     if over not in get_args(Over):
         raise UnknownNameError("part of a study to combine runs over", over, list(get_args(Over)))
     for way in ways or ():
         if way not in COMBINATIONS:
             raise UnknownNameError("way to combine runs", way, list(COMBINATIONS))
-    if over == "settings":
+    reason = None
+    if over == "trials":
+        reason = (
+            "among runs of several trials: each has trained on inputs that another holds out, and no validation is "
+            "left; combine the settings of each trial (over settings)"
+        )
+    elif any(spec.all_data for spec in plan.runs):
+        reason = "among runs on all data: they have trained on the inputs that it would choose by"
+    if reason is None:
         return tuple(dict.fromkeys(ways or COMBINATIONS))
     if ways and "diwa_greedy" in ways:
-        raise ValueError(
-            "diwa_greedy cannot choose among runs of several trials: each has trained on inputs that another holds "
-            "out, and no validation is left; combine the settings of each trial (over settings)"
-        )
+        raise ValueError(f"diwa_greedy cannot choose {reason}")
     return tuple(dict.fromkeys(ways or ("diwa", "ensemble")))
 
 

@@ -318,7 +318,7 @@ _WITHOUT_STEPS: dict[str, Any] = {
     "layer_decay": 1.0,
     "l2_sp": 0.0,
 }
-"""What the spec of a run without steps has in the place of what the study says about steps."""
+"""Fields of runs without steps, whatever the study says."""
 
 
 def _digests(study: Study, facts: _Facts, method: Method) -> dict[str, str]:

@@ -610,12 +610,16 @@ class Study:
     @property
     def methods(self) -> list[Method]:
         """The rows of the table: every method in every variant whose hyperparameters it has."""
+        from shiftproof.optim import NO_OPTIMIZER
         from shiftproof.protocol import hyperparameters
 
         result = []
         for method in self.combinations:
             names = hyperparameters(*method[:3]).keys()
-            result += [method._replace(variant=v.name) for v in self.variants if v.fixed.keys() <= names]
+            fitting = [v for v in self.variants if v.fixed.keys() <= names]
+            if method.optimizer == NO_OPTIMIZER:  # more steps change nothing
+                fitting = [v for v in fitting if v.fixed] or fitting[:1]
+            result += [method._replace(variant=v.name) for v in fitting]
         return result
 
     @property

@@ -18,7 +18,8 @@ def shared_note(table: Table) -> str:
     which = "" if len(shared) == len(table.rows) else f" of {', '.join(str(row.method) for row in shared)}"
     return (
         f"s/run{which}: a share. Runs that differ in their averaging only were trained together, up to "
-        f"{max(row.shared for row in shared)} at a time, and the time of their steps is divided among them."
+        f"{max(row.shared for row in shared)} at a time, and the time of their steps and of scoring the trained "
+        "weights is divided among them."
     )
 
 

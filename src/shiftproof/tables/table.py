@@ -343,19 +343,27 @@ class _Builder:
         return self._entry(method, self.parts, lambda m, quantity: self._over_columns(m, quantity, self.rule, how))
 
     def _entry(self, method: Method, parts: Sequence[_Part], scores: Callable[[Method, str], Scores]) -> Cell:
-        found, baseline = scores(method, self.metric), scores(self.baseline, self.metric)
+        found = scores(method, self.metric)
+        ours, theirs = self._beside(method, found, scores(self.baseline, self.metric))
         class_means = scores(method, "class_mean")
         outcomes = [self._outcome(method, part, trial) for part in parts for trial in range(self.trials)]
         return Cell(
             estimate(list(found.values())) if found else None,
             estimate(list(class_means.values())) if class_means else None,
-            _paired(found, baseline),
+            _paired(ours, theirs),
             len(found),
             1 if self._is_over_trials(method) else self.trials,
             any(one.status == "failed" and one.trial not in found for one in outcomes),
             any(one.selected is not None and _value(one.selected, self.metric) is None for one in outcomes),
-            _spread(found, baseline),
+            _spread(ours, theirs),
         )
+
+    def _beside(self, method: Method, ours: Scores, theirs: Scores) -> tuple[Scores, Scores]:
+        """Return the scores of a method and of the baseline, by trial, or their means if one combines all trials."""
+        if not any(map(self._is_over_trials, (method, self.baseline))):
+            return ours, theirs
+        means = [{0: statistics.fmean(scores.values())} if scores else {} for scores in (ours, theirs)]
+        return means[0], means[1]
 
     def _is_over_trials(self, method: Method) -> bool:
         return any(method in part.grid.over_trials for part in self.parts)
@@ -383,7 +391,8 @@ class _Builder:
     def _signs(self, method: Method) -> SignCount | None:
         pairs = []
         for part in self.parts:
-            ours, theirs = (self._column(m, [part], self.metric) for m in (method, self.baseline))
+            columns = (self._column(m, [part], self.metric) for m in (method, self.baseline))
+            ours, theirs = self._beside(method, *columns)
             if both := sorted(ours.keys() & theirs.keys()):
                 pairs.append([self.sign * sum(s[trial] for trial in both) / len(both) for s in (ours, theirs)])
         return sign_count([pair[0] for pair in pairs], [pair[1] for pair in pairs]) if pairs else None

@@ -53,19 +53,28 @@ class Member(NamedTuple):
 
 
 def combined_spec(way: Combination, members: Sequence[RunSpec]) -> RunSpec:
-    """Return the spec of a combination: that of its first member but for the way, the members and the setting's number.
+    """Return the spec of a combination: that of its first member but for the way, the members and the numbers.
+
+    Its setting is 0, and so is its trial if it combines several.
 
     Args:
         way: how they are combined.
         members: the runs to combine, in order.
     """
-    return replace(members[0], averaging=way, members=tuple(one.name for one in members), hparam_seed=0)
+    trials = {one.trial_seed for one in members}
+    return replace(
+        members[0],
+        averaging=way,
+        members=tuple(one.name for one in members),
+        hparam_seed=0,
+        trial_seed=trials.pop() if len(trials) == 1 else 0,
+    )
 
 
 def combine(
     spec: RunSpec, members: Sequence[Member], dataset: DomainDataset, folder: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Combine finished runs, score what comes of them, and keep it in a folder as if it were a run; return its result.
+    """Combine finished runs, score the result, and keep it in a folder as if it were a run; return its result.
 
     The domains are split as the first member's were, and scored as at the end of a run: held-out parts, and the rest of
     the targets. The result has the sums of the members' seconds and passes, and of the greedy way the names that it

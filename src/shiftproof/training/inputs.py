@@ -95,6 +95,13 @@ class Inputs:
         split = self._splits[domain]
         return split.out if part == "out" else split.in_
 
+    def training_batches(self, domain: int) -> Iterator[Batch]:
+        """Yield all rows of a source that batches draw from, in order and not augmented."""
+        rows = self._training_rows[self.sources.index(domain)]
+        for start in range(0, len(rows), self._evaluation_batch):
+            batch = rows[start : start + self._evaluation_batch]
+            yield self._plain(domain, batch), self._labels(domain, batch)
+
     def batches(self, step: int) -> list[Batch]:
         """Return the batch of every source domain at step number ``step`` (from 1)."""
         return self._drawn(self.sources, self._training_rows, self._batch_size, self._seed, step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from shiftproof.algorithms import Batch
 from shiftproof.base.choices import Task
 from shiftproof.models import Network
 from shiftproof.protocol import best_by_validation, score
-from shiftproof.training.inputs import Inputs, Part
+from shiftproof.training.inputs import Inputs
 from shiftproof.training.spec import RunSpec
 
 PENALTIES = tuple(10 ** (halves / 2) for halves in range(2, -11, -1))
@@ -41,7 +42,9 @@ class Probe(NamedTuple):
     converged: bool
 
 
-def fit_probe(spec: RunSpec, network: Network, inputs: Inputs, domains: Sequence[str]) -> Probe:
+def fit_probe(
+    spec: RunSpec, network: Network, inputs: Inputs, domains: Sequence[str], penalty: float | None = None
+) -> Probe:
     r"""Fit a network's classifier to the features of the sources, and leave the rest as it is.
 
     With features standardised over the training rows it minimises
@@ -62,47 +65,70 @@ def fit_probe(spec: RunSpec, network: Network, inputs: Inputs, domains: Sequence
         network: the network, or what follows its trunk.
         inputs: the run's inputs.
         domains: names of all domains, in order.
+        penalty: the penalty, chosen by a first pass, of a second that trains on the held-out rows too; None to choose.
 
     Raises:
         ValueError: a feature is not finite.
     """
-    from scipy.optimize import minimize  # here, because importing it would cost every training process a second
-
     training = network.training
     network.eval()
-    fitted = [_features(network, inputs, domain, "in") for domain in inputs.sources]
-    held_out = [_features(network, inputs, domain, "out") for domain in inputs.sources]
+    fitted = [_features(network, inputs.training_batches(domain)) for domain in inputs.sources]
+    held_out = {
+        domains[domain]: _features(network, inputs.evaluation_batches(domain, "out"))
+        for domain in inputs.sources
+        if penalty is None
+    }
     network.train(training)
-    problem = _Problem(network, fitted, by_class=spec.sampling == "balanced")
-    options = {"gtol": TOLERANCE, "ftol": 0.0, "maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS}
-    solutions: list[NDArray[np.float64]] = [np.zeros(problem.size)]
+    path = _Path(_Problem(network, fitted, by_class=spec.sampling == "balanced"))
+    if penalty is not None:
+        path.problem.put(path.solve(penalty))
+        return Probe(penalty, path.iterations, path.converged)
+    solutions: list[NDArray[np.float64]] = []
     records: list[dict[str, Any]] = []
-    iterations, converged, best = 0, True, 0
-    for number, penalty in enumerate(PENALTIES):
-        fit = minimize(problem, solutions[-1], (penalty,), "L-BFGS-B", jac=True, options=options)
-        solutions.append(fit.x)
-        iterations += int(fit.nit)
-        converged = converged and bool(np.abs(fit.jac).max() <= 10 * TOLERANCE)
+    best = 0
+    for number, weaker in enumerate(PENALTIES):
+        solutions.append(found := path.solve(weaker))
         scores = {
-            domains[source]: {"out": {"measures": problem.score(fit.x, *rows, spec.task, spec.selecting_metric)}}
-            for source, rows in zip(inputs.sources, held_out, strict=True)
+            name: {"out": {"measures": path.problem.score(found, *rows, spec.task, spec.selecting_metric)}}
+            for name, rows in held_out.items()
         }
         records.append({"number": number, "domains": scores})
         best = best_by_validation(records, spec.targets, spec.selecting_metric)["number"]
         if number - best == PATIENCE:
             break
-    problem.put(solutions[best + 1])
-    return Probe(PENALTIES[best], iterations, converged)
+    path.problem.put(solutions[best])
+    return Probe(PENALTIES[best], path.iterations, path.converged)
 
 
 @torch.no_grad()
-def _features(network: Network, inputs: Inputs, domain: int, part: Part) -> Batch:
-    """Return the features (n, size) and targets of a part of a domain."""
-    batches = [(network.featurizer(rows), targets) for rows, targets in inputs.evaluation_batches(domain, part)]
-    features, targets = map(torch.cat, zip(*batches, strict=True))
+def _features(network: Network, batches: Iterable[Batch]) -> Batch:
+    """Return the features (n, size) and targets of all batches."""
+    seen = [(network.featurizer(rows), targets) for rows, targets in batches]
+    features, targets = map(torch.cat, zip(*seen, strict=True))
     if not features.isfinite().all():
         raise ValueError("the features that the given weights compute are not finite: there is nothing to fit")
     return features, targets
+
+
+class _Path:
+    """Solves a problem at one penalty after another, each from the solution before, the first from zero."""
+
+    def __init__(self, problem: _Problem) -> None:
+        self.problem = problem
+        self.iterations, self.converged = 0, True
+        self._at: NDArray[np.float64] = np.zeros(problem.size)
+
+    def solve(self, penalty: float) -> NDArray[np.float64]:
+        from scipy.optimize import minimize  # here, because importing it would cost every training process a second
+        from threadpoolctl import threadpool_limits
+
+        options = {"gtol": TOLERANCE, "ftol": 0.0, "maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS}
+        with threadpool_limits(1):  # for so few numbers, more threads only wait for each other
+            fit = minimize(self.problem, self._at, (penalty,), "L-BFGS-B", jac=True, options=options)
+        self._at = fit.x
+        self.iterations += int(fit.nit)
+        self.converged = self.converged and bool(np.abs(fit.jac).max() <= 10 * TOLERANCE)
+        return self._at
 
 
 class _Problem:
@@ -118,20 +144,13 @@ class _Problem:
 
     def __init__(self, network: Network, domains: Sequence[Batch], by_class: bool) -> None:
         self._network = network
-        if by_class:  # rows of a domain and class side by side, to be a group of the mean
-            domains = [(rows[order], targets[order]) for rows, targets in domains for order in [targets.argsort()]]
         features, self._targets = map(torch.cat, zip(*domains, strict=True))
-        self._mean = features.double().mean(0)
-        self._std = features.double().std(0, correction=0)
+        self._rows = features.double()
+        self._mean, self._std = self._rows.mean(0), self._rows.std(0, correction=0)
         self._std[self._std == 0] = 1.0  # of a dead feature, whose weight stays zero
-        self._rows = self._standardised(features)
-        self._groups: list[tuple[slice, float]] = []
-        start = 0
-        for _, targets in domains:
-            lengths = torch.unique(targets, return_counts=True)[1].tolist() if by_class else [len(targets)]
-            for length in lengths:
-                self._groups.append((slice(start, start + length), 1 / len(lengths) / len(domains)))
-                start += length
+        self._rows.sub_(self._mean).div_(self._std)
+        self._lengths = [len(targets) for _, targets in domains]
+        self._shares = torch.cat([_shares_by_class(targets) for _, targets in domains]) if by_class else None
         self._weights = network.classifier.weight.shape
         self.size = self._weights.numel() + len(network.classifier.bias)
 
@@ -139,9 +158,12 @@ class _Problem:
         """Return the objective and its gradient."""
         at = torch.tensor(solution, device=self._rows.device, requires_grad=True)
         outputs = self._outputs(at, self._rows)
-        loss = self._network.loss
-        value = sum(share * loss(outputs[group], self._targets[group]) for group, share in self._groups)
-        value = value + penalty / 2 * at[: self._weights.numel()].square().sum()
+        if self._shares is not None:  # of classes: the loss is the cross-entropy, whose weights of classes cancel
+            loss = self._shares @ F.cross_entropy(outputs, self._targets, reduction="none")
+        else:
+            parts = zip(torch.split(outputs, self._lengths), torch.split(self._targets, self._lengths), strict=True)
+            loss = torch.stack([self._network.loss(*part) for part in parts]).sum()
+        value = loss / len(self._lengths) + penalty / 2 * at[: self._weights.numel()].square().sum()
         [gradient] = torch.autograd.grad(value, at)
         return float(value.detach()), gradient.cpu().numpy()
 
@@ -149,7 +171,8 @@ class _Problem:
         self, solution: NDArray[np.float64], features: Tensor, targets: Tensor, task: Task, metric: str
     ) -> dict[str, float | None]:
         """Return a measure of a solution's outputs for features."""
-        outputs = self._outputs(torch.tensor(solution, device=features.device), self._standardised(features))
+        standardised = (features.double() - self._mean) / self._std
+        outputs = self._outputs(torch.tensor(solution, device=features.device), standardised)
         if task == "regression":
             outputs = outputs.reshape(targets.shape)
         return score(task, outputs.cpu().numpy(), targets.cpu().numpy(), [metric])
@@ -162,9 +185,6 @@ class _Problem:
         classifier.weight.copy_(weights / self._std)
         classifier.bias.copy_(biases - weights @ (self._mean / self._std))
 
-    def _standardised(self, features: Tensor) -> Tensor:
-        return (features.double() - self._mean) / self._std
-
     def _outputs(self, at: Tensor, rows: Tensor) -> Tensor:
         weights, biases = self._parts(at)
         outputs: Tensor = functional_call(self._network.classifier, {"weight": weights, "bias": biases}, (rows,))
@@ -173,3 +193,10 @@ class _Problem:
     def _parts(self, at: Tensor) -> tuple[Tensor, Tensor]:
         split = self._weights.numel()
         return at[:split].view(self._weights), at[split:]
+
+
+def _shares_by_class(targets: Tensor) -> Tensor:
+    """Return the share of every row in the mean over the classes of their means."""
+    _, places, counts = torch.unique(targets, return_inverse=True, return_counts=True)
+    shares: Tensor = 1 / len(counts) / counts.double()[places]
+    return shares

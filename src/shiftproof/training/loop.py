@@ -105,7 +105,13 @@ class Loop:
     """
 
     def __init__(
-        self, spec: RunSpec, dataset: DomainDataset, device: torch.device, weights: Path | None, ranks: Ranks = ALONE
+        self,
+        spec: RunSpec,
+        dataset: DomainDataset,
+        device: torch.device,
+        weights: Path | None,
+        ranks: Ranks = ALONE,
+        first_pass: FirstPass | None = None,
     ) -> None:
         self.spec, self.dataset, self.device, self.ranks = spec, prepared(spec, dataset), device, ranks
         self.steps = build_steps(spec, self.dataset, device, weights, ranks)
@@ -114,12 +120,13 @@ class Loop:
         self.probe: Probe | None = None
         if self.algorithm.probed:
             with self.progress.timed("step"):
-                self.probe = fit_probe(spec, self.algorithm.network, self.inputs, self.dataset.domain_names)
+                chosen = None if first_pass is None else first_pass.result["probe"]["penalty"]
+                self.probe = fit_probe(spec, self.algorithm.network, self.inputs, self.dataset.domain_names, chosen)
         self.callbacks: Sequence[Callback] = ()
         self.stopped = False
         self.diverged: str | None = None
         self.shared = 1
-        self.first_pass: FirstPass | None = None
+        self.first_pass = first_pass
         self._unread: list[Tensor] = []  # losses of the last steps that the host has not read yet
 
     def beside(self, spec: RunSpec) -> Loop:

@@ -241,7 +241,7 @@ def _train_pass(
         warm_up(spec, dataset, device, weights, ranks)
         if device.type != "cpu" or ranks.size > 1:
             gc.collect()  # compiled and sharded modules are in reference cycles, and would keep a copy of the weights
-        loop = Loop(spec, dataset, device, weights, ranks)
+        loop = Loop(spec, dataset, device, weights, ranks, passed.get(spec.name))
         results = {run.spec.name: ResultFile(run.folder) for run in runs}
         scoring_trained = [run for run in runs if run.spec.averaging not in MOVING]
         trained = TrainedScores() if len(scoring_trained) > 1 else None
