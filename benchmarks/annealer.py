@@ -6,7 +6,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean
 from typing import Any, Protocol
@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.command import add_output, add_study, show, study_of
+from benchmarks.command import add_output, add_study, show, study_of, with_target
 from shiftproof.algorithms import Algorithm, Batch
 from shiftproof.annealing import GGA
 from shiftproof.studies import Study, open_data, plan_run
 from shiftproof.training import Inputs, build_steps, reproducible
 
-SOURCES = 3
 _NOTES = (
     "Means over searches that take turns, all from the same weights and with equally many candidates (the two of",
     "shiftproof with the same ones); least and most in brackets. The ratio is to the released search.",
@@ -71,8 +70,7 @@ def bench_annealer(study: Study, *, candidates: int = 100, rounds: int = 3) -> d
         if number < 1:
             raise ValueError(f"{name} must be a whole number above 0, not {number}")
     data, device = open_data(study, study.datasets[0]), study.device_here()
-    if study.targets is None:
-        study = replace(study, targets=("+".join(data.domain_names[: -SOURCES or None]),))
+    study = with_target(study, data)
     spec = plan_run(study, 0, 0)
     searches: dict[str, _Search] = {
         "released search": _Released(candidates),

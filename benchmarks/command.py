@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shiftproof.base.files import write_json
+from shiftproof.data import DomainDataset
 from shiftproof.studies import Study
+
+SOURCES = 3
+"""Source domains of a benchmark that names no target, at most."""
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +46,13 @@ def study_of(options: argparse.Namespace) -> Study:
         fixed={} if options.batch_size is None else {"data.batch_size": options.batch_size},
         device=options.device,
     )
+
+
+def with_target(study: Study, data: DomainDataset) -> Study:
+    """Return a study that names its target: one without leaves out all domains but three, or one of up to three."""
+    if study.targets is not None:
+        return study
+    return replace(study, targets=("+".join(data.domain_names[:-SOURCES] or data.domain_names[:1]),))
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

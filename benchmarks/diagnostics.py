@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -16,13 +15,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.command import add_output, add_study, show, study_of
+from benchmarks.command import add_output, add_study, show, study_of, with_target
 from shiftproof.base.batch import Batch
 from shiftproof.diagnostics import Recorder, gradient_moments
 from shiftproof.studies import Study, open_data, plan_run
 from shiftproof.training import Inputs, build_steps, reproducible
 
-SOURCES = 3
 _NOTES = (
     "Medians over rounds in which all take turns, on the same samples in chunks of the same size; the first round is",
     "not counted. The ratio is to one forward and backward pass, which gives only the mean gradient. The loop",
@@ -54,8 +52,7 @@ def bench_diagnostics(study: Study, *, samples: int = 256, chunk_size: int = 64,
         if number < least:
             raise ValueError(f"{name} must be a whole number, at least {least}, not {number}")
     data, device = open_data(study, study.datasets[0]), study.device_here()
-    if study.targets is None:
-        study = replace(study, targets=("+".join(data.domain_names[: -SOURCES or None]),))
+    study = with_target(study, data)
     spec = plan_run(study, 0, 0)
     with reproducible():
         network = build_steps(spec, data, device, study.weights_file).algorithm.network.eval()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.command import add_output, add_study, show, study_of
+from benchmarks.command import add_output, add_study, show, study_of, with_target
 from shiftproof.studies import Study, open_data, plan_run
 from shiftproof.training import train
 
@@ -28,7 +28,7 @@ def bench_trunk(study: Study, trained: Sequence[str], *, rounds: int = 2) -> dic
     """Time runs that read the kept outputs of their trunk beside runs that compute it at every step.
 
     Args:
-        study: a study with one data set, method and target, and weights.
+        study: a study with one data set and method, and weights; without targets, all domains but three are left out.
         trained: the parts to train, as in `Study.trained`.
         rounds: runs of each kind.
 
@@ -39,6 +39,7 @@ def bench_trunk(study: Study, trained: Sequence[str], *, rounds: int = 2) -> dic
     Raises:
         ValueError: the study cannot be planned.
     """
+    study = with_target(study, open_data(study, study.datasets[0]))
     parts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for part in trained:
