@@ -1,5 +1,7 @@
 """Averaging as an axis of methods: rows of their own, and one training for those that differ in it only."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -12,7 +14,7 @@ from shiftproof.studies import Study, make_plan, read_results, run_study, study_
 from shiftproof.studies.plan import read_plan
 from shiftproof.studies.store import Store
 from shiftproof.studies.study_file import read_study
-from shiftproof.tables import as_text, build_tables
+from shiftproof.tables import as_csv, as_text, build_tables
 from shiftproof.training import read_result
 from studies.outputs import rows_of
 
@@ -88,6 +90,8 @@ def test_runs_that_differ_in_it_only_share_one_training(tmp_path):
     assert {result["shared"] for result in found.values()} == {3}
     assert [(row["averaging"], row["shared"]) for row in rows_of(tmp_path)] == [("none", 3), ("ema", 3), ("swad", 3)]
     assert "s/run: a share. Runs that differ in their averaging only were trained together, up to 3" in as_text(results)
+    lines = csv.DictReader(io.StringIO(as_csv(results)))
+    assert {line["averaging"] for line in lines} == {"none", "ema", "swad"}  # and not the term, which names all
 
 
 def test_what_a_later_study_adds_is_all_that_is_trained(tmp_path):

@@ -278,12 +278,33 @@ def test_trials_make_one_result_without_an_error(store, capsys):
     assert list(rows) == ["erm + adam", "erm + adam + diwa", "erm + adam + ensemble", "erm + sgd"]
     row = rows["erm + adam + diwa"]
     assert (row.members, row.mean.trials, row.mean.planned, row.mean.score.error) == (6, 1, 1, None)
-    assert row.mean.difference.low is None
+    for found, one in ((row.mean, rows["erm + adam"].mean), (row.cells["45"], rows["erm + adam"].cells["45"])):
+        assert found.difference.low is None
+        assert found.difference.mean == pytest.approx(found.score.mean - one.score.mean)
     assert sorted(map(str, table.ranked)) == ["erm + adam", "erm + sgd"]  # on all their trials
     assert read_status(store).text().startswith("comparison: 28 of 28 runs finished")
     assert (store / "report.html").exists()
     with pytest.raises(ValueError, match="diwa_greedy cannot choose among runs of several trials"):
         combine_runs(store, over="trials", ways=["diwa_greedy"])
+
+
+def test_a_row_over_trials_has_a_mean_where_a_target_lacks_its_first_trial(store):
+    for spec in read_plan(store).runs:
+        if spec.targets == ("0",) and spec.trial_seed == 0:
+            (store / "runs" / spec.name / "result.json").unlink()
+    [table] = build_tables(combine_runs(store, over="trials", ways=["ensemble"]))
+    [row] = [row for row in table.rows if str(row.method) == "erm + adam + ensemble"]
+    assert row.mean.score.mean == pytest.approx((row.cells["0"].score.mean + row.cells["45"].score.mean) / 2)
+
+
+def test_a_greedy_average_of_runs_on_all_data_is_refused(tmp_path):
+    study = replace(STUDY, optimizers=("adam",), targets=("0",), trials=1, hparam_trials=2, steps=4, all_data=True)
+    run_study(study, tmp_path / "store", 1)
+    with pytest.raises(ValueError, match="diwa_greedy cannot choose among runs on all data: they have trained on"):
+        combine_runs(tmp_path / "store", ways=["diwa_greedy"])
+    combine_runs(tmp_path / "store")
+    made = [spec.averaging for spec in read_plan(tmp_path / "store").runs if spec.members]
+    assert made == ["diwa", "ensemble"]
 
 
 def test_an_average_is_a_model_and_an_ensemble_none(made, tmp_path, capsys):

@@ -79,7 +79,8 @@ def combine_runs(
         ways = _checked_ways(ways, over, plan)
         groups = _groups(store, plan, _chosen(plan, methods), over)
         _check_models(store, groups, ways)
-        made = [(combined_spec(way, group), group) for group in groups for way in ways]
+        trial = 0 if over == "trials" else None
+        made = [(combined_spec(way, group, trial), group) for group in groups for way in ways]
         missing = {spec.name: (spec, group) for spec, group in made if not has_ended(store.result(spec))}
         for spec, group in tqdm(missing.values(), "combinations", unit="combination", disable=not missing):
             dataset = _open(folder, plan, spec, data_dir, table)

@@ -131,7 +131,8 @@ def as_csv(results: Results, rule: str | None = None, baseline: str | None = Non
     file = io.StringIO()
     writer = csv.DictWriter(file, list(names), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**line.measured, **line.annealing, **line.terms} for line in lines)
+    # a term of a method's column, as averaging is, says of all rows together what the column says of each
+    writer.writerows({**line.terms, **line.annealing, **line.measured} for line in lines)
     return file.getvalue()
 
 

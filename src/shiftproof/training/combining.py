@@ -52,22 +52,20 @@ class Member(NamedTuple):
     result: dict[str, Any]
 
 
-def combined_spec(way: Combination, members: Sequence[RunSpec]) -> RunSpec:
+def combined_spec(way: Combination, members: Sequence[RunSpec], trial: int | None = None) -> RunSpec:
     """Return the spec of a combination: that of its first member but for the way, the members and the numbers.
-
-    Its setting is 0, and so is its trial if it combines several.
 
     Args:
         way: how they are combined.
         members: the runs to combine, in order.
+        trial: number of the trial that it stands for in tables; None for that of the first member.
     """
-    trials = {one.trial_seed for one in members}
     return replace(
         members[0],
         averaging=way,
         members=tuple(one.name for one in members),
         hparam_seed=0,
-        trial_seed=trials.pop() if len(trials) == 1 else 0,
+        trial_seed=members[0].trial_seed if trial is None else trial,
     )
 
 
