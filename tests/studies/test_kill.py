@@ -72,6 +72,7 @@ def _disturb(file, output, rng):
     return kills
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
 def test_killed_again_and_again_it_ends_as_an_undisturbed_one(tmp_path):
     file = tmp_path / "killed.yaml"
@@ -139,12 +140,15 @@ BALANCED = ["--sampling", "balanced", "--class-weights", "balanced"]
 @pytest.mark.parametrize(
     "data",
     [
-        ["vowels", "--targets", "speaker03"],
-        [*PATIENTS, "y", "--targets", "cleveland", *BALANCED],
-        [*PATIENTS, "sex", "y", "--targets", "cleveland"],
-        [*PATIENTS, "thalach", "--targets", "cleveland", "--task", "regression"],
+        pytest.param(["vowels", "--targets", "speaker03"], id="vectors"),
+        pytest.param([*PATIENTS, "y", "--targets", "cleveland", *BALANCED], id="balanced classes"),
+        pytest.param([*PATIENTS, "sex", "y", "--targets", "cleveland"], id="several labels", marks=pytest.mark.slow),
+        pytest.param(
+            [*PATIENTS, "thalach", "--targets", "cleveland", "--task", "regression"],
+            id="a quantity",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["vectors", "balanced classes", "several labels", "a quantity"],
 )
 def test_killed_in_the_middle_of_a_run_it_ends_as_an_undisturbed_one(data, tmp_path):
     (tmp_path / "killer.py").write_text(KILLER)

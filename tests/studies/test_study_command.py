@@ -43,7 +43,10 @@ def test_a_study_is_named_or_its_file_is(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:CORAL .* is ERM:UserWarning")  # of a single source
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("optimizers", "erm_plus_plus") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_a_named_study_runs_from_plan_to_report(name, tmp_path, capsys):
     output = str(tmp_path / "out")
     assert main(["study", "plan", name, "--scale", "smoke"]) == 0

@@ -96,7 +96,9 @@ def test_a_kill_resumes_all_of_them_exactly(every, spec, digits, dies, tmp_path,
     _assert_same(tmp_path / "b", tmp_path / "a")
 
 
-@pytest.mark.parametrize("averaging", ["swad", "swad_released", "none", "wise_ft"])
+@pytest.mark.parametrize(
+    "averaging", ["swad", *(pytest.param(one, marks=pytest.mark.slow) for one in ("swad_released", "none", "wise_ft"))]
+)
 def test_a_kill_while_one_of_them_ends_resumes_all_exactly(averaging, spec, digits, dies, tmp_path, monkeypatch):
     train_together(_places(tmp_path / "a", spec), digits, device=CPU)
     runs = _places(tmp_path / "b", spec)

@@ -50,7 +50,7 @@ def add_commands(commands: Commands) -> None:
 COMPARED: Mapping[str, Any] = {
     "datasets": ("vowels",),
     "optimizers": ("sgd", "adam", "genie", "genie_adamw"),
-    "trials": 8,
+    "trials": 6,
 }
 """What is compared unless told otherwise: real data in the package, in minutes, with enough trials to tell a point."""
 
