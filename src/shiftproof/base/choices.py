@@ -12,6 +12,8 @@ Combination = Literal["diwa", "diwa_greedy", "ensemble"]
 """What is made of several finished runs; it stands in the place of an averaging."""
 Kind = Literal["photographs", "small_images", "vectors"]
 MissingLabels = Literal["error", "drop"]
+Over = Literal["settings", "trials"]
+"""The runs of a method and target that are combined: the settings of each trial, or those of all trials."""
 PictureKind = Literal["photographs", "small_images"]
 Precision = Literal["float32", "bf16"]
 Sampling = Literal["uniform", "balanced"]
@@ -24,6 +26,7 @@ Tuning = Literal["per_target", "shared"]
 COLUMN_TYPES: tuple[ColumnType, ...] = get_args(ColumnType)
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 KINDS: tuple[Kind, ...] = get_args(Kind)
+OVERS: tuple[Over, ...] = get_args(Over)
 PICTURES: tuple[PictureKind, ...] = get_args(PictureKind)
 SPLIT_RULES: tuple[SplitRule, ...] = get_args(SplitRule)
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from shiftproof.base.choices import COMBINATIONS
+from shiftproof.base.choices import COMBINATIONS, OVERS
 from shiftproof.cli.fields import add_fields, given_fields, given_table
 from shiftproof.cli.options import add_device, add_option, cores, place, study_file
 from shiftproof.cli.runs import add_data_of_runs, add_store, print_and_report, run_and_report
@@ -68,7 +68,7 @@ def _add_combine(parser: Command) -> None:
         "one) or ensemble (mean of predictions)",
     )  # fmt: skip
     add_option(
-        parser, "--over", choices=("settings", "trials"), none="settings where there are several", metavar="NAME",
+        parser, "--over", choices=OVERS, none="settings where there are several", metavar="NAME",
         help="what is combined: the settings of each trial, or the runs of all trials",
     )  # fmt: skip
     add_option(

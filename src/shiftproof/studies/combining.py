@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from shiftproof.algorithms import ALGORITHMS
-from shiftproof.base.choices import COMBINATIONS, Combination
+from shiftproof.base.choices import COMBINATIONS, OVERS, Combination, Over
 from shiftproof.base.method import Method, find_method
 from shiftproof.base.plugins import import_plugins
 from shiftproof.base.registry import UnknownNameError
@@ -29,9 +29,6 @@ from shiftproof.training import (
     combined_spec,
     read_description,
 )
-
-Over = Literal["settings", "trials"]
-"""Whether the settings of each trial are combined, or the runs of all trials."""
 
 _PREPARED = ("preparation", "quantity")
 """What a model's description says of its inputs and its unit, both fitted on the training rows of a trial."""
@@ -94,8 +91,8 @@ def combine_runs(
 
 
 def _checked_ways(ways: Sequence[Combination] | None, over: Over, plan: Plan) -> Sequence[Combination]:
-    if over not in get_args(Over):
-        raise UnknownNameError("part of a study to combine runs over", over, list(get_args(Over)))
+    if over not in OVERS:
+        raise UnknownNameError("part of a study to combine runs over", over, list(OVERS))
     for way in ways or ():
         if way not in COMBINATIONS:
             raise UnknownNameError("way to combine runs", way, list(COMBINATIONS))

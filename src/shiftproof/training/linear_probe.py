@@ -83,14 +83,15 @@ def fit_probe(
     if penalty is not None:
         path.problem.put(path.solve(penalty))
         return Probe(penalty, path.iterations, path.converged)
+    rows = {name: (path.problem.standardised(features), targets) for name, (features, targets) in held_out.items()}
     solutions: list[NDArray[np.float64]] = []
     records: list[dict[str, Any]] = []
     best = 0
     for number, weaker in enumerate(PENALTIES):
         solutions.append(found := path.solve(weaker))
         scores = {
-            name: {"out": {"measures": path.problem.score(found, *rows, spec.task, spec.selecting_metric)}}
-            for name, rows in held_out.items()
+            name: {"out": {"measures": path.problem.score(found, *part, spec.task, spec.selecting_metric)}}
+            for name, part in rows.items()
         }
         records.append({"number": number, "domains": scores})
         best = best_by_validation(records, spec.targets, spec.selecting_metric)["number"]
@@ -168,14 +169,17 @@ class _Problem:
         return float(value.detach()), gradient.cpu().numpy()
 
     def score(
-        self, solution: NDArray[np.float64], features: Tensor, targets: Tensor, task: Task, metric: str
+        self, solution: NDArray[np.float64], rows: Tensor, targets: Tensor, task: Task, metric: str
     ) -> dict[str, float | None]:
-        """Return a measure of a solution's outputs for features."""
-        standardised = (features.double() - self._mean) / self._std
-        outputs = self._outputs(torch.tensor(solution, device=features.device), standardised)
+        """Return a measure of a solution's outputs for standardised features."""
+        outputs = self._outputs(torch.tensor(solution, device=rows.device), rows)
         if task == "regression":
             outputs = outputs.reshape(targets.shape)
         return score(task, outputs.cpu().numpy(), targets.cpu().numpy(), [metric])
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Return features as the problem has those of its training rows."""
+        return (features.double() - self._mean) / self._std
 
     @torch.no_grad()
     def put(self, solution: NDArray[np.float64]) -> None:
