@@ -10,18 +10,23 @@ from shiftproof.base.hparams import (
     log2_int,
     log10_int,
     log10_uniform,
+    option,
     uniform,
     uniform_int,
     unused,
 )
 from shiftproof.base.randomness import seed_hash
-from shiftproof.protocol.dialects import PROTOCOLS
-from shiftproof.protocol.settings import draw, draw_in_order, search_space, setting
+from shiftproof.protocol.settings import search_space, setting
 
 GOLDEN = {  # DomainBed's draws for PACS, trial 0
     1: {"lr": 2.7028930742148706e-05, "weight_decay": 0.00044832883881609976, "batch_size": 39, "dropout": 0.5},
     2: {"lr": 5.6841898471378446e-05, "weight_decay": 0.005100223533962902, "batch_size": 25, "dropout": 0.5},
 }
+
+
+def _drawn(hparams, hparam_seed, trial_seed, dialect="shiftproof"):
+    drawn = setting({"algorithm": hparams}, {}, hparam_seed, trial_seed, dialect)
+    return {name.removeprefix("algorithm."): value for name, value in drawn.items()}
 
 
 @pytest.mark.parametrize("hparam_seed", GOLDEN)
@@ -42,17 +47,17 @@ def test_draws_of_an_algorithm_are_domainbeds(penalty, expected):
         "irm_lambda": Hparam(100.0, log10_uniform(-1, 5)),
         "irm_penalty_anneal_iters": Hparam(500, lambda random: int(10 ** random.uniform(0, 4))),
     }
-    drawn = draw(hparams, penalty, 0)
+    drawn = _drawn(hparams, penalty, 0)
     assert drawn["irm_lambda"] == expected[0]
     assert expected[1] is None or drawn["irm_penalty_anneal_iters"] == expected[1]
 
 
 def test_setting_0_is_the_defaults_and_other_names_disturb_no_draw():
     lr = Hparam(1e-3, log10_uniform(-4, -2))
-    assert draw({"lr": lr}, 0, 5) == {"lr": 1e-3}
-    assert draw({"beta": Hparam(0.9, uniform(0, 1)), "lr": lr}, 3, 5)["lr"] == draw({"lr": lr}, 3, 5)["lr"]
-    assert draw({"lr": Hparam(1e-3)}, 3, 5) == {"lr": 1e-3}
-    assert draw({"rate": Hparam(1e-3, log10_uniform(-4, -2), "lr")}, 3, 5)["rate"] == draw({"lr": lr}, 3, 5)["lr"]
+    assert _drawn({"lr": lr}, 0, 5) == {"lr": 1e-3}
+    assert _drawn({"beta": Hparam(0.9, uniform(0, 1)), "lr": lr}, 3, 5)["lr"] == _drawn({"lr": lr}, 3, 5)["lr"]
+    assert _drawn({"lr": Hparam(1e-3)}, 3, 5) == {"lr": 1e-3}
+    assert _drawn({"rate": Hparam(1e-3, log10_uniform(-4, -2), "lr")}, 3, 5)["rate"] == _drawn({"lr": lr}, 3, 5)["lr"]
 
 
 def _state(hparam_seed, trial_seed):
@@ -69,10 +74,10 @@ def test_older_dialects_draw_all_names_from_one_generator(dialect):
         "optimizer.weight_decay": 10 ** random.uniform(-6, -2),
     }
     space = search_space("PACS", "photographs", True, "erm", "adam", "none", "protocol")
-    drawn = setting(space, {}, 1, 0, PROTOCOLS[dialect])
+    drawn = setting(space, {}, 1, 0, dialect)
     assert drawn == transcribed
     assert drawn != setting(space, {}, 1, 0)
-    assert setting(space, {}, 0, 0, PROTOCOLS[dialect]) == setting(space, {}, 0, 0)
+    assert setting(space, {}, 0, 0, dialect) == setting(space, {}, 0, 0)
 
 
 def test_in_order_small_images_draw_a_dropout_that_they_do_not_use():
@@ -85,7 +90,7 @@ def test_in_order_small_images_draw_a_dropout_that_they_do_not_use():
         "optimizer.weight_decay": 0.0,
     }
     space = search_space("rotated_digits", "small_images", False, "erm", "adam", "none", "protocol")
-    assert setting(space, {}, 2, 1, PROTOCOLS["domainbed"]) == transcribed
+    assert setting(space, {}, 2, 1, "domainbed") == transcribed
 
 
 def test_in_order_the_algorithm_draws_before_the_rest_of_the_optimizer_and_the_annealer_last():
@@ -97,7 +102,7 @@ def test_in_order_the_algorithm_draws_before_the_rest_of_the_optimizer_and_the_a
     space["algorithm"]["penalty"] = Hparam(100.0, log10_uniform(-1, 5))
     space["annealer"]["radius"] = Hparam(0.5, uniform(0, 1))
     fixed = {"optimizer.lr": 1e-3}  # a name that is fixed draws too
-    assert setting(space, fixed, 3, 0, PROTOCOLS["domainbed"]) == {
+    assert setting(space, fixed, 3, 0, "domainbed") == {
         "model.dropout": dropout,
         "optimizer.lr": 1e-3,
         "data.batch_size": int(2**batch_size),
@@ -108,12 +113,37 @@ def test_in_order_the_algorithm_draws_before_the_rest_of_the_optimizer_and_the_a
     }
 
 
+def test_a_draw_relative_to_another_is_a_draw_of_the_same_distribution_divided_by_its_value():
+    space = {
+        "optimizer": {"lr": Hparam(0.1, log10_uniform(-4, -2))},
+        "algorithm": {"lr_ratio": Hparam(1.0, relative_to="optimizer.lr", seed_name="lr_d")},
+    }
+    rate = _drawn({"lr_d": Hparam(0.1, log10_uniform(-4, -2))}, 3, 5)["lr_d"]
+    drawn = setting(space, {}, 3, 5)
+    assert drawn["algorithm.lr_ratio"] == rate / drawn["optimizer.lr"]
+    assert setting(space, {"optimizer.lr": 0.5}, 3, 5)["algorithm.lr_ratio"] == rate / 0.5
+    assert setting(space, {"algorithm.lr_ratio": 2.0}, 3, 5)["algorithm.lr_ratio"] == 2.0
+    assert setting(space, {}, 0, 5) == {"optimizer.lr": 0.1, "algorithm.lr_ratio": 1.0}
+
+
+def test_an_option_is_recorded_only_where_it_differs_from_our_default():
+    space = {"algorithm": {"fixed_order": option(False, True, ("swad",))}}
+    for hparam_seed in (0, 3):
+        assert setting(space, {}, hparam_seed, 0) == {}
+        assert setting(space, {}, hparam_seed, 0, "domainbed") == {}
+        assert setting(space, {}, hparam_seed, 0, "swad") == {"algorithm.fixed_order": True}
+    assert setting(space, {"algorithm.fixed_order": True}, 0, 0) == {"algorithm.fixed_order": True}
+    assert setting(space, {"algorithm.fixed_order": False}, 0, 0, "swad") == {}
+
+
 def test_names_without_a_distribution_draw_nothing_in_order():
     lr, momentum = Hparam(1e-3, log10_uniform(-4, -2)), Hparam(0.9)
-    assert draw_in_order({"momentum": momentum, "lr": lr}, 3, 5)["lr"] == draw_in_order({"lr": lr}, 3, 5)["lr"]
-    moved = draw_in_order({"beta": Hparam(0.9, unused(uniform(0, 1), 0.9)), "lr": lr}, 3, 5)
+    assert (
+        _drawn({"momentum": momentum, "lr": lr}, 3, 5, "domainbed")["lr"] == _drawn({"lr": lr}, 3, 5, "domainbed")["lr"]
+    )
+    moved = _drawn({"beta": Hparam(0.9, unused(uniform(0, 1), 0.9)), "lr": lr}, 3, 5, "domainbed")
     assert moved["beta"] == 0.9
-    assert moved["lr"] != draw_in_order({"lr": lr}, 3, 5)["lr"]
+    assert moved["lr"] != _drawn({"lr": lr}, 3, 5, "domainbed")["lr"]
 
 
 def test_distributions_stay_in_their_ranges_and_have_python_types():

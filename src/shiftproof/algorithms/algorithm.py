@@ -86,6 +86,9 @@ class Algorithm(nn.Module):
     photograph_batch_size: ClassVar[int | None] = None
     """Photographs per domain and step, which no search changes; None for the batch size of other algorithms."""
 
+    draws_own_rates: ClassVar[bool] = False
+    """Whether DomainBed's searches draw its learning rates and weight decay under names of their own."""
+
     min_domains: ClassVar[int] = 1
     """The least number of source domains."""
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -24,19 +23,8 @@ from shiftproof.algorithms.algorithm import (
 from shiftproof.algorithms.domain_loss import split_domains
 from shiftproof.base.batch import Batch
 from shiftproof.base.choices import Task
-from shiftproof.base.hparams import Described, Hparam, choice, log2_int, log10_uniform
+from shiftproof.base.hparams import Hparam, choice, log2_int, log10_uniform
 from shiftproof.models import Network
-
-_RATE_DECADES = 1.5  # the range from which DomainBed draws learning rates for photographs
-
-
-def _ratio_of_rates(random: np.random.RandomState) -> float:
-    return float(10 ** (random.uniform(0, _RATE_DECADES) - random.uniform(0, _RATE_DECADES)))
-
-
-_RATIO_OF_RATES = Described(
-    f"{10**-_RATE_DECADES:.3g} to {10**_RATE_DECADES:.3g}, a ratio of two that are log-uniform", _ratio_of_rates
-)
 
 
 class Discriminator(nn.Module):
@@ -108,6 +96,7 @@ class DANN(Algorithm):
     """
 
     reads_heads: ClassVar[bool] = True
+    draws_own_rates: ClassVar[bool] = True
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "penalty_weight": Hparam(1.0, log10_uniform(-2, 2), seed_name="lambda"),
         "weight_decay_d": Hparam(0.0, log10_uniform(-6, -2)),
@@ -118,7 +107,7 @@ class DANN(Algorithm):
         "mlp_width": Hparam(256, log2_int(6, 10)),
         "mlp_depth": Hparam(3, choice(3, 4, 5)),
         "mlp_dropout": Hparam(0.0, choice(0.0, 0.1, 0.5)),
-        "lr_ratio": Hparam(1.0, _RATIO_OF_RATES, seed_name="lr_d"),
+        "lr_ratio": Hparam(1.0, relative_to="optimizer.lr", seed_name="lr_d"),
         "alternate": Hparam(False),
     }
     conditional: ClassVar[bool] = False

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shiftproof.base.field_error import FieldError
@@ -45,31 +45,64 @@ class Hparam:
         draw: the search distribution; None keeps the default in every setting.
         seed_name: the name that seeds its draws, if DomainBed uses another name for it.
         published_draw: the distribution behind DomainBed's published table, if it differs; used to repeat its draws.
+        in_dialects: its defaults in the dialects of the protocol that have another, by the dialect's name.
+        later: whether runs record it only if it differs from the default, so that runs made before it existed keep
+            their names.
+        relative_to: a hyperparameter as "axis.name", from whose distribution it is drawn and by whose value the draw is
+            divided; None for a ``draw`` of its own.
+        redrawn_as: the name by which DomainBed draws it once more, for algorithms with rates of their own; its dialects
+            take that draw.
 
     Raises:
-        ValueError: the default is no number, truth value or word, or a distribution is no function.
+        ValueError: a default is no number, truth value or word, or a distribution is no function.
     """
 
     default: Value
     draw: Distribution | None = None
     seed_name: str | None = None
     published_draw: Distribution | None = None
+    in_dialects: Mapping[str, Value] = field(default_factory=dict)
+    later: bool = False
+    relative_to: str | None = None
+    redrawn_as: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.default, (bool, int, float, str)):
-            raise ValueError(  # noqa: TRY004
-                f"the default of a hyperparameter must be a number, true, false or a word, not {self.default!r}"
-            )
+        for default in (self.default, *self.in_dialects.values()):
+            if not isinstance(default, (bool, int, float, str)):
+                raise ValueError(  # noqa: TRY004
+                    f"the default of a hyperparameter must be a number, true, false or a word, not {default!r}"
+                )
         for draw in (self.draw, self.published_draw):
             if draw is not None and not callable(draw):
                 raise ValueError(f"what a search draws must be a function, as choice(0.1, 0.2) returns, not {draw!r}")
 
+    def default_in(self, dialect: str) -> Value:
+        """Return its default in a dialect of the protocol."""
+        return self.in_dialects.get(dialect, self.default)
+
     @property
     def range(self) -> str:
         """What a search draws, in words; empty if it keeps the default."""
+        if self.relative_to is not None:
+            return f"drawn like {self.relative_to}, divided by it"
         if self.draw is None:
             return ""
         return str(self.draw) if isinstance(self.draw, Described) else "a distribution of its own"
+
+
+REFERENCE_DIALECTS = ("domainbed", "domainbed-head", "swad")
+"""The dialects that follow published code."""
+
+
+def option(ours: Value, theirs: Value, dialects: Sequence[str] = REFERENCE_DIALECTS) -> Hparam:
+    """Return an option that no search draws, by which an algorithm does what published code does.
+
+    Args:
+        ours: its default.
+        theirs: its default in the dialects that follow such code.
+        dialects: names of these dialects.
+    """
+    return Hparam(ours, in_dialects=dict.fromkeys(dialects, theirs), later=True)
 
 
 def log10_uniform(low: float, high: float) -> Distribution:

@@ -115,13 +115,16 @@ class Protocol:
         return self.last_evaluated(steps, freq) if self.rounds_updates else steps
 
 
+OURS = "shiftproof"
+"""The name of our own dialect, the default."""
+
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
 """The dialects by name."""
 
 _TORCHVISION = "torchvision's ResNet-50, ImageNet-1k V1"
 
 PROTOCOLS.register(
-    "shiftproof",
+    OURS,
     Protocol(
         "as given",
         updates=300,

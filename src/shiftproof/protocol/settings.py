@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ from shiftproof.base.randomness import seed_hash
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.models import MODELS, model_hparams
 from shiftproof.optim import NO_OPTIMIZER, OPTIMIZERS
-from shiftproof.protocol.dialects import PROTOCOLS, Protocol
+from shiftproof.protocol.dialects import OURS, PROTOCOLS
 
 SearchSpace = dict[str, dict[str, Hparam]]
 """Hyperparameters by axis and name."""
@@ -24,6 +25,8 @@ SearchSpace = dict[str, dict[str, Hparam]]
 _FIRST = ("model.dropout", "optimizer.lr", "data.batch_size", "optimizer.weight_decay")
 _AXES = ("algorithm", "optimizer", "annealer")
 """DomainBed's order of drawing: these names first, then axis by axis."""
+_REDRAWN = {"optimizer.lr": "lr_g", "algorithm.lr_ratio": "lr_d", "optimizer.weight_decay": "weight_decay_g"}
+"""What DomainBed draws once more for algorithms that train a discriminator, in its order, after the first names."""
 
 
 def search_space(
@@ -73,7 +76,7 @@ def search_space(
         batch_size = Hparam(always, published_draw=None if drawn is None else unused(drawn, always))
     if not of_algorithm.stepped:  # neither changes anything, and all settings are one run
         batch_size, dropout = Hparam(batch_size.default), Hparam(0.0)
-    return {
+    space: SearchSpace = {
         "data": {"batch_size": batch_size},
         "model": {"dropout": dropout, **({} if model is None else model_hparams(model))},
         "algorithm": {**of_algorithm.hparams, **(of_algorithm.short_hparams if search == "short" else {})},
@@ -82,6 +85,11 @@ def search_space(
         else OPTIMIZERS[optimizer].search_space(pretrained, search, fixed_of_optimizer),
         "annealer": dict(ANNEALERS[annealer].hparams),
     }
+    if of_algorithm.draws_own_rates:
+        for name, redrawn in _REDRAWN.items():
+            axis, bare = name.split(".")
+            space[axis][bare] = replace(space[axis][bare], redrawn_as=redrawn)
+    return space
 
 
 def setting(
@@ -89,62 +97,78 @@ def setting(
     fixed: Mapping[str, Value],
     hparam_seed: int,
     trial_seed: int,
-    protocol: Protocol = PROTOCOLS["shiftproof"],
+    dialect: str = OURS,
 ) -> dict[str, Value]:
     """Return one setting by "axis.name"; fixed values replace drawn ones.
+
+    Options that runs record only if they differ from their defaults (`Hparam.later`) are left out where they do not.
 
     Args:
         space: the hyperparameters.
         fixed: values given by hand, by "axis.name"; names that the method does not have are ignored.
         hparam_seed: number of the setting; 0 is the defaults.
         trial_seed: number of the trial.
-        protocol: the dialect, which determines how values are drawn.
+        dialect: name of the protocol's dialect, which determines how values are drawn, and some defaults.
     """
-    if protocol.draws == "in_order":
-        drawn = draw_in_order(_in_drawing_order(space), hparam_seed, trial_seed)
-    else:
-        drawn = {
-            f"{axis}.{name}": value
-            for axis, hparams in space.items()
-            for name, value in draw(hparams, hparam_seed, trial_seed).items()
-        }
-    return {name: _like(value, fixed.get(name, value)) for name, value in drawn.items()}
-
-
-def draw(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
-    """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
-
-    Every name draws from its own generator, so that adding a hyperparameter changes no other draw, and one
-    ``hparam_seed`` gives all methods the same quantile of each name's distribution (DomainBed, commit b93c22a).
-    """
+    hparams = {f"{axis}.{name}": hparam for axis, named in space.items() for name, hparam in named.items()}
     if hparam_seed == 0:
-        return {name: hparam.default for name, hparam in hparams.items()}
-    seed = seed_hash(hparam_seed, trial_seed)
+        values = {name: hparam.default_in(dialect) for name, hparam in hparams.items()}
+    elif PROTOCOLS[dialect].draws == "in_order":
+        values = _draw_in_order(hparams, hparam_seed, trial_seed, dialect)
+    else:
+        values = _draw_by_name(hparams, hparam_seed, trial_seed, dialect)
+    for name, hparam in hparams.items():
+        values[name] = _like(values[name], fixed.get(name, values[name]))
+        if hparam_seed and hparam.relative_to is not None and name not in fixed:
+            base = fixed.get(hparam.relative_to, values[hparam.relative_to])
+            values[name] = values[name] / base  # type: ignore[operator]  # both are rates
     return {
-        name: hparam.default
-        if hparam.draw is None
-        else hparam.draw(np.random.RandomState(seed_hash(seed, hparam.seed_name or name)))
-        for name, hparam in hparams.items()
+        name: value for name, value in values.items() if not (hparams[name].later and value == hparams[name].default)
     }
 
 
-def draw_in_order(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int) -> dict[str, Value]:
-    """Return the setting number ``hparam_seed`` of a trial; number 0 is the defaults.
+def _draw_by_name(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int, dialect: str) -> dict[str, Value]:
+    """Return the setting number ``hparam_seed`` of a trial.
 
-    All names draw from one generator, in the mapping's order, as in DomainBed's published table (commit 7df6f06) and
-    in SWAD. A name without a distribution draws nothing.
+    Every name draws from its own generator, so that adding a hyperparameter changes no other draw, and one
+    ``hparam_seed`` gives all methods the same quantile of each name's distribution (DomainBed, commit b93c22a). In our
+    dialect all methods share their learning rate and weight decay too; in DomainBed's, some have draws of their own.
     """
-    if hparam_seed == 0:
-        return {name: hparam.default for name, hparam in hparams.items()}
+    seed = seed_hash(hparam_seed, trial_seed)
+    values = {}
+    for name, hparam in hparams.items():
+        draw = _distribution(hparam, hparams).draw
+        own = None if dialect == OURS else hparam.redrawn_as
+        seed_name = own or hparam.seed_name or name.split(".")[1]
+        values[name] = (
+            hparam.default_in(dialect) if draw is None else draw(np.random.RandomState(seed_hash(seed, seed_name)))
+        )
+    return values
+
+
+def _draw_in_order(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: int, dialect: str) -> dict[str, Value]:
+    """Return the setting number ``hparam_seed`` of a trial.
+
+    All names draw from one generator, in the order of DomainBed's published table (commit 7df6f06) and of SWAD. A name
+    without a distribution draws nothing; of two draws of a name the later counts.
+    """
     random = np.random.RandomState(seed_hash(hparam_seed, trial_seed))
-    draws = {name: hparam.published_draw or hparam.draw for name, hparam in hparams.items()}
-    return {name: hparam.default if (of := draws[name]) is None else of(random) for name, hparam in hparams.items()}
+    again = [name for name in _REDRAWN if name in hparams and hparams[name].redrawn_as is not None]
+    by_axis = [name for axis in _AXES for name in hparams if name.startswith(f"{axis}.")]
+    once = dict.fromkeys(name for name in [*_FIRST, *by_axis, *hparams] if name in _FIRST or name not in again)
+    order = [name for name in once if name in hparams]
+    first = [name for name in order if name in _FIRST]
+    values = {}
+    for name in [*first, *again, *order[len(first) :]]:
+        of = _distribution(hparams[name], hparams)
+        draw = of.published_draw or of.draw
+        values[name] = hparams[name].default_in(dialect) if draw is None else draw(random)
+    return values
 
 
-def _in_drawing_order(space: SearchSpace) -> dict[str, Hparam]:
-    by_axis = {f"{axis}.{name}": hparam for axis in _AXES for name, hparam in space[axis].items()}
-    every = by_axis | {f"{axis}.{name}": hparam for axis, hparams in space.items() for name, hparam in hparams.items()}
-    return {name: every[name] for name in dict.fromkeys([*_FIRST, *every])}
+def _distribution(hparam: Hparam, hparams: Mapping[str, Hparam]) -> Hparam:
+    """Return the hyperparameter whose distribution one is drawn from."""
+    return hparam if hparam.relative_to is None else hparams[hparam.relative_to]
 
 
 def _like(default: Value, value: Value) -> Value:

@@ -270,7 +270,7 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         {**study.fixed, **variant.fixed},
         hparam_seed,
         0 if study.tune == "shared" else trial,  # a setting shared by all trials has the same values in all
-        protocol,
+        study.protocol,
     )
     as_in_study = {name: value for name, value in vars(study).items() if name in _SPEC_FIELDS}
     worked_out = {
