@@ -57,6 +57,7 @@ def assert_resumes(build, optimizer="adam", sizes=(4, 6), before=3, after=3, **o
 
 def defaults(kind):
     """Return the defaults of the registered hyperparameters and those of the constructor."""
-    parameters = inspect.signature(kind).parameters
+    signatures = [inspect.signature(one.__init__).parameters for one in kind.__mro__ if "__init__" in vars(one)]
+    parameters = {name: p for signature in reversed(signatures) for name, p in signature.items()}
     registered = {name: hparam.default for name, hparam in kind.hparams.items()}
     return registered, {name: parameters[name].default for name in registered}

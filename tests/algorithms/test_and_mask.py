@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from algorithms.made_up_runs import assert_continues_bit_equal, domain_losses, gradients, made_up, small, steps_of
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.and_mask import ANDMask
-from shiftproof.protocol.settings import draw
 
 
 def _transcription(algorithm, batches, tau, rescale):

@@ -11,7 +11,7 @@ from algorithms.made_up_batches import assert_resumes, built_steps, defaults, do
 from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.algorithms.dann import CDANN, DANN
 from shiftproof.base.randomness import seed_hash
-from shiftproof.protocol.settings import draw
+from shiftproof.protocol.settings import search_space, setting
 from shiftproof.studies import Study
 from shiftproof.studies.planning import plan_run
 from shiftproof.training.checkpoint import load_checkpoint, save_checkpoint
@@ -264,6 +264,7 @@ def test_the_discriminator_has_the_shape_asked_for():
         ("sam", (4, 6), {"d_steps": 3, "mlp_dropout": 0.1}),
         ("genie", (4, 6), {"grad_penalty": 0.1}),
         ("adam", (4, 6), {"alternate": True, "d_steps": 2}),
+        ("adam", (4, 6), {"grad_penalty": 0.1, "penalised_network": True, "penalised": "probabilities"}),
         ("adahessian", (4, 6), {}),
     ],
 )
@@ -292,6 +293,7 @@ def test_resume_is_bit_equal(kind, optimizer, sizes, options):
         ({"beta2": -0.1}, "Invalid beta2 value: -0.1"),
         ({"mlp_dropout": -0.1}, "Invalid mlp_dropout value: -0.1"),
         ({"lr_ratio": 0.0}, "Invalid lr_ratio value: 0.0; it must be above 0"),
+        ({"penalised": "logits"}, "Invalid penalised value: logits; it must be one of loss, probabilities"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options, message):
@@ -308,12 +310,77 @@ def test_they_are_registered_with_their_defaults_and_draw_as_domainbed():
     def random(name):
         return np.random.RandomState(seed_hash(seed_hash(7, 3), name))
 
-    drawn = draw(DANN.hparams, 7, 3)
-    assert drawn["penalty_weight"] == 10 ** random("lambda").uniform(-2, 2)
-    assert drawn["d_steps"] == int(2 ** random("d_steps_per_g_step").uniform(0, 3))
-    assert drawn["mlp_depth"] == int(random("mlp_depth").choice([3, 4, 5]))
-    assert type(drawn["mlp_depth"]) is type(drawn["d_steps"]) is int
-    ratios = np.log10([draw(DANN.hparams, seed, 0)["lr_ratio"] for seed in range(1, 1001)])
-    assert abs(ratios).max() < 1.5
-    assert abs(ratios.mean()) < 0.06
-    assert ratios.var() == pytest.approx(2 * 1.5**2 / 12, rel=0.12)  # of a difference of two uniform draws
+    space = search_space("PACS", "photographs", True, "dann", "adam", "none", "protocol")
+    drawn = setting(space, {}, 7, 3)
+    assert drawn["algorithm.penalty_weight"] == 10 ** random("lambda").uniform(-2, 2)
+    assert drawn["algorithm.d_steps"] == int(2 ** random("d_steps_per_g_step").uniform(0, 3))
+    assert drawn["algorithm.mlp_depth"] == int(random("mlp_depth").choice([3, 4, 5]))
+    assert type(drawn["algorithm.mlp_depth"]) is type(drawn["algorithm.d_steps"]) is int
+    settings = [setting(space, {}, seed, 0) for seed in range(1, 1001)]
+    rates = np.log10([each["algorithm.lr_ratio"] * each["optimizer.lr"] for each in settings])
+    assert (rates.min(), rates.max()) == (pytest.approx(-5, abs=0.01), pytest.approx(-3.5, abs=0.01))
+    own = np.log10([each["optimizer.lr"] for each in settings])
+    assert abs(np.corrcoef(rates, own)[0, 1]) < 0.1  # drawn apart from the network's
+
+
+def _published_losses(algorithm, batches, of_probabilities):
+    """Return the class loss and the discriminator's with its penalty, image by image, as DomainBed has them."""
+    encoded = _encoded(algorithm, batches)
+    count = sum(len(labels) for _, labels in encoded)
+    drawn = [domain for domain, (_, labels) in enumerate(encoded) for _ in labels]
+    losses, squares, labels = [], [], []
+    for domain, (features, domain_labels) in enumerate(encoded):
+        for z, label in zip(features, domain_labels, strict=True):
+            seen = z + algorithm.discriminator.embedding.weight[label] if algorithm.conditional else z
+            logits = algorithm.discriminator.layers(seen)
+            losses.append(torch.logsumexp(logits, 0) - logits[domain])
+            probabilities = logits.softmax(0)
+            loud = sum(probabilities[other] for other in drawn) if of_probabilities else losses[-1]
+            squares.append(torch.autograd.grad(loud, seen, create_graph=True)[0].square().sum())
+            labels.append(label.item())
+    weights = [1 / labels.count(y) / (max(labels) + 1) if algorithm.conditional else 1 / count for y in labels]
+    discrimination = sum(w * loss for w, loss in zip(weights, losses, strict=True))
+    return _classification(algorithm, encoded), discrimination + algorithm.grad_penalty * sum(squares) / count
+
+
+@KINDS
+@pytest.mark.parametrize("dialect", ["domainbed", "domainbed-head", "swad"])
+def test_the_dialects_take_the_steps_of_published_code(kind, dialect):
+    """Two Adams that take turns; the penalty is in both losses. No batch has the classes 1 and 3."""
+    space = search_space("PACS", "photographs", True, kind.__name__.lower(), "adam", "none", "protocol")
+    fixed = {"algorithm.grad_penalty": 0.7, "algorithm.penalty_weight": 0.4, "algorithm.mlp_width": 8}
+    values = setting(space, fixed, 0, 0, dialect)
+    options = {n.removeprefix("algorithm."): v for n, v in values.items() if n.startswith("algorithm.")}
+    algorithm = kind(double_network(), 2, **options).double()
+    parts = {
+        "network": list(algorithm.network.parameters()),
+        "discriminator": list(algorithm.discriminator.parameters()),
+    }
+    copies = {name: [p.detach().clone() for p in part] for name, part in parts.items()}
+    references = {name: torch.optim.Adam(part, lr=1e-2, betas=(0.5, 0.9)) for name, part in copies.items()}
+    steps = built_steps(algorithm, "adam")
+    for step in range(1, 7):
+        batches = [(images, 2 * (labels % 2)) for images, labels in uneven_batches((3, 5), seed=step)]
+        classification, discrimination = _published_losses(algorithm, batches, dialect != "domainbed-head")
+        turn = "discriminator" if step % 2 < 1 else "network"
+        loss = discrimination if turn == "discriminator" else classification - 0.4 * discrimination
+        found = torch.autograd.grad(loss, parts[turn], allow_unused=True)
+        for p, gradient in zip(copies[turn], found, strict=True):
+            p.grad = gradient
+        references[turn].step()
+        steps.take(batches, step)
+        for name, part in parts.items():
+            torch.testing.assert_close([p.detach() for p in part], copies[name], rtol=1e-7, atol=1e-9)
+
+
+def test_the_published_penalty_vanishes_for_batches_of_one_size():
+    """Every row of the probabilities, summed over the domains of all images, is then the same number."""
+    for sizes, zero in (((4, 4), True), ((3, 5), False)):
+        losses = []
+        for grad_penalty in (0.0, 0.7):
+            torch.manual_seed(0)
+            algorithm = DANN(
+                double_network(), 2, grad_penalty=grad_penalty, penalised="probabilities", **NARROW
+            ).double()
+            losses.append(algorithm.discriminator_loss(_encoded(algorithm, uneven_batches(sizes))).item())
+        assert (abs(losses[1] - losses[0]) < 1e-20) is zero

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.coral import CORAL
 from shiftproof.algorithms.mmd import MMD
 from shiftproof.annealing import Annealer
 from shiftproof.base.randomness import seed_hash
 from shiftproof.models import build_network
-from shiftproof.protocol.settings import draw
 from shiftproof.training import StepBuilder
 
 both = pytest.mark.parametrize("matching", [CORAL, MMD])

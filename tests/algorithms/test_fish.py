@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from algorithms.made_up_runs import assert_continues_bit_equal, domain_losses, made_up, small, steps_of
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.fish import Fish
 from shiftproof.base.randomness import torch_seed
-from shiftproof.protocol.settings import draw
 
 
 def _order(step, domains):

@@ -10,9 +10,9 @@ from algorithms.made_up_runs import (
     small,
     steps_of,
 )
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.fishr import Fishr
-from shiftproof.protocol.settings import draw
 
 
 def _variances(algorithm, batches, create_graph=False):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from algorithms.made_up_runs import assert_continues_bit_equal, domain_losses, gradients, made_up, small, steps_of
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.group_dro import GroupDRO
-from shiftproof.protocol.settings import draw
 
 
 def _updated(q, losses, eta):

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from algorithms.made_up_runs import assert_continues_bit_equal, gradients, loss_of_image, made_up, small, steps_of
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.gsnr_dropout import GSNRDropout
-from shiftproof.protocol.settings import draw
 
 
 def _transcription(algorithm, batches, ratio):

@@ -9,10 +9,11 @@ from algorithms.made_up_runs import (
     small,
     steps_of,
 )
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.irm import IRM
 from shiftproof.algorithms.vrex import VREx
-from shiftproof.protocol.settings import draw, search_space
+from shiftproof.protocol.settings import search_space
 
 
 def _transcription(algorithm, batches, weight):

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from algorithms.made_up_batches import uneven_batches
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.mixup import Mixup
 from shiftproof.annealing import Annealer
 from shiftproof.base.randomness import seed_hash
 from shiftproof.models import build_network
-from shiftproof.protocol.settings import draw
 from shiftproof.training import StepBuilder
 
 

@@ -7,12 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from algorithms.made_up_batches import uneven_batches
+from draws import draw
 from shiftproof.algorithms.mldg import MLDG
 from shiftproof.annealing import Annealer
 from shiftproof.base.randomness import seed_hash
 from shiftproof.models import build_network
 from shiftproof.optim import SAM
-from shiftproof.protocol.settings import draw
 from shiftproof.training import StepBuilder
 
 LR = 0.3

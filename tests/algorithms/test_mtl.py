@@ -6,13 +6,13 @@ import torch
 from torch.nn import functional as F
 
 from algorithms.made_up_batches import uneven_batches
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.mtl import MTL
 from shiftproof.annealing import Annealer
 from shiftproof.base.randomness import seed_hash
 from shiftproof.models import build_network
 from shiftproof.optim import SAM
-from shiftproof.protocol.settings import draw
 from shiftproof.training import StepBuilder
 
 

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from draws import draw
 from shiftproof.base.hparams import (
     Hparam,
     choice,
@@ -24,11 +25,6 @@ GOLDEN = {  # DomainBed's draws for PACS, trial 0
 }
 
 
-def _drawn(hparams, hparam_seed, trial_seed, dialect="shiftproof"):
-    drawn = setting({"algorithm": hparams}, {}, hparam_seed, trial_seed, dialect)
-    return {name.removeprefix("algorithm."): value for name, value in drawn.items()}
-
-
 @pytest.mark.parametrize("hparam_seed", GOLDEN)
 def test_draws_are_domainbeds(hparam_seed):
     space = search_space("PACS", "photographs", True, "erm", "adam", "none", "protocol")
@@ -47,17 +43,17 @@ def test_draws_of_an_algorithm_are_domainbeds(penalty, expected):
         "irm_lambda": Hparam(100.0, log10_uniform(-1, 5)),
         "irm_penalty_anneal_iters": Hparam(500, lambda random: int(10 ** random.uniform(0, 4))),
     }
-    drawn = _drawn(hparams, penalty, 0)
+    drawn = draw(hparams, penalty, 0)
     assert drawn["irm_lambda"] == expected[0]
     assert expected[1] is None or drawn["irm_penalty_anneal_iters"] == expected[1]
 
 
 def test_setting_0_is_the_defaults_and_other_names_disturb_no_draw():
     lr = Hparam(1e-3, log10_uniform(-4, -2))
-    assert _drawn({"lr": lr}, 0, 5) == {"lr": 1e-3}
-    assert _drawn({"beta": Hparam(0.9, uniform(0, 1)), "lr": lr}, 3, 5)["lr"] == _drawn({"lr": lr}, 3, 5)["lr"]
-    assert _drawn({"lr": Hparam(1e-3)}, 3, 5) == {"lr": 1e-3}
-    assert _drawn({"rate": Hparam(1e-3, log10_uniform(-4, -2), "lr")}, 3, 5)["rate"] == _drawn({"lr": lr}, 3, 5)["lr"]
+    assert draw({"lr": lr}, 0, 5) == {"lr": 1e-3}
+    assert draw({"beta": Hparam(0.9, uniform(0, 1)), "lr": lr}, 3, 5)["lr"] == draw({"lr": lr}, 3, 5)["lr"]
+    assert draw({"lr": Hparam(1e-3)}, 3, 5) == {"lr": 1e-3}
+    assert draw({"rate": Hparam(1e-3, log10_uniform(-4, -2), "lr")}, 3, 5)["rate"] == draw({"lr": lr}, 3, 5)["lr"]
 
 
 def _state(hparam_seed, trial_seed):
@@ -118,7 +114,7 @@ def test_a_draw_relative_to_another_is_a_draw_of_the_same_distribution_divided_b
         "optimizer": {"lr": Hparam(0.1, log10_uniform(-4, -2))},
         "algorithm": {"lr_ratio": Hparam(1.0, relative_to="optimizer.lr", seed_name="lr_d")},
     }
-    rate = _drawn({"lr_d": Hparam(0.1, log10_uniform(-4, -2))}, 3, 5)["lr_d"]
+    rate = draw({"lr_d": Hparam(0.1, log10_uniform(-4, -2))}, 3, 5)["lr_d"]
     drawn = setting(space, {}, 3, 5)
     assert drawn["algorithm.lr_ratio"] == rate / drawn["optimizer.lr"]
     assert setting(space, {"optimizer.lr": 0.5}, 3, 5)["algorithm.lr_ratio"] == rate / 0.5
@@ -138,12 +134,10 @@ def test_an_option_is_recorded_only_where_it_differs_from_our_default():
 
 def test_names_without_a_distribution_draw_nothing_in_order():
     lr, momentum = Hparam(1e-3, log10_uniform(-4, -2)), Hparam(0.9)
-    assert (
-        _drawn({"momentum": momentum, "lr": lr}, 3, 5, "domainbed")["lr"] == _drawn({"lr": lr}, 3, 5, "domainbed")["lr"]
-    )
-    moved = _drawn({"beta": Hparam(0.9, unused(uniform(0, 1), 0.9)), "lr": lr}, 3, 5, "domainbed")
+    assert draw({"momentum": momentum, "lr": lr}, 3, 5, "domainbed")["lr"] == draw({"lr": lr}, 3, 5, "domainbed")["lr"]
+    moved = draw({"beta": Hparam(0.9, unused(uniform(0, 1), 0.9)), "lr": lr}, 3, 5, "domainbed")
     assert moved["beta"] == 0.9
-    assert moved["lr"] != _drawn({"lr": lr}, 3, 5, "domainbed")["lr"]
+    assert moved["lr"] != draw({"lr": lr}, 3, 5, "domainbed")["lr"]
 
 
 def test_distributions_stay_in_their_ranges_and_have_python_types():

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from draws import draw
 from shiftproof.base.files import DamagedFileError
 from shiftproof.base.hparams import Hparam
 from shiftproof.data import DATASETS
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol.settings import draw
 from shiftproof.studies import FieldError, Method, Study, Variant, make_plan, read_plan
 from shiftproof.studies.plan import ABSENT, PLAN_FILE
 from shiftproof.training import PROTOCOLS

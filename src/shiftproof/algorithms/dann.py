@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,10 @@ from shiftproof.algorithms.algorithm import (
 from shiftproof.algorithms.domain_loss import split_domains
 from shiftproof.base.batch import Batch
 from shiftproof.base.choices import Task
-from shiftproof.base.hparams import Hparam, choice, log2_int, log10_uniform
+from shiftproof.base.hparams import REFERENCE_DIALECTS, Hparam, choice, log2_int, log10_uniform, option
 from shiftproof.models import Network
+
+Penalised = Literal["loss", "probabilities"]
 
 
 class Discriminator(nn.Module):
@@ -63,10 +65,11 @@ class DANN(Algorithm):
     discriminator takes one or more steps on the features from the network's first pass, without a forward pass of its
     own. So every step trains the classifier, as in the paper.
 
-    The weight is constant, as in DomainBed; the paper raises it from 0 over training. DomainBed's code trains the
-    classifier in only one of :math:`1 + d` steps and the discriminator in the others, as does ``alternate`` here. The
-    gradient penalty, which the paper does not have, affects only the discriminator here; in DomainBed it also enters
-    the network's loss, negated. The features are taken after the dropout.
+    The weight is constant, as in DomainBed; the paper raises it from 0 over training. The features are taken after the
+    dropout. DomainBed's code trains the classifier in only one of :math:`1 + d` steps and the discriminator in the
+    others, as does ``alternate`` here. The paper has no gradient penalty. Here it affects only the discriminator, which
+    it keeps smooth; in DomainBed it enters the network's loss too, negated, as it does here with
+    ``penalised_network``, so that the network makes the discriminator steep. The dialects of published code have both.
 
     With one source domain there is nothing to discriminate: DANN is then ERM, and warns.
 
@@ -90,6 +93,11 @@ class DANN(Algorithm):
             rates from a range of 1.5 decades, like DomainBed's two rates for photographs.
         alternate: whether each step trains either the discriminator or the network, as in DomainBed's published
             results.
+        penalised_network: whether the gradient penalty is part of the loss :math:`L_D` that the network maximises.
+        penalised: whose gradient the penalty takes: that of the "loss", or of the "probabilities", as in DomainBed's
+            published table and in SWAD, where :math:`l_i` is the sum over all images :math:`j` of the batch of the
+            probability that :math:`i` is of the domain of :math:`j`. With equal batches that sum is constant, and the
+            penalty is zero but for rounding.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -108,7 +116,9 @@ class DANN(Algorithm):
         "mlp_depth": Hparam(3, choice(3, 4, 5)),
         "mlp_dropout": Hparam(0.0, choice(0.0, 0.1, 0.5)),
         "lr_ratio": Hparam(1.0, relative_to="optimizer.lr", seed_name="lr_d"),
-        "alternate": Hparam(False),
+        "alternate": Hparam(False, in_dialects=dict.fromkeys(REFERENCE_DIALECTS, True)),
+        "penalised_network": option(False, True),
+        "penalised": option("loss", "probabilities", ("domainbed", "swad")),
     }
     conditional: ClassVar[bool] = False
 
@@ -127,6 +137,8 @@ class DANN(Algorithm):
         mlp_dropout: float = 0.0,
         lr_ratio: float = 1.0,
         alternate: bool = False,
+        penalised_network: bool = False,
+        penalised: Penalised = "loss",
     ) -> None:
         super().__init__(network, num_domains)
         for name, value in (
@@ -144,7 +156,12 @@ class DANN(Algorithm):
                 raise ValueError(f"Invalid {name} value: {value}; it must be in [0, 1)")
         if not 0 < lr_ratio < math.inf:
             raise ValueError(f"Invalid lr_ratio value: {lr_ratio}; it must be above 0")
+        if penalised not in get_args(Penalised):
+            raise ValueError(
+                f"Invalid penalised value: {penalised}; it must be one of {', '.join(get_args(Penalised))}"
+            )
         self.penalty_weight, self.grad_penalty = penalty_weight, grad_penalty
+        self.penalised_network, self.penalised = penalised_network, penalised
         self.d_steps, self.alternate = d_steps, alternate
         self._betas = {"beta1": beta1, "beta2": beta2}
         self._discriminator_options = {"lr_ratio": lr_ratio, "weight_decay": weight_decay_d, **self._betas}
@@ -226,11 +243,18 @@ class DANN(Algorithm):
         assert self.discriminator is not None  # noqa: S101  # it trains only with several domains
         features, labels, domains = _pooled(encoded)
         features = features.detach().requires_grad_(self.grad_penalty > 0)
-        losses = F.cross_entropy(self.discriminator(features, labels), domains, reduction="none")
+        return self._discrimination(self.discriminator(features, labels), features, labels, domains, self.grad_penalty)
+
+    def _discrimination(
+        self, logits: Tensor, features: Tensor, labels: Tensor, domains: Tensor, grad_penalty: float
+    ) -> Tensor:
+        """Return the loss of the discriminator's logits (n, domains), with the penalty."""
+        losses = F.cross_entropy(logits, domains, reduction="none")
         loss = self._mean(losses, labels)
-        if self.grad_penalty > 0:
-            (gradient,) = torch.autograd.grad(losses.sum(), features, create_graph=True)
-            loss = loss + self.grad_penalty * gradient.square().sum(1).mean()
+        if grad_penalty > 0:
+            loud = losses if self.penalised == "loss" else logits.softmax(1)[:, domains]
+            (gradient,) = torch.autograd.grad(loud.sum(), features, create_graph=True)
+            loss = loss + grad_penalty * gradient.square().sum(1).mean()
         return loss
 
     def _encoded(self, batches: Sequence[Batch]) -> list[Batch]:
@@ -245,8 +269,9 @@ class DANN(Algorithm):
         if self.discriminator is None:
             return classification, torch.zeros_like(classification)
         weights = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        grad_penalty = self.grad_penalty if self.penalised_network and features.requires_grad else 0.0
         logits = functional_call(self.discriminator, weights, (features, labels))
-        return classification, self._mean(F.cross_entropy(logits, domains, reduction="none"), labels)
+        return classification, self._discrimination(logits, features, labels, domains, grad_penalty)
 
     def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Return the mean of the images' losses (n,)."""
@@ -261,19 +286,33 @@ class CDANN(DANN):
     batch, so that it cannot tell domains apart by their shares of the classes.
 
     Li et al., "Deep Domain Generalization via Conditional Invariant Adversarial Networks", ECCV 2018, use one
-    discriminator per class instead; the published tables are for the form here. DomainBed's code divides by the largest
-    label of the batch plus 1, which is the number of classes if none is absent.
+    discriminator per class instead; the published tables are for the form here.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        divided_by_largest_label: whether the sum over the classes is divided by the largest label of the batch plus 1
+            rather than by their number, as in DomainBed: the two differ if a class is absent.
+        *args: hyperparameters of `DANN`, in their order.
+        **hparams: the same by their names.
     """
 
     accumulates: ClassVar[bool] = False
     conditional: ClassVar[bool] = True
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
     limits: ClassVar[str] = "its discriminator knows the class"
+    hparams: ClassVar[Mapping[str, Hparam]] = {**DANN.hparams, "divided_by_largest_label": option(False, True)}
+
+    def __init__(
+        self, network: Network, num_domains: int, *args: Any, divided_by_largest_label: bool = False, **hparams: Any
+    ) -> None:
+        super().__init__(network, num_domains, *args, **hparams)
+        self.divided_by_largest_label = divided_by_largest_label
 
     def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Average the images' losses (n,) within each class first, and then over the classes in the batch."""
         weights = 1 / (labels[:, None] == labels).sum(1, dtype=losses.dtype)
-        return (weights * losses).sum() / weights.sum()
+        return (weights * losses).sum() / (labels.max() + 1 if self.divided_by_largest_label else weights.sum())
 
 
 def _pooled(encoded: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
