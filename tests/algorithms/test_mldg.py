@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from algorithms.made_up_batches import uneven_batches
+from algorithms.made_up_batches import assert_resumes, built_steps, uneven_batches
 from draws import draw
 from shiftproof.algorithms.mldg import MLDG
 from shiftproof.annealing import Annealer
-from shiftproof.base.randomness import seed_hash
+from shiftproof.base.randomness import seed_generators, seed_hash, torch_seed
 from shiftproof.models import build_network
 from shiftproof.optim import SAM
+from shiftproof.protocol.settings import search_space, setting
 from shiftproof.training import StepBuilder
 
 LR = 0.3
@@ -184,3 +185,86 @@ def test_draws_are_those_of_domainbed_and_plain_numbers():
     }
     assert json.loads(json.dumps(drawn)) == drawn
     MLDG(_network(), 3, **drawn)
+
+
+def _published_pairs(order, pairing, n_meta_test):
+    """DomainBed's pairs of (meta-train, meta-test) domains; of "split", the held-out ones come first in our order."""
+    if pairing == "ring":
+        return [(order[i], order[(i + 1) % len(order)]) for i in range(len(order))]
+    held_out, rest = order[:n_meta_test], order[n_meta_test:]
+    return [(one, held_out[i % len(held_out)]) for i, one in enumerate(rest)]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "n_meta_test", "inner_lr"),
+    [("domainbed", 2, 0.0), ("swad", 2, 3e-3), ("domainbed-head", 2, 0.0), ("domainbed-head", 1, 3e-3)],
+)
+def test_the_dialects_take_the_steps_of_published_code(dialect, n_meta_test, inner_lr):
+    """For every pair, the first step of a new Adam on a copy; then one outer step, of first order."""
+    lr, decay, beta = 1e-2, 0.03, 0.7
+    space = search_space("PACS", "photographs", True, "mldg", "adam", "none", "protocol")
+    fixed = {"algorithm.n_meta_test": n_meta_test, "algorithm.beta": beta, "algorithm.inner_lr": inner_lr}
+    values = setting(space, fixed, 0, 0, dialect)
+    options = {n.removeprefix("algorithm."): v for n, v in values.items() if n.startswith("algorithm.")}
+    algorithm = MLDG(_network(), 3, **options)
+    steps = built_steps(algorithm, "adam", lr=lr, weight_decay=decay)
+    network = copy.deepcopy(algorithm.network)
+    outer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=decay)
+    for step in range(1, 6):
+        batches = uneven_batches((3, 4, 2), seed=step)
+        seed_generators(torch_seed(0, "step", step), torch.device("cpu"))
+        order = torch.randperm(3).tolist()
+        pairing = "split" if dialect == "domainbed-head" else "ring"
+        total, sums = 0.0, [torch.zeros_like(p) for p in network.parameters()]
+        for i, j in _published_pairs(order, pairing, n_meta_test):
+            count = min(len(batches[i][1]), len(batches[j][1]))
+            (images, labels), (others, other_labels) = ([part[:count] for part in batches[domain]] for domain in (i, j))
+            inner = copy.deepcopy(network)
+            loss = F.cross_entropy(inner(images), labels)
+            gradients = torch.autograd.grad(loss, list(inner.parameters()))
+            for p, gradient in zip(inner.parameters(), gradients, strict=True):
+                p.grad = gradient
+            torch.optim.Adam(inner.parameters(), lr=inner_lr or lr, weight_decay=decay).step()
+            held_out = F.cross_entropy(inner(others), other_labels)
+            there = torch.autograd.grad(held_out, list(inner.parameters()))
+            for total_of, at_start, moved in zip(sums, gradients, there, strict=True):
+                total_of += (at_start + beta * moved) / 3
+            total += (loss + beta * held_out).item() / 3
+        for p, gradient in zip(network.parameters(), sums, strict=True):
+            p.grad = gradient
+        outer.step()
+        assert steps.take(batches, step).item() == pytest.approx(total, rel=1e-10)
+        weights = [list(one.parameters()) for one in (algorithm.network, network)]
+        torch.testing.assert_close(*weights, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("optimizer", ["sam", "adahessian", "genie"])
+def test_the_inner_step_is_one_of_any_optimizer(optimizer):
+    def build():
+        torch.manual_seed(2)
+        return MLDG(_network(), 3, inner_optimizer=True, pairing="ring")
+
+    whole = assert_resumes(build, optimizer, (4, 6, 3))
+    start = build().state_dict()
+    assert all(not torch.equal(p, start[name]) for name, p in whole.algorithm.named_parameters())
+
+
+def test_an_inner_step_leaves_the_statistics_of_batch_norms_alone():
+    network = build_network("resnet18", (3, 32, 32), 3, dropout=0.0, seed=0)
+    algorithm = MLDG(network, 2, inner_optimizer=True, pairing="ring")
+    steps = built_steps(algorithm, "adam")
+    before = {name: b.clone() for name, b in network.named_buffers()}
+    steps.take([(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])) for _ in range(2)], 1)
+    assert all(torch.equal(b, before[name]) for name, b in network.named_buffers())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inner_lr": -1.0}, "Invalid inner_lr value: -1.0; it must be at least 0"),
+        ({"pairing": "line"}, "Invalid pairing value: line; it must be one of groups, split, ring"),
+    ],
+)
+def test_options_of_the_inner_step_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        _algorithm(2, **options)
