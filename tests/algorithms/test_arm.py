@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from algorithms.made_up_batches import uneven_batches
+from algorithms.made_up_batches import assert_resumes, built_steps, uneven_batches
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.arm import ARM
 from shiftproof.annealing import Annealer
 from shiftproof.models import Network, Normalisation, build_network
+from shiftproof.protocol.settings import search_space, setting
 from shiftproof.training import StepBuilder
 
 
@@ -137,3 +138,25 @@ def test_the_extended_network_predicts_alone():
     loaded.load_state_dict(algorithm.network.state_dict())
     images = uneven_batches((4,))[0][0]
     assert torch.equal(loaded.eval()(images), algorithm.eval().predict(images))
+
+
+def test_the_dialects_adapt_to_groups_of_the_size_of_a_training_batch():
+    """As DomainBed's code does, if that size divides the number of images, and to all of them if not."""
+    torch.manual_seed(0)
+    algorithm = ARM(_network(), 2, evaluates_in_groups=True).double()
+    _opened(algorithm)
+    steps = built_steps(algorithm)
+    steps.take(uneven_batches((4, 4)), 1)
+    algorithm.eval()
+    ((images, _),) = uneven_batches((12,))
+    expected = torch.cat([algorithm.network(images[start : start + 4]) for start in (0, 4, 8)])
+    torch.testing.assert_close(algorithm.predict(images), expected, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(algorithm.predict(images), algorithm.network(images))
+    assert torch.equal(algorithm.predict(images[:10]), algorithm.network(images[:10]))
+    for dialect, expected_option in (("domainbed", {"algorithm.evaluates_in_groups": True}), ("shiftproof", {})):
+        values = setting(search_space("PACS", "photographs", True, "arm", "adam", "none", "short"), {}, 0, 0, dialect)
+        assert {name: value for name, value in values.items() if name.startswith("algorithm.")} == expected_option
+
+
+def test_a_run_that_adapts_to_groups_resumes():
+    assert_resumes(lambda: (torch.manual_seed(0), ARM(_network(), 2, evaluates_in_groups=True).double())[1])

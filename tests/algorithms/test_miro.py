@@ -10,6 +10,7 @@ from algorithms.made_up_batches import assert_resumes, built_steps, defaults, do
 from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.algorithms.miro import MIRO
 from shiftproof.models import Network, Normalisation, build_network
+from shiftproof.training import results_version
 
 
 def _moved(weight=0.1, seed=1):
@@ -167,3 +168,39 @@ def test_it_is_registered_with_its_defaults():
     assert ALGORITHMS["miro"] is MIRO
     registered, constructed = defaults(MIRO)
     assert registered == constructed
+
+
+def test_the_penalty_on_a_residual_network_is_the_one_of_the_authors():
+    """Their stages, written out: the stem with its max-pool and four layers, weights moved from the start."""
+    network = build_network("resnet18", (3, 64, 64), 3, dropout=0.0, seed=0).double().eval()
+    algorithm = MIRO(network, 2, penalty_weight=1.0).double()
+    algorithm.eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in network.featurizer.parameters():
+            p += 0.02 * p.abs().mean() * torch.randn_like(p)
+    batches = [(torch.randn(2, 3, 64, 64, dtype=torch.float64), torch.tensor([0, 2])) for _ in range(2)]
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+
+    def stages(net):
+        z = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        found = [z]
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            z = layer(z)
+            found.append(z)
+        return found
+
+    penalty = sum(
+        ((z - start) ** 2 / 0.1 + math.log(0.1)).mean() / 2
+        for z, start in zip(stages(network.featurizer), stages(algorithm.start), strict=True)
+    )
+    expected = F.cross_entropy(network(images), labels) + penalty
+    loss = algorithm.objective(batches)
+    torch.testing.assert_close(loss, expected, rtol=1e-7, atol=0)
+    parameters = [p for name, p in network.named_parameters() if "classifier" not in name]
+    gradients = [torch.autograd.grad(one, parameters, retain_graph=True) for one in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-8)
+
+
+def test_only_its_own_results_are_of_a_later_version():
+    assert (results_version("miro"), results_version("erm"), results_version("mixstyle")) == (7, 6, 6)

@@ -15,7 +15,7 @@ from shiftproof.models import Network, Normalisation, build_network
             (3, 64, 64),
             {"features.1": 64, "features.4": 128, "features.7": 256, "features.12": 512},
         ),
-        ("resnet18", (3, 64, 96), {"relu": 64, "layer1.1": 64, "layer2.1": 128, "layer3.1": 256, "layer4.1": 512}),
+        ("resnet18", (3, 64, 96), {"maxpool": 64, "layer1.1": 64, "layer2.1": 128, "layer3.1": 256, "layer4.1": 512}),
         ("densenet121", (3, 64, 64), None),
     ],
 )
@@ -28,15 +28,39 @@ def test_a_stage_of_a_convolutional_network_ends_with_its_resolution(model, shap
     with outputs.recorded() as maps:
         network(torch.randn(2, *shape))
     sizes = [tuple(z.shape[2:]) for z in maps]
-    assert sizes == sorted(set(sizes), reverse=True)
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes) - (model == "resnet18")  # the stem's pooling belongs to it
     assert [z.shape[1] for z in maps] == [stage.channels for stage in stages]
     assert all(stage.channel_dim == 1 for stage in stages)
 
 
 def test_a_vision_transformer_has_a_stem_and_quarters():
     stages = find_stages(build_network("vit_tiny_patch16_224", (3, 32, 32), 3, dropout=0.0, seed=0))
-    assert [stage.name for stage in stages] == ["norm_pre", "blocks.2", "blocks.5", "blocks.8", "blocks.11"]
+    assert [stage.name for stage in stages] == ["patch_embed", "blocks.2", "blocks.5", "blocks.8", "blocks.11"]
     assert all(stage[1:] == (192, -1) for stage in stages)
+
+
+@pytest.mark.parametrize("model", ["resnet50", "resnet50.a1_in1k", "resnet18.a1_in1k"])
+def test_residual_networks_have_the_stages_of_miros_authors(model):
+    """The stem with its max-pool, and the four layers: theirs, whichever library builds the network."""
+    network = build_network(model, (3, 64, 64), 3, dropout=0.0, seed=0)
+    outputs = StageOutputs(network.featurizer, find_stages(network))
+    expected = []
+    for name in ("maxpool", "layer1", "layer2", "layer3", "layer4"):
+        network.featurizer.get_submodule(name).register_forward_hook(lambda module, inputs, z: expected.append(z))
+    with outputs.recorded() as maps, torch.no_grad():
+        network.eval()(torch.randn(1, 3, 64, 64))
+    assert len(maps) == len(expected) == 5
+    assert all(torch.equal(*pair) for pair in zip(maps, expected, strict=True))
+
+
+def test_the_stem_of_a_vision_transformer_is_its_patch_convolution():
+    network = build_network("vit_tiny_patch16_224", (3, 32, 32), 3, dropout=0.0, seed=0)
+    outputs, images = StageOutputs(network.featurizer, find_stages(network)), torch.randn(2, 3, 32, 32)
+    with outputs.recorded() as tokens, torch.no_grad():
+        network.eval()(images)
+        expected = network.featurizer.patch_embed.proj(images).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens[0], expected)
 
 
 def test_maps_with_channels_last_are_told_apart():

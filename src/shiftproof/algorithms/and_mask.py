@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.base.batch import Batch
-from shiftproof.base.hparams import Hparam, uniform
+from shiftproof.base.hparams import REFERENCE_DIALECTS, Hparam, uniform
 from shiftproof.models import Network
 
 
@@ -36,7 +36,10 @@ class ANDMask(Algorithm):
         ValueError: an argument is out of its range.
     """
 
-    hparams: ClassVar[Mapping[str, Hparam]] = {"tau": Hparam(1.0, uniform(0.5, 1.0)), "rescale": Hparam(False)}
+    hparams: ClassVar[Mapping[str, Hparam]] = {
+        "tau": Hparam(1.0, uniform(0.5, 1.0)),
+        "rescale": Hparam(False, in_dialects=dict.fromkeys(REFERENCE_DIALECTS, True)),
+    }
     accumulates: ClassVar[bool] = False
     single_device: ClassVar[str | None] = (
         "it compares the gradients of whole domains, and each device holds only parts of them"

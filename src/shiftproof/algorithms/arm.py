@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from shiftproof.algorithms.domain_loss import mean_domain_loss
 from shiftproof.algorithms.extended_network import ExtendedNetwork
 from shiftproof.base.batch import Batch
 from shiftproof.base.choices import PICTURES, Kind
+from shiftproof.base.hparams import Hparam, option
 from shiftproof.models import Network
 
 HIDDEN = 64
@@ -88,13 +89,15 @@ class ARM(Algorithm):
     other images in it.
 
     The context network is DomainBed's: three 5 x 5 convolutions at the full size of the images, which take more
-    multiplications per image than ResNet-50. DomainBed builds it after the optimizer and so never trains it, and in
-    evaluation adapts to as many images as a training batch has; here it is trained, and adapts to all images given at
-    once. As in DomainBed, a domain's batch always has 8 photographs.
+    multiplications per image than ResNet-50. DomainBed builds it after the optimizer and so never trains it; here it is
+    trained. In evaluation it adapts to all images given at once; in DomainBed, to as many as a training batch has of a
+    domain, which ``evaluates_in_groups`` does too. As in DomainBed, a domain's batch always has 8 photographs.
 
     Args:
         network: the network to train; its first convolution gets one more channel.
         num_domains: number of source domains.
+        evaluates_in_groups: whether images to be evaluated adapt in groups of as many as the last training batch had of
+            a domain, in their order, if that divides their number.
 
     Raises:
         ValueError: the featurizer does not begin with a convolution, or that is frozen.
@@ -108,12 +111,31 @@ class ARM(Algorithm):
     transductive: ClassVar[bool] = True
     single_device: ClassVar[str | None] = "its context is a mean over all images of a domain"
     pools_domains: ClassVar[bool] = False  # the batch norms of its context network see one domain at a time
+    hparams: ClassVar[Mapping[str, Hparam]] = {"evaluates_in_groups": option(False, True)}
     network: ContextNetwork
+    group: Tensor
+
+    def __init__(self, network: Network, num_domains: int, *, evaluates_in_groups: bool = False) -> None:
+        super().__init__(network, num_domains)
+        self.evaluates_in_groups = evaluates_in_groups
+        if evaluates_in_groups:
+            self.register_buffer("group", torch.tensor(0))
 
     @staticmethod
     def extend(network: Network) -> ContextNetwork:
         """Return the network with a context network added; this changes the featurizer of the given one."""
         return ContextNetwork(network)
+
+    def before_step(self, batches: Sequence[Batch], step: int) -> None:
+        """Remember how many images a domain's batch has."""
+        if self.evaluates_in_groups:
+            self.group.fill_(len(batches[0][1]))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits (n, classes) of images of one domain, with their own context or those of groups of them."""
+        group = int(self.group) if self.evaluates_in_groups and not self.training else 0
+        sizes = [group] * (len(images) // group) if group and len(images) % group == 0 else None
+        return self.network(images, sizes)  # type: ignore[no-any-return]
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the loss of all batches, each with the context of its domain, in one forward pass."""

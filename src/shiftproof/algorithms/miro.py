@@ -35,8 +35,9 @@ class MIRO(Algorithm):
 
     with one :math:`b_l` per channel, initialised so that :math:`\sigma_l^2` is 0.1, and the identity as the mean
     encoder. The variance encoders train in the network's optimizer with 10 times the run's learning rate. `find_stages`
-    finds the stages: the stem and the four layers of a residual network, or the patches and the quarters of a vision
-    transformer's blocks. If it finds none, the features themselves are the only stage.
+    finds the stages, which are those of the authors' code: the stem, with its max-pool, and the four layers of a
+    residual network, or the patches and the quarters of a vision transformer's blocks. If it finds none, the features
+    themselves are the only stage. Until version 7 of the results, the stem ended before the max-pool.
 
     The copy of the start is part of the algorithm's state; it does not train and stays in evaluation mode. A step costs
     one forward pass more than ERM's. The method is meant for start weights that are worth staying near.

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from shiftproof.gradients import evaluation_mode
 from shiftproof.models import Network, parts
 
+_STEM_POOL = "maxpool"
+"""What torchvision and timm call the pooling that ends the stem of a residual network."""
+
 
 class Stage(NamedTuple):
     """A stage of a featurizer, described by its output.
@@ -41,9 +44,11 @@ def find_stages(network: Network) -> list[Stage]:
     """Return the stages of a network's featurizer, the earliest first.
 
     A stage ends with the last output of its resolution. In a residual network this is after the stem and after each of
-    the four layers. If the resolution does not change, as in a vision transformer, the stages are the stem and the
-    quarters of the blocks (the longest run of modules of one class). Only outputs of the featurizer's children count,
-    with the contents of a `torch.nn.Sequential` or `torch.nn.ModuleList` in its place; maps of one pixel do not count.
+    the four layers. Its max-pool has the resolution of the first layer, but belongs to the stem, as in the code of
+    MIRO's authors. If the resolution does not change, as in a vision transformer, the stages are the first output (the
+    patch convolution's) and the quarters of the blocks (the longest run of modules of one class). Only outputs of the
+    featurizer's children count, with the contents of a `torch.nn.Sequential` or `torch.nn.ModuleList` in its place; maps
+    of one pixel do not count.
 
     A model that names its stages (`Featurizer.stages`) has those, whatever their resolutions.
 
@@ -60,6 +65,9 @@ def find_stages(network: Network) -> list[Stage]:
     outputs = _outputs(network, dict(parts(network.featurizer)))
     maps = [(o, dim) for o in outputs if (dim := _channel_dim(o.shape, height, width)) is not None]
     ends = [list(run)[-1] for _, run in groupby(maps, lambda entry: _resolution(*entry))]
+    pooled = [entry for entry in maps if entry[0].name == _STEM_POOL]
+    if pooled and len(ends) > 1:
+        ends[0] = pooled[0]
     if len(ends) < 2:  # of one resolution
         tokens = [(o, -1) for o in outputs if len(o.shape) == 3 and o.shape[1] > 1]
         ends = _quarters(maps or tokens)
@@ -143,10 +151,10 @@ def _resolution(output: _Output, channel_dim: int) -> tuple[int, ...]:
 
 
 def _quarters(outputs: list[tuple[_Output, int]]) -> list[tuple[_Output, int]]:
-    """Return the output before the longest run of modules of one class, and the outputs that end its quarters."""
+    """Return the first output, and those that end the quarters of the longest run of modules of one class."""
     runs = [list(run) for _, run in groupby(range(len(outputs)), lambda i: outputs[i][0].kind)]
     if not runs:
         return []
     blocks = max(runs, key=len)
     ends = [blocks[-(-len(blocks) * quarter // 4) - 1] for quarter in (1, 2, 3, 4)]
-    return [outputs[i] for i in dict.fromkeys([max(blocks[0] - 1, 0), *ends])]
+    return [outputs[i] for i in dict.fromkeys([0, *ends])]

@@ -47,6 +47,7 @@ from shiftproof.training import (
     check_combination,
     check_inputs_taken,
     check_start,
+    results_version,
 )
 
 Targets = tuple[str, ...]
@@ -298,6 +299,7 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         # vectors are soon scored, and then any measure can select
         "score_targets": facts.kind == "vectors" or any(RULES[rule].every_step for rule in study.selection),
         "plugins": _digests(study, facts, method),
+        "results_version": results_version(method.algorithm),
         "views": _views(study, facts),
     }
     if not ALGORITHMS[method.algorithm].stepped:

@@ -32,7 +32,7 @@ from shiftproof.tables.statistics import (
     paired_difference,
     sign_count,
 )
-from shiftproof.training import RESULTS_VERSION
+from shiftproof.training import results_version
 
 How = Literal["mean", "worst"]
 """How several targets are put into one number."""
@@ -431,9 +431,12 @@ class _Builder:
         planned = {spec.name for grid in grids for spec in grid.runs}
         rows = [row for grid in grids for each in self.results.rows_by_method(grid).values() for row in each]
         finished = {row["run"] for row in rows if row["status"] == "finished"}
-        versions = sorted({spec.results_version for grid in grids for spec in grid.runs})
-        if versions != [RESULTS_VERSION]:  # the same runs would give other numbers today
-            terms["results version"] = f"{' '.join(map(str, versions))}, earlier than today's {RESULTS_VERSION}"
+        specs = [spec for grid in grids for spec in grid.runs]
+        outdated = [spec for spec in specs if spec.results_version != results_version(spec.algorithm)]
+        if outdated:  # the same runs would give other numbers today
+            held = sorted({spec.results_version for spec in outdated})
+            todays = sorted({results_version(spec.algorithm) for spec in outdated})
+            terms["results version"] = f"{' '.join(map(str, held))}, earlier than today's {' '.join(map(str, todays))}"
         by = {self.results.plan.metric_of(grid) for grid in grids}
         rule = self.rule if by == {self.metric} else f"{self.rule}, by {' and '.join(sorted(by))}"
         return {**terms, "selection": rule, "runs finished": f"{len(finished)} of {len(planned)}"}

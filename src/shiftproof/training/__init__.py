@@ -41,7 +41,7 @@ from shiftproof.training.run import (
 )
 from shiftproof.training.saved_model import WEIGHTS_FILE, SavedModel, load, read_description
 from shiftproof.training.scores import evaluate_folder, evaluate_labelled, evaluate_table
-from shiftproof.training.spec import RESULTS_VERSION, RunSpec
+from shiftproof.training.spec import RunSpec, results_version
 from shiftproof.training.step import StepBuilder
 
 __all__ = [
@@ -57,7 +57,6 @@ __all__ = [
     "PREDICTIONS_FILE",
     "PREDICTION_FORMATS",
     "PROTOCOLS",
-    "RESULTS_VERSION",
     "RESULT_FILE",
     "RESULT_REMEDY",
     "SPEC_FILE",
@@ -106,6 +105,7 @@ __all__ = [
     "read_rows",
     "read_saved",
     "reproducible",
+    "results_version",
     "state_digest",
     "train",
     "train_together",
