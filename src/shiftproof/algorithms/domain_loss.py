@@ -1,12 +1,13 @@
-"""Pool the domains' batches for one forward pass, and compute the domains' losses from it."""
+"""Pass the domains' batches through a network, together or one by one, and compute the domains' losses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from shiftproof.base.batch import Batch
 from shiftproof.models import Loss
@@ -21,6 +22,21 @@ def pooled(batches: Sequence[Batch]) -> Batch:
 def split_domains(rows: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
     """Split a tensor with one row per image, in the order of the batches, into one tensor per batch."""
     return list(rows.split([len(labels) for _, labels in batches]))  # type: ignore[no-untyped-call]
+
+
+def passed(module: nn.Module, forward: Callable[[Tensor], Tensor], batches: Sequence[Batch], separate: bool) -> Tensor:
+    """Return the outputs for all inputs of the batches, in their order.
+
+    Args:
+        module: what the inputs pass through.
+        forward: maps inputs to outputs, row by row.
+        batches: one batch per domain.
+        separate: whether batch norms that are trained see one domain at a time, as in code that passes the domains one
+            by one; else all see one batch of all domains.
+    """
+    if separate and any(isinstance(part, _BatchNorm) and part.training for part in module.modules()):
+        return torch.cat([forward(inputs) for inputs, _ in batches])
+    return forward(torch.cat([inputs for inputs, _ in batches]))
 
 
 def losses_by_domain(outputs: Tensor, batches: Sequence[Batch], loss: Loss = F.cross_entropy) -> Tensor:

@@ -12,33 +12,39 @@ import torch
 from torch import Tensor
 
 from shiftproof.algorithms.algorithm import Algorithm, SingleDomainWarning
-from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
+from shiftproof.algorithms.domain_loss import mean_domain_loss, passed, split_domains
 from shiftproof.base.batch import Batch
-from shiftproof.base.hparams import Hparam, log10_uniform
+from shiftproof.base.hparams import Hparam, log10_uniform, option
 from shiftproof.models import Network
 
 
 class FeatureMatching(Algorithm, ABC):
     """Minimises the mean of the domains' cross-entropies plus a weighted `penalty`; with one domain this is ERM.
 
-    The features are taken before dropout, from one forward pass of all domains. DomainBed makes one pass per domain,
-    which differs if batch norms normalise by the batch: they would remove the differences that the penalty measures.
+    The features are taken before dropout, from one forward pass of all domains. DomainBed makes one pass per domain, as
+    does ``separate_passes`` here, which differs if batch norms normalise by the batch: they then remove differences
+    that the penalty measures.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
         penalty_weight: weight of the penalty, at least 0.
+        separate_passes: whether every domain passes through the network on its own, as in DomainBed, so that batch
+            norms that are not frozen see one domain at a time.
 
     Raises:
         ValueError: ``penalty_weight`` is out of its range.
     """
 
     hparams: ClassVar[Mapping[str, Hparam]] = {
-        "penalty_weight": Hparam(1.0, log10_uniform(-1, 1), seed_name="mmd_gamma")
+        "penalty_weight": Hparam(1.0, log10_uniform(-1, 1), seed_name="mmd_gamma"),
+        "separate_passes": option(False, True),
     }
     accumulates: ClassVar[bool] = False
 
-    def __init__(self, network: Network, num_domains: int, penalty_weight: float = 1.0) -> None:
+    def __init__(
+        self, network: Network, num_domains: int, penalty_weight: float = 1.0, separate_passes: bool = False
+    ) -> None:
         super().__init__(network, num_domains)
         if not 0 <= penalty_weight < math.inf:
             raise ValueError(f"Invalid penalty_weight value: {penalty_weight}; it must be at least 0")
@@ -49,7 +55,7 @@ class FeatureMatching(Algorithm, ABC):
                 SingleDomainWarning,
                 stacklevel=1,
             )
-        self.penalty_weight = penalty_weight
+        self.penalty_weight, self.separate_passes = penalty_weight, separate_passes
 
     @abstractmethod
     def penalty(self, features: Sequence[Tensor]) -> Tensor:
@@ -60,8 +66,9 @@ class FeatureMatching(Algorithm, ABC):
         """
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the loss of all batches in one forward pass."""
-        features = self.network.featurizer(torch.cat([images for images, _ in batches]))
+        """Return the loss of all batches."""
+        featurizer = self.network.featurizer
+        features = passed(featurizer, featurizer, batches, self.separate_passes)
         loss = mean_domain_loss(self.network.classifier(self.network.dropout(features)), batches, self.network.loss)
         if len(batches) == 1:
             return loss

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
-from shiftproof.algorithms.domain_loss import losses_by_domain
+from shiftproof.algorithms.domain_loss import losses_by_domain, passed
 from shiftproof.base.batch import Batch
-from shiftproof.base.hparams import Hparam, log10_uniform
+from shiftproof.base.hparams import Hparam, log10_uniform, option
 from shiftproof.models import Network
 
 
@@ -30,6 +30,8 @@ class GroupDRO(Algorithm):
         network: the network to train.
         num_domains: number of source domains.
         eta: step size of the weights, at least 0.
+        separate_passes: whether every domain passes through the network on its own, as in DomainBed, so that batch
+            norms that are not frozen see one domain at a time.
 
     Attributes:
         q: the weights (num_domains,) after the last step.
@@ -38,20 +40,23 @@ class GroupDRO(Algorithm):
         ValueError: an argument is out of its range.
     """
 
-    hparams: ClassVar[Mapping[str, Hparam]] = {"eta": Hparam(0.01, log10_uniform(-3, -1), seed_name="groupdro_eta")}
+    hparams: ClassVar[Mapping[str, Hparam]] = {
+        "eta": Hparam(0.01, log10_uniform(-3, -1), seed_name="groupdro_eta"),
+        "separate_passes": option(False, True),
+    }
     accumulates: ClassVar[bool] = False
     q: Tensor
 
-    def __init__(self, network: Network, num_domains: int, *, eta: float = 0.01) -> None:
+    def __init__(self, network: Network, num_domains: int, *, eta: float = 0.01, separate_passes: bool = False) -> None:
         super().__init__(network, num_domains)
         if not 0 <= eta < math.inf:
             raise ValueError(f"Invalid eta value: {eta}; it must be at least 0")
-        self.eta = eta
+        self.eta, self.separate_passes = eta, separate_passes
         self.register_buffer("q", torch.full((num_domains,), 1 / num_domains))
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the weighted sum of the domains' losses, from one forward pass."""
-        logits = self.predict(torch.cat([images for images, _ in batches]))
+        """Return the weighted sum of the domains' losses."""
+        logits = passed(self.network, self.predict, batches, self.separate_passes)
         losses = losses_by_domain(logits, batches, self.network.loss)
         q = (self.q.log() + self.eta * losses.detach()).softmax(0)  # normalised without overflow
         self.carry("q", q)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
-from shiftproof.algorithms.domain_loss import split_domains
+from shiftproof.algorithms.domain_loss import passed, split_domains
 from shiftproof.base.batch import Batch
-from shiftproof.base.hparams import Hparam, log10_uniform
+from shiftproof.base.hparams import Hparam, log10_uniform, option
 from shiftproof.models import Network
 
 
@@ -29,15 +29,17 @@ class Mixup(Algorithm):
     and the loss is the mean of all :math:`L_{ij}`. If batches differ in size, only as many images are mixed as the
     smaller one has, the first of each. A single domain is mixed with itself in another order, as in the original mixup.
 
-    This differs from DomainBed in two ways. All pairs share one forward pass, where DomainBed makes one per pair; that
-    matters if batch norms normalise by the batch. And DomainBed does not mix a single domain. The search behind its
-    published table always draws 0.1 by mistake (fixed in commit aa728f5), as do the dialects ``domainbed`` and
-    ``swad``.
+    This differs from DomainBed in two ways. All pairs share one forward pass; DomainBed makes one per pair, as does
+    ``separate_passes`` here, which matters if batch norms normalise by the batch. And DomainBed does not mix a single
+    domain. The search behind its published table always draws 0.1 by mistake (fixed in commit aa728f5), as do the
+    dialects ``domainbed`` and ``swad``.
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
         alpha: both parameters of the Beta distribution, at least 0.01; smaller values mix less.
+        separate_passes: whether every pair passes through the network on its own, as in DomainBed, so that batch norms
+            that are not frozen see one pair at a time.
 
     Raises:
         ValueError: ``alpha`` is out of its range.
@@ -46,18 +48,20 @@ class Mixup(Algorithm):
     mixes_images: ClassVar[bool] = True
     reads_pictures: ClassVar[bool] = True
     hparams: ClassVar[Mapping[str, Hparam]] = {
-        "alpha": Hparam(0.2, log10_uniform(-1, 1), seed_name="mixup_alpha", published_draw=log10_uniform(-1, -1))
+        "alpha": Hparam(0.2, log10_uniform(-1, 1), seed_name="mixup_alpha", published_draw=log10_uniform(-1, -1)),
+        "separate_passes": option(False, True),
     }
 
-    def __init__(self, network: Network, num_domains: int, alpha: float = 0.2) -> None:
+    def __init__(self, network: Network, num_domains: int, alpha: float = 0.2, separate_passes: bool = False) -> None:
         super().__init__(network, num_domains)
         if not 0.01 <= alpha < math.inf:  # for smaller ones float64 cannot hold the shares, which would become 1/2
             raise ValueError(f"Invalid alpha value: {alpha}; it must be at least 0.01")
         concentration = torch.tensor(alpha, dtype=torch.float64, device="cpu")  # so that all devices draw the same
+        self.separate_passes = separate_passes
         self._shares = Beta(concentration, concentration)
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the loss of all mixed pairs in one forward pass."""
+        """Return the loss of all mixed pairs."""
         order = torch.randperm(len(batches), device="cpu").tolist()
         mixed: list[Batch] = []
         partners: list[tuple[float, Tensor]] = []
@@ -70,7 +74,7 @@ class Mixup(Algorithm):
             share = float(self._shares.sample())
             mixed.append((share * images[:count] + (1 - share) * others[:count], labels[:count]))
             partners.append((share, other_labels[:count]))
-        parts = split_domains(self.predict(torch.cat([images for images, _ in mixed])), mixed)
+        parts = split_domains(passed(self.network, self.predict, mixed, self.separate_passes), mixed)
         losses = [
             share * self.network.loss(logits, labels) + (1 - share) * self.network.loss(logits, other_labels)
             for logits, (_, labels), (share, other_labels) in zip(parts, mixed, partners, strict=True)

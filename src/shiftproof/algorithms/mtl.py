@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
-from shiftproof.algorithms.domain_loss import mean_domain_loss, split_domains
+from shiftproof.algorithms.domain_loss import mean_domain_loss, passed, split_domains
 from shiftproof.algorithms.extended_network import ExtendedNetwork
 from shiftproof.base.batch import Batch
-from shiftproof.base.hparams import Hparam, choice
+from shiftproof.base.hparams import Hparam, choice, option
 from shiftproof.models import Network
 
 
@@ -67,22 +67,27 @@ class MTL(Algorithm):
         network: the network to train.
         num_domains: number of source domains.
         ema: weight of the current batch in the moving average, in (0, 1]; at 1 there is no memory.
+        separate_passes: whether every domain passes through the network on its own, as in DomainBed, so that batch
+            norms that are not frozen see one domain at a time.
 
     Raises:
         ValueError: ``ema`` is out of its range.
     """
 
-    hparams: ClassVar[Mapping[str, Hparam]] = {"ema": Hparam(0.99, choice(0.5, 0.9, 0.99, 1.0), seed_name="mtl_ema")}
+    hparams: ClassVar[Mapping[str, Hparam]] = {
+        "ema": Hparam(0.99, choice(0.5, 0.9, 0.99, 1.0), seed_name="mtl_ema"),
+        "separate_passes": option(False, True),
+    }
     accumulates: ClassVar[bool] = False
     transductive: ClassVar[bool] = True
     network: MarginalTransferNetwork
     embeddings: Tensor
 
-    def __init__(self, network: Network, num_domains: int, ema: float = 0.99) -> None:
+    def __init__(self, network: Network, num_domains: int, ema: float = 0.99, separate_passes: bool = False) -> None:
         if not 0 < ema <= 1:
             raise ValueError(f"Invalid ema value: {ema}; it must be in (0, 1]")
         super().__init__(network, num_domains)
-        self.ema = ema
+        self.ema, self.separate_passes = ema, separate_passes
         self.register_buffer("embeddings", torch.zeros(num_domains, network.feature_size))
 
     @staticmethod
@@ -91,8 +96,9 @@ class MTL(Algorithm):
         return MarginalTransferNetwork(network)
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the loss of all batches in one forward pass."""
-        features = self.network.featurizer(torch.cat([images for images, _ in batches]))
+        """Return the loss of all batches."""
+        featurizer = self.network.featurizer
+        features = passed(featurizer, featurizer, batches, self.separate_passes)
         means = torch.stack([part.mean(0, dtype=self.embeddings.dtype) for part in split_domains(features, batches)])
         seen = self.embeddings.any(1, keepdim=True)  # a domain's embedding is zero before its first batch
         embeddings = torch.where(seen, self.embeddings.lerp(means, self.ema), means)

@@ -47,8 +47,8 @@ def find_stages(network: Network) -> list[Stage]:
     the four layers. Its max-pool has the resolution of the first layer, but belongs to the stem, as in the code of
     MIRO's authors. If the resolution does not change, as in a vision transformer, the stages are the first output (the
     patch convolution's) and the quarters of the blocks (the longest run of modules of one class). Only outputs of the
-    featurizer's children count, with the contents of a `torch.nn.Sequential` or `torch.nn.ModuleList` in its place; maps
-    of one pixel do not count.
+    featurizer's children count, with the contents of a `torch.nn.Sequential` or `torch.nn.ModuleList` in its place;
+    maps of one pixel do not count.
 
     A model that names its stages (`Featurizer.stages`) has those, whatever their resolutions.
 

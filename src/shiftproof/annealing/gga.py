@@ -83,9 +83,10 @@ class GGA(Annealer):
         "radius": Hparam(1e-5),
         "candidates": Hparam(250),
         "tolerance": Hparam(0.1),
-        "start": Hparam(100),
-        "end": Hparam(200),
-        "search": Hparam("ball"),
+        # the released trainer, which is built on SWAD's, counts its steps from 0
+        "start": Hparam(100, in_dialects={"swad": 101}),
+        "end": Hparam(200, in_dialects={"swad": 201}),
+        "search": Hparam("ball", in_dialects={"swad": "walk"}),
     }
 
     searches = True

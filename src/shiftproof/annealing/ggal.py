@@ -54,7 +54,10 @@ class GGAL(Annealer):
         ValueError: an argument is out of its range.
     """
 
-    hparams: ClassVar[Mapping[str, Hparam]] = {"gamma": Hparam(0.001), "noise": Hparam("uniform")}
+    hparams: ClassVar[Mapping[str, Hparam]] = {
+        "gamma": Hparam(0.001),
+        "noise": Hparam("uniform", in_dialects={"swad": "normal"}),
+    }
     leaves_mean = True
     single_device = "it compares the gradients of whole domains, and each device holds only parts of them"
 
