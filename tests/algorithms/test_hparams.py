@@ -62,17 +62,23 @@ def test_the_dialects_of_the_published_table_draw_no_alpha_for_mixup(protocol, c
 
 def test_the_guide_has_every_algorithm_with_its_hyperparameters():
     guide = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
-    objectives, costs = re.findall(r"\|(?:---\|)+(.*?)\n\n", guide, re.DOTALL)
+    objectives, costs, published = re.findall(r"\|(?:---\|)+(.*?)\n\n", guide, re.DOTALL)
     for name in ALGORITHMS:
         assert objectives.count(f"\n| `{name}` |") == 1
         [row] = [line for line in costs.splitlines() if line and f"`{name}`" in line.split("|")[1]]
         cells = row.split("|")
         told = dict(re.findall(r"`(\w+)` (\S+?)(?:,|;| |$)", cells[2].strip()))
-        assert told.keys() == ALGORITHMS[name].hparams.keys()
+        together = {
+            key: hparam for one in re.findall(r"`(\w+)`", cells[1]) for key, hparam in ALGORITHMS[one].hparams.items()
+        }
+        assert told.keys() == together.keys()
         for hparam, text in told.items():
-            default = ALGORITHMS[name].hparams[hparam].default
+            default = together[hparam].default
             assert text == _in_the_guide(default)
         assert ("yes" in cells[4] or f"`{name}`" in cells[4]) is ALGORITHMS[name].accumulates
+        assert f"`{name}`" in published
+        for hparam, settings in ALGORITHMS[name].hparams.items():
+            assert not settings.in_dialects or f"`{hparam}`" in published
 
 
 def _in_the_guide(default):

@@ -77,6 +77,14 @@ def test_hyperparameters_say_of_which_search_they_are(capsys):
     assert "short search" not in capsys.readouterr().out
 
 
+def test_options_of_the_dialects_are_told(capsys):
+    [mldg] = _listed(capsys, "algorithms", "mldg")["algorithms"]
+    everywhere = {"domainbed": "ring", "domainbed-head": "split", "swad": "ring"}
+    assert mldg["hyperparameters"]["pairing"] == {"default": "groups", "range": None, "in_dialects": everywhere}
+    main(["list", "annealers", "gga"])
+    assert "start: 100; 101 in swad" in capsys.readouterr().out
+
+
 def test_ranges_of_whole_numbers_end_with_the_last_one_drawn(capsys):
     found = {one["name"]: one["hyperparameters"] for one in _listed(capsys, "algorithms")["algorithms"]}
     assert found["dann"]["d_steps"]["range"] == "1 to 7, whole, log-uniform"

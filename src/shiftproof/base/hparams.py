@@ -84,7 +84,7 @@ class Hparam:
     def range(self) -> str:
         """What a search draws, in words; empty if it keeps the default."""
         if self.relative_to is not None:
-            return f"drawn like {self.relative_to}, divided by it"
+            return f"draws of {self.relative_to}, divided by its value"
         if self.draw is None:
             return ""
         return str(self.draw) if isinstance(self.draw, Described) else "a distribution of its own"

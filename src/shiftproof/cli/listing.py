@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shiftproof.base.hparams import Hparam
     from shiftproof.cli.command import Command, Commands
     from shiftproof.studies import Listed
 
@@ -76,4 +77,9 @@ def _lines(one: Listed, width: int, *, details: bool) -> Iterator[str]:
     if details:
         for name, hparam in one.hparams.items():
             searched = f"; searched {hparam.range}" if hparam.range else ""
-            yield f"  {'':{width}}    {name}: {hparam.default}{searched}"
+            yield f"  {'':{width}}    {name}: {hparam.default}{searched}{_elsewhere(hparam)}"
+
+
+def _elsewhere(hparam: Hparam) -> str:
+    """Return its defaults in the protocol's dialects that have another."""
+    return "".join(f"; {value} in {dialect}" for dialect, value in hparam.in_dialects.items())

@@ -7,7 +7,8 @@ are built.
 A dialect sets rules and numbers. It does not reproduce the reference's streams of random numbers: batches, crops and
 initial weights are functions of our seeds, and the methods of a trial start from the same weights, whereas DomainBed
 seeds every algorithm and setting separately. Crops are taken from images at the training size (see
-`shiftproof.data`). Algorithms follow their papers in every dialect.
+`shiftproof.data`). In our own dialect algorithms follow their papers. In the others they do what the published code
+does where that differs, by options of theirs (`shiftproof.base.hparams.option`), as far as that is no defect.
 
 Sources: Gulrajani and Lopez-Paz, "In Search of Lost Domain Generalization", ICLR 2021 (arXiv 2007.01434); Cha et
 al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021 (arXiv 2102.08604).

@@ -48,7 +48,8 @@ class Listed(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON holds it."""
         hparams = {
-            name: {"default": hparam.default, "range": hparam.range or None} for name, hparam in self.hparams.items()
+            name: {"default": hparam.default, "range": hparam.range or None, **_elsewhere(hparam)}
+            for name, hparam in self.hparams.items()
         }
         search = {"search": "short"} if hparams else {}
         start = {"start": self.start} if self.start else {}
@@ -60,6 +61,10 @@ class Listed(NamedTuple):
             **start,
             "hyperparameters": hparams,
         }
+
+
+def _elsewhere(hparam: Hparam) -> dict[str, Any]:
+    return {"in_dialects": dict(hparam.in_dialects)} if hparam.in_dialects else {}
 
 
 def _listed(
