@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from shiftproof.base.choices import Kind
+from shiftproof.base.choices import Kind, Search
 from shiftproof.base.registry import Registry
 
 Draws = Literal["per_name", "in_order"]
@@ -48,6 +48,7 @@ class Protocol:
         oracle: the checkpoint that the oracle takes: the last, or the one with the best accuracy on the target's
             held-out images, which looks at the target at every evaluation.
         highest_setting_wins_ties: whether ties go to the setting with the highest number rather than the lowest.
+        search: the search that settings are of unless one is stated.
         draws: whether each hyperparameter draws from its own generator ("per_name") or all from one ("in_order").
     """
 
@@ -64,6 +65,7 @@ class Protocol:
     augment_validation: bool = True
     oracle: Oracle = "last"
     highest_setting_wins_ties: bool = True
+    search: Search = "protocol"
     draws: Draws = "in_order"
 
     def steps(self, dataset: str, kind: Kind, pretrained: bool) -> int:
@@ -137,6 +139,7 @@ PROTOCOLS.register(
         zero_classifier=True,
         augment_validation=False,
         highest_setting_wins_ties=False,
+        search="short",
         draws="per_name",
     ),
 )

@@ -406,7 +406,7 @@ _SPEC_FIELDS = {field.name for field in fields(RunSpec)}
 def _space(study: Study, facts: _Facts, method: Method) -> SearchSpace:
     fixed = {**study.fixed, **study.variant(method).fixed}
     pretrained = study.weights is not None
-    return search_space(facts.key, facts.kind, pretrained, *method[:3], study.search, fixed, facts.model)
+    return search_space(facts.key, facts.kind, pretrained, *method[:3], study.searched, fixed, facts.model)
 
 
 def _check_schedule(study: Study, steps: int, freq: int) -> None:
@@ -443,6 +443,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
     values = {
         **vars(study),
         "datasets": facts.name,
+        "search": study.searched,
         "steps": _listed(spec.steps for spec in specs),
         "checkpoint_freq": _listed(spec.checkpoint_freq for spec in specs),
         "model": facts.model,

@@ -293,11 +293,12 @@ class Study:
         metavar="N",
         term=Term("settings per method", "hyperparameter settings tried for every method", always=True),
     )
-    search: Search = described(
-        "short",
+    search: Search | None = described(
+        None,
         "defaults and ranges of the hyperparameters: short, for a few hundred steps, or protocol, as in DomainBed",
         "protocol",
         RUNS,
+        none="short; protocol in DomainBed's dialects",
         term=Term(
             "search",
             "the distributions that settings are drawn from; setting 0 is a method's defaults",
@@ -573,6 +574,13 @@ class Study:
             return check_device(self.device)
         except ValueError as error:
             raise FieldError("device", str(error)) from error
+
+    @property
+    def searched(self) -> Search:
+        """The search that settings are of: the one stated, or the dialect's."""
+        from shiftproof.protocol import PROTOCOLS
+
+        return self.search or PROTOCOLS[self.protocol].search
 
     @property
     def weights_file(self) -> Path | None:
