@@ -94,6 +94,7 @@ def test_the_table_of_dialects():
     assert column("oracle") == ["last", "last", "last", "best"]
     assert column("highest_setting_wins_ties") == [False, True, True, True]
     assert column("draws") == ["per_name", "in_order", "per_name", "in_order"]
+    assert column("small_models") == [{}, *[{28: "mnist_cnn", 32: "wide_resnet_16_2"}] * 3]
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,8 @@ class DatasetEntry:
         kind: as in `DomainDataset`; None for a user's folder or table, whose kind is stated or inferred.
         outline: the outline of a published data set.
         embedded: whether it needs no data folder.
-        model: name of its default model; None if that depends on the kind.
+        model: name of its default model; None if that depends on the kind. A dialect of the protocol that has a model
+            for small images of its size takes that.
         table: whether it is opened from a `TableFile`.
 
     Raises:

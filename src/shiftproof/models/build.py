@@ -16,6 +16,7 @@ from shiftproof.base.choices import Task
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Hparam
 from shiftproof.base.registry import Registry, UnknownNameError, check_callable
+from shiftproof.models.mnist_cnn import mnist_cnn
 from shiftproof.models.model import Featurizer, Model
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation
@@ -25,6 +26,7 @@ from shiftproof.models.timm_models import near_timm_names, timm_model
 from shiftproof.models.torchvision_models import TORCHVISION_MODELS
 from shiftproof.models.vectors import MLP_HPARAMS, linear, mlp
 from shiftproof.models.weights import load_weights, stated_normalisation
+from shiftproof.models.wide_resnet import wide_resnet_16_2
 
 MODELS: Registry[Model] = Registry("model", instances_of=Model)
 """Our own models, torchvision's and those of plug-ins; any other name is looked up in timm."""
@@ -40,6 +42,15 @@ MODELS.register(
 )
 MODELS.register(
     "small_lenet", Model(partial(_small, small_lenet), 32), summary="LeNet for images of 28 to 64 pixels, from scratch."
+)
+MODELS.register(
+    "mnist_cnn", Model(mnist_cnn, 28), summary="DomainBed's network for MNIST: four convolutions, 128 features."
+)
+MODELS.register(
+    "wide_resnet_16_2",
+    Model(wide_resnet_16_2, 32),
+    summary="Wide residual network of 16 layers and twice the width, for images of 32 pixels (Zagoruyko and "
+    "Komodakis, 2016).",
 )
 MODELS.register("linear", Model(linear, kinds=("vectors",)), summary="Linear model of vectors.")
 MODELS.register(
@@ -69,9 +80,9 @@ def build_network(
 ) -> Network:
     """Build a network on the CPU; its random start is a function of ``seed`` alone.
 
-    ``model`` is ``small_conv``, ``small_lenet``, one of torchvision's ``squeezenet1_1``, ``resnet18`` and ``resnet50``,
-    or any name from timm; for vectors, ``linear`` or ``mlp``. timm has two of these names too; add a tag to get its
-    models, as in ``resnet50.a1_in1k``.
+    ``model`` is ``small_conv``, ``small_lenet``, ``mnist_cnn``, ``wide_resnet_16_2``, one of torchvision's
+    ``squeezenet1_1``, ``resnet18`` and ``resnet50``, or any name from timm; for vectors, ``linear`` or ``mlp``. timm
+    has two of these names too; add a tag to get its models, as in ``resnet50.a1_in1k``.
 
     With ``weights``, batch norms keep the file's statistics in training unless ``freeze_batch_norm`` is false. Without,
     their statistics start at mean 0 and variance 1, which are not worth keeping, and follow the batches.

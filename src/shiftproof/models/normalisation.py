@@ -74,6 +74,11 @@ def default_normalisation(channels: int) -> Normalisation:
     return Normalisation.parse("imagenet" if channels == 3 else "half", channels)
 
 
+def pixels_as_they_are(channels: int) -> Normalisation:
+    """Return the normalisation that leaves pixels in [0, 1]."""
+    return Normalisation((0.0,) * channels, (1.0,) * channels)
+
+
 def check_normalisation(text: str) -> None:
     """Check that a text is a normalisation, for any number of channels.
 

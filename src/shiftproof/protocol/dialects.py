@@ -16,7 +16,8 @@ al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021 (arXiv 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from shiftproof.base.choices import Kind, Search
@@ -50,6 +51,8 @@ class Protocol:
         highest_setting_wins_ties: whether ties go to the setting with the highest number rather than the lowest.
         search: the search that settings are of unless one is stated.
         draws: whether each hyperparameter draws from its own generator ("per_name") or all from one ("in_order").
+        small_models: the models that square small images have unless one is named, by their side in pixels; images of
+            another size have their data set's.
     """
 
     start: str
@@ -67,6 +70,7 @@ class Protocol:
     highest_setting_wins_ties: bool = True
     search: Search = "protocol"
     draws: Draws = "in_order"
+    small_models: Mapping[int, str] = field(default_factory=dict)
 
     def steps(self, dataset: str, kind: Kind, pretrained: bool) -> int:
         """Return the default number of updates.
@@ -125,6 +129,7 @@ PROTOCOLS: Registry[Protocol] = Registry("protocol")
 """The dialects by name."""
 
 _TORCHVISION = "torchvision's ResNet-50, ImageNet-1k V1"
+_SMALL_MODELS = {28: "mnist_cnn", 32: "wide_resnet_16_2"}
 
 PROTOCOLS.register(
     OURS,
@@ -143,10 +148,16 @@ PROTOCOLS.register(
         draws="per_name",
     ),
 )
-PROTOCOLS.register("domainbed", Protocol(_TORCHVISION))
+PROTOCOLS.register("domainbed", Protocol(_TORCHVISION, small_models=_SMALL_MODELS))
 PROTOCOLS.register(
     "domainbed-head",
-    Protocol("timm's ResNet-50, resnet50.ram_in1k", evaluates_last=True, freeze_batch_norm=False, draws="per_name"),
+    Protocol(
+        "timm's ResNet-50, resnet50.ram_in1k",
+        evaluates_last=True,
+        freeze_batch_norm=False,
+        draws="per_name",
+        small_models=_SMALL_MODELS,
+    ),
 )
 PROTOCOLS.register(
     "swad",
@@ -157,5 +168,6 @@ PROTOCOLS.register(
         rounds_updates=True,
         augment_validation=False,
         oracle="best",
+        small_models=_SMALL_MODELS,
     ),
 )

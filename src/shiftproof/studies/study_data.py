@@ -20,6 +20,7 @@ from shiftproof.models import (
     stated_normalisation,
     weights_name,
 )
+from shiftproof.protocol import PROTOCOLS
 from shiftproof.studies.study import Study
 from shiftproof.training import RunSpec
 
@@ -143,14 +144,17 @@ def kind_of(study: Study, dataset: str) -> Kind:
 
 
 def model_of(study: Study, dataset: str) -> str:
-    """Return the name of the model that is trained on a data set.
+    """Return the name of the model that is trained on a data set: the study's, its protocol's, the data set's or ours.
 
     Raises:
         FieldError: its images are photographs and no model is named, or weights are given without their model.
+        ValueError: the data set cannot be opened.
     """
-    known = study.model or DATASETS[dataset].model
-    if known is not None:
-        return known
+    own = DATASETS[dataset].model
+    if study.model is not None:
+        return study.model
+    if own is not None:
+        return _published_model(study, dataset) or own
     if study.weights is not None:
         raise FieldError("model", f"no model is named: name the one whose weights {study.weights.name} holds")
     kind = kind_of(study, dataset)
@@ -170,7 +174,16 @@ def model_of(study: Study, dataset: str) -> str:
             "resnet18 and weights hub, or a file from torchvision or timm). A model alone is trained from scratch, "
             f"which takes far more images and steps{advice}",
         )
-    return SMALL_MODEL
+    return _published_model(study, dataset) or SMALL_MODEL
+
+
+def _published_model(study: Study, dataset: str) -> str | None:
+    """Return the model that the study's protocol has for small images of a data set's size; None if it has none."""
+    models = PROTOCOLS[study.protocol].small_models
+    if not models or kind_of(study, dataset) != "small_images":
+        return None
+    _, height, width = open_data(study, dataset).input_shape
+    return models.get(height) if height == width else None
 
 
 def image_size_of(study: Study, dataset: str) -> int | None:
