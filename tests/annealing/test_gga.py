@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from annealing.made_up_domains import Counted, made_up
 from shiftproof.annealing import ANNEALERS, GGA, GGAL, Annealer, domain_similarities
 from shiftproof.base.randomness import generator
+from shiftproof.protocol.settings import search_space, setting
 
 OPTIONS = {"radius": 0.05, "candidates": 60, "tolerance": 0.05, "start": 3, "end": 5}
 
@@ -306,3 +307,16 @@ def test_it_searches_again_once_something_is_unfrozen():
         annealer.before_step(model.parameters(), 4, losses)
     assert annealer.totals["steps"] == 1
     assert annealer.totals["evaluations"] > 0
+
+
+def test_the_dialect_swad_searches_as_the_released_trainer():
+    """It walks, and counts its steps from 0; GGA-L's noise is normal there."""
+    expected = {"start": 101, "end": 201, "search": "walk"}
+    for dialect, options in (("swad", expected), ("domainbed", {}), ("shiftproof", {})):
+        space = search_space("PACS", "photographs", True, "erm", "adam", "gga", "short")
+        values = setting(space, {}, 0, 0, dialect)
+        ours = {name: hparam.default for name, hparam in GGA.hparams.items()}
+        assert {name: values[f"annealer.{name}"] for name in GGA.hparams} == {**ours, **options}
+    space = search_space("PACS", "photographs", True, "erm", "adam", "gga_l", "short")
+    noises = [setting(space, {}, 0, 0, dialect)["annealer.noise"] for dialect in ("swad", "domainbed", "shiftproof")]
+    assert noises == ["normal", "uniform", "uniform"]
