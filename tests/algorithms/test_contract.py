@@ -8,6 +8,7 @@ import torch
 
 from algorithms.made_up_runs import made_up, small, steps_of
 from shiftproof.algorithms import ALGORITHMS, arm
+from shiftproof.models import weighted_cross_entropy
 from shiftproof.optim import OPTIMIZERS
 
 STEPS, SAVED = 40, 30
@@ -84,3 +85,18 @@ def test_contract(algorithm, optimizer, domains):
     logits = trained.predict(images)
     assert logits.shape == (6, 3)
     assert torch.equal(trained.predict(images), logits)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [name for name in ALGORITHMS if ALGORITHMS[name].weighs_classes and ALGORITHMS[name].stepped]
+)
+def test_weights_of_classes_reach_the_loss(algorithm):
+    losses = []
+    for weights in (None, [1.0, 1.0, 1.0], [1.0, 2.0, 5.0]):
+        torch.manual_seed(0)
+        steps = _steps(algorithm, "sgd", 2)
+        if weights is not None:
+            steps.algorithm.network.loss = weighted_cross_entropy(torch.tensor(weights))
+        losses.append(float(_take(steps, 2, 1)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)

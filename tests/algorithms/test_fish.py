@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from algorithms.made_up_runs import assert_continues_bit_equal, domain_losses, made_up, small, steps_of
-from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.fish import Fish
 from shiftproof.base.randomness import torch_seed
+from shiftproof.protocol.settings import setting
 
 
 def _order(step, domains):
@@ -95,6 +95,52 @@ def test_statistics_of_batch_norms_stay_what_the_inner_steps_left():
     assert counted[1.0].num_batches_tracked == 2
 
 
+def _normalised(kind, domains, **hparams):
+    """With a batch norm that trains."""
+    algorithm = small(kind, domains, **hparams)
+    algorithm.network.featurizer.append(torch.nn.BatchNorm1d(64))
+    return algorithm.double()
+
+
+@pytest.mark.parametrize("counts", [(5,), (2, 5, 3)])
+def test_as_in_domainbed_the_domains_are_taken_in_order_and_statistics_go_part_of_the_way(counts):
+    """All of a state dict is moved, after steps of one Adam on a copy."""
+    fish = _normalised(Fish, len(counts), meta_lr=0.3, fixed_order=True, interpolates_buffers=True)
+    steps = steps_of(fish, "adam", lr=0.02)
+    copied = _normalised(ERM, len(counts))
+    adam = torch.optim.Adam(copied.parameters(), lr=0.02)
+    meta = {name: value.clone() for name, value in copied.state_dict().items()}
+    for step in range(1, 5):
+        copied.load_state_dict(meta)
+        losses = []
+        batches = made_up(counts, dtype=torch.float64, seed=step)
+        for images, labels in batches:
+            loss = torch.nn.functional.cross_entropy(copied.predict(images), labels)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            losses.append(loss.detach())
+        for name, reached in copied.state_dict().items():
+            if reached.is_floating_point():
+                meta[name] = meta[name] + 0.3 * (reached - meta[name])
+        torch.testing.assert_close(steps.take(batches, step), torch.stack(losses).mean(), rtol=1e-10, atol=0)
+    found = fish.state_dict()
+    for name, expected in meta.items():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_buffers_option_moves_statistics_alone():
+    left = []
+    for interpolates in (False, True):
+        algorithm = _normalised(Fish, 2, meta_lr=0.25, fixed_order=True, interpolates_buffers=interpolates)
+        steps_of(algorithm).take(made_up((4, 4), dtype=torch.float64), 1)
+        left.append(algorithm.state_dict())
+    whole, part = (next(v for name, v in state.items() if "running_mean" in name) for state in left)
+    torch.testing.assert_close(part, whole / 4, rtol=1e-12, atol=0)  # it starts at 0
+    assert all(torch.equal(left[0][name], left[1][name]) for name in left[0] if not name.endswith(("mean", "var")))
+
+
 def test_accumulation_takes_the_same_step():
     whole, parts = (steps_of(small(Fish), "sgd", **options) for options in ({}, {"accumulate": 2}))
     for steps in (whole, parts):
@@ -108,6 +154,13 @@ def test_a_run_continues_bit_equal(optimizer):
     assert_continues_bit_equal(lambda: small(Fish, dropout=0.3), optimizer, 3, 5)
 
 
+def test_a_run_as_in_domainbed_continues_bit_equal():
+    def build():
+        return _normalised(Fish, 2, dropout=0.3, fixed_order=True, interpolates_buffers=True).float()
+
+    assert_continues_bit_equal(build, "sam", 3, 5)
+
+
 @pytest.mark.parametrize("meta_lr", [0.0, 1.5, float("nan")])
 def test_hyperparameters_out_of_range_are_refused(meta_lr):
     with pytest.raises(ValueError, match=f"Invalid meta_lr value: {meta_lr}; it must be in"):
@@ -115,5 +168,6 @@ def test_hyperparameters_out_of_range_are_refused(meta_lr):
 
 
 def test_defaults_are_domainbeds():
-    assert draw(Fish.hparams, 0, 0) == {"meta_lr": 0.5}
-    assert draw(Fish.hparams, 1, 0)["meta_lr"] in (0.05, 0.1, 0.5)
+    space = {"algorithm": Fish.hparams}
+    assert setting(space, {}, 0, 0) == {"algorithm.meta_lr": 0.5}
+    assert setting(space, {}, 1, 0)["algorithm.meta_lr"] in (0.05, 0.1, 0.5)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from algorithms.made_up_runs import assert_continues_bit_equal, domain_losses, gradients, made_up, small, steps_of
-from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.group_dro import GroupDRO
+from shiftproof.protocol.settings import setting
 
 
 def _updated(q, losses, eta):
@@ -35,6 +35,29 @@ def test_weights_loss_and_steps_are_those_of_the_transcription(counts):
         torch.testing.assert_close(steps.algorithm.q, torch.tensor(q, dtype=torch.float64), rtol=1e-9, atol=0)
     for p, expected in zip(steps.algorithm.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, expected, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("counts", [(5,), (2, 5, 3)])
+def test_divided_it_takes_the_steps_of_domainbeds_published_table(counts):
+    """With weight decay, beside which the size of the loss matters."""
+    lr, decay, eta = 0.05, 0.1, 0.5
+    algorithm = small(GroupDRO, len(counts), dtype=torch.float64, eta=eta, divided=True)
+    steps = steps_of(algorithm, "sgd", lr=lr)
+    algorithm.optimizers["all"].param_groups[0].update(momentum=0.0, weight_decay=decay)
+    reference = small(ERM, len(counts), dtype=torch.float64)
+    weights = list(reference.parameters())
+    q = [1 / len(counts)] * len(counts)
+    for step in range(1, 5):
+        batches = made_up(counts, dtype=torch.float64, seed=step)
+        losses = domain_losses(reference, batches)
+        q = _updated(q, losses, eta)
+        loss = sum(weight * of_domain for weight, of_domain in zip(q, losses, strict=True)) / len(counts)
+        gradient = torch.autograd.grad(loss, weights)
+        with torch.no_grad():
+            for w, g in zip(weights, gradient, strict=True):
+                w -= lr * (g + decay * w)
+        torch.testing.assert_close(steps.take(batches, step), loss.detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(list(algorithm.parameters()), weights, rtol=1e-10, atol=1e-12)
 
 
 def test_on_identical_domains_and_on_one_it_is_erm():
@@ -84,5 +107,6 @@ def test_hyperparameters_out_of_range_are_refused(eta):
 
 
 def test_defaults_are_domainbeds():
-    assert draw(GroupDRO.hparams, 0, 0) == {"eta": 0.01}
-    assert 1e-3 <= draw(GroupDRO.hparams, 1, 0)["eta"] < 0.1
+    space = {"algorithm": GroupDRO.hparams}
+    assert setting(space, {}, 0, 0) == {"algorithm.eta": 0.01}
+    assert 1e-3 <= setting(space, {}, 1, 0)["algorithm.eta"] < 0.1

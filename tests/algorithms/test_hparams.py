@@ -7,6 +7,7 @@ import pytest
 
 from algorithms.made_up_runs import small
 from shiftproof.algorithms import ALGORITHMS
+from shiftproof.protocol import PROTOCOLS
 from shiftproof.protocol.settings import search_space, setting
 
 
@@ -58,6 +59,22 @@ def test_the_dialects_of_the_published_table_draw_no_alpha_for_mixup(protocol, c
     alphas = [_setting("mixup", hparam_seed, protocol=protocol)["algorithm.alpha"] for hparam_seed in range(10)]
     assert alphas[0] == 0.2
     assert (set(alphas[1:]) == {0.1}) is constant
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "option", "dialects"),
+    [
+        ("fish", "fixed_order", {"domainbed", "domainbed-head", "swad"}),
+        ("fish", "interpolates_buffers", {"domainbed", "domainbed-head", "swad"}),
+        ("sagnet", "three_steps", {"domainbed", "domainbed-head", "swad"}),
+        ("groupdro", "divided", {"domainbed", "swad"}),
+    ],
+)
+def test_a_dialect_takes_the_options_of_the_code_that_it_follows(algorithm, option, dialects):
+    for protocol in PROTOCOLS:
+        for hparam_seed in (0, 3):
+            drawn = _setting(algorithm, hparam_seed, protocol=protocol)
+            assert drawn.get(f"algorithm.{option}", False) is (protocol in dialects)
 
 
 def test_the_guide_has_every_algorithm_with_its_hyperparameters():

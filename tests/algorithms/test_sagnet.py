@@ -1,9 +1,13 @@
+import copy
+
 import pytest
 import torch
 
 from algorithms.made_up_batches import CLASSES, assert_resumes, built_steps, defaults, double_network, uneven_batches
-from shiftproof.algorithms import ALGORITHMS
+from algorithms.made_up_runs import made_up, small, steps_of
+from shiftproof.algorithms import ALGORITHMS, sagnet
 from shiftproof.algorithms.sagnet import SagNet, randomised
+from shiftproof.base.randomness import torch_seed
 
 
 def _statistics(z):
@@ -112,6 +116,130 @@ def test_the_style_head_starts_as_the_classifier_and_predictions_are_the_network
 @pytest.mark.parametrize("sizes", [(6,), (2, 4, 1, 3, 2)])
 def test_resume_is_bit_equal(sizes):
     assert_resumes(lambda: SagNet(double_network(0.1), len(sizes)), sizes=sizes)
+
+
+def _features_and_draws(algorithm, images, step, turn):
+    """The features of one of the three steps, and what it draws after their dropout."""
+    seed = torch_seed(0, "step", step)
+    torch.manual_seed(seed if turn == "classifier" else torch_seed(seed, turn))
+    features = algorithm.network.dropout(algorithm.network.featurizer(images))
+    alphas = torch.rand(len(images), 1)[:, 0].double()
+    return features, alphas, torch.randperm(len(images)), torch.randperm(len(images))
+
+
+def _mean_and_variance(z):
+    mean = sum(z) / len(z)
+    return mean, sum((v - mean) ** 2 for v in z) / (len(z) - 1)
+
+
+def _restyled(features, alphas, order):
+    rows = []
+    for i, z in enumerate(features):
+        mean, variance = _mean_and_variance(z)
+        other_mean, other_variance = _mean_and_variance(features[order[i]])
+        mixed_mean = alphas[i] * mean + (1 - alphas[i]) * other_mean
+        mixed_variance = alphas[i] * variance + (1 - alphas[i]) * other_variance
+        rows.append((z - mean) / (variance + 1e-5).sqrt() * (mixed_variance + 1e-5).sqrt() + mixed_mean)
+    return torch.stack(rows)
+
+
+def _refilled(features, order):
+    rows = []
+    for i, z in enumerate(features):
+        mean, variance = _mean_and_variance(z)
+        other_mean, other_variance = _mean_and_variance(features[order[i]])
+        content = (features[order[i]] - other_mean) / (other_variance + 1e-5).sqrt()
+        rows.append(content.detach() * (variance + 1e-5).sqrt() + mean)
+    return torch.stack(rows)
+
+
+def _domainbeds_step(algorithm, batches, step, optimizers):
+    """One update in three steps, with an optimizer each for featurizer, classifier and style head."""
+    images, labels = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    rows = range(len(labels))
+
+    def take(loss, *names):
+        for optimizer in optimizers.values():
+            optimizer.zero_grad()
+        loss.backward()
+        for name in names:
+            optimizers[name].step()
+
+    features, alphas, styles, _ = _features_and_draws(algorithm, images, step, "classifier")
+    log_p = torch.log_softmax(algorithm.network.classifier(_restyled(features, alphas, styles)), 1)
+    first = -sum(log_p[i, labels[i]] for i in rows) / len(labels)
+    take(first, "featurizer", "classifier")
+    features, _, _, contents = _features_and_draws(algorithm, images, step, "style")
+    log_p = torch.log_softmax(algorithm.style_head(_refilled(features, contents)), 1)
+    take(-sum(log_p[i, labels[i]] for i in rows) / len(labels), "style")
+    features, _, _, contents = _features_and_draws(algorithm, images, step, "adversary")
+    log_p = torch.log_softmax(algorithm.style_head(_refilled(features, contents)), 1)
+    take(algorithm.adversary_weight * sum(-sum(log_p[i]) / CLASSES for i in rows) / len(labels), "featurizer")
+    return first.detach()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("sizes", [(6,), (3, 5), (2, 4, 1, 3)])
+def test_in_three_steps_it_trains_as_domainbed_does(optimizer, sizes):
+    algorithm = SagNet(double_network(0.3), len(sizes), 0.7, three_steps=True).train()
+    reference = copy.deepcopy(algorithm)
+    hparams = {"lr": 0.01, "weight_decay": 0.05, **({"momentum": 0.9} if optimizer == "sgd" else {})}
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+    network = reference.network
+    parts = {"featurizer": network.featurizer, "classifier": network.classifier, "style": reference.style_head}
+    optimizers = {name: kind(part.parameters(), **hparams) for name, part in parts.items()}
+    steps = built_steps(algorithm, optimizer, **hparams)
+    for step in range(1, 5):
+        batches = uneven_batches(sizes, step)
+        expected = _domainbeds_step(reference, batches, step, optimizers)
+        torch.testing.assert_close(steps.take(batches, step), expected, rtol=1e-10, atol=0)
+    assert steps.passes == 4  # only the first of three counts
+    for (name, p), q in zip(algorithm.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_each_of_the_three_steps_has_its_own_numbers_and_moves_what_it_should(monkeypatch):
+    algorithm, drawn, moved = SagNet(double_network(0.5), 2, three_steps=True), [], []
+    own = sagnet.randomised
+    monkeypatch.setattr(sagnet, "randomised", lambda z, **o: drawn.append(z.detach()) or own(z, **o))
+    steps = built_steps(algorithm, "sgd", lr=0.1, momentum=0.9, weight_decay=0.1)
+    optimizer = algorithm.optimizers["all"]
+    optimizer.register_step_post_hook(
+        lambda *_: moved.append({name.split(".")[-2] for name, p in algorithm.named_parameters() if p.grad is not None})
+    )
+    assert steps.take(uneven_batches(), 1).isfinite()
+    featurizer = {name.split(".")[-2] for name, _ in algorithm.network.featurizer.named_parameters(prefix="f")}
+    assert moved == [featurizer | {"classifier"}, {"style_head"}, featurizer]
+    masks = [z == 0 for z in drawn]
+    assert not any(torch.equal(masks[i], masks[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sam", "genie", "adahessian"])
+def test_in_three_steps_a_resumed_run_is_bit_equal(optimizer):
+    whole = assert_resumes(lambda: SagNet(double_network(0.3), 2, three_steps=True), optimizer)
+    assert whole.passes == (12 if optimizer == "sam" else 6)
+
+
+def test_in_three_steps_gradients_accumulate_and_bfloat16_stays_close():
+    losses = {}
+    for options in ({}, {"accumulate": 2}, {"precision": "bf16"}):
+        steps = steps_of(small(SagNet, three_steps=True), "adam", 0.002, **options)
+        losses[str(options)] = torch.stack([steps.take(made_up((8, 8), seed=n), n) for n in (1, 2, 3)]).float()
+        assert all(bool(p.isfinite().all()) for p in steps.algorithm.parameters())
+    whole, parts, bf16 = losses.values()
+    torch.testing.assert_close(bf16, whole, rtol=0.03, atol=0.03)
+    torch.testing.assert_close(parts, whole, rtol=0.2, atol=0.2)  # other draws of the same law
+
+
+def test_in_three_steps_a_frozen_featurizer_stays_and_the_heads_train():
+    network = double_network()
+    network.featurizer.requires_grad_(False)
+    algorithm = SagNet(network, 2, three_steps=True)
+    start = copy.deepcopy(algorithm.state_dict())
+    built_steps(algorithm, "sam").take(uneven_batches(), 1)
+    changed = {name for name, value in algorithm.state_dict().items() if not torch.equal(value, start[name])}
+    heads = ("network.classifier", "style_head")
+    assert changed == {f"{head}.{part}" for head in heads for part in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])

@@ -1,9 +1,12 @@
 """What an algorithm gets of the run's optimizer."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from shiftproof.optim import OPTIMIZERS
+from shiftproof.training.build import build_steps
 from shiftproof.training.optimizer_factory import RunOptimizers
 
 
@@ -32,6 +35,29 @@ def test_learning_rates_are_ratios_and_weight_decay_may_differ():
     group = _factory("adam")(_weights(), lr_ratio=2.5, weight_decay=0.0).param_groups[0]
     assert group["lr"] == pytest.approx(0.05)
     assert group["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("ratios", [False, True])
+def test_names_reach_the_optimizers_whose_rule_may_depend_on_them(ratios):
+    weights = _weights()
+    names = dict(zip(weights, ("a.weight", "b.bias", "c.weight"), strict=True))
+    for optimizer in OPTIMIZERS:
+        factory = replace(_factory(optimizer), names=names, ratios={weights[1]: 0.5} if ratios else {})
+        groups = factory(weights).param_groups
+        expected = [["a.weight", "c.weight"], ["b.bias"]] if ratios else [["a.weight", "b.bias", "c.weight"]]
+        assert [group.get("param_names") for group in groups] == (
+            expected if optimizer == "asam" else [None] * len(groups)
+        )
+
+
+def test_a_run_gives_asam_the_names_of_its_network(make_spec, digits):
+    hparams = {"data.batch_size": 4, "model.dropout": 0.0, "optimizer.lr": 0.01, "optimizer.by_name": True}
+    steps = build_steps(make_spec(optimizer="asam", hparams=hparams), digits, torch.device("cpu"), None)
+    algorithm = steps.algorithm
+    [group] = algorithm.optimizers["all"].param_groups
+    assert dict(zip(group["param_names"], group["params"], strict=True)) == dict(algorithm.named_parameters())
+    assert any(p.ndim == 1 and "weight" in name for name, p in algorithm.named_parameters())
+    assert steps.take([(torch.randn(4, *digits.input_shape), torch.arange(4))] * algorithm.num_domains, 1).isfinite()
 
 
 def test_every_name_draws_its_own_numbers():

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
 from shiftproof.algorithms.domain_loss import pooled
@@ -62,7 +61,8 @@ class RSC(Algorithm):
         """Return the cross-entropy over all images, with some of their features hidden."""
         images, labels = pooled(batches)
         features = self.network.dropout(self.network.featurizer(images))
-        return F.cross_entropy(self.network.classifier(features * self._kept(features.detach(), labels)), labels)
+        kept = self._kept(features.detach(), labels)
+        return self.network.loss(self.network.classifier(features * kept), labels)
 
     @torch.no_grad()
     def _kept(self, features: Tensor, labels: Tensor) -> Tensor:

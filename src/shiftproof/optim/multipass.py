@@ -24,6 +24,7 @@ from shiftproof.gradients import frozen_statistics
 from shiftproof.optim.adahessian import AdaHessian
 from shiftproof.optim.options import constructor_defaults, make_plain, plain
 from shiftproof.optim.perturbed_loss import FACTOR, STEPS, PerturbedLossWatch, number
+from shiftproof.optim.state import names_of
 
 Vector = list[Tensor]
 """One tensor per parameter that has a gradient."""
@@ -62,21 +63,28 @@ class Landscape:
 
     Attributes:
         params: the parameters that have a gradient.
+        names: their names; None for those without.
         weights: their values when the step began.
         radius: name of the option by which `ascent` was first called; None before.
     """
 
     def __init__(self, optimizer: MultiPass, evaluate: Callable[[], object]) -> None:
-        members = [(p, group) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if any(p.grad.layout != torch.strided for p, _ in members):
+        members = [
+            (p, name, group)
+            for group in optimizer.param_groups
+            for p, name in zip(group["params"], names_of(group), strict=True)
+            if p.grad is not None
+        ]
+        if any(p.grad.layout != torch.strided for p, _, _ in members):
             raise RuntimeError(f"{type(optimizer).__name__} does not support sparse gradients")
-        if any(p.grad.requires_grad for p, _ in members):
+        if any(p.grad.requires_grad for p, _, _ in members):
             raise RuntimeError(
                 f"{type(optimizer).__name__} combines gradients of several passes, which have no common graph: "
                 "back-propagate without create_graph, and use a base optimizer that does not need it"
             )
-        self.params = [p for p, _ in members]
-        self._groups = [group for _, group in members]
+        self.params = [p for p, _, _ in members]
+        self.names = [name for _, name, _ in members]
+        self._groups = [group for _, _, group in members]
         self._optimizer = optimizer
         self._evaluate = evaluate
         self._places = [local_part(p) for p in self.params]

@@ -18,6 +18,7 @@ from shiftproof.base.hparams import (
     decades,
     is_finite,
     log10_uniform,
+    option,
     uniform,
 )
 from shiftproof.base.registry import Registry
@@ -80,6 +81,7 @@ class OptimizerEntry:
         passes: how often `step` calls its closure.
         needs_graph: whether the closure must call ``backward`` with ``create_graph=True``.
         seeded: whether `build` takes a ``seed``.
+        named: whether its rule may depend on the parameters' names, which runs then give its groups.
         short_hparams: what the short search has in place of `hparams`; empty for the same.
 
     Raises:
@@ -93,6 +95,7 @@ class OptimizerEntry:
     passes: int = 1
     needs_graph: bool = False
     seeded: bool = False
+    named: bool = False
     short_hparams: Mapping[str, Hparam] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -236,7 +239,14 @@ OPTIMIZERS.register(
     ),
 )
 _register("sam", SAM, (0.01, 1e-4), passes=SAM.passes, **_with_radius())
-_register("asam", ASAM, (0.01, 1e-4), passes=ASAM.passes, hparams={"rho": Hparam(0.5, choice(0.1, 0.2, 0.5, 1.0))})
+_register(
+    "asam",
+    ASAM,
+    (0.01, 1e-4),
+    passes=ASAM.passes,
+    named=True,
+    hparams={"rho": Hparam(0.5, choice(0.1, 0.2, 0.5, 1.0)), "by_name": option(False, True)},
+)
 _register("gsam", GSAM, (0.01, 1e-4), passes=GSAM.passes, **_with_radius(alpha=Hparam(0.4)))
 _register(
     "sagm",

@@ -54,7 +54,8 @@ def build_steps(
     featurizer = parts.network.featurizer if parts else whole_featurizer(algorithm.network)  # with all its blocks
     check_start(spec, featurizer)
     ratios = layer_ratios(featurizer, spec.layer_decay) if spec.layer_decay != 1 else {}
-    algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer"), ratios))
+    names = {p: name for name, p in algorithm.named_parameters()}
+    algorithm.build_optimizers(RunOptimizers(spec.optimizer, spec.seed, spec.axis("optimizer"), ratios, names))
     return StepBuilder(
         algorithm,
         ANNEALERS[spec.annealer](seed=spec.seed, **spec.axis("annealer")),

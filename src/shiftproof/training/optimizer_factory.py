@@ -24,12 +24,14 @@ class RunOptimizers:
         hparams: hyperparameters of the optimizer, by name.
         ratios: ratio of the learning rate of some parameters to that of the optimizer that they are in. Parameters of
             one ratio are one group; groups are in the order of their first parameters.
+        names: names of all parameters, for optimizers whose rule may depend on them; empty for none.
     """
 
     optimizer: str
     seed: int
     hparams: Mapping[str, Value] = field(default_factory=dict)
     ratios: Mapping[nn.Parameter, float] = field(default_factory=dict)
+    names: Mapping[nn.Parameter, str] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -67,8 +69,11 @@ class RunOptimizers:
             hparams["weight_decay"] = weight_decay
         seed = self.seed if name == "all" else torch_seed(self.seed, "optimizer", name)
         groups = self._groups(params, float(hparams["lr"])) if self.ratios else params
-        optimizer = OPTIMIZERS[self.optimizer](groups, seed=seed, **hparams)
+        entry = OPTIMIZERS[self.optimizer]
+        optimizer = entry(groups, seed=seed, **hparams)
         for group in optimizer.param_groups:
+            if entry.named and self.names:
+                group["param_names"] = [self.names[p] for p in group["params"]]  # where torch has them
             if "betas" in group:
                 first, second = group["betas"]
                 group["betas"] = (first if beta1 is None else beta1, second if beta2 is None else beta2)
