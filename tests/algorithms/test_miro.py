@@ -204,3 +204,4 @@ def test_the_penalty_on_a_residual_network_is_the_one_of_the_authors():
 
 def test_only_its_own_results_are_of_a_later_version():
     assert (results_version("miro"), results_version("erm"), results_version("mixstyle")) == (7, 6, 6)
+    assert (results_version("rsc"), results_version("rsc", "balanced"), results_version("erm", "balanced")) == (6, 7, 6)

@@ -299,7 +299,7 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         # vectors are soon scored, and then any measure can select
         "score_targets": facts.kind == "vectors" or any(RULES[rule].every_step for rule in study.selection),
         "plugins": _digests(study, facts, method),
-        "results_version": results_version(method.algorithm),
+        "results_version": results_version(method.algorithm, study.class_weights),
         "views": _views(study, facts),
     }
     if not ALGORITHMS[method.algorithm].stepped:

@@ -432,11 +432,11 @@ class _Builder:
         rows = [row for grid in grids for each in self.results.rows_by_method(grid).values() for row in each]
         finished = {row["run"] for row in rows if row["status"] == "finished"}
         specs = [spec for grid in grids for spec in grid.runs]
-        outdated = [spec for spec in specs if spec.results_version != results_version(spec.algorithm)]
+        versions = {(spec.results_version, results_version(spec.algorithm, spec.class_weights)) for spec in specs}
+        outdated = [(held, todays) for held, todays in versions if held != todays]
         if outdated:  # the same runs would give other numbers today
-            held = sorted({spec.results_version for spec in outdated})
-            todays = sorted({results_version(spec.algorithm) for spec in outdated})
-            terms["results version"] = f"{' '.join(map(str, held))}, earlier than today's {' '.join(map(str, todays))}"
+            held, todays = (" ".join(map(str, sorted(set(of)))) for of in zip(*outdated, strict=True))
+            terms["results version"] = f"{held}, earlier than today's {todays}"
         by = {self.results.plan.metric_of(grid) for grid in grids}
         rule = self.rule if by == {self.metric} else f"{self.rule}, by {' and '.join(sorted(by))}"
         return {**terms, "selection": rule, "runs finished": f"{len(finished)} of {len(planned)}"}

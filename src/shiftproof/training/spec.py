@@ -29,6 +29,8 @@ RESULTS_VERSION = 6
 """Increment it when code gives other numbers for the same spec, so that no table mixes the two (or `_VERSIONS`)."""
 _VERSIONS = {"miro": 7}
 """Later versions, of algorithms whose numbers alone changed."""
+_VERSIONS_WITH_CLASS_WEIGHTS = {"rsc": 7, "sagnet": 7}
+"""The same where the loss weighs classes."""
 _LABELS = ("hparam_seed", "variant", "plugins")
 _LATER = (
     "averaging",
@@ -54,9 +56,10 @@ _LATER = (
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
 
-def results_version(algorithm: str) -> int:
+def results_version(algorithm: str, class_weights: ClassWeights = "none") -> int:
     """Return the number of the code that gives today's numbers of an algorithm."""
-    return _VERSIONS.get(algorithm, RESULTS_VERSION)
+    changed = _VERSIONS | (_VERSIONS_WITH_CLASS_WEIGHTS if class_weights == "balanced" else {})
+    return changed.get(algorithm, RESULTS_VERSION)
 
 
 @dataclass(frozen=True)
