@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_the_penalty_of_the_two_parts(kind):
     features = [algorithm.network.featurizer(images) for images, _ in batches]
     first, second = _halves(features, 3)
     halves = [torch.stack(first), torch.stack(second)]
-    penalty = super(kind.__mro__[1], algorithm).penalty(halves)  # the base's
+    penalty = algorithm.penalty(halves)
     expected = sum(domain_losses(algorithm, batches)) / 3 + 2 * penalty
     torch.manual_seed(3)
     found = gradients(algorithm, batches)

@@ -21,7 +21,7 @@ HPARAMS = {
     "ib_erm": ANNEALED,
     "ib_irm": {**ANNEALED, "irm_weight": 1.0, "irm_anneal_steps": 25},
     "eqrm": BEGINS,
-    "rdm": BEGINS,
+    "rdm": {**BEGINS, "penalty_weight": 0.1},
     "trm": BEGINS,
     "iga": {"penalty_weight": 0.01},  # at the default, which is for small learning rates, it takes longer
     "causirl_mmd": {"penalty_weight": 0.1},  # its penalty is of random parts of 6 images

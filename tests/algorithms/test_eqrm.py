@@ -118,7 +118,7 @@ def test_before_the_quantile_on_one_domain_and_on_equal_ones_it_is_erm():
     ("hparams", "rates", "taken"),
     [
         ({"anneal_steps": 2}, [0.01, 0.01, 0.001, 0.001], [1, 2, 1, 2]),
-        ({"anneal_steps": 2, "renewed": False}, [0.01] * 4, [1, 2, 3, 4]),
+        ({"anneal_steps": 2, "keeps_optimizer": True}, [0.01] * 4, [1, 2, 3, 4]),
         ({"anneal_steps": 0}, [0.001] * 4, [1, 2, 3, 4]),
     ],
 )

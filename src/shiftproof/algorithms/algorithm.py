@@ -113,6 +113,9 @@ class Algorithm(nn.Module):
     keeps_graph: ClassVar[bool] = True
     """Whether `backward` supports ``create_graph=True``."""
 
+    differentiates: ClassVar[bool] = False
+    """Whether its loss contains gradients, which ``torch.compile`` does not differentiate."""
+
     accumulates: ClassVar[bool] = True
     """Whether gradients can be accumulated over parts of a batch: its loss is the mean of the parts' losses, apart from
     random draws."""

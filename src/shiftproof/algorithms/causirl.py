@@ -29,14 +29,14 @@ class CausIRL(FeatureMatching):
 
     compares_domains: ClassVar[bool] = False
 
-    def penalty(self, features: Sequence[Tensor]) -> Tensor:
-        """Return the difference between two random parts of the features of all domains."""
+    def samples(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return two random parts of the features of all domains, or nothing if one is too small."""
         cuts = [int(torch.randint(len(domain), (), device="cpu")) for domain in features]
-        halves = [torch.cat([domain[:cut] for domain, cut in zip(features, cuts, strict=True)])]
-        halves.append(torch.cat([domain[cut:] for domain, cut in zip(features, cuts, strict=True)]))
-        if min(map(len, halves)) < 2:
-            return features[0].new_zeros(())
-        return super().penalty(halves)
+        parts = [
+            torch.cat([domain[:cut] for domain, cut in zip(features, cuts, strict=True)]),
+            torch.cat([domain[cut:] for domain, cut in zip(features, cuts, strict=True)]),
+        ]
+        return parts if min(map(len, parts)) > 1 else []
 
 
 class CausIRLCORAL(CausIRL, CORAL):

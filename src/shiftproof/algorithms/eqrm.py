@@ -34,8 +34,7 @@ class EQRM(TwoPhases):
 
     The gradient is that of the quantile, by the implicit function theorem. DomainBed differentiates a bisection, whose
     gradient reaches only the lowest and the highest risk and the bandwidth, as does ``bisected`` here. Its searches
-    draw a number of steps that is not whole, so that they never start the optimizer anew; ``renewed`` can be set to
-    false for them.
+    draw a number of steps that is not whole, so that they never start the optimizer anew, as with ``keeps_optimizer``.
 
     Args:
         network: the network to train.
@@ -44,7 +43,7 @@ class EQRM(TwoPhases):
         anneal_steps: number of steps before the quantile is minimised, at least 0.
         lr_ratio: the learning rate from then on, divided by the run's; above 0.
         bisected: whether the gradient is that of a bisection between the lowest and the highest risk.
-        renewed: whether the optimizer starts anew, with ``lr_ratio``.
+        keeps_optimizer: whether the optimizer goes on instead of starting anew, at the run's learning rate.
         separate_passes: whether every domain passes through the network on its own, as in DomainBed, so that batch
             norms that are not frozen see one domain at a time.
 
@@ -59,7 +58,7 @@ class EQRM(TwoPhases):
             0.02, log10_uniform(math.log10(0.002), math.log10(0.2)), seed_name="eqrm_lr", relative_to="optimizer.lr"
         ),
         "bisected": option(False, True, ("domainbed-head",)),
-        "renewed": Hparam(True, later=True),
+        "keeps_optimizer": Hparam(False, later=True),
         "separate_passes": option(False, True),
     }
     hparams_on: ClassVar[Mapping[str, Mapping[str, Hparam]]] = {
@@ -79,14 +78,14 @@ class EQRM(TwoPhases):
         anneal_steps: int = 2500,
         lr_ratio: float = 0.02,
         bisected: bool = False,
-        renewed: bool = True,
+        keeps_optimizer: bool = False,
         separate_passes: bool = False,
     ) -> None:
         super().__init__(network, num_domains, anneal_steps, lr_ratio)
         if not 0 < quantile < 1:
             raise ValueError(f"Invalid quantile value: {quantile}; it must be above 0 and below 1")
         self.quantile, self.bisected, self.separate_passes = quantile, bisected, separate_passes
-        self.renews = renewed
+        self.renews = not keeps_optimizer
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the mean of the domains' risks in the first phase, and then their quantile."""
@@ -110,7 +109,7 @@ def kernel_quantile(risks: Tensor, quantile: float, bisected: bool = False) -> T
     lowest = risks.detach().min()
     above = risks - lowest  # which keeps the digits of risks that are nearly equal
     rounding = torch.finfo(risks.dtype).eps * (1 + lowest)
-    width = 1.06 * len(risks) ** -0.2 * above.var().clamp_min(rounding.square()).sqrt()
+    width: Tensor = 1.06 * len(risks) ** -0.2 * above.var().clamp_min(rounding.square()).sqrt()
     shift = width * NormalDist().inv_cdf(quantile)
     low, high = above.min() + shift, above.max() + shift
     with torch.no_grad():

@@ -67,17 +67,23 @@ class FeatureMatching(Algorithm, ABC):
             features: one tensor (images, features) per domain, for at least two domains and in at least float32.
         """
 
+    def samples(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what the penalty compares: by default the domains. Of fewer than two there is no penalty.
+
+        Args:
+            features: one tensor (images, features) per domain.
+        """
+        return features
+
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the loss of all batches."""
         featurizer = self.network.featurizer
         features = passed(featurizer, featurizer, batches, self.separate_passes)
         loss = mean_domain_loss(self.network.classifier(self.network.dropout(features)), batches, self.network.loss)
-        if len(batches) == 1 and self.compares_domains:
-            return loss
         with torch.autocast(features.device.type, enabled=False):  # penalties are small differences of large sums
             exact = features.to(torch.promote_types(features.dtype, torch.float32))
-            penalty = self.penalty(split_domains(exact, batches))
-        return loss + self.penalty_weight * penalty
+            samples = self.samples(split_domains(exact, batches))
+            return loss + self.penalty_weight * self.penalty(samples) if len(samples) > 1 else loss
 
 
 def mean_discrepancy(kernel: Tensor, features: Sequence[Tensor]) -> Tensor:

@@ -36,6 +36,7 @@ class IGA(Algorithm):
         ValueError: the weight is out of its range.
     """
 
+    differentiates: ClassVar[bool] = True
     accumulates: ClassVar[bool] = False
     single_device: ClassVar[str | None] = (
         "it compares the gradients of whole domains, and each device holds only parts of them"

@@ -56,7 +56,7 @@ class TRM(TwoPhases):
         ValueError: an argument is out of its range.
     """
 
-    renews: ClassVar[bool] = False
+    renews = False
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
     weighs_classes: ClassVar[bool] = False
     limits: ClassVar[str] = "its domains' classifiers follow the cross-entropy's derivatives in closed form"

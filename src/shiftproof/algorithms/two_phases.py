@@ -26,13 +26,14 @@ class TwoPhases(Algorithm):
             0.
 
     Attributes:
+        renews: whether the second phase has an optimizer of its own.
         beginning: whether the current step is in the first phase.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    renews: ClassVar[bool] = True
+    renews: bool = True
     accumulates: ClassVar[bool] = False
 
     def __init__(self, network: Network, num_domains: int, anneal_steps: int, lr_ratio: float = 1.0) -> None:

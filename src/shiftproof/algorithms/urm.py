@@ -37,7 +37,7 @@ class BoundedNetwork(ExtendedNetwork):
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
-        self.register_buffer("rectified", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("rectified", torch.zeros(()))  # a number, as averages of weights have no truth values
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (n, num_classes) of normalised images or other inputs."""
@@ -47,7 +47,7 @@ class BoundedNetwork(ExtendedNetwork):
     def features(self, inputs: Tensor) -> Tensor:
         """Return the activated features (n, feature_size)."""
         features = self.dropout(self.featurizer(inputs))
-        return torch.where(self.rectified, features.relu(), features.tanh())
+        return torch.where(self.rectified > 0, features.relu(), features.tanh())
 
 
 class URM(Algorithm):
@@ -121,7 +121,7 @@ class URM(Algorithm):
         super().__init__(network, num_domains)
         self.adversary_weight, self.lr_ratio = adversary_weight, lr_ratio
         self.lowest = 0.0 if activation == "relu" else -1.0
-        self.network.rectified.fill_(activation == "relu")
+        self.network.rectified.fill_(float(activation == "relu"))
         self.discriminator = _discriminator(network.feature_size, hidden_layers)
         self._discriminating = False  # whether it is the discriminator's turn
         self._seen: list[list[Batch]] | None = None  # during a step: features of the network's passes
