@@ -14,7 +14,19 @@ from shiftproof.optim import OPTIMIZERS
 STEPS, SAVED = 40, 30
 RATES = {"sgd": 0.01, "adahessian": 0.1, "genie": 0.3, "genie_released": 0.1}  # else 0.005
 ANNEALED = {"penalty_weight": 1.0, "anneal_steps": 20}  # the penalty is raised before the state is saved
-HPARAMS = {"irm": ANNEALED, "vrex": ANNEALED, "fishr": ANNEALED}
+BEGINS = {"anneal_steps": 20}
+HPARAMS = {
+    "irm": ANNEALED,
+    "vrex": ANNEALED,
+    "fishr": ANNEALED,
+    "ib_erm": ANNEALED,
+    "ib_irm": {**ANNEALED, "irm_weight": 1.0, "irm_anneal_steps": 25},
+    "eqrm": BEGINS,
+    "rdm": {**BEGINS, "penalty_weight": 0.1},
+    "trm": BEGINS,
+    "iga": {"penalty_weight": 0.01},  # at the default, which is for small learning rates, it takes longer
+    "causirl_mmd": {"penalty_weight": 0.1},  # its penalty is of random parts of 6 images
+}
 KINDS = ("sgd", "adam", "sam", "genie", "adahessian")  # one of each kind
 DOMAINS = (1, 2, 3)
 

@@ -19,7 +19,7 @@ from shiftproof.base.hparams import REFERENCE_DIALECTS
 from shiftproof.protocol.settings import search_space, setting
 
 GOLDEN = json.loads(Path(__file__).with_name("domainbed_draws.json").read_text(encoding="utf-8"))
-OUR_NAMES = {"ANDMask": "and_mask"}
+OUR_NAMES = {"ANDMask": "and_mask", "SANDMask": "sand_mask"}
 NOT_IN_DOMAINBED = {"probe", "lp_ft", "mixstyle", "miro", "gsnr_dropout"}
 
 
@@ -39,9 +39,10 @@ def _drawn(dialect, algorithm, dataset, hparam_seed, trial):
     name, optimizer = ("erm", "sam") if algorithm == "SAM" else (OUR_NAMES.get(algorithm, algorithm.lower()), "adam")
     space = search_space(dataset, PICTURES[small], not small, name, optimizer, "none", "protocol")
     values = setting(space, {}, hparam_seed, trial, dialect)
-    if "algorithm.lr_ratio" in values:
+    if "algorithm.lr_ratio" in values:  # a rate of its own there
         values["algorithm.lr_ratio"] *= values["optimizer.lr"]
-    return {theirs: format(values[ours], ".12g") for ours, theirs in sorted(_names(space, small).items())}
+    named = {theirs: values[ours] for ours, theirs in sorted(_names(space, small).items())}
+    return {name: value if isinstance(value, str) else format(value, ".12g") for name, value in named.items()}
 
 
 @pytest.mark.parametrize(

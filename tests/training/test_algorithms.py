@@ -14,7 +14,10 @@ from shiftproof.training.step import split_batches
 from training.killed import train_killed_at
 
 ANNEALED = {"algorithm.anneal_steps": 3}  # the penalty is raised before the run is killed
-HPARAMS = {"irm": ANNEALED, "vrex": ANNEALED, "fishr": ANNEALED}
+HPARAMS = {
+    **dict.fromkeys(("irm", "vrex", "fishr", "ib_erm", "eqrm", "rdm", "trm"), ANNEALED),
+    "ib_irm": {**ANNEALED, "algorithm.irm_anneal_steps": 4},
+}
 every_algorithm = pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not ALGORITHMS[name].probed])
 
 
@@ -60,7 +63,7 @@ def test_in_bfloat16_it_stays_finite_and_near(algorithm):
     torch.testing.assert_close(losses["bf16"].float()[:3], losses["float32"][:3], rtol=0.03, atol=0.03)
 
 
-@pytest.mark.parametrize("algorithm", ["erm", "miro", "mixstyle", "mixup", "sagnet"])
+@pytest.mark.parametrize("algorithm", ["erm", "miro", "mixstyle", "mixup", "sagnet", "sd"])
 def test_accumulated_gradients_are_the_mean_of_the_parts(algorithm):
     batches = made_up((8, 8), dtype=torch.float64)
     parts = split_batches(batches, 2)
@@ -77,7 +80,7 @@ def test_accumulated_gradients_are_the_mean_of_the_parts(algorithm):
 @every_algorithm
 def test_where_parts_are_not_the_whole_they_are_refused(algorithm, spec_of):
     spec = spec_of(algorithm, accumulate=2)
-    if algorithm in {"erm", "dann", "fish", "miro", "mixstyle", "mixup", "sagnet"}:
+    if algorithm in {"erm", "dann", "fish", "miro", "mixstyle", "mixup", "sagnet", "sd", "urm"}:
         check_combination(spec, 3)
     else:
         with pytest.raises(ValueError, match=f"the loss of {algorithm} is not the mean over parts of a batch"):
@@ -89,7 +92,7 @@ def test_where_parts_are_not_the_whole_they_are_refused(algorithm, spec_of):
 def test_on_a_compiled_model_it_takes_the_same_steps(algorithm):
     losses = []
     for compiled in (False, True):
-        hparams = {"first_order": True} if algorithm == "mldg" else {}
+        hparams = {"mldg": {"first_order": True}, "iga": {"penalty_weight": 0.0}}.get(algorithm, {})
         torch.manual_seed(0)  # of what an algorithm builds beside the network
         steps = steps_of(small(ALGORITHMS[algorithm], 2, **hparams), "sgd")
         if compiled:

@@ -50,6 +50,10 @@ REASONS = {
         {"optimizer": "adahessian", "compile": True}, 3, 300,
         "adahessian differentiates the gradient, which torch.compile does not support: leave out compile",
     ),
+    "compiled, gradients compared": (
+        {"algorithm": "iga", "compile": True}, 3, 300,
+        "iga differentiates the gradient, which torch.compile does not support: leave out compile",
+    ),
     "compiled, a step ahead": (
         {"algorithm": "mldg", "compile": True, "hparams": {"data.batch_size": 4, "algorithm.first_order": False}},
         3, 300,

@@ -99,6 +99,8 @@ def test_every_algorithm_is_held(algorithm, make_spec, digits):
     entry, rate = ALGORITHMS[algorithm], 0.1
     hparams = {f"algorithm.{name}": hparam.default for name, hparam in {**entry.hparams, **entry.short_hparams}.items()}
     hparams |= {"data.batch_size": 4, "model.dropout": 0.2, "optimizer.lr": rate, "optimizer.momentum": 0.0}
+    if algorithm == "iga":  # at the default a step at this rate is so long that rounding hides the difference
+        hparams["algorithm.penalty_weight"] = 0.01
     # with several domains, Fish takes several steps one after the other
     targets = tuple(digits.domain_names[1:]) if algorithm == "fish" else ("30",)
     facts = {"algorithm": algorithm, "optimizer": "sgd", "hparams": hparams, "targets": targets}

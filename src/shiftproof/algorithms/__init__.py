@@ -10,13 +10,17 @@ from shiftproof.algorithms.algorithm import (
 )
 from shiftproof.algorithms.and_mask import ANDMask
 from shiftproof.algorithms.arm import ARM
+from shiftproof.algorithms.causirl import CausIRLCORAL, CausIRLMMD
 from shiftproof.algorithms.coral import CORAL
 from shiftproof.algorithms.dann import CDANN, DANN
+from shiftproof.algorithms.eqrm import EQRM
 from shiftproof.algorithms.erm import ERM
 from shiftproof.algorithms.fish import Fish
 from shiftproof.algorithms.fishr import Fishr
 from shiftproof.algorithms.group_dro import GroupDRO
 from shiftproof.algorithms.gsnr_dropout import GSNRDropout
+from shiftproof.algorithms.iga import IGA
+from shiftproof.algorithms.information_bottleneck import IBERM, IBIRM
 from shiftproof.algorithms.irm import IRM
 from shiftproof.algorithms.linear_probe import LPFT, LinearProbe
 from shiftproof.algorithms.miro import MIRO
@@ -25,8 +29,13 @@ from shiftproof.algorithms.mixup import Mixup
 from shiftproof.algorithms.mldg import MLDG
 from shiftproof.algorithms.mmd import MMD
 from shiftproof.algorithms.mtl import MTL
+from shiftproof.algorithms.rdm import RDM
 from shiftproof.algorithms.rsc import RSC
 from shiftproof.algorithms.sagnet import SagNet
+from shiftproof.algorithms.sand_mask import SANDMask
+from shiftproof.algorithms.spectral_decoupling import SpectralDecoupling
+from shiftproof.algorithms.trm import TRM
+from shiftproof.algorithms.urm import URM
 from shiftproof.algorithms.vrex import VREx
 from shiftproof.base.batch import Batch
 
@@ -36,17 +45,26 @@ __all__ = [
     "CDANN",
     "CORAL",
     "DANN",
+    "EQRM",
     "ERM",
+    "IBERM",
+    "IBIRM",
+    "IGA",
     "IRM",
     "LPFT",
     "MIRO",
     "MLDG",
     "MMD",
     "MTL",
+    "RDM",
     "RSC",
+    "TRM",
+    "URM",
     "ANDMask",
     "Algorithm",
     "Batch",
+    "CausIRLCORAL",
+    "CausIRLMMD",
     "Closure",
     "Fish",
     "Fishr",
@@ -57,7 +75,9 @@ __all__ = [
     "MixStyle",
     "Mixup",
     "OptimizerFactory",
+    "SANDMask",
     "SagNet",
     "SingleDomainWarning",
+    "SpectralDecoupling",
     "VREx",
 ]

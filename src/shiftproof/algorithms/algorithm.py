@@ -83,6 +83,9 @@ class Algorithm(nn.Module):
     short_hparams: ClassVar[Mapping[str, Hparam]] = {}
     """Hyperparameters that searches for short runs replace: numbers of steps, scaled down in proportion."""
 
+    hparams_on: ClassVar[Mapping[str, Mapping[str, Hparam]]] = {}
+    """Hyperparameters that have other defaults or distributions on some data, by the name or the kind of the data."""
+
     photograph_batch_size: ClassVar[int | None] = None
     """Photographs per domain and step, which no search changes; None for the batch size of other algorithms."""
 
@@ -109,6 +112,9 @@ class Algorithm(nn.Module):
 
     keeps_graph: ClassVar[bool] = True
     """Whether `backward` supports ``create_graph=True``."""
+
+    differentiates: ClassVar[bool] = False
+    """Whether its loss contains gradients, which ``torch.compile`` does not differentiate."""
 
     accumulates: ClassVar[bool] = True
     """Whether gradients can be accumulated over parts of a batch: its loss is the mean of the parts' losses, apart from

@@ -3,56 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import ClassVar
 
-from shiftproof.algorithms.algorithm import Algorithm, OptimizerFactory
-from shiftproof.base.batch import Batch
+from shiftproof.algorithms.two_phases import TwoPhases
 from shiftproof.models import Network
 
 
-class AnnealedPenalty(Algorithm):
+class AnnealedPenalty(TwoPhases):
     """Base of algorithms that add a penalty to the loss.
 
     The penalty's weight is `weight_before` for the first ``anneal_steps`` steps and ``penalty_weight`` from then on. At
-    that point the optimizer starts anew, as in DomainBed, because moments of a gradient of another magnitude would hold
-    it back. Both follow from the number of the step, so checkpoints need not store them.
+    that point the optimizer starts anew (see `TwoPhases`).
 
     Args:
         network: the network to train.
         num_domains: number of source domains.
         penalty_weight: the penalty's weight after it is raised, at least 0.
         anneal_steps: number of steps before it is raised, at least 0.
-
-    Attributes:
-        weight: the penalty's weight at the current step.
+        lr_ratio: the learning rate from then on, divided by the run's; above 0.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
     weight_before: ClassVar[float] = 1.0
-    accumulates: ClassVar[bool] = False
 
-    def __init__(self, network: Network, num_domains: int, penalty_weight: float, anneal_steps: int) -> None:
-        super().__init__(network, num_domains)
+    def __init__(
+        self, network: Network, num_domains: int, penalty_weight: float, anneal_steps: int, lr_ratio: float = 1.0
+    ) -> None:
+        super().__init__(network, num_domains, anneal_steps, lr_ratio)
         if not 0 <= penalty_weight < math.inf:
             raise ValueError(f"Invalid penalty_weight value: {penalty_weight}; it must be at least 0")
-        if not isinstance(anneal_steps, int) or anneal_steps < 0:
-            raise ValueError(f"Invalid anneal_steps value: {anneal_steps}; it must be a whole number, at least 0")
-        self.penalty_weight, self.anneal_steps = penalty_weight, anneal_steps
-        self.weight = self._weight_at(1)
+        self.penalty_weight = penalty_weight
 
-    def build_optimizers(self, factory: OptimizerFactory) -> None:
-        """Build the optimizer, and keep the factory for the one that replaces it."""
-        super().build_optimizers(factory)
-        self._factory = factory
-
-    def before_step(self, batches: Sequence[Batch], step: int) -> None:
-        """Set the penalty's weight, and replace the optimizer at the step that raises it."""
-        self.weight = self._weight_at(step)
-        if step == self.anneal_steps + 1 > 1:
-            self.optimizers["all"] = self._factory((p for p in self.parameters() if p.requires_grad), name="annealed")
-
-    def _weight_at(self, step: int) -> float:
-        return self.penalty_weight if step > self.anneal_steps else self.weight_before
+    @property
+    def weight(self) -> float:
+        """The penalty's weight at the current step."""
+        return self.weight_before if self.beginning else self.penalty_weight

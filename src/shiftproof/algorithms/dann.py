@@ -201,7 +201,7 @@ class DANN(Algorithm):
         self._seen = seen
         loss = self._step("generator", make_closure(batches))
         self._seen = None
-        closure = make_closure(_first_pass(seen, len(batches[0][1])), annealed=False)
+        closure = make_closure(first_pass(seen, len(batches[0][1])), annealed=False)
         for _ in range(self.d_steps):
             self._step("discriminator", closure)
         return loss
@@ -324,7 +324,7 @@ def _pooled(encoded: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
     return features, labels, domains
 
 
-def _first_pass(seen: Sequence[Sequence[Batch]], size: int) -> list[Batch]:
+def first_pass(seen: Sequence[Sequence[Batch]], size: int) -> list[Batch]:
     """Return the features of the first pass, joining its parts; later passes are at other weights.
 
     Args:

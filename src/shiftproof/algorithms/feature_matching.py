@@ -1,4 +1,4 @@
-"""Base of CORAL and MMD: a penalty on the differences between the features of the source domains."""
+"""Base of CORAL, MMD and CausIRL: a penalty on the differences between the features of the source domains."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class FeatureMatching(Algorithm, ABC):
         "separate_passes": option(False, True),
     }
     accumulates: ClassVar[bool] = False
+    compares_domains: ClassVar[bool] = True
+    """Whether the penalty is between domains, so that there is none with one domain."""
 
     def __init__(
         self, network: Network, num_domains: int, penalty_weight: float = 1.0, separate_passes: bool = False
@@ -48,7 +50,7 @@ class FeatureMatching(Algorithm, ABC):
         super().__init__(network, num_domains)
         if not 0 <= penalty_weight < math.inf:
             raise ValueError(f"Invalid penalty_weight value: {penalty_weight}; it must be at least 0")
-        if num_domains == 1:
+        if num_domains == 1 and self.compares_domains:
             name = type(self).__name__
             warnings.warn(
                 f"{name} compares the features of source domains: with one domain {name} is ERM",
@@ -65,17 +67,23 @@ class FeatureMatching(Algorithm, ABC):
             features: one tensor (images, features) per domain, for at least two domains and in at least float32.
         """
 
+    def samples(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what the penalty compares: by default the domains. Of fewer than two there is no penalty.
+
+        Args:
+            features: one tensor (images, features) per domain.
+        """
+        return features
+
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the loss of all batches."""
         featurizer = self.network.featurizer
         features = passed(featurizer, featurizer, batches, self.separate_passes)
         loss = mean_domain_loss(self.network.classifier(self.network.dropout(features)), batches, self.network.loss)
-        if len(batches) == 1:
-            return loss
         with torch.autocast(features.device.type, enabled=False):  # penalties are small differences of large sums
             exact = features.to(torch.promote_types(features.dtype, torch.float32))
-            penalty = self.penalty(split_domains(exact, batches))
-        return loss + self.penalty_weight * penalty
+            samples = self.samples(split_domains(exact, batches))
+            return loss + self.penalty_weight * self.penalty(samples) if len(samples) > 1 else loss
 
 
 def mean_discrepancy(kernel: Tensor, features: Sequence[Tensor]) -> Tensor:

@@ -59,9 +59,18 @@ class IRM(AnnealedPenalty):
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the mean over domains of the loss plus the weighted penalty, from one forward pass."""
         logits = self.predict(torch.cat([images for images, _ in batches]))
-        domains = zip(split_domains(logits, batches), batches, strict=True)
-        penalties = [_penalty(of_domain, labels) for of_domain, (_, labels) in domains]
-        return mean_domain_loss(logits, batches, self.network.loss) + self.weight * torch.stack(penalties).mean()
+        return mean_domain_loss(logits, batches, self.network.loss) + self.weight * irm_penalty(logits, batches)
+
+
+def irm_penalty(logits: Tensor, batches: Sequence[Batch]) -> Tensor:
+    """Return the mean of the domains' penalties.
+
+    Args:
+        logits: logits (n, classes) of all images of the batches, in their order.
+        batches: one batch per source domain.
+    """
+    domains = zip(split_domains(logits, batches), batches, strict=True)
+    return torch.stack([_penalty(of_domain, labels) for of_domain, (_, labels) in domains]).mean()
 
 
 def _penalty(logits: Tensor, labels: Tensor) -> Tensor:

@@ -27,9 +27,18 @@ class MMD(FeatureMatching):
 
     def penalty(self, features: Sequence[Tensor]) -> Tensor:
         """Return the mean over pairs of domains of their squared discrepancy."""
-        distances = _squared_distances(torch.cat(list(features)))
-        kernel = torch.stack([(-bandwidth * distances).exp() for bandwidth in BANDWIDTHS]).sum(0)
-        return mean_discrepancy(kernel, features)
+        return mean_discrepancy(gaussian_kernel(torch.cat(list(features)), BANDWIDTHS), features)
+
+
+def gaussian_kernel(points: Tensor, bandwidths: Sequence[float]) -> Tensor:
+    r"""Return the sum of the kernels :math:`\exp(-\gamma \lVert a - b \rVert^2)` at all pairs of points, (n, n).
+
+    Args:
+        points: the points (n, dimensions).
+        bandwidths: the :math:`\gamma` of the kernels.
+    """
+    distances = _squared_distances(points)
+    return torch.stack([(-bandwidth * distances).exp() for bandwidth in bandwidths]).sum(0)
 
 
 def _squared_distances(points: Tensor) -> Tensor:

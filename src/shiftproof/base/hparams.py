@@ -49,7 +49,9 @@ class Hparam:
         later: whether runs record it only if it differs from the default, so that runs made before it existed keep
             their names.
         relative_to: a hyperparameter as "axis.name", from whose distribution it is drawn and by whose value the draw is
-            divided; None for a ``draw`` of its own.
+            divided. With a ``draw`` of its own, it is the ratio to that one's default that is drawn, which in the
+            dialects of published code is divided by that one's value over its default: there the two are drawn
+            independently of each other. None for a ``draw`` of its own alone.
         redrawn_as: the name by which DomainBed draws it once more, for algorithms with rates of their own; its dialects
             take that draw.
 
@@ -83,7 +85,7 @@ class Hparam:
     @property
     def range(self) -> str:
         """What a search draws, in words; empty if it keeps the default."""
-        if self.relative_to is not None:
+        if self.relative_to is not None and self.draw is None:
             return f"draws of {self.relative_to}, divided by its value"
         if self.draw is None:
             return ""

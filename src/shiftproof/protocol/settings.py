@@ -79,7 +79,12 @@ def search_space(
     space: SearchSpace = {
         "data": {"batch_size": batch_size},
         "model": {"dropout": dropout, **({} if model is None else model_hparams(model))},
-        "algorithm": {**of_algorithm.hparams, **(of_algorithm.short_hparams if search == "short" else {})},
+        "algorithm": {
+            **of_algorithm.hparams,
+            **of_algorithm.hparams_on.get(kind, {}),
+            **of_algorithm.hparams_on.get(dataset, {}),
+            **(of_algorithm.short_hparams if search == "short" else {}),
+        },
         "optimizer": {}
         if optimizer == NO_OPTIMIZER
         else OPTIMIZERS[optimizer].search_space(pretrained, search, fixed_of_optimizer),
@@ -119,9 +124,11 @@ def setting(
         values = _draw_by_name(hparams, hparam_seed, trial_seed, dialect)
     for name, hparam in hparams.items():
         values[name] = _like(values[name], fixed.get(name, values[name]))
-        if hparam_seed and hparam.relative_to is not None and name not in fixed:
-            base = fixed.get(hparam.relative_to, values[hparam.relative_to])
-            values[name] = values[name] / base  # type: ignore[operator]  # both are rates
+        relative_to = hparam.relative_to
+        if relative_to is not None and name not in fixed and (hparam_seed if hparam.draw is None else dialect != OURS):
+            unit = 1.0 if hparam.draw is None else hparams[relative_to].default
+            base = fixed.get(relative_to, values[relative_to])
+            values[name] = values[name] * unit / base  # type: ignore[operator]  # all are rates
     return {
         name: value for name, value in values.items() if not (hparams[name].later and value == hparams[name].default)
     }
@@ -168,7 +175,7 @@ def _draw_in_order(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: 
 
 def _distribution(hparam: Hparam, hparams: Mapping[str, Hparam]) -> Hparam:
     """Return the hyperparameter whose distribution one is drawn from."""
-    return hparam if hparam.relative_to is None else hparams[hparam.relative_to]
+    return hparams[hparam.relative_to] if hparam.draw is None and hparam.relative_to is not None else hparam
 
 
 def _like(default: Value, value: Value) -> Value:

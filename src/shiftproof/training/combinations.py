@@ -143,11 +143,15 @@ def _check_steps(spec: RunSpec, algorithm: type[Algorithm], num_domains: int, ra
             f"the loss with weights of classes is not the mean over parts of a batch: set accumulate to 1, not "
             f"{spec.accumulate}, or use sampling balanced",
         )
-    if spec.compile and OPTIMIZERS[spec.optimizer].needs_graph:
-        raise FieldError(
-            ("compile", "optimizers"),
-            f"{spec.optimizer} differentiates the gradient, which torch.compile does not support: leave out compile",
-        )
+    for axis, name, differentiates in (
+        ("algorithms", spec.algorithm, algorithm.differentiates),
+        ("optimizers", spec.optimizer, OPTIMIZERS[spec.optimizer].needs_graph),
+    ):
+        if spec.compile and differentiates:
+            raise FieldError(
+                ("compile", axis),
+                f"{name} differentiates the gradient, which torch.compile does not support: leave out compile",
+            )
     if spec.compile and spec.axis("algorithm").get("first_order") is False:
         raise FieldError(
             ("compile", "algorithm.first_order", "algorithms"),

@@ -64,7 +64,8 @@ class ScheduledRates:
         factor = self._factor(step)
         for name, rates in self._rates.items():
             for group, rate in zip(self._optimizers[name].param_groups, rates, strict=True):
+                scheduled = rate * factor * group.get("lr_ratio", 1.0)  # of an optimizer that was built later
                 if isinstance(group["lr"], Tensor):  # a captured graph reads this tensor
-                    group["lr"].fill_(rate * factor)
+                    group["lr"].fill_(scheduled)
                 else:
-                    group["lr"] = rate * factor
+                    group["lr"] = scheduled

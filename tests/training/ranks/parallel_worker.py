@@ -35,7 +35,7 @@ def spec_of(algorithm="erm", optimizer="sgd", **changes):
     hparams = {f"optimizer.{name}": hparam.default for name, hparam in entry.hparams.items()}
     hparams |= {f"algorithm.{name}": hparam.default for name, hparam in ALGORITHMS[algorithm].hparams.items()}
     for name, hparam in ALGORITHMS[algorithm].short_hparams.items():
-        hparams[f"algorithm.{name}"] = hparam.default
+        hparams[f"algorithm.{name}"] = 1 if name.endswith("anneal_steps") else hparam.default  # so that it is reached
     # small weights, so that no penalty makes the steps chaotic
     penalty = {"algorithm.penalty_weight": 0.5} if "algorithm.penalty_weight" in hparams else {}
     facts = {
