@@ -27,8 +27,10 @@ from shiftproof.optim.fad import FAD
 from shiftproof.optim.gam import GAM
 from shiftproof.optim.genie import GENIE, GENIEAdamW
 from shiftproof.optim.gsam import GSAM
+from shiftproof.optim.msvag import MSVAG
 from shiftproof.optim.sagm import SAGM
 from shiftproof.optim.sam import ASAM, SAM
+from shiftproof.optim.signum import Signum
 from shiftproof.optim.yogi import Yogi
 
 
@@ -281,3 +283,5 @@ _register(
     hparams={"dropout": Hparam(0.0), "moment_dtype": Hparam("float32")},
     seeded=True,
 )
+_register("signum", Signum, (0.003, 3e-5), hparams={"momentum": Hparam(0.9), "decoupled_weight_decay": Hparam(True)})
+_register("m_svag", MSVAG, (0.3, 0.003), (0.015, log10_uniform(-3, -1)), hparams={"beta": Hparam(0.9)})
