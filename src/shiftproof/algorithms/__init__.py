@@ -11,6 +11,7 @@ from shiftproof.algorithms.algorithm import (
 from shiftproof.algorithms.and_mask import ANDMask
 from shiftproof.algorithms.arm import ARM
 from shiftproof.algorithms.coral import CORAL
+from shiftproof.algorithms.cvar_dro import CVaRDRO
 from shiftproof.algorithms.dann import CDANN, DANN
 from shiftproof.algorithms.erm import ERM
 from shiftproof.algorithms.fish import Fish
@@ -19,6 +20,7 @@ from shiftproof.algorithms.group_dro import GroupDRO
 from shiftproof.algorithms.gsnr_dropout import GSNRDropout
 from shiftproof.algorithms.irm import IRM
 from shiftproof.algorithms.linear_probe import LPFT, LinearProbe
+from shiftproof.algorithms.lisa import LISA
 from shiftproof.algorithms.miro import MIRO
 from shiftproof.algorithms.mixstyle import MixStyle
 from shiftproof.algorithms.mixup import Mixup
@@ -28,6 +30,7 @@ from shiftproof.algorithms.mtl import MTL
 from shiftproof.algorithms.rsc import RSC
 from shiftproof.algorithms.sagnet import SagNet
 from shiftproof.algorithms.vrex import VREx
+from shiftproof.algorithms.vrgd import VRGD
 from shiftproof.base.batch import Batch
 
 __all__ = [
@@ -38,15 +41,18 @@ __all__ = [
     "DANN",
     "ERM",
     "IRM",
+    "LISA",
     "LPFT",
     "MIRO",
     "MLDG",
     "MMD",
     "MTL",
     "RSC",
+    "VRGD",
     "ANDMask",
     "Algorithm",
     "Batch",
+    "CVaRDRO",
     "Closure",
     "Fish",
     "Fishr",
