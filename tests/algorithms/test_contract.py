@@ -12,7 +12,14 @@ from shiftproof.models import weighted_cross_entropy
 from shiftproof.optim import OPTIMIZERS
 
 STEPS, SAVED = 40, 30
-RATES = {"sgd": 0.01, "adahessian": 0.1, "genie": 0.3, "genie_released": 0.1}  # else 0.005
+RATES = {
+    "sgd": 0.01,
+    "adahessian": 0.1,
+    "genie": 0.3,
+    "genie_released": 0.1,
+    "m_svag": 0.1,
+    "signum": 0.001,
+}  # else 0.005
 ANNEALED = {"penalty_weight": 1.0, "anneal_steps": 20}  # the penalty is raised before the state is saved
 BEGINS = {"anneal_steps": 20}
 HPARAMS = {

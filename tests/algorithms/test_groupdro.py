@@ -3,10 +3,19 @@ import math
 import pytest
 import torch
 
-from algorithms.made_up_runs import assert_continues_bit_equal, domain_losses, gradients, made_up, small, steps_of
+from algorithms.made_up_runs import (
+    assert_continues_bit_equal,
+    domain_losses,
+    gradients,
+    loss_of_image,
+    made_up,
+    small,
+    steps_of,
+)
+from draws import draw
 from shiftproof.algorithms import ERM
 from shiftproof.algorithms.group_dro import GroupDRO
-from shiftproof.protocol.settings import setting
+from shiftproof.models import build_network
 
 
 def _updated(q, losses, eta):
@@ -107,6 +116,57 @@ def test_hyperparameters_out_of_range_are_refused(eta):
 
 
 def test_defaults_are_domainbeds():
-    space = {"algorithm": GroupDRO.hparams}
-    assert setting(space, {}, 0, 0) == {"algorithm.eta": 0.01}
-    assert 1e-3 <= setting(space, {}, 1, 0)["algorithm.eta"] < 0.1
+    assert draw(GroupDRO.hparams, 0, 0) == {"eta": 0.01}
+    assert 1e-3 <= draw(GroupDRO.hparams, 1, 0)["eta"] < 0.1
+
+
+@pytest.mark.parametrize("counts", [(5,), (3, 4), (2, 5, 3), (1, 2, 3, 2, 1)])
+def test_groups_of_domains_and_classes_are_those_of_the_transcription(counts):
+    """Dictionaries of groups; those that no image of the batch is in have a loss of 0."""
+    eta, classes = 0.5, 4  # made_up has no image of the last class
+    groups = [(domain, label) for domain in range(len(counts)) for label in range(classes)]
+    steps = steps_of(
+        small(GroupDRO, len(counts), dtype=torch.float64, classes=classes, eta=eta, groups="domains_and_classes"),
+        "sgd",
+    )
+    reference = small(ERM, len(counts), dtype=torch.float64, classes=classes)
+    reference.load_state_dict(steps.algorithm.state_dict(), strict=False)
+    q = dict.fromkeys(groups, 1 / len(groups))
+    for step in range(1, 5):
+        batches = made_up(counts, dtype=torch.float64, seed=step)
+        reference.load_state_dict(steps.algorithm.state_dict(), strict=False)
+        losses = {}
+        for domain, label in groups:
+            images, labels = batches[domain]
+            own = [loss_of_image(reference, x, y) for x, y in zip(images, labels, strict=True) if int(y) == label]
+            losses[domain, label] = sum(own) / len(own) if own else torch.zeros((), dtype=torch.float64)
+        raised = {group: q[group] * math.exp(eta * float(losses[group].detach())) for group in groups}
+        q = {group: raised[group] / sum(raised.values()) for group in groups}
+        loss = sum(q[group] * losses[group] for group in groups)
+        expected = torch.autograd.grad(loss, list(reference.parameters()))
+        torch.testing.assert_close(steps.take(batches, step), loss.detach(), rtol=1e-9, atol=0)
+        for p, gradient in zip(steps.algorithm.parameters(), expected, strict=True):
+            torch.testing.assert_close(p.grad, gradient, rtol=1e-8, atol=1e-12)
+        flat = torch.tensor([q[group] for group in groups], dtype=torch.float64)
+        torch.testing.assert_close(steps.algorithm.q.flatten(), flat, rtol=1e-9, atol=0)
+    assert steps.algorithm.q.shape == (len(counts), classes)
+
+
+def test_groups_of_a_single_class_are_the_domains_but_for_their_start():
+    batches = [(images, torch.ones_like(labels)) for images, labels in made_up((4, 3), dtype=torch.float64)]
+    by_class = small(GroupDRO, dtype=torch.float64, eta=0.0, groups="domains_and_classes")
+    by_domain = small(GroupDRO, dtype=torch.float64, eta=0.0)
+    torch.testing.assert_close(3 * by_class.objective(batches), by_domain.objective(batches), rtol=1e-12, atol=0)
+
+
+def test_a_run_with_groups_of_classes_continues_bit_equal():
+    build = lambda: small(GroupDRO, dropout=0.3, eta=0.5, groups="domains_and_classes")  # noqa: E731
+    assert_continues_bit_equal(build, "sam", 3, 6)
+
+
+def test_other_groups_are_refused():
+    with pytest.raises(ValueError, match="Invalid groups value: pairs; it must be one of domains, domains_and_classes"):
+        small(GroupDRO, groups="pairs")
+    network = build_network("small_conv", (1, 16, 16), 3, dropout=0.0, seed=0, task="multilabel")
+    with pytest.raises(ValueError, match="are for classes, and the network is for multilabel"):
+        GroupDRO(network, 2, groups="domains_and_classes")

@@ -299,7 +299,7 @@ def test_a_state_of_other_shapes_is_refused_with_both(name):
         ValueError, match=r"exp_avg of parameter 0 is of shape \(16,\), .* shape \(16, 6\).*another order"
     ):
         other.optimizer.load_state_dict(swapped)
-    for moment in ("exp_avg", "exp_avg_sq"):
+    for moment in saved["state"][order[0]].keys() - {"step"}:
         changed = copy.deepcopy(saved)
         changed["state"][order[1]][moment] = torch.zeros(1)  # would broadcast
         with pytest.raises(ValueError, match=rf"{moment} of parameter 1 is of shape \(1,\), .* shape \(16,\)"):

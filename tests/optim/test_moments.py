@@ -1,4 +1,4 @@
-"""Yogi, AdaBelief and AdaHessian against transcriptions of their papers, in float64."""
+"""Yogi, AdaBelief, AdaHessian, M-SVAG and Signum against transcriptions of their papers, in float64."""
 
 import gc
 import math
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from shiftproof.algorithms import ERM
 from shiftproof.annealing import Annealer
 from shiftproof.models import build_network
-from shiftproof.optim import AdaBelief, AdaHessian, Yogi
+from shiftproof.optim import MSVAG, AdaBelief, AdaHessian, Signum, Yogi
 from shiftproof.optim.stream import Place, draw_signs
 from shiftproof.training import StepBuilder
 
@@ -44,6 +44,29 @@ class _Transcription:
         self.v = BETA2 * self.v + (1 - BETA2) * (g - self.m) ** 2 + self.eps
         self.theta = self.theta - self.lr * self.weight_decay * self.theta - self._descend()
 
+    def msvag(self, g):
+        self.t += 1
+        g = g + self.weight_decay * self.theta
+        self.m = BETA1 * self.m + (1 - BETA1) * g
+        self.v = BETA1 * self.v + (1 - BETA1) * g**2
+        m, v = self.m / (1 - BETA1**self.t), self.v / (1 - BETA1**self.t)
+        # the sum of the squared weights of an average of t gradients, over the square of their sum
+        weights = [BETA1**k for k in range(self.t)]
+        rho = sum(w**2 for w in weights) / sum(weights) ** 2
+        s = np.zeros_like(m) if self.t == 1 else (v - m**2) / (1 - rho)
+        factor = np.array([a**2 / (a**2 + rho * max(b, 0)) if a else 0 for a, b in zip(m.flat, s.flat, strict=True)])
+        self.theta = self.theta - self.lr * factor.reshape(m.shape) * m
+
+    def signum(self, g):
+        self.t += 1
+        self.m = BETA1 * self.m + (1 - BETA1) * g
+        self.theta = self.theta - self.lr * (np.sign(self.m) + self.weight_decay * self.theta)
+
+    def coupled_signum(self, g):
+        g = g + self.weight_decay * self.theta
+        self.m = BETA1 * self.m + (1 - BETA1) * g
+        self.theta = self.theta - self.lr * np.sign(self.m)
+
     def adahessian(self, g, diagonal):
         self.t += 1
         if diagonal.ndim > 2:  # each kernel's mean
@@ -66,15 +89,21 @@ def _assert_equal(params, transcriptions):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "rule", "eps", "accumulator"),
-    [(Yogi, "yogi", 1e-3, 1e-6), (AdaBelief, "adabelief", 1e-16, 0.0)],
-    ids=["Yogi", "AdaBelief"],
+    ("optimizer", "rule", "eps", "accumulator", "options"),
+    [
+        (Yogi, "yogi", 1e-3, 1e-6, {"betas": (BETA1, BETA2)}),
+        (AdaBelief, "adabelief", 1e-16, 0.0, {"betas": (BETA1, BETA2)}),
+        (MSVAG, "msvag", 0.0, 0.0, {"beta": BETA1}),
+        (Signum, "signum", 0.0, 0.0, {"momentum": BETA1}),
+        (Signum, "coupled_signum", 0.0, 0.0, {"momentum": BETA1, "decoupled_weight_decay": False}),
+    ],
+    ids=["Yogi", "AdaBelief", "M-SVAG", "Signum", "Signum with an L2 penalty"],
 )
-def test_steps_are_the_papers(optimizer, rule, eps, accumulator):
+def test_steps_are_the_papers(optimizer, rule, eps, accumulator, options):
     params, generator = _parameters((3, 4), (5,), (2, 2, 3, 3), ())
     settings = [(0.01, 0.0), (0.01, 0.0), (0.3, 0.1), (0.3, 0.1)]
     groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.3, "weight_decay": 0.1}]
-    optimizer = optimizer(groups, lr=0.01, betas=(BETA1, BETA2))
+    optimizer = optimizer(groups, lr=0.01, **options)
     expected = [
         _Transcription(p.detach().numpy(), lr, decay, eps, accumulator)
         for p, (lr, decay) in zip(params, settings, strict=True)
@@ -107,6 +136,39 @@ def test_adabelief_strides_where_the_gradient_is_constant():
     optimizer.step()
     assert math.isclose(p[0].item(), -1e-8 / (1e-8 / math.sqrt(0.1)), rel_tol=1e-5)
     assert p[1] == 0
+
+
+def test_signum_without_momentum_is_sign_descent_and_leaves_weights_without_gradient():
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = Signum([p], lr=0.5, momentum=0.0)
+    for grad in ([1e-30, -7.0, 0.0], [-1.0, -1e-30, 0.0], [-1.0, -1.0, 0.0]):
+        p.grad = torch.tensor(grad)
+        optimizer.step()
+    assert p.tolist() == [-0.5 + 1.0, 1.5, 0.0]
+
+
+def test_m_svag_is_momentum_where_gradients_agree_and_descent_without_memory():
+    """With constant gradients the averages are those gradients; with ``beta`` 0, single gradients have no variance."""
+    for beta, grads in ((0.9, [[2.0, -1e-3, 0.0]] * 5), (0.0, [[2.0, -1e-3, 0.0], [-1.0, 5.0, 0.0]])):
+        p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        optimizer = MSVAG([p], lr=0.5, beta=beta)
+        for grad in grads:
+            p.grad = torch.tensor(grad, dtype=torch.float64)
+            optimizer.step()
+        torch.testing.assert_close(p.detach(), -0.5 * torch.tensor(grads, dtype=torch.float64).sum(0))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_m_svag_s_factor_does_not_depend_on_the_scale_of_the_loss(scale):
+    steps = []
+    for factor in (1.0, scale):
+        p = nn.Parameter(torch.zeros(50))
+        optimizer, generator = MSVAG([p], lr=1.0), torch.Generator().manual_seed(0)
+        for _ in range(4):
+            p.grad = (0.5 + torch.randn(50, generator=generator)) * factor
+            optimizer.step()
+        steps.append(p.detach() / factor)
+    torch.testing.assert_close(*steps, rtol=1e-4, atol=1e-4)
 
 
 def test_adahessian_has_the_diagonal_of_a_quadratic_exactly():
@@ -279,7 +341,17 @@ def test_invalid_options_are_refused(optimizer):
         Yogi([p], initial_accumulator=-1.0)
 
 
-@pytest.mark.parametrize("optimizer", [Yogi, AdaBelief, AdaHessian])
+@pytest.mark.parametrize(("optimizer", "decay"), [(MSVAG, "beta"), (Signum, "momentum")])
+def test_invalid_decays_of_one_average_are_refused(optimizer, decay):
+    p = nn.Parameter(torch.ones(1))
+    for bad in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match=rf"Invalid {decay} value: {bad}; it must be in \[0, 1\)"):
+            optimizer([p], **{decay: bad})
+    with pytest.raises(ValueError, match=f"Invalid {decay} value: 'x'; it must be a number"):
+        optimizer([p], **{decay: "x"})
+
+
+@pytest.mark.parametrize("optimizer", [Yogi, AdaBelief, AdaHessian, MSVAG, Signum])
 def test_complex_and_sparse_gradients_are_refused(optimizer):
     for grad in (torch.zeros(2, dtype=torch.complex64), torch.zeros(2).to_sparse()):
         p = nn.Parameter(torch.ones(2, dtype=grad.dtype))
@@ -288,13 +360,19 @@ def test_complex_and_sparse_gradients_are_refused(optimizer):
             optimizer([p]).step()
 
 
-@pytest.mark.parametrize("optimizer", [Yogi, AdaBelief, AdaHessian])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        *((one, options) for one in (Yogi, AdaBelief, AdaHessian) for options in ({}, {"eps": 1e-8}, {"eps": 1e-16})),
+        (MSVAG, {}),
+        (Signum, {}),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("eps", [None, 1e-8, 1e-16])
-def test_zero_gradients_change_nothing_in_half_precision(optimizer, dtype, eps):
+def test_zero_gradients_change_nothing_in_half_precision(optimizer, options, dtype):
     """An eps that the type cannot hold would be 0, and the step 0 / 0."""
     p = nn.Parameter(torch.ones(5, dtype=dtype))
-    optimizer = optimizer([p], **({} if eps is None else {"eps": eps}))
+    optimizer = optimizer([p], **options)
     for _ in range(3):
         p.grad = torch.zeros_like(p)
         optimizer.step()

@@ -20,7 +20,7 @@ from shiftproof.protocol.settings import search_space, setting
 
 GOLDEN = json.loads(Path(__file__).with_name("domainbed_draws.json").read_text(encoding="utf-8"))
 OUR_NAMES = {"ANDMask": "and_mask", "SANDMask": "sand_mask"}
-NOT_IN_DOMAINBED = {"probe", "lp_ft", "mixstyle", "miro", "gsnr_dropout"}
+NOT_IN_DOMAINBED = {"probe", "lp_ft", "mixstyle", "miro", "gsnr_dropout", "cvar_dro", "lisa", "vrgd"}
 
 
 def _names(space, small):

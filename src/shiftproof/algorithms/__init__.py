@@ -12,6 +12,7 @@ from shiftproof.algorithms.and_mask import ANDMask
 from shiftproof.algorithms.arm import ARM
 from shiftproof.algorithms.causirl import CausIRLCORAL, CausIRLMMD
 from shiftproof.algorithms.coral import CORAL
+from shiftproof.algorithms.cvar_dro import CVaRDRO
 from shiftproof.algorithms.dann import CDANN, DANN
 from shiftproof.algorithms.eqrm import EQRM
 from shiftproof.algorithms.erm import ERM
@@ -23,6 +24,7 @@ from shiftproof.algorithms.iga import IGA
 from shiftproof.algorithms.information_bottleneck import IBERM, IBIRM
 from shiftproof.algorithms.irm import IRM
 from shiftproof.algorithms.linear_probe import LPFT, LinearProbe
+from shiftproof.algorithms.lisa import LISA
 from shiftproof.algorithms.miro import MIRO
 from shiftproof.algorithms.mixstyle import MixStyle
 from shiftproof.algorithms.mixup import Mixup
@@ -37,6 +39,7 @@ from shiftproof.algorithms.spectral_decoupling import SpectralDecoupling
 from shiftproof.algorithms.trm import TRM
 from shiftproof.algorithms.urm import URM
 from shiftproof.algorithms.vrex import VREx
+from shiftproof.algorithms.vrgd import VRGD
 from shiftproof.base.batch import Batch
 
 __all__ = [
@@ -51,6 +54,7 @@ __all__ = [
     "IBIRM",
     "IGA",
     "IRM",
+    "LISA",
     "LPFT",
     "MIRO",
     "MLDG",
@@ -60,9 +64,11 @@ __all__ = [
     "RSC",
     "TRM",
     "URM",
+    "VRGD",
     "ANDMask",
     "Algorithm",
     "Batch",
+    "CVaRDRO",
     "CausIRLCORAL",
     "CausIRLMMD",
     "Closure",

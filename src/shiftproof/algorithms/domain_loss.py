@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -54,3 +55,17 @@ def losses_by_domain(outputs: Tensor, batches: Sequence[Batch], loss: Loss = F.c
 def mean_domain_loss(outputs: Tensor, batches: Sequence[Batch], loss: Loss = F.cross_entropy) -> Tensor:
     """Return the unweighted mean of `losses_by_domain`: small batches count as much as large ones."""
     return losses_by_domain(outputs, batches, loss).mean()
+
+
+def row_losses(outputs: Tensor, targets: Tensor, loss: Loss = F.cross_entropy) -> Tensor:
+    """Return the loss of every row by itself, (n,); weights of classes have no effect on it.
+
+    Args:
+        outputs: outputs (n, classes).
+        targets: targets of the rows.
+        loss: maps outputs and targets to their mean loss, as `Network.loss` does.
+    """
+    if loss is F.cross_entropy:  # the same in a fifth of the time
+        return F.cross_entropy(outputs, targets, reduction="none")
+    losses: Tensor = vmap(lambda output, target: loss(output[None], target[None]))(outputs, targets)
+    return losses

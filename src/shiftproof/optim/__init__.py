@@ -6,10 +6,12 @@ from shiftproof.optim.fad import FAD
 from shiftproof.optim.gam import GAM
 from shiftproof.optim.genie import GENIE, GENIEAdamW, genie, genie_adamw
 from shiftproof.optim.gsam import GSAM
+from shiftproof.optim.msvag import MSVAG
 from shiftproof.optim.multipass import Landscape, MultiPass
 from shiftproof.optim.registry import NO_OPTIMIZER, OPTIMIZERS, LearningRates, OptimizerEntry
 from shiftproof.optim.sagm import SAGM
 from shiftproof.optim.sam import ASAM, SAM
+from shiftproof.optim.signum import Signum
 from shiftproof.optim.yogi import Yogi
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "GAM",
     "GENIE",
     "GSAM",
+    "MSVAG",
     "NO_OPTIMIZER",
     "OPTIMIZERS",
     "SAGM",
@@ -29,6 +32,7 @@ __all__ = [
     "LearningRates",
     "MultiPass",
     "OptimizerEntry",
+    "Signum",
     "Yogi",
     "genie",
     "genie_adamw",

@@ -44,7 +44,7 @@ class AdaBelief(MomentOptimizer):
         eps: float = 1e-16,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -74,7 +74,7 @@ class AdaHessian(MomentOptimizer):
         weight_decay: float = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, seed=seed)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, seed=seed)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

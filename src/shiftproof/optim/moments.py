@@ -1,9 +1,9 @@
-"""The parts of Adam that Yogi, AdaBelief and AdaHessian share: everything but the second moment."""
+"""The parts of Adam that Yogi, AdaBelief, AdaHessian, M-SVAG and Signum share: moving averages, and checks of them."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,34 +14,23 @@ from shiftproof.base.options import check_number
 from shiftproof.optim.options import constructor_defaults, make_plain, plain
 from shiftproof.optim.state import check_loaded_state, labelled, mismatch
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class MomentOptimizer(Optimizer):
-    """Base of the optimizers with Adam's two moments.
+    """Base of the optimizers with moving averages of the gradient and, unless they have none, of its square.
 
     Args:
         params: parameters or groups.
-        lr: learning rate.
-        betas: decay of the two moments.
-        eps: added to the denominator.
-        weight_decay: strength of the weight decay.
-        **others: further options, kept in the groups.
+        **options: all options, kept in the groups: ``lr``, ``weight_decay``, the decay of the averages (``betas``,
+            ``beta`` or ``momentum``) and others.
 
     Raises:
         ValueError: an option is out of range.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        **others: Any,
-    ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **others}
+    moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    """The averages in the state of a parameter."""
+
+    def __init__(self, params: ParamsT, **options: Any) -> None:
         super().__init__(params, plain(options))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -69,7 +58,7 @@ class MomentOptimizer(Optimizer):
         """
 
         def check(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-            check_loaded_state(self, state_dict, _MOMENTS)
+            check_loaded_state(self, state_dict, self.moments)
 
         handle = self.register_load_state_dict_pre_hook(check)  # after the user's hooks, which may change the state
         try:
@@ -88,7 +77,7 @@ class ParameterBatch(NamedTuple):
         params: the parameters.
         grads: their gradients, never changed in place.
         exp_avgs: first moments.
-        exp_avg_sqs: second moments.
+        exp_avg_sqs: second moments; none for optimizers without them.
         positions: indices of the parameters, counted over all groups.
     """
 
@@ -108,13 +97,17 @@ def _check_options(options: dict[str, Any]) -> None:
         check_number(name, options.get(name, 0.0))
         if not 0 <= options.get(name, 0.0) < math.inf:
             raise ValueError(f"Invalid {name} value: {options[name]}; it must be at least 0")
-    for beta in options["betas"]:
+    for name in ("beta", "momentum"):
+        check_number(name, options.get(name, 0.0))
+        if not 0 <= options.get(name, 0.0) < 1:
+            raise ValueError(f"Invalid {name} value: {options[name]}; it must be in [0, 1)")
+    for beta in options.get("betas", ()):
         check_number("betas", beta)
-    if not all(0 <= beta < 1 for beta in options["betas"]):
+    if not all(0 <= beta < 1 for beta in options.get("betas", ())):
         raise ValueError(f"Invalid betas value: {options['betas']}; each must be in [0, 1)")
 
 
-def begin_step(optimizer: Optimizer) -> list[ParameterBatch]:
+def begin_step(optimizer: MomentOptimizer) -> list[ParameterBatch]:
     """Return the parameters that have a gradient, with their moments; it changes no weight and counts no step.
 
     Second moments start at the group's ``initial_accumulator``, or 0.
@@ -133,10 +126,11 @@ def begin_step(optimizer: Optimizer) -> list[ParameterBatch]:
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
             state["exp_avg"] = torch.zeros_like(p)
-            state["exp_avg_sq"] = torch.full_like(p, group.get("initial_accumulator", 0.0))
+            if "exp_avg_sq" in optimizer.moments:
+                state["exp_avg_sq"] = torch.full_like(p, group.get("initial_accumulator", 0.0))
         if not isinstance(state["step"], Tensor):  # a state saved by another library may hold a number
             state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32, device="cpu")
-        tensors = {"the gradient": p.grad, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
+        tensors = {"the gradient": p.grad, **{name: state[name] for name in optimizer.moments}}
         for name, tensor in tensors.items():
             if (reason := mismatch(tensor, p)) is not None:
                 raise RuntimeError(f"{name} of {label} is {reason}")
@@ -150,7 +144,8 @@ def begin_step(optimizer: Optimizer) -> list[ParameterBatch]:
         batch.params.append(p)
         batch.grads.append(p.grad)
         batch.exp_avgs.append(state["exp_avg"])
-        batch.exp_avg_sqs.append(state["exp_avg_sq"])
+        if "exp_avg_sq" in optimizer.moments:
+            batch.exp_avg_sqs.append(state["exp_avg_sq"])
         batch.positions.append(position)
     return list(batches.values())
 
@@ -190,4 +185,9 @@ def descend(batch: ParameterBatch) -> None:
     torch._foreach_add_(denominators, held_eps(batch))
     rate = float(batch.group["lr"]) / (1 - beta1**batch.step)
     torch._foreach_addcdiv_(batch.params, batch.exp_avgs, denominators, value=-rate)
+    count_step(batch)
+
+
+def count_step(batch: ParameterBatch) -> None:
+    """Count the step."""
     torch._foreach_add_(batch.steps, 1)

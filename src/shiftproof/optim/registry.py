@@ -28,8 +28,10 @@ from shiftproof.optim.fad import FAD
 from shiftproof.optim.gam import GAM
 from shiftproof.optim.genie import GENIE, GENIEAdamW
 from shiftproof.optim.gsam import GSAM
+from shiftproof.optim.msvag import MSVAG
 from shiftproof.optim.sagm import SAGM
 from shiftproof.optim.sam import ASAM, SAM
+from shiftproof.optim.signum import Signum
 from shiftproof.optim.yogi import Yogi
 
 
@@ -291,3 +293,15 @@ _register(
     hparams={"dropout": Hparam(0.0), "moment_dtype": Hparam("float32")},
     seeded=True,
 )
+OPTIMIZERS.register(
+    "signum",
+    OptimizerEntry(
+        Signum,
+        # Only 0.003 was tuned. The others are Adam's times 0.3, the ratio of the two on small images.
+        LearningRates((3e-4, log10_uniform(-5, -3)), 0.003),
+        LearningRates((1.5e-5, log10_uniform(-5.5, -4)), 3e-5),
+        hparams={"momentum": Hparam(0.9), "decoupled_weight_decay": Hparam(True)},
+    ),
+)
+# Those of the released GENIE, of which this is the preconditioner. Only 0.3 was tuned.
+_register("m_svag", MSVAG, (0.3, 0.003), (0.015, log10_uniform(-3, -1)), hparams={"beta": Hparam(0.9)})

@@ -45,7 +45,9 @@ class Yogi(MomentOptimizer):
         initial_accumulator: float = 1e-6,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, initial_accumulator=initial_accumulator)
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, initial_accumulator=initial_accumulator
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
