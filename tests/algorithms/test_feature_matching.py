@@ -190,3 +190,24 @@ def test_draws_are_those_of_domainbed(matching):
     random = np.random.RandomState(seed_hash(seed_hash(3, 1), "mmd_gamma"))
     assert draw(matching.hparams, 3, 1) == {"penalty_weight": 10 ** random.uniform(-1, 1)}
     assert draw(matching.hparams, 0, 1) == {"penalty_weight": 1.0}
+
+
+@both
+def test_the_dialects_compare_features_after_dropout(matching):
+    """With one mask for penalty and loss, as of a featurizer that ends in the dropout."""
+    network = build_network("small_conv", (1, 16, 16), 3, dropout=0.5, seed=0).double()
+    algorithm, batches = matching(network, 2, 0.7, after_dropout=True).double(), _batches(5, 4)
+    seen = []
+    network.dropout.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    loss = algorithm.objective(batches)
+    [dropped] = seen
+    assert 0.3 < (dropped == 0).double().mean() < 0.8
+    parts = dropped.split([5, 4])
+    losses = [
+        torch.nn.functional.cross_entropy(network.classifier(part), labels)
+        for part, (_, labels) in zip(parts, batches, strict=True)
+    ]
+    expected = sum(losses) / 2 + 0.7 * algorithm.penalty(parts)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    assert draw(matching.hparams, 0, 0, "domainbed")["after_dropout"] is True
+    assert "after_dropout" not in draw(matching.hparams, 0, 0)

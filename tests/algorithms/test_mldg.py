@@ -15,6 +15,7 @@ from shiftproof.models import build_network
 from shiftproof.optim import SAM
 from shiftproof.protocol.settings import search_space, setting
 from shiftproof.training import StepBuilder
+from shiftproof.training.optimizer_factory import RunOptimizers
 
 LR = 0.3
 
@@ -249,13 +250,37 @@ def test_the_inner_step_is_one_of_any_optimizer(optimizer):
     assert all(not torch.equal(p, start[name]) for name, p in whole.algorithm.named_parameters())
 
 
-def test_an_inner_step_leaves_the_statistics_of_batch_norms_alone():
+def test_statistics_of_batch_norms_follow_the_passes_at_the_weights_themselves():
     network = build_network("resnet18", (3, 32, 32), 3, dropout=0.0, seed=0)
     algorithm = MLDG(network, 2, inner_optimizer=True, pairing="ring")
     steps = built_steps(algorithm, "adam")
-    before = {name: b.clone() for name, b in network.named_buffers()}
-    steps.take([(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])) for _ in range(2)], 1)
-    assert all(torch.equal(b, before[name]) for name, b in network.named_buffers())
+    batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    expected = copy.deepcopy(network)
+    seed_generators(torch_seed(0, "step", 1), torch.device("cpu"))
+    for domain in torch.randperm(2).tolist():  # of both pairs of the ring, the first
+        expected(batches[domain][0])
+    steps.take(batches, 1)
+    for name, b in network.named_buffers():
+        torch.testing.assert_close(b, expected.get_buffer(name), msg=name)
+
+
+def test_inner_optimizers_draw_anew_in_every_pair_and_step():
+    algorithm, names = MLDG(_network(), 3, inner_optimizer=True, pairing="ring"), []
+    steps = built_steps(algorithm, "genie")
+    factory = algorithm._factory
+    algorithm._factory = lambda params, name: names.append(name) or factory(params, name=name)
+    for step in (1, 2):
+        steps.take(uneven_batches((3, 4, 2), seed=step), step)
+    assert len(set(names)) == len(names) == 6
+
+
+def test_asam_goes_by_names_in_the_inner_step_too():
+    algorithm = MLDG(_network(), 2, inner_optimizer=True)
+    named = {p: name for name, p in algorithm.network.named_parameters()}
+    hparams = {"lr": 1e-2, "weight_decay": 0.0, "by_name": True}
+    algorithm.build_optimizers(RunOptimizers("asam", 1, hparams, names=named))
+    loss = StepBuilder(algorithm.train(), Annealer(), seed=0).take(uneven_batches((3, 4)), 1)
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,12 @@ def test_residual_networks_have_the_stages_of_miros_authors(model):
     assert all(torch.equal(*pair) for pair in zip(maps, expected, strict=True))
 
 
+@pytest.mark.parametrize(("model", "stem"), [("resnetblur18", "maxpool.1"), ("resnetrs50", "maxpool.2")])
+def test_a_stem_ends_before_the_first_layer_whatever_its_pooling_is(model, stem):
+    network = build_network(model, (3, 64, 64), 3, dropout=0.0, seed=0)
+    assert find_stages(network)[0].name == stem
+
+
 def test_the_stem_of_a_vision_transformer_is_its_patch_convolution():
     network = build_network("vit_tiny_patch16_224", (3, 32, 32), 3, dropout=0.0, seed=0)
     outputs, images = StageOutputs(network.featurizer, find_stages(network)), torch.randn(2, 3, 32, 32)

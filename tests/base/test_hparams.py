@@ -118,6 +118,7 @@ def test_a_draw_relative_to_another_is_a_draw_of_the_same_distribution_divided_b
     drawn = setting(space, {}, 3, 5)
     assert drawn["algorithm.lr_ratio"] == rate / drawn["optimizer.lr"]
     assert setting(space, {"optimizer.lr": 0.5}, 3, 5)["algorithm.lr_ratio"] == rate / 0.5
+    assert setting(space, {"optimizer.lr": 0}, 3, 5)["algorithm.lr_ratio"] == 1.0
     assert setting(space, {"algorithm.lr_ratio": 2.0}, 3, 5)["algorithm.lr_ratio"] == 2.0
     assert setting(space, {}, 0, 5) == {"optimizer.lr": 0.1, "algorithm.lr_ratio": 1.0}
 

@@ -69,7 +69,8 @@ class DANN(Algorithm):
     dropout. DomainBed's code trains the classifier in only one of :math:`1 + d` steps and the discriminator in the
     others, as does ``alternate`` here. The paper has no gradient penalty. Here it affects only the discriminator, which
     it keeps smooth; in DomainBed it enters the network's loss too, negated, as it does here with
-    ``penalised_network``, so that the network makes the discriminator steep. The dialects of published code have both.
+    ``penalised_network``: the network then gains by making the discriminator steep, for which we know no reason. The
+    dialects of published code choose both.
 
     With one source domain there is nothing to discriminate: DANN is then ERM, and warns.
 
@@ -89,8 +90,8 @@ class DANN(Algorithm):
         mlp_width: width of the discriminator, at least 1.
         mlp_depth: number of its linear layers, at least 2.
         mlp_dropout: its dropout, in [0, 1).
-        lr_ratio: the discriminator's learning rate divided by the run's, above 0. A search draws it as the ratio of two
-            rates from a range of 1.5 decades, like DomainBed's two rates for photographs.
+        lr_ratio: the discriminator's learning rate divided by the run's, above 0. A search draws the rate from the
+            range of the run's.
         alternate: whether each step trains either the discriminator or the network, as in DomainBed's published
             results.
         penalised_network: whether the gradient penalty is part of the loss :math:`L_D` that the network maximises.

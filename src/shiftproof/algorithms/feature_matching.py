@@ -21,9 +21,9 @@ from shiftproof.models import Network
 class FeatureMatching(Algorithm, ABC):
     """Minimises the mean of the domains' cross-entropies plus a weighted `penalty`; with one domain this is ERM.
 
-    The features are taken before dropout, from one forward pass of all domains. DomainBed makes one pass per domain, as
-    does ``separate_passes`` here, which differs if batch norms normalise by the batch: they then remove differences
-    that the penalty measures.
+    The features are taken before dropout, from one forward pass of all domains. DomainBed takes them after dropout, as
+    ``after_dropout`` does here, and makes one pass per domain, as does ``separate_passes``, which differs if batch
+    norms normalise by the batch: they then remove differences that the penalty measures.
 
     Args:
         network: the network to train.
@@ -31,6 +31,8 @@ class FeatureMatching(Algorithm, ABC):
         penalty_weight: weight of the penalty, at least 0.
         separate_passes: whether every domain passes through the network on its own, as in DomainBed, so that batch
             norms that are not frozen see one domain at a time.
+        after_dropout: whether the penalty is of the features after the dropout, which is part of DomainBed's
+            featurizers.
 
     Raises:
         ValueError: ``penalty_weight`` is out of its range.
@@ -39,13 +41,19 @@ class FeatureMatching(Algorithm, ABC):
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "penalty_weight": Hparam(1.0, log10_uniform(-1, 1), seed_name="mmd_gamma"),
         "separate_passes": option(False, True),
+        "after_dropout": option(False, True),
     }
     accumulates: ClassVar[bool] = False
     compares_domains: ClassVar[bool] = True
     """Whether the penalty is between domains, so that there is none with one domain."""
 
     def __init__(
-        self, network: Network, num_domains: int, penalty_weight: float = 1.0, separate_passes: bool = False
+        self,
+        network: Network,
+        num_domains: int,
+        penalty_weight: float = 1.0,
+        separate_passes: bool = False,
+        after_dropout: bool = False,
     ) -> None:
         super().__init__(network, num_domains)
         if not 0 <= penalty_weight < math.inf:
@@ -58,6 +66,7 @@ class FeatureMatching(Algorithm, ABC):
                 stacklevel=1,
             )
         self.penalty_weight, self.separate_passes = penalty_weight, separate_passes
+        self.after_dropout = after_dropout
 
     @abstractmethod
     def penalty(self, features: Sequence[Tensor]) -> Tensor:
@@ -79,9 +88,11 @@ class FeatureMatching(Algorithm, ABC):
         """Return the loss of all batches."""
         featurizer = self.network.featurizer
         features = passed(featurizer, featurizer, batches, self.separate_passes)
-        loss = mean_domain_loss(self.network.classifier(self.network.dropout(features)), batches, self.network.loss)
+        dropped = self.network.dropout(features)
+        loss = mean_domain_loss(self.network.classifier(dropped), batches, self.network.loss)
+        compared = dropped if self.after_dropout else features
         with torch.autocast(features.device.type, enabled=False):  # penalties are small differences of large sums
-            exact = features.to(torch.promote_types(features.dtype, torch.float32))
+            exact = compared.to(torch.promote_types(features.dtype, torch.float32))
             samples = self.samples(split_domains(exact, batches))
             return loss + self.penalty_weight * self.penalty(samples) if len(samples) > 1 else loss
 

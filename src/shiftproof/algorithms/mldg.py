@@ -37,8 +37,9 @@ class MLDG(Algorithm):
     as constant, which gives :math:`\nabla F(\theta) + \beta \nabla G(\theta')`.
 
     DomainBed's code differs in two ways, which the dialects of published code choose. With ``inner_optimizer``, the
-    inner step is the first of a new optimizer of the run's kind, of first order and with batch norm statistics of its
-    own: Adam then moves every weight by about the learning rate, whatever the size of the gradient. With ``pairing``,
+    inner step is the first of a new optimizer of the run's kind, of first order: Adam then moves every weight by about
+    the learning rate, whatever the size of the gradient. Batch norms that train follow the passes at the weights
+    themselves; in DomainBed's code they follow none and keep the statistics of the start, a defect. With ``pairing``,
     the domains are paired, each pair takes an inner step of its own, and the sum over the pairs of
     :math:`F_i(\theta) + \beta G_j(\theta'_i)` is divided by the number of domains. Of three domains of which two are
     held out, "split" then uses two. DomainBed learns nothing if ``n_meta_test`` leaves no domain to train on; here at
@@ -148,10 +149,10 @@ class MLDG(Algorithm):
     ) -> tuple[Tensor, dict[nn.Parameter, Tensor], Tensor]:
         """Return the loss of the meta-train domains, its gradient, and the loss of the others after the inner step."""
         weights = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
-        buffers = {name: b.clone() for name, b in self.network.named_buffers()} if self.inner_optimizer else {}
         # fused attention has no second derivative
         with sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext():
-            loss = self._loss(meta_train, {**weights, **buffers})
+            loss = self._loss(meta_train, weights)
+        buffers = {name: b.clone() for name, b in self.network.named_buffers()} if self.inner_optimizer else {}
         found = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
         gradients = {p: g for p, g in zip(weights.values(), found, strict=True) if g is not None}
         if self.inner_optimizer:
@@ -183,11 +184,12 @@ class MLDG(Algorithm):
         """
         assert self._factory is not None  # noqa: S101  (steps have optimizers)
         copies = {p: nn.Parameter(p.detach().clone()) for p in weights.values()}
+        draw = int(torch.randint(2**31, (), device="cpu"))  # or all steps and pairs would draw the same numbers
         at_copies = {name: copies[p] for name, p in weights.items()}
         for number, group in enumerate(self._groups):
-            inner = self._factory([copies[p] for p in group["params"]], name=f"inner {number}")
+            inner = self._factory([copies[p] for p in group["params"]], name=f"inner {draw} {number}")
             for own in inner.param_groups:
-                own["lr"] = self.inner_lr or group["lr"]
+                own |= {"lr": self.inner_lr or group["lr"]} | {k: group[k] for k in ("param_names",) if k in group}
             first_passes = iter([] if known is None else [known])
 
             def closure(first_passes: Iterator[tuple[Tensor, Mapping[nn.Parameter, Tensor]]] = first_passes) -> Tensor:

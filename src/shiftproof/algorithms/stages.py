@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from shiftproof.gradients import evaluation_mode
 from shiftproof.models import Network, parts
 
-_STEM_POOL = "maxpool"
-"""What torchvision and timm call the pooling that ends the stem of a residual network."""
+_FIRST_LAYER = "layer1"
+"""What torchvision and timm call the first layer of a residual network, which comes after its stem."""
 
 
 class Stage(NamedTuple):
@@ -65,9 +65,9 @@ def find_stages(network: Network) -> list[Stage]:
     outputs = _outputs(network, dict(parts(network.featurizer)))
     maps = [(o, dim) for o in outputs if (dim := _channel_dim(o.shape, height, width)) is not None]
     ends = [list(run)[-1] for _, run in groupby(maps, lambda entry: _resolution(*entry))]
-    pooled = [entry for entry in maps if entry[0].name == _STEM_POOL]
-    if pooled and len(ends) > 1:
-        ends[0] = pooled[0]
+    layers = [i for i, (output, _) in enumerate(maps) if output.name.split(".")[0] == _FIRST_LAYER]
+    if layers and layers[0] > 0 and len(ends) > 1:
+        ends[0] = maps[layers[0] - 1]
     if len(ends) < 2:  # of one resolution
         tokens = [(o, -1) for o in outputs if len(o.shape) == 3 and o.shape[1] > 1]
         ends = _quarters(maps or tokens)

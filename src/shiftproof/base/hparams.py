@@ -86,7 +86,7 @@ class Hparam:
     def range(self) -> str:
         """What a search draws, in words; empty if it keeps the default."""
         if self.relative_to is not None and self.draw is None:
-            return f"draws of {self.relative_to}, divided by its value"
+            return f"a rate of its own from the range of {self.relative_to}, divided by that"
         if self.draw is None:
             return ""
         return str(self.draw) if isinstance(self.draw, Described) else "a distribution of its own"

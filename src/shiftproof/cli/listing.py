@@ -82,4 +82,6 @@ def _lines(one: Listed, width: int, *, details: bool) -> Iterator[str]:
 
 def _elsewhere(hparam: Hparam) -> str:
     """Return its defaults in the protocol's dialects that have another."""
-    return "".join(f"; {value} in {dialect}" for dialect, value in hparam.in_dialects.items())
+    values = dict.fromkeys(hparam.in_dialects.values())
+    having = {value: [name for name, own in hparam.in_dialects.items() if own == value] for value in values}
+    return "".join(f"; {value} in {', '.join(names)}" for value, names in having.items())

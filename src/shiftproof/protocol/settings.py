@@ -128,7 +128,8 @@ def setting(
         if relative_to is not None and name not in fixed and (hparam_seed if hparam.draw is None else dialect != OURS):
             unit = 1.0 if hparam.draw is None else hparams[relative_to].default
             base = fixed.get(relative_to, values[relative_to])
-            values[name] = values[name] * unit / base  # type: ignore[operator]  # all are rates
+            # all are rates; nothing is relative to a rate of 0
+            values[name] = values[name] * unit / base if base else hparam.default  # type: ignore[operator]
     return {
         name: value for name, value in values.items() if not (hparams[name].later and value == hparams[name].default)
     }

@@ -491,7 +491,7 @@ def _terms_of_no_field(study: Study, facts: _Facts, specs: Sequence[RunSpec]) ->
             "images per domain and step": _listed(int(spec.hparams["data.batch_size"]) for spec in specs),
         },
         "device": {
-            "transductive": f"{', '.join(transductive)}: {_TRANSDUCTIVE}" if transductive else None,
+            "transductive": f"{', '.join(transductive)}: {_transductive(specs)}" if transductive else None,
             "published start": protocol.start if given and study.protocol != "shiftproof" else None,
         },
         "normalisation": {
@@ -500,6 +500,16 @@ def _terms_of_no_field(study: Study, facts: _Facts, specs: Sequence[RunSpec]) ->
         },
     }
     return {field: {name: text for name, text in of.items() if text is not None} for field, of in terms.items()}
+
+
+def _transductive(specs: Sequence[RunSpec]) -> str:
+    """Return what the predictions of transductive algorithms depend on."""
+    grouped = [spec.algorithm for spec in specs if spec.hparams.get("algorithm.evaluates_in_groups")]
+    return (
+        f"{_TRANSDUCTIVE}; {grouped[0]} in groups of a training batch's images of a domain"
+        if grouped
+        else _TRANSDUCTIVE
+    )
 
 
 def _listed(numbers: Iterable[int]) -> int | str:

@@ -432,11 +432,15 @@ class _Builder:
         rows = [row for grid in grids for each in self.results.rows_by_method(grid).values() for row in each]
         finished = {row["run"] for row in rows if row["status"] == "finished"}
         specs = [spec for grid in grids for spec in grid.runs]
-        versions = {(spec.results_version, results_version(spec.algorithm, spec.class_weights)) for spec in specs}
-        outdated = [(held, todays) for held, todays in versions if held != todays]
+        versions = {
+            (spec.results_version, results_version(spec.algorithm, spec.class_weights), spec.algorithm)
+            for spec in specs
+        }
+        outdated = sorted(version for version in versions if version[0] != version[1])
         if outdated:  # the same runs would give other numbers today
-            held, todays = (" ".join(map(str, sorted(set(of)))) for of in zip(*outdated, strict=True))
-            terms["results version"] = f"{held}, earlier than today's {todays}"
+            held, todays, names = (" ".join(map(str, dict.fromkeys(of))) for of in zip(*outdated, strict=True))
+            of_some = "" if len(outdated) == len(versions) else f" of {names}"
+            terms["results version"] = f"{held}{of_some}, earlier than today's {todays}"
         by = {self.results.plan.metric_of(grid) for grid in grids}
         rule = self.rule if by == {self.metric} else f"{self.rule}, by {' and '.join(sorted(by))}"
         return {**terms, "selection": rule, "runs finished": f"{len(finished)} of {len(planned)}"}

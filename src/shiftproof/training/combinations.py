@@ -152,7 +152,8 @@ def _check_steps(spec: RunSpec, algorithm: type[Algorithm], num_domains: int, ra
                 ("compile", axis),
                 f"{name} differentiates the gradient, which torch.compile does not support: leave out compile",
             )
-    if spec.compile and spec.axis("algorithm").get("first_order") is False:
+    own = spec.axis("algorithm")
+    if spec.compile and own.get("first_order") is False and not own.get("inner_optimizer"):
         raise FieldError(
             ("compile", "algorithm.first_order", "algorithms"),
             f"{spec.algorithm} differentiates the gradient, which torch.compile does not support: leave out compile, "

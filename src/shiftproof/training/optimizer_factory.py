@@ -72,7 +72,7 @@ class RunOptimizers:
         entry = OPTIMIZERS[self.optimizer]
         optimizer = entry(groups, seed=seed, **hparams)
         for group in optimizer.param_groups:
-            if entry.named and self.names:
+            if entry.named and all(p in self.names for p in group["params"]):
                 group["param_names"] = [self.names[p] for p in group["params"]]  # where torch has them
             if "betas" in group:
                 first, second = group["betas"]
