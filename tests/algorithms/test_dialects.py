@@ -9,7 +9,12 @@ from shiftproof.base.hparams import REFERENCE_DIALECTS
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol.settings import search_space, setting
 
-OPTIONAL = [name for name in ALGORITHMS if any(hparam.in_dialects for hparam in ALGORITHMS[name].hparams.values())]
+OPTIONAL = [
+    (name, dialect)
+    for name in ALGORITHMS
+    for dialect in REFERENCE_DIALECTS
+    if any(dialect in hparam.in_dialects for hparam in ALGORITHMS[name].hparams.values())
+]
 SMALL = {"dann": {"mlp_width": 8}, "cdann": {"mlp_width": 8}, "mldg": {"inner_lr": 1e-3}}
 
 
@@ -20,8 +25,7 @@ def small_context(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.* is ERM:UserWarning")
-@pytest.mark.parametrize("name", OPTIONAL)
-@pytest.mark.parametrize("dialect", REFERENCE_DIALECTS)
+@pytest.mark.parametrize(("name", "dialect"), OPTIONAL)
 @pytest.mark.parametrize(
     "optimizer", [pytest.param(name, marks=[] if name == "adam" else pytest.mark.slow) for name in OPTIMIZERS]
 )

@@ -15,6 +15,7 @@ from training.killed import train_killed_at
 
 ANNEALED = {"algorithm.anneal_steps": 3}  # the penalty is raised before the run is killed
 HPARAMS = {"irm": ANNEALED, "vrex": ANNEALED, "fishr": ANNEALED}
+ACCUMULATING = {"erm", "dann", "fish", "miro", "mixstyle", "mixup", "sagnet", "cutmix", "orgmixup", "mixstyle_domains"}
 every_algorithm = pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not ALGORITHMS[name].probed])
 
 
@@ -60,7 +61,9 @@ def test_in_bfloat16_it_stays_finite_and_near(algorithm):
     torch.testing.assert_close(losses["bf16"].float()[:3], losses["float32"][:3], rtol=0.03, atol=0.03)
 
 
-@pytest.mark.parametrize("algorithm", ["erm", "miro", "mixstyle", "mixup", "sagnet"])
+@pytest.mark.parametrize(
+    "algorithm", ["erm", "miro", "mixstyle", "mixup", "sagnet", "cutmix", "orgmixup", "mixstyle_domains"]
+)
 def test_accumulated_gradients_are_the_mean_of_the_parts(algorithm):
     batches = made_up((8, 8), dtype=torch.float64)
     parts = split_batches(batches, 2)
@@ -77,7 +80,7 @@ def test_accumulated_gradients_are_the_mean_of_the_parts(algorithm):
 @every_algorithm
 def test_where_parts_are_not_the_whole_they_are_refused(algorithm, spec_of):
     spec = spec_of(algorithm, accumulate=2)
-    if algorithm in {"erm", "dann", "fish", "miro", "mixstyle", "mixup", "sagnet"}:
+    if algorithm in ACCUMULATING:
         check_combination(spec, 3)
     else:
         with pytest.raises(ValueError, match=f"the loss of {algorithm} is not the mean over parts of a batch"):
