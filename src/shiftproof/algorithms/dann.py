@@ -20,7 +20,7 @@ from shiftproof.algorithms.algorithm import (
     OptimizerFactory,
     SingleDomainWarning,
 )
-from shiftproof.algorithms.domain_loss import split_domains
+from shiftproof.algorithms.domain_loss import domain_numbers, pooled, split_domains
 from shiftproof.base.batch import Batch
 from shiftproof.base.choices import Task
 from shiftproof.base.hparams import REFERENCE_DIALECTS, Hparam, choice, log2_int, log10_uniform, option
@@ -317,11 +317,7 @@ class CDANN(DANN):
 
 def _pooled(encoded: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
     """Concatenate the domains' features and labels, and number each image's domain."""
-    features, labels = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-    domains = torch.cat(
-        [labels.new_full((len(labels),), i, dtype=torch.int64) for i, (_, labels) in enumerate(encoded)]
-    )
-    return features, labels, domains
+    return *pooled(encoded), domain_numbers(encoded)
 
 
 def _first_pass(seen: Sequence[Sequence[Batch]], size: int) -> list[Batch]:
