@@ -13,7 +13,9 @@ from shiftproof.optim import OPTIMIZERS
 STEPS, SAVED = 40, 30
 RATES = {"sgd": 0.01, "adahessian": 0.1, "genie": 0.3, "genie_released": 0.1}  # else 0.005
 ANNEALED = {"penalty_weight": 1.0, "anneal_steps": 20}  # the penalty is raised before the state is saved
-HPARAMS = {"irm": ANNEALED, "vrex": ANNEALED, "fishr": ANNEALED}
+WEAK = {"penalty_weight": 0.01}
+HPARAMS = {"irm": ANNEALED, "vrex": ANNEALED, "fishr": ANNEALED, "cad": WEAK, "condcad": WEAK}
+HPARAMS["mixstyle_domains"] = {"p": 0.2}  # it mixes what tells the made-up classes apart
 KINDS = ("sgd", "adam", "sam", "genie", "adahessian")  # one of each kind
 DOMAINS = (1, 2, 3)
 

@@ -10,7 +10,9 @@ from shiftproof.algorithms.algorithm import (
 )
 from shiftproof.algorithms.and_mask import ANDMask
 from shiftproof.algorithms.arm import ARM
+from shiftproof.algorithms.cad import CAD, CondCAD
 from shiftproof.algorithms.coral import CORAL
+from shiftproof.algorithms.cutmix import CutMix
 from shiftproof.algorithms.dann import CDANN, DANN
 from shiftproof.algorithms.erm import ERM
 from shiftproof.algorithms.fish import Fish
@@ -20,19 +22,22 @@ from shiftproof.algorithms.gsnr_dropout import GSNRDropout
 from shiftproof.algorithms.irm import IRM
 from shiftproof.algorithms.linear_probe import LPFT, LinearProbe
 from shiftproof.algorithms.miro import MIRO
-from shiftproof.algorithms.mixstyle import MixStyle
-from shiftproof.algorithms.mixup import Mixup
+from shiftproof.algorithms.mixstyle import MixStyle, MixStyleDomains
+from shiftproof.algorithms.mixup import Mixup, OrgMixup
 from shiftproof.algorithms.mldg import MLDG
 from shiftproof.algorithms.mmd import MMD
 from shiftproof.algorithms.mtl import MTL
 from shiftproof.algorithms.rsc import RSC
 from shiftproof.algorithms.sagnet import SagNet
+from shiftproof.algorithms.selfreg import SelfReg
+from shiftproof.algorithms.transfer import Transfer
 from shiftproof.algorithms.vrex import VREx
 from shiftproof.base.batch import Batch
 
 __all__ = [
     "ALGORITHMS",
     "ARM",
+    "CAD",
     "CDANN",
     "CORAL",
     "DANN",
@@ -48,6 +53,8 @@ __all__ = [
     "Algorithm",
     "Batch",
     "Closure",
+    "CondCAD",
+    "CutMix",
     "Fish",
     "Fishr",
     "GSNRDropout",
@@ -55,9 +62,13 @@ __all__ = [
     "LinearProbe",
     "MakeClosure",
     "MixStyle",
+    "MixStyleDomains",
     "Mixup",
     "OptimizerFactory",
+    "OrgMixup",
     "SagNet",
+    "SelfReg",
     "SingleDomainWarning",
+    "Transfer",
     "VREx",
 ]
