@@ -1,5 +1,6 @@
 """Domain-generalization algorithms, one class each, with a common contract."""
 
+from shiftproof.algorithms.adrmx import ADRMX
 from shiftproof.algorithms.algorithm import (
     ALGORITHMS,
     Algorithm,
@@ -35,6 +36,7 @@ from shiftproof.algorithms.vrex import VREx
 from shiftproof.base.batch import Batch
 
 __all__ = [
+    "ADRMX",
     "ALGORITHMS",
     "ARM",
     "CAD",

@@ -121,6 +121,7 @@ class DANN(Algorithm):
         "penalised": option("loss", "probabilities", ("domainbed", "swad")),
     }
     conditional: ClassVar[bool] = False
+    discriminator_type: ClassVar[type[Discriminator]] = Discriminator
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class DANN(Algorithm):
         classes = network.classifier.out_features if self.conditional else None
         self.discriminator = None
         if num_domains > 1:
-            self.discriminator = Discriminator(
+            self.discriminator = self.discriminator_type(
                 network.feature_size, num_domains, mlp_width, mlp_depth, mlp_dropout, classes
             )
         else:
@@ -181,9 +182,10 @@ class DANN(Algorithm):
         if self.discriminator is None:
             super().build_optimizers(factory)
             return
-        network = (p for p in self.network.parameters() if p.requires_grad)
+        discriminator = set(self.discriminator.parameters())
+        generator = [p for p in self.parameters() if p.requires_grad and p not in discriminator]
         self.optimizers = {
-            "generator": factory(network, name="generator", **self._betas),
+            "generator": factory(generator, name="generator", **self._betas),
             "discriminator": factory(
                 self.discriminator.parameters(), name="discriminator", **self._discriminator_options
             ),
@@ -265,13 +267,17 @@ class DANN(Algorithm):
     def _losses(self, encoded: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Return the classifier's loss and the discriminator's, the latter with the discriminator's weights fixed."""
         features, labels, domains = _pooled(encoded)
-        classification = self.network.loss(self.network.classifier(features), labels)
+        classification = self._classification(features, labels, domains)
         if self.discriminator is None:
             return classification, torch.zeros_like(classification)
         weights = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         grad_penalty = self.grad_penalty if self.penalised_network and features.requires_grad else 0.0
         logits = functional_call(self.discriminator, weights, (features, labels))
         return classification, self._discrimination(logits, features, labels, domains, grad_penalty)
+
+    def _classification(self, features: Tensor, labels: Tensor, domains: Tensor) -> Tensor:
+        """Return the network's loss without the discriminator's."""
+        return self.network.loss(self.network.classifier(features), labels)
 
     def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Return the mean of the images' losses (n,)."""
