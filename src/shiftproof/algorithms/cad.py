@@ -103,7 +103,8 @@ class CAD(Algorithm):
         """Return the penalty of features (n, feature_size) in at least float32 with their labels and domains (n,)."""
         if self.normalised:
             features = F.normalize(features, dim=1)
-        scores = features @ features.T / self.temperature
+        # what all neighbours have in common cancels in the fraction, and rounding errors are smaller without it
+        scores = features @ (features - features.detach().mean(0)).T / self.temperature
         others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         same_class = (labels[:, None] == labels) & others if self.conditional or self.classes_met else others
         same_domain = domains[:, None] == domains

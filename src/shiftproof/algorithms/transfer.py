@@ -127,7 +127,8 @@ class Transfer(Algorithm):
 
     def _features(self, batches: Sequence[Batch], separate: bool) -> Tensor:
         featurizer, dropout = self.network.featurizer, self.network.dropout
-        return dropout(passed(featurizer, featurizer, batches, separate))
+        features: Tensor = dropout(passed(featurizer, featurizer, batches, separate))
+        return features
 
     def _gap(self, features: Tensor, classifier: Mapping[str, Tensor], batches: Sequence[Batch]) -> Tensor:
         """Return the largest of the domains' losses minus the smallest, by a classifier of the given weights."""
