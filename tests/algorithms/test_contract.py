@@ -33,6 +33,9 @@ HPARAMS = {
     "trm": BEGINS,
     "iga": {"penalty_weight": 0.01},  # at the default, which is for small learning rates, it takes longer
     "causirl_mmd": {"penalty_weight": 0.1},  # its penalty is of random parts of 6 images
+    "cad": {"penalty_weight": 0.01},
+    "condcad": {"penalty_weight": 0.01},
+    "mixstyle_domains": {"p": 0.2},  # it mixes what tells the made-up classes apart
 }
 KINDS = ("sgd", "adam", "sam", "genie", "adahessian")  # one of each kind
 DOMAINS = (1, 2, 3)

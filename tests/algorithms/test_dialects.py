@@ -15,7 +15,7 @@ OPTIONAL = [
     for dialect in REFERENCE_DIALECTS
     if any(dialect in hparam.in_dialects for hparam in ALGORITHMS[name].hparams.values())
 ]
-SMALL = {"dann": {"mlp_width": 8}, "cdann": {"mlp_width": 8}, "mldg": {"inner_lr": 1e-3}}
+SMALL = {"dann": {"mlp_width": 8}, "cdann": {"mlp_width": 8}, "adrmx": {"mlp_width": 8}, "mldg": {"inner_lr": 1e-3}}
 
 
 @pytest.fixture(autouse=True)

@@ -99,6 +99,8 @@ def test_the_guide_has_every_algorithm_with_its_hyperparameters():
 
 
 def _in_the_guide(default):
-    if default is False or default == 1 / 3:
-        return "false" if default is False else "1/3"
+    if isinstance(default, bool):
+        return str(default).lower()
+    if default == 1 / 3:
+        return "1/3"
     return default if isinstance(default, str) else f"{default:g}"

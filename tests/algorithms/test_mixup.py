@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.made_up_batches import uneven_batches
+from algorithms.made_up_batches import assert_resumes, defaults, uneven_batches
 from draws import draw
-from shiftproof.algorithms import ERM
-from shiftproof.algorithms.mixup import Mixup
+from shiftproof.algorithms import ALGORITHMS, ERM
+from shiftproof.algorithms.mixup import Mixup, OrgMixup
 from shiftproof.annealing import Annealer
 from shiftproof.base.randomness import seed_hash
 from shiftproof.models import build_network
@@ -61,6 +61,49 @@ def test_one_domain_is_mixed_within():
         logits = algorithm.predict((share * images[i] + (1 - share) * images[j])[None])[0]
         terms.append(share * _cross_entropy(logits, labels[i]) + (1 - share) * _cross_entropy(logits, labels[j]))
     torch.testing.assert_close(loss, sum(terms) / 4, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 2), (4,)])
+def test_orgmixup_mixes_all_images_whatever_their_domains(sizes):
+    algorithm, batches = OrgMixup(_network(), len(sizes)), uneven_batches(sizes)
+    torch.manual_seed(2)
+    loss = algorithm.objective(batches)
+    torch.manual_seed(2)
+    torch.randperm(1)
+    order = torch.randperm(sum(sizes)).tolist()
+    share = _share()
+    images, labels = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    terms = []
+    for i, j in enumerate(order):
+        logits = algorithm.predict((share * images[i] + (1 - share) * images[j])[None])[0]
+        terms.append(share * _cross_entropy(logits, labels[i]) + (1 - share) * _cross_entropy(logits, labels[j]))
+    expected = sum(terms) / len(terms)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    parameters = list(algorithm.parameters())
+    gradients = [torch.autograd.grad(value, parameters) for value in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-11)
+
+
+def test_orgmixup_is_erm_without_mixing_and_mixup_with_one_domain(monkeypatch):
+    batches = uneven_batches((4, 3))
+    algorithm = OrgMixup(_network(), 2)
+    monkeypatch.setattr(algorithm._shares, "sample", lambda: torch.tensor(1.0))
+    expected = ERM(_network(), 2).objective(batches)
+    torch.testing.assert_close(algorithm.objective(batches), expected, rtol=1e-12, atol=0)
+    losses = []
+    for kind in (Mixup, OrgMixup):
+        torch.manual_seed(3)
+        losses.append(kind(_network(), 1).objective(batches[:1]))
+    assert torch.equal(*losses)
+
+
+def test_orgmixup_resumes_and_is_registered_with_its_defaults():
+    assert_resumes(lambda: OrgMixup(_network(), 2), "sam")
+    assert ALGORITHMS["orgmixup"] is OrgMixup
+    registered, constructed = defaults(OrgMixup)
+    assert registered == constructed == {"alpha": 0.2}
+    with pytest.raises(ValueError, match="Invalid alpha value"):
+        OrgMixup(_network(), 2, alpha=0.0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -104,7 +104,8 @@ def test_a_pattern_in_the_place_of_the_kind_is_for_all_kinds(capsys):
     assert [one["name"] for one in found["annealers"]] == ["gga", "gga_l"]
     found = _listed(capsys, "*domain*")
     names = {kind: [one["name"] for one in listed] for kind, listed in found.items()}
-    assert names == {"datasets": ["DomainNet"], "rules": ["training_domain", "leave_one_domain_out"]}
+    rules = ["training_domain", "leave_one_domain_out"]
+    assert names == {"algorithms": ["mixstyle_domains"], "datasets": ["DomainNet"], "rules": rules}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 of trials 0 to 2. They come from the registries of DomainBed (commits 7df6f06 and b93c22a) and of SWAD, under their
 names; numbers have 12 digits, because a rate here is the product of a rate and a ratio. Left out are names that ours
 does not have, as they never vary, and what is drawn and not used: a dropout for small images, and for DANN and CDANN
-the rate and the weight decay of other algorithms.
+the rate and the weight decay of other algorithms. ADRMX draws its rate from four there, and here as others do.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from shiftproof.protocol.settings import search_space, setting
 GOLDEN = json.loads(Path(__file__).with_name("domainbed_draws.json").read_text(encoding="utf-8"))
 OUR_NAMES = {"ANDMask": "and_mask", "SANDMask": "sand_mask"}
 NOT_IN_DOMAINBED = {"probe", "lp_ft", "mixstyle", "miro", "gsnr_dropout", "cvar_dro", "lisa", "vrgd"}
+NOT_IN_DOMAINBED |= {"cutmix", "orgmixup", "mixstyle_domains"}
 
 
 def _names(space, small):

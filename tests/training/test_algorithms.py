@@ -18,6 +18,8 @@ HPARAMS = {
     **dict.fromkeys(("irm", "vrex", "fishr", "ib_erm", "eqrm", "rdm", "trm"), ANNEALED),
     "ib_irm": {**ANNEALED, "algorithm.irm_anneal_steps": 4},
 }
+ACCUMULATING = {"erm", "dann", "fish", "miro", "mixstyle", "mixup", "sagnet", "sd", "urm"}
+ACCUMULATING |= {"cutmix", "orgmixup", "mixstyle_domains"}
 every_algorithm = pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not ALGORITHMS[name].probed])
 
 
@@ -63,7 +65,9 @@ def test_in_bfloat16_it_stays_finite_and_near(algorithm):
     torch.testing.assert_close(losses["bf16"].float()[:3], losses["float32"][:3], rtol=0.03, atol=0.03)
 
 
-@pytest.mark.parametrize("algorithm", ["erm", "miro", "mixstyle", "mixup", "sagnet", "sd"])
+@pytest.mark.parametrize(
+    "algorithm", ["erm", "miro", "mixstyle", "mixup", "sagnet", "sd", "cutmix", "orgmixup", "mixstyle_domains"]
+)
 def test_accumulated_gradients_are_the_mean_of_the_parts(algorithm):
     batches = made_up((8, 8), dtype=torch.float64)
     parts = split_batches(batches, 2)
@@ -80,7 +84,7 @@ def test_accumulated_gradients_are_the_mean_of_the_parts(algorithm):
 @every_algorithm
 def test_where_parts_are_not_the_whole_they_are_refused(algorithm, spec_of):
     spec = spec_of(algorithm, accumulate=2)
-    if algorithm in {"erm", "dann", "fish", "miro", "mixstyle", "mixup", "sagnet", "sd", "urm"}:
+    if algorithm in ACCUMULATING:
         check_combination(spec, 3)
     else:
         with pytest.raises(ValueError, match=f"the loss of {algorithm} is not the mean over parts of a batch"):

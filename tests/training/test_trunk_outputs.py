@@ -141,7 +141,8 @@ def test_every_algorithm_that_reads_features_agrees(algorithm, spec_of, photogra
 
 def test_algorithms_that_read_pictures_or_inner_stages_are_known():
     found = {name for name in ALGORITHMS if ALGORITHMS[name].reads_pictures}
-    assert found == {"arm", "lisa", "miro", "mixstyle", "mixup", "sagnet"}
+    pictures = {"arm", "lisa", "miro", "mixstyle", "mixup", "sagnet", "cutmix", "mixstyle_domains", "orgmixup"}
+    assert found == pictures
 
 
 def test_without_views_every_step_augments_anew(spec_of, photographs):

@@ -1,5 +1,6 @@
 """Domain-generalization algorithms, one class each, with a common contract."""
 
+from shiftproof.algorithms.adrmx import ADRMX
 from shiftproof.algorithms.algorithm import (
     ALGORITHMS,
     Algorithm,
@@ -10,8 +11,10 @@ from shiftproof.algorithms.algorithm import (
 )
 from shiftproof.algorithms.and_mask import ANDMask
 from shiftproof.algorithms.arm import ARM
+from shiftproof.algorithms.cad import CAD, CondCAD
 from shiftproof.algorithms.causirl import CausIRLCORAL, CausIRLMMD
 from shiftproof.algorithms.coral import CORAL
+from shiftproof.algorithms.cutmix import CutMix
 from shiftproof.algorithms.cvar_dro import CVaRDRO
 from shiftproof.algorithms.dann import CDANN, DANN
 from shiftproof.algorithms.eqrm import EQRM
@@ -26,8 +29,8 @@ from shiftproof.algorithms.irm import IRM
 from shiftproof.algorithms.linear_probe import LPFT, LinearProbe
 from shiftproof.algorithms.lisa import LISA
 from shiftproof.algorithms.miro import MIRO
-from shiftproof.algorithms.mixstyle import MixStyle
-from shiftproof.algorithms.mixup import Mixup
+from shiftproof.algorithms.mixstyle import MixStyle, MixStyleDomains
+from shiftproof.algorithms.mixup import Mixup, OrgMixup
 from shiftproof.algorithms.mldg import MLDG
 from shiftproof.algorithms.mmd import MMD
 from shiftproof.algorithms.mtl import MTL
@@ -35,7 +38,9 @@ from shiftproof.algorithms.rdm import RDM
 from shiftproof.algorithms.rsc import RSC
 from shiftproof.algorithms.sagnet import SagNet
 from shiftproof.algorithms.sand_mask import SANDMask
+from shiftproof.algorithms.selfreg import SelfReg
 from shiftproof.algorithms.spectral_decoupling import SpectralDecoupling
+from shiftproof.algorithms.transfer import Transfer
 from shiftproof.algorithms.trm import TRM
 from shiftproof.algorithms.urm import URM
 from shiftproof.algorithms.vrex import VREx
@@ -43,8 +48,10 @@ from shiftproof.algorithms.vrgd import VRGD
 from shiftproof.base.batch import Batch
 
 __all__ = [
+    "ADRMX",
     "ALGORITHMS",
     "ARM",
+    "CAD",
     "CDANN",
     "CORAL",
     "DANN",
@@ -72,6 +79,8 @@ __all__ = [
     "CausIRLCORAL",
     "CausIRLMMD",
     "Closure",
+    "CondCAD",
+    "CutMix",
     "Fish",
     "Fishr",
     "GSNRDropout",
@@ -79,11 +88,15 @@ __all__ = [
     "LinearProbe",
     "MakeClosure",
     "MixStyle",
+    "MixStyleDomains",
     "Mixup",
     "OptimizerFactory",
+    "OrgMixup",
     "SANDMask",
     "SagNet",
+    "SelfReg",
     "SingleDomainWarning",
     "SpectralDecoupling",
+    "Transfer",
     "VREx",
 ]

@@ -20,7 +20,7 @@ from shiftproof.algorithms.algorithm import (
     OptimizerFactory,
     SingleDomainWarning,
 )
-from shiftproof.algorithms.domain_loss import split_domains
+from shiftproof.algorithms.domain_loss import domain_numbers, pooled, split_domains
 from shiftproof.base.batch import Batch
 from shiftproof.base.choices import Task
 from shiftproof.base.hparams import REFERENCE_DIALECTS, Hparam, choice, log2_int, log10_uniform, option
@@ -122,6 +122,7 @@ class DANN(Algorithm):
         "penalised": option("loss", "probabilities", ("domainbed", "swad")),
     }
     conditional: ClassVar[bool] = False
+    discriminator_type: ClassVar[type[Discriminator]] = Discriminator
 
     def __init__(
         self,
@@ -169,7 +170,7 @@ class DANN(Algorithm):
         classes = network.classifier.out_features if self.conditional else None
         self.discriminator = None
         if num_domains > 1:
-            self.discriminator = Discriminator(
+            self.discriminator = self.discriminator_type(
                 network.feature_size, num_domains, mlp_width, mlp_depth, mlp_dropout, classes
             )
         else:
@@ -182,9 +183,10 @@ class DANN(Algorithm):
         if self.discriminator is None:
             super().build_optimizers(factory)
             return
-        network = (p for p in self.network.parameters() if p.requires_grad)
+        discriminator = set(self.discriminator.parameters())
+        generator = [p for p in self.parameters() if p.requires_grad and p not in discriminator]
         self.optimizers = {
-            "generator": factory(network, name="generator", **self._betas),
+            "generator": factory(generator, name="generator", **self._betas),
             "discriminator": factory(
                 self.discriminator.parameters(), name="discriminator", **self._discriminator_options
             ),
@@ -266,13 +268,17 @@ class DANN(Algorithm):
     def _losses(self, encoded: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Return the classifier's loss and the discriminator's, the latter with the discriminator's weights fixed."""
         features, labels, domains = _pooled(encoded)
-        classification = self.network.loss(self.network.classifier(features), labels)
+        classification = self._classification(features, labels, domains)
         if self.discriminator is None:
             return classification, torch.zeros_like(classification)
         weights = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         grad_penalty = self.grad_penalty if self.penalised_network and features.requires_grad else 0.0
         logits = functional_call(self.discriminator, weights, (features, labels))
         return classification, self._discrimination(logits, features, labels, domains, grad_penalty)
+
+    def _classification(self, features: Tensor, labels: Tensor, domains: Tensor) -> Tensor:
+        """Return the network's loss without the discriminator's."""
+        return self.network.loss(self.network.classifier(features), labels)
 
     def _mean(self, losses: Tensor, labels: Tensor) -> Tensor:
         """Return the mean of the images' losses (n,)."""
@@ -318,11 +324,7 @@ class CDANN(DANN):
 
 def _pooled(encoded: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
     """Concatenate the domains' features and labels, and number each image's domain."""
-    features, labels = (torch.cat(parts) for parts in zip(*encoded, strict=True))
-    domains = torch.cat(
-        [labels.new_full((len(labels),), i, dtype=torch.int64) for i, (_, labels) in enumerate(encoded)]
-    )
-    return features, labels, domains
+    return *pooled(encoded), domain_numbers(encoded)
 
 
 def first_pass(seen: Sequence[Sequence[Batch]], size: int) -> list[Batch]:

@@ -25,6 +25,11 @@ def split_domains(rows: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
     return list(rows.split([len(labels) for _, labels in batches]))  # type: ignore[no-untyped-call]
 
 
+def domain_numbers(batches: Sequence[Batch]) -> Tensor:
+    """Return the number of its domain for every image, (n,), in the order of the batches."""
+    return torch.cat([labels.new_full((len(labels),), i, dtype=torch.int64) for i, (_, labels) in enumerate(batches)])
+
+
 def passed(module: nn.Module, forward: Callable[[Tensor], Tensor], batches: Sequence[Batch], separate: bool) -> Tensor:
     """Return the outputs for all inputs of the batches, in their order.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from shiftproof.algorithms.algorithm import ALGORITHMS, Algorithm
-from shiftproof.algorithms.domain_loss import passed, split_domains
+from shiftproof.algorithms.domain_loss import passed, pooled, split_domains
 from shiftproof.base.batch import Batch
 from shiftproof.base.hparams import Hparam, log10_uniform, option
 from shiftproof.models import Network
@@ -82,4 +82,36 @@ class Mixup(Algorithm):
         return torch.stack(losses).mean()
 
 
+class OrgMixup(Mixup):
+    r"""Mixup of all images of a step, whatever their domains (Zhang et al., ICLR 2018, arXiv 1710.09412, equation 2).
+
+    The batches of all domains are one batch, each of whose images is mixed with another that a permutation gives it,
+    with one share :math:`\lambda \sim \text{Beta}(\alpha, \alpha)` for the step:
+
+    .. math:: x = \lambda x_i + (1 - \lambda) x_j, \qquad
+        L = \lambda \, \ell(f(x), y_i) + (1 - \lambda) \, \ell(f(x), y_j).
+
+    This is the "OrgMixup" of SWAD's code, which does the same. With one source domain it is `Mixup`.
+
+    Args:
+        network: the network to train.
+        num_domains: number of source domains.
+        alpha: both parameters of the Beta distribution, at least 0.01; smaller values mix less.
+
+    Raises:
+        ValueError: ``alpha`` is out of its range.
+    """
+
+    single_device: ClassVar[str | None] = "it mixes images of the whole batch"
+    hparams: ClassVar[Mapping[str, Hparam]] = {"alpha": Mixup.hparams["alpha"]}
+
+    def __init__(self, network: Network, num_domains: int, alpha: float = 0.2) -> None:
+        super().__init__(network, num_domains, alpha)
+
+    def objective(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the loss of the mixed images."""
+        return super().objective([pooled(batches)])
+
+
 ALGORITHMS.register("mixup", Mixup)
+ALGORITHMS.register("orgmixup", OrgMixup)

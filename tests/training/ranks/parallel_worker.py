@@ -37,7 +37,8 @@ def spec_of(algorithm="erm", optimizer="sgd", **changes):
     for name, hparam in ALGORITHMS[algorithm].short_hparams.items():
         hparams[f"algorithm.{name}"] = 1 if name.endswith("anneal_steps") else hparam.default  # so that it is reached
     # small weights, so that no penalty makes the steps chaotic
-    penalty = {"algorithm.penalty_weight": 0.5} if "algorithm.penalty_weight" in hparams else {}
+    weight = "algorithm.penalty_weight"
+    penalty = {weight: min(0.5, hparams[weight])} if weight in hparams else {}
     facts = {
         "dataset": digits.name,
         "data_fingerprint": digits.fingerprint,
