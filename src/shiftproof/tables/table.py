@@ -438,8 +438,8 @@ class _Builder:
         }
         outdated = sorted(version for version in versions if version[0] != version[1])
         if outdated:  # the same runs would give other numbers today
-            held, todays, names = (" ".join(map(str, dict.fromkeys(of))) for of in zip(*outdated, strict=True))
-            of_some = "" if len(outdated) == len(versions) else f" of {names}"
+            held, todays, which = (" ".join(map(str, dict.fromkeys(of))) for of in zip(*outdated, strict=True))
+            of_some = "" if len(outdated) == len(versions) else f" of {which}"
             terms["results version"] = f"{held}{of_some}, earlier than today's {todays}"
         by = {self.results.plan.metric_of(grid) for grid in grids}
         rule = self.rule if by == {self.metric} else f"{self.rule}, by {' and '.join(sorted(by))}"
