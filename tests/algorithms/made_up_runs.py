@@ -4,11 +4,15 @@ import copy
 
 import torch
 
+from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import Annealer
 from shiftproof.models import build_network
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.training import StepBuilder
 from shiftproof.training.optimizer_factory import RunOptimizers
+
+FROM_SCRATCH = [name for name in ALGORITHMS if not (ALGORITHMS[name].probed or ALGORITHMS[name].needs_class_vectors)]
+"""Algorithms that train from a random start, without given weights or vectors of the classes."""
 
 
 def made_up(counts=(4, 4), classes=3, dtype=torch.float32, seed=0):
@@ -23,7 +27,10 @@ def made_up(counts=(4, 4), classes=3, dtype=torch.float32, seed=0):
 
 
 def small(kind, domains=2, dropout=0.0, dtype=torch.float32, classes=3, **hparams):
-    network = build_network("small_conv", (1, 16, 16), classes, dropout=dropout, seed=0)
+    vectors = None
+    if getattr(kind, "needs_class_vectors", False):
+        vectors = torch.randn(classes, 64, generator=torch.Generator().manual_seed(7))
+    network = build_network("small_conv", (1, 16, 16), classes, dropout=dropout, seed=0, class_vectors=vectors)
     return kind(network, domains, **hparams).to(dtype)
 
 

@@ -14,7 +14,7 @@ CASES = [
     pytest.param(name, model, marks=[] if ALGORITHMS[name].reads_pictures else pytest.mark.slow)
     for name in ALGORITHMS
     for model in ("mnist_cnn", "wide_resnet_16_2")
-    if ALGORITHMS[name].stepped
+    if ALGORITHMS[name].stepped and not ALGORITHMS[name].needs_class_vectors
 ]
 
 

@@ -127,7 +127,7 @@ def test_what_is_given_is_of_the_type_of_its_field():
         "--model u --image-size 5 --split v --weights w --normalisation x --accumulate 6 --clip-norm 7 "
         "--precision y --compile --averaging z --device A --metric C --augmentation E --sampling F --class-weights G "
         "--train R --views 10 --cache S --cache-limit 11 "
-        "--schedule T --warm-up 12 --layer-decay 0.5 --l2-sp 0.1 --all-data "
+        "--class-vectors V --schedule T --warm-up 12 --layer-decay 0.5 --l2-sp 0.1 --all-data "
         "--set B.c=8 --fixed D.e=f --batch-size 9 --import own.py --imports other"
     )
     given = given_fields(make_parser().parse_args(text.split()))
@@ -136,7 +136,7 @@ def test_what_is_given_is_of_the_type_of_its_field():
     assert given["targets"] == ("k", "l+m")
     assert (given["labels"], given["features"]) == (("J", "K"), ("M", "N:number"))
     assert given["imports"] == ("own.py", "other")
-    assert (given["data_dir"], given["weights"]) == (Path("e"), Path("w"))
+    assert (given["data_dir"], given["weights"], given["class_vectors"]) == (Path("e"), Path("w"), Path("V"))
     assert (given["single_source"], given["compile"]) == (False, True)
     assert (given["steps"], given["clip_norm"]) == (3, 7.0)
     assert given["fixed"] == {"B.c": 8, "D.e": "f", "data.batch_size": 9}

@@ -21,7 +21,7 @@ from shiftproof.protocol.settings import search_space, setting
 GOLDEN = json.loads(Path(__file__).with_name("domainbed_draws.json").read_text(encoding="utf-8"))
 OUR_NAMES = {"ANDMask": "and_mask", "SANDMask": "sand_mask"}
 NOT_IN_DOMAINBED = {"probe", "lp_ft", "mixstyle", "miro", "gsnr_dropout", "cvar_dro", "lisa", "vrgd"}
-NOT_IN_DOMAINBED |= {"cutmix", "orgmixup", "mixstyle_domains"}
+NOT_IN_DOMAINBED |= {"cutmix", "orgmixup", "mixstyle_domains", "zero_shot", "clipood"}
 
 
 def _names(space, small):

@@ -121,7 +121,16 @@ def test_every_term_and_rule_has_a_meaning(hostile_plan):
     names = {name for grid in grids for name in grid.terms}
     assert {"averaging", "tuning", "sources", "steps between evaluations"} <= names
     # with a file of weights, drawings of photographs, or a folder
-    given = {"weights", "published start", "batch norm", "classifier start", "split", "kind", "augmentation"}
+    given = {
+        "weights",
+        "class vectors",
+        "published start",
+        "batch norm",
+        "classifier start",
+        "split",
+        "kind",
+        "augmentation",
+    }
     given |= {"encoder", "metric", "sampling", "class weights", "trained", "views", "cache"}
     table = {info_of(field).term.label for field in fields(Study) if field.name in TABLE_FIELDS and info_of(field).term}
     assert {"domain", "task", "missing labels"} <= table

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from algorithms.made_up_runs import made_up, small, steps_of
+from algorithms.made_up_runs import FROM_SCRATCH, made_up, small, steps_of
 from shiftproof.algorithms import ALGORITHMS, arm
 from shiftproof.base.randomness import seed_generators, torch_seed
 from shiftproof.training import check_combination, train
@@ -20,7 +20,7 @@ HPARAMS = {
 }
 ACCUMULATING = {"erm", "dann", "fish", "miro", "mixstyle", "mixup", "sagnet", "sd", "urm"}
 ACCUMULATING |= {"cutmix", "orgmixup", "mixstyle_domains"}
-every_algorithm = pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not ALGORITHMS[name].probed])
+every_algorithm = pytest.mark.parametrize("algorithm", FROM_SCRATCH)
 
 
 @pytest.fixture(autouse=True)

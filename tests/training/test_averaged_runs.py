@@ -12,7 +12,7 @@ import shiftproof
 from shiftproof.base.choices import Averaging
 from shiftproof.data import Domain, DomainDataset, random_split
 from shiftproof.training import read_result, state_digest, train
-from shiftproof.training.averaging import EMA, SMA, SWAD, WiSEFT, copy_state
+from shiftproof.training.averaging import BMA, EMA, SMA, SWAD, WiSEFT, copy_state
 from shiftproof.training.callbacks import averaging as averaging_module
 from shiftproof.training.callbacks import checkpoints as checkpoints_module
 from training.killed import Killed, train_killed_at
@@ -27,7 +27,7 @@ def weights(monkeypatch):
     """The algorithm's state after every update, by step, as the average is told of it."""
     seen = {}
 
-    for average in (SWAD, EMA, SMA):
+    for average in (SWAD, EMA, SMA, BMA):
         update = average.update
 
         def spy(self, state, step, update=update):
@@ -189,7 +189,8 @@ def test_averaging_changes_no_training(averaging, digits, make_spec, tmp_path):
     curves = [[record for record in run["metrics"] if "averaged" not in record] for run in (plain, averaged)]
     assert [record["loss"] for record in curves[0]] == [record["loss"] for record in curves[1]]
     held_out = [[record["domains"]["0"]["out"] for record in curve] for curve in curves]
-    assert (held_out[0] == held_out[1]) == (averaging not in ("ema", "sma"))  # else the curve is of the raw weights
+    of_the_trained_weights = averaging not in ("ema", "sma", "bma")
+    assert (held_out[0] == held_out[1]) == of_the_trained_weights
 
 
 @pytest.mark.parametrize("every", ["evaluation", "step"])

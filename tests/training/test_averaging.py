@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 
-from shiftproof.training.averaging import EMA, PATIENCE, SMA, SWAD, TOLERANCE, ReleasedSWAD, WiSEFT, build_average
+from shiftproof.training.averaging import BMA, EMA, PATIENCE, SMA, SWAD, TOLERANCE, ReleasedSWAD, WiSEFT, build_average
 
 CASES = {
     "never converges": [5.0, 4.0, 3.0, 2.0, 1.0, 0.5],
@@ -207,6 +208,21 @@ def test_the_first_update_of_the_simple_moving_average_is_a_share_of_the_steps(s
     assert [sma.share(step) for step in (first, first + 1, first + 2)] == [1, 1 / 2, 1 / 3]
 
 
+@pytest.mark.parametrize("steps", [1, 2, 40])
+def test_the_beta_moving_average_is_the_sum_of_all_weights_by_the_density(steps):
+    weights = _weights(steps + 1)  # with those before the first update
+    bma = BMA({"w": torch.tensor(weights[0]), "n": torch.tensor(0)}, steps)
+    densities = beta(0.5, 0.5).pdf((np.arange(steps + 1) + 0.5) / (steps + 1))
+    for step in range(1, steps + 1):
+        bma.update({"w": torch.tensor(weights[step]), "n": torch.tensor(step)}, step)
+        so_far = densities[: step + 1]
+        np.testing.assert_allclose(bma.average["w"], so_far @ weights[: step + 1] / so_far.sum(), rtol=1e-12)
+        bma, content = BMA({"w": torch.zeros(4)}, steps), bma.state_dict()
+        bma.load_state_dict(content, {"w": torch.zeros(4), "n": torch.tensor(0)})
+    assert bma.average["n"] == steps
+    assert densities[0] == pytest.approx(densities[-1])
+
+
 def test_wise_ft_is_on_the_line_from_the_first_to_the_last_weights():
     start, end = (
         {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(0)},
@@ -261,6 +277,7 @@ def test_the_tolerance_is_the_published_one(make_spec):
     assert build_average(make_spec(averaging="swad", dataset="VLCS"), {}).tolerance == 1.2
     assert build_average(make_spec(averaging="swad_released", dataset="VLCS"), {}).tolerance == 1.2
     assert build_average(make_spec(), {}) is None
+    assert build_average(make_spec(averaging="bma", steps=7), {}).share(7) == pytest.approx(BMA({}, 7).share(7))
 
 
 def test_averages_are_restored_on_the_device_of_the_weights():

@@ -14,6 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional as F
 
+from algorithms.made_up_runs import FROM_SCRATCH
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import Hparam
@@ -93,7 +94,7 @@ def allowed(dataset, algorithm):
         (pictures, "regression"),
     ],
 )
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not ALGORITHMS[name].probed])  # of weights
+@pytest.mark.parametrize("algorithm", FROM_SCRATCH)
 def test_an_algorithm_trains_on_what_it_takes_and_refuses_the_rest(algorithm, task, make, tmp_path):
     dataset = make(task)
     spec = spec_of(dataset, algorithm)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from algorithms.made_up_batches import uneven_batches
+from algorithms.made_up_runs import FROM_SCRATCH
 from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.annealing import Annealer
 from shiftproof.base.field_error import FieldError
@@ -110,7 +111,7 @@ def test_every_optimizer_steps_several_groups_as_one_and_each_by_its_own_rate(op
             assert not torch.allclose(slow[name], p.detach(), rtol=1e-4, atol=1e-6), name
 
 
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not ALGORITHMS[name].probed])
+@pytest.mark.parametrize("algorithm", FROM_SCRATCH)
 def test_every_algorithm_has_the_rates(algorithm, make_spec, digits):
     """A featurizer's parameters have the rates of their blocks; heads, discriminators and encoders have their own."""
     entry = ALGORITHMS[algorithm]

@@ -10,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
 
 from algorithms.made_up_batches import uneven_batches
+from algorithms.made_up_runs import FROM_SCRATCH
 from shiftproof.algorithms import ALGORITHMS, ERM
 from shiftproof.annealing import Annealer
 from shiftproof.models import build_network
@@ -118,7 +119,7 @@ def test_the_rate_of_a_step_scales_its_update(optimizer):
         torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not ALGORITHMS[name].probed])
+@pytest.mark.parametrize("algorithm", FROM_SCRATCH)
 def test_all_groups_of_all_optimizers_are_scheduled(algorithm, make_spec, digits):
     """Each has its own rate times the factor, whatever an algorithm builds."""
     facts = _facts(algorithm, **({"algorithm.lr_ratio": 3.0} if algorithm == "dann" else {}))

@@ -49,6 +49,7 @@ def test_a_run_is_called_as_tables_call_its_method():
         {"warm_up": 5},
         {"layer_decay": 0.75},
         {"l2_sp": 0.01},
+        {"class_vectors": "x"},
         {"hparams": {"data.batch_size": 8, "optimizer.lr": 0.002}},
     ],
 )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from algorithms.made_up_batches import double_network, uneven_batches
+from algorithms.made_up_runs import FROM_SCRATCH
 from shiftproof.algorithms import ALGORITHMS, DANN, ERM
 from shiftproof.annealing import GGAL, Annealer
 from shiftproof.base.field_error import FieldError
@@ -93,7 +94,7 @@ def test_it_is_added_where_an_annealers_passes_give_the_gradient():
         torch.testing.assert_close(with_it - without, gradient, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if not ALGORITHMS[name].probed])
+@pytest.mark.parametrize("algorithm", FROM_SCRATCH)
 def test_every_algorithm_is_held(algorithm, make_spec, digits):
     """A step of plain SGD goes further towards the start by its rate times the strength times the distance."""
     entry, rate = ALGORITHMS[algorithm], 0.1

@@ -63,9 +63,9 @@ def test_every_run_ends_as_alone_while_every_step_is_taken_once(spec, digits, di
     results = train_together(runs, digits, device=CPU, on_progress=lambda step, loss: steps.append(step))
     assert steps == list(range(1, 33))
     assert [result["spec"]["averaging"] for result in results] == list(ALL)
-    assert [result["shared"] for result in results] == [6] * 6
+    assert [result["shared"] for result in results] == [len(ALL)] * len(ALL)
     assert {result["spec"]["averaging"]: result["steps"] for result in results} == {
-        "none": 32, "ema": 32, "sma": 32, "swad": 28, "swad_released": 28, "wise_ft": 32
+        "none": 32, "ema": 32, "sma": 32, "bma": 32, "swad": 28, "swad_released": 28, "wise_ft": 32
     }  # fmt: skip
     for run in _places(tmp_path / "alone", spec):
         assert "shared" not in train(run.spec, digits, run.folder, device=CPU)
@@ -92,7 +92,7 @@ def test_a_kill_resumes_all_of_them_exactly(every, spec, digits, dies, tmp_path,
     ended = [run.spec.averaging for run in runs if read_result(run.folder) is not None]
     assert ended == ["swad", "swad_released"]  # at step 28
     _train_left(runs, digits)
-    assert [read_result(run.folder)["shared"] for run in runs] == [6] * 6
+    assert [read_result(run.folder)["shared"] for run in runs] == [len(ALL)] * len(ALL)
     _assert_same(tmp_path / "b", tmp_path / "a")
 
 
@@ -161,7 +161,7 @@ def test_a_divergence_fails_those_that_still_train(spec, digits, dies, tmp_path,
     by_averaging = {result["spec"]["averaging"]: result for result in results}
     for name in ("swad", "swad_released"):
         assert (by_averaging[name]["status"], by_averaging[name]["steps"]) == ("finished", 28)
-    for name in ("none", "ema", "sma", "wise_ft"):
+    for name in ("none", "ema", "sma", "bma", "wise_ft"):
         result = by_averaging[name]
         assert (result["status"], result["steps"]) == ("failed", 29)
         assert result["error"].endswith("at step 30")

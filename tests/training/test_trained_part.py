@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from algorithms.made_up_runs import FROM_SCRATCH
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.files import read_json
@@ -50,7 +51,7 @@ def _check(trained, folder, weights):
 
 
 @pytest.mark.parametrize("trained", ["head", "blocks:1"])
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "arm" and ALGORITHMS[name].stepped])
+@pytest.mark.parametrize("algorithm", [name for name in (*FROM_SCRATCH, "lp_ft") if name != "arm"])
 def test_every_algorithm_leaves_the_rest(trained, algorithm, spec_of, digits, weights, tmp_path):
     spec = spec_of(trained, algorithm=algorithm, score_targets=True)
     result = train(spec, digits, tmp_path, device=CPU, weights=weights)

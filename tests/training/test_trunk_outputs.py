@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import shiftproof
+from algorithms.made_up_runs import FROM_SCRATCH
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.data import CacheError, Domain, DomainDataset
 from shiftproof.figures.traces import Subject
@@ -121,7 +122,7 @@ def test_what_a_run_reached_is_loaded_into_the_whole_network(spec_of, photograph
         torch.testing.assert_close(algorithm.network(inputs), loop.algorithm.eval().network(cut.trunk(inputs)))
 
 
-STEPPED = [name for name in ALGORITHMS if ALGORITHMS[name].stepped]
+STEPPED = [*FROM_SCRATCH, "lp_ft"]
 
 
 @pytest.mark.parametrize("algorithm", [name for name in STEPPED if not ALGORITHMS[name].reads_pictures])

@@ -13,6 +13,7 @@ from shiftproof.algorithms.and_mask import ANDMask
 from shiftproof.algorithms.arm import ARM
 from shiftproof.algorithms.cad import CAD, CondCAD
 from shiftproof.algorithms.causirl import CausIRLCORAL, CausIRLMMD
+from shiftproof.algorithms.clip import CLIPood, ZeroShot
 from shiftproof.algorithms.coral import CORAL
 from shiftproof.algorithms.cutmix import CutMix
 from shiftproof.algorithms.cvar_dro import CVaRDRO
@@ -75,6 +76,7 @@ __all__ = [
     "ANDMask",
     "Algorithm",
     "Batch",
+    "CLIPood",
     "CVaRDRO",
     "CausIRLCORAL",
     "CausIRLMMD",
@@ -99,4 +101,5 @@ __all__ = [
     "SpectralDecoupling",
     "Transfer",
     "VREx",
+    "ZeroShot",
 ]

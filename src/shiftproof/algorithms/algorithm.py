@@ -139,7 +139,13 @@ class Algorithm(nn.Module):
     """Whether its classifier starts from a linear probe of the features that the network starts with."""
 
     stepped: ClassVar[bool] = True
-    """Whether an optimizer trains it in steps; if not, it is scored as it starts, with its classifier fitted."""
+    """Whether an optimizer trains it in steps; if not, it is scored as it starts, after a probe if it has one."""
+
+    takes_class_vectors: ClassVar[bool] = False
+    """Whether given vectors of the classes can stand in the place of a classifier that trains."""
+
+    needs_class_vectors: ClassVar[bool] = False
+    """Whether it is for such vectors alone."""
 
     reads_heads: ClassVar[bool] = False
     """Whether it reads the weights of its heads and not only their outputs, so that they cannot be sharded."""

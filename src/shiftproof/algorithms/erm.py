@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from shiftproof.base.batch import Batch
 
 class ERM(Algorithm):
     """Minimises the mean loss over the images, or other inputs, of all source domains."""
+
+    takes_class_vectors: ClassVar[bool] = True
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the loss of all batches in one forward pass."""

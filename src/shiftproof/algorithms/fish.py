@@ -44,6 +44,7 @@ class Fish(ERM):
         ValueError: an argument is out of its range.
     """
 
+    takes_class_vectors: ClassVar[bool] = False
     hparams: ClassVar[Mapping[str, Hparam]] = {
         "meta_lr": Hparam(0.5, choice(0.05, 0.1, 0.5)),
         "fixed_order": option(False, True),

@@ -43,6 +43,7 @@ class GSNRDropout(ERM):
     """
 
     hparams: ClassVar[Mapping[str, Hparam]] = {"ratio": Hparam(1 / 3, uniform(0.0, 0.5))}
+    takes_class_vectors: ClassVar[bool] = False
     accumulates: ClassVar[bool] = False
     weighs_classes: ClassVar[bool] = False
     limits: ClassVar[str] = "its ratios are of the gradients of single rows, without weights"

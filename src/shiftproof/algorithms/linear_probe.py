@@ -24,6 +24,7 @@ class LPFT(ERM):
     """
 
     probed = True
+    takes_class_vectors = False
     single_device = _FITTED_ONCE
 
 
@@ -34,6 +35,7 @@ class LinearProbe(ERM):
     """
 
     probed = True
+    takes_class_vectors = False
     stepped = False
     single_device = _FITTED_ONCE
 

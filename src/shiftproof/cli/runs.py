@@ -80,6 +80,7 @@ def _add_diagnose(parser: Command) -> None:
     )  # fmt: skip
     add_data_of_runs(parser)
     parser.add_argument("--weights", type=path, metavar="FILE", help="file of weights the run started from, or hub")
+    parser.add_argument("--class-vectors", type=path, metavar="FILE", help="file of class vectors the run was given")
     add_device(parser)
 
 
@@ -208,6 +209,7 @@ def _diagnose(options: argparse.Namespace) -> int:
         data_dir=options.data_dir,
         table=None if options.metadata is None else given_table(options, options.metadata),
         weights=options.weights,
+        class_vectors=options.class_vectors,
         device=options.device,
     )
     print("written: " + ", ".join(map(str, files)))

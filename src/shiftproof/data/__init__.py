@@ -10,6 +10,7 @@ from shiftproof.data.augmentations import AUGMENTATIONS, Augmentation
 from shiftproof.data.batches import batch_indices
 from shiftproof.data.cache import CacheError, UnreadableImagesError
 from shiftproof.data.check import check_data
+from shiftproof.data.class_vectors import ClassVectors, read_class_vectors
 from shiftproof.data.columns import Column, Preparation, number_columns
 from shiftproof.data.dataset import DATASETS, DatasetEntry, DatasetNotFoundError, DomainDataset, Outline
 from shiftproof.data.domain import Domain
@@ -47,6 +48,7 @@ __all__ = [
     "Augmentation",
     "Augmentations",
     "CacheError",
+    "ClassVectors",
     "Column",
     "DatasetEntry",
     "DatasetNotFoundError",
@@ -92,6 +94,7 @@ __all__ = [
     "open_table",
     "pictures_below",
     "random_split",
+    "read_class_vectors",
     "read_new_rows",
     "split_domain",
     "to_pixels",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from shiftproof.base.choices import KINDS, TASKS, Kind, Task
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.registry import Registry, UnknownNameError, check_callable
+from shiftproof.data.class_vectors import ClassVectors
 from shiftproof.data.columns import Column
 from shiftproof.data.domain import Domain
 
@@ -35,6 +36,7 @@ class DomainDataset:
         columns: what the columns of vectors are; None for numbers without names.
         left_out: number of rows of its table that lack a label and were left out.
         encoder: what computed its vectors from pictures, in words; empty if nothing did.
+        class_vectors: given vectors of its classes, in their order; None if the classifier is trained.
 
     Raises:
         ValueError: domains do not fit together, a target has no meaning, there are fewer than two classes, a name is
@@ -51,6 +53,7 @@ class DomainDataset:
     columns: tuple[Column, ...] | None = None
     left_out: int = 0
     encoder: str = ""
+    class_vectors: ClassVectors | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -96,6 +99,10 @@ class DomainDataset:
             raise ValueError(
                 f"it names {len(self.classes)} quantities; a regression is of one, as in classes=('price',)"
             )
+        if self.class_vectors is not None and (
+            self.task != "classification" or self.class_vectors.classes != self.classes
+        ):
+            raise ValueError("its class vectors are not of its classes, in their order: class_vectors.of(classes)")
         if repeated := _repeated(self.classes):
             raise ValueError(f"class {repeated} is named twice; give every class its own name")
 

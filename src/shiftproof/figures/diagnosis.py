@@ -35,6 +35,7 @@ def diagnose(
     data_dir: Path | None = None,
     table: TableFile | None = None,
     weights: Path | None = None,
+    class_vectors: Path | None = None,
     device: str = "cpu",
 ) -> list[Path]:
     """Measure and draw quantities of a finished run into ``diagnostics`` in its folder; return the files.
@@ -49,6 +50,7 @@ def diagnose(
         data_dir: folder that holds its data set, unless embedded.
         table: the table that it was trained on, if any, with the same meaning of its columns.
         weights: file of the weights that it started from, if any; "hub" for the published ones of its model.
+        class_vectors: file of the vectors of its classes, if it was given any.
         device: the device to measure on.
 
     Raises:
@@ -70,6 +72,8 @@ def diagnose(
         raise ValueError(f"{run} was trained on all data: no image of its sources is held out to measure on")
     if spec.weights is not None and weights is None:
         raise ValueError(f"{run} started from given weights: name their file")
+    if spec.class_vectors is not None and class_vectors is None:
+        raise ValueError(f"{run} was given vectors of the classes: name their file")
     import_plugins()
     if weights == HUB:
         weights = hub_weights(spec.model)
@@ -77,7 +81,8 @@ def diagnose(
         encoded = data_dir is not None and is_feature_set(with_home(data_dir))
         _check_parts(spec, own_data=encoded or spec.kind is not None)
     check_stepped(spec)
-    subject = Subject(spec, open_data_of(run, spec, data_dir, table), torch.device(device), weights)
+    data = open_data_of(run, spec, data_dir, table, class_vectors)
+    subject = Subject(spec, data, torch.device(device), weights)
     subject.check()
     if "embedding" in what:
         check_classes(subject)  # before anything is trained

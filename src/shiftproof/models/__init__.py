@@ -6,7 +6,7 @@ from shiftproof.models.hub import HUB, hub_weights, published_weights
 from shiftproof.models.model import Featurizer, Model, Published
 from shiftproof.models.network import Network
 from shiftproof.models.normalisation import Normalisation, check_normalisation
-from shiftproof.models.tasks import Loss, Quantity, loss_of, weighted_cross_entropy
+from shiftproof.models.tasks import CosineClassifier, Loss, Quantity, loss_of, weighted_cross_entropy
 from shiftproof.models.timm_models import timm_names
 from shiftproof.models.trained import check_trained, freeze_all_but
 from shiftproof.models.trunk import Cut, Trunk, cut
@@ -27,6 +27,7 @@ __all__ = [
     "MODELS",
     "NORMALISATION",
     "Block",
+    "CosineClassifier",
     "Cut",
     "Featurizer",
     "Loss",

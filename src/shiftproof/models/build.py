@@ -77,6 +77,7 @@ def build_network(
     hparams: Mapping[str, Any] = MappingProxyType({}),
     task: Task = "classification",
     quantity: Quantity | None = None,
+    class_vectors: torch.Tensor | None = None,
 ) -> Network:
     """Build a network on the CPU; its random start is a function of ``seed`` alone.
 
@@ -108,11 +109,13 @@ def build_network(
         hparams: the model's own hyperparameters; those that are not given keep their defaults.
         task: what the outputs are for.
         quantity: mean and standard deviation of a regression's targets, in whose unit the outputs are.
+        class_vectors: given vectors (num_classes, features) of the classes, with which the features are compared in
+            the place of a classifier that trains (see `CosineClassifier`).
 
     Raises:
         FieldError: the model is unknown, cannot take inputs of this shape or does not build a `Featurizer`,
-            ``dropout`` is not in [0, 1), the normalisation has another number of channels, or the weights file cannot
-            be read or does not fit.
+            ``dropout`` is not in [0, 1), the normalisation has another number of channels, the class vectors do not
+            fit, or the weights file cannot be read or does not fit.
         FileNotFoundError: there is no such weights file.
     """
     entry = find_model(model)
@@ -150,10 +153,11 @@ def build_network(
             featurizer.stages,
             task,
             quantity,
+            class_vectors,
         )
     if weights is not None:
         load_weights(network.featurizer, weights, classifier=featurizer.classifier)
-        if zero_classifier:
+        if zero_classifier and class_vectors is None:
             for parameter in network.classifier.parameters():
                 torch.nn.init.zeros_(parameter)
     return network

@@ -29,6 +29,8 @@ class Network(nn.Module):
             by their resolution.
         task: what the outputs are for.
         quantity: mean and standard deviation of a regression's targets, in whose unit its outputs are.
+        class_vectors: given vectors (num_classes, feature_size) of the classes, for a `CosineClassifier`; None for a
+            classifier that trains.
 
     Attributes:
         frozen: modules of the featurizer that stay in evaluation mode, because nothing in them is trained.
@@ -47,13 +49,14 @@ class Network(nn.Module):
         stages: tuple[str, ...] = (),
         task: Task = "classification",
         quantity: Quantity | None = None,
+        class_vectors: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
             raise FieldError("model.dropout", f"Invalid dropout value: {dropout}; it must be in [0, 1)")
         self.featurizer = featurizer
         self.dropout = nn.Dropout(dropout)
-        self.classifier = classifier_of(feature_size, num_classes, quantity)
+        self.classifier = classifier_of(feature_size, num_classes, quantity, class_vectors)
         self.feature_size = feature_size
         self.normalisation = normalisation
         self.freeze_batch_norm = freeze_batch_norm

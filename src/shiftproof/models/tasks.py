@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shiftproof.base.choices import Task
+from shiftproof.base.field_error import FieldError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps outputs and targets to their mean loss."""
@@ -41,9 +42,49 @@ class QuantityHead(nn.Linear):
         return exact * self.quantity.std + self.quantity.mean
 
 
-def classifier_of(feature_size: int, outputs: int, quantity: Quantity | None) -> nn.Linear:
-    """Return the last layer of a network: of logits, or of a quantity."""
+def classifier_of(
+    feature_size: int, outputs: int, quantity: Quantity | None, class_vectors: Tensor | None = None
+) -> nn.Linear:
+    """Return the last layer of a network: of logits, by given vectors of the classes if there are any, or a quantity.
+
+    Raises:
+        FieldError: the vectors are not as many as the outputs, or not of the size of the features.
+    """
+    if class_vectors is not None:
+        if class_vectors.shape != (outputs, feature_size):
+            raise FieldError(
+                ("class_vectors", "model"),
+                f"class vectors of shape {tuple(class_vectors.shape)} do not fit {outputs} classes and the model's "
+                f"{feature_size} features",
+            )
+        return CosineClassifier(class_vectors)
     return nn.Linear(feature_size, outputs) if quantity is None else QuantityHead(feature_size, quantity)
+
+
+class CosineClassifier(nn.Linear):
+    r"""A frozen classifier by cosine similarity: the logit of class c is :math:`100\, \cos(z, v_c)`.
+
+    The features are :math:`z`, and :math:`v_c` are given vectors of the classes, such as a text encoder's. It has no
+    bias, and its weights are the vectors at length 1.
+
+    Source: Radford et al., "Learning transferable visual models from natural language supervision", ICML 2021 (arXiv
+    2103.00020), whose scale is learned and kept from exceeding 100, the value that the published models have.
+
+    Args:
+        vectors: shape (classes, feature_size).
+    """
+
+    scale = 100.0
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__(vectors.shape[1], vectors.shape[0], bias=False)
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(vectors))
+        self.weight.requires_grad_(False)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
+        """Return logits (n, classes)."""
+        return self.scale * super().forward(F.normalize(input))
 
 
 def weighted_cross_entropy(weights: Tensor) -> Loss:

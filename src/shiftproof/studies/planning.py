@@ -21,7 +21,16 @@ from shiftproof.base.field_error import FieldError
 from shiftproof.base.method import Method
 from shiftproof.base.plugins import digests, is_of_a_script
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.data import AUGMENTATIONS, DATASETS, DatasetNotFoundError, DomainDataset, split_domain
+from shiftproof.base.text import one_line
+from shiftproof.data import (
+    AUGMENTATIONS,
+    DATASETS,
+    ClassVectors,
+    DatasetNotFoundError,
+    DomainDataset,
+    read_class_vectors,
+    split_domain,
+)
 from shiftproof.models import (
     MODELS,
     Network,
@@ -38,7 +47,15 @@ from shiftproof.protocol import DEFAULT_METRIC, PROTOCOLS, RULES, SearchSpace, m
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import Study
-from shiftproof.studies.study_data import image_size_of, model_of, normalisation_of, open_data, say, say_normalisation
+from shiftproof.studies.study_data import (
+    class_vectors_of,
+    image_size_of,
+    model_of,
+    normalisation_of,
+    open_data,
+    say,
+    say_normalisation,
+)
 from shiftproof.training import (
     CONVERGENCE,
     EVALUATION_BATCH,
@@ -122,6 +139,7 @@ class _Facts:
     fingerprint: str
     data: DomainDataset | None
     weights: Path | None
+    class_vectors: ClassVectors | None
 
 
 def _facts(study: Study, key: str, absent: bool) -> _Facts:
@@ -151,6 +169,7 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
             ABSENT,
             None,
             weights,
+            None if (vectors := class_vectors_of(study)) is None else read_class_vectors(vectors),
         )
     images = sum(len(domain) for domain in data.domains)
     return _Facts(
@@ -168,6 +187,7 @@ def _facts(study: Study, key: str, absent: bool) -> _Facts:
         data.fingerprint,
         data,
         weights,
+        data.class_vectors,
     )
 
 
@@ -292,6 +312,7 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
         "image_size": facts.image_size,
         "kind": None if DATASETS[facts.key].kind else facts.kind,
         "weights": _fingerprint(facts.weights),
+        "class_vectors": None if facts.class_vectors is None else facts.class_vectors.fingerprint,
         "normalisation": str(normalisation_of(study, facts.input_shape[0])) if study.normalisation else None,
         "task": facts.task,
         "metric": None if study.metric == DEFAULT_METRIC[facts.task] else study.metric,
@@ -451,6 +472,7 @@ def _terms(study: Study, facts: _Facts, specs: Sequence[RunSpec]) -> dict[str, A
         **_table_terms(study, facts),
         "image_size": facts.image_size,
         "weights": weights_name(facts.weights) if facts.weights else None,
+        "class_vectors": None if study.class_vectors is None else one_line(study.class_vectors.name),
         "normalisation": str(normalisation_of(study, facts.input_shape[0]) or ""),
         "averaging": "" if study.averaging == ("none",) else ", ".join(study.averaging),
         "views": specs[0].views,
@@ -496,10 +518,17 @@ def _terms_of_no_field(study: Study, facts: _Facts, specs: Sequence[RunSpec]) ->
         },
         "normalisation": {
             "batch norm": ("frozen" if protocol.freeze_batch_norm else "free") if given else None,
-            "classifier start": ("zero" if protocol.zero_classifier else "random") if given else None,
+            "classifier start": _classifier_start(study),
         },
     }
     return {field: {name: text for name, text in of.items() if text is not None} for field, of in terms.items()}
+
+
+def _classifier_start(study: Study) -> str | None:
+    """Return where the classifier starts; None if all starts at random, or none is trained."""
+    if study.weights is None or study.class_vectors is not None:
+        return None
+    return "zero" if PROTOCOLS[study.protocol].zero_classifier else "random"
 
 
 def _transductive(specs: Sequence[RunSpec]) -> str:
@@ -588,7 +617,7 @@ class _Builder:
             )
 
     def _network(self, spec: RunSpec) -> Network:
-        hparams = spec.axis("model")
+        hparams, vectors = spec.axis("model"), self.facts.class_vectors
         key = json.dumps([spec.trained, hparams], sort_keys=True)
         if key not in self._networks:
             self._networks[key] = network = build_network(
@@ -602,6 +631,7 @@ class _Builder:
                 hparams=hparams,
                 task=self.facts.task,
                 quantity=Quantity(0.0, 1.0) if self.facts.task == "regression" else None,  # any will do
+                class_vectors=None if vectors is None else torch.from_numpy(vectors.vectors),
             )
             freeze_all_but(network, spec.trained)
             if network.normalisation is not None:

@@ -27,7 +27,7 @@ from shiftproof.studies.planning import make_plan, plan_run
 from shiftproof.studies.results import Results, run_row
 from shiftproof.studies.store import Store, claim, claim_run, has_ended
 from shiftproof.studies.study import Study
-from shiftproof.studies.study_data import data_folder, open_data, open_dataset, table_of
+from shiftproof.studies.study_data import class_vectors_of, data_folder, open_data, open_dataset, table_of
 from shiftproof.studies.workers import NodeError, RayCluster, run_on_ray, run_tasks
 from shiftproof.training import (
     CHECKPOINT_FILE,
@@ -69,6 +69,7 @@ class RunTask(NamedTuple):
     device: str
     plugins: tuple[Plugin, ...] = ()
     table: TableFile | None = None
+    class_vectors: Path | None = None
 
 
 def execute(task: RunTask) -> list[dict[str, Any]]:
@@ -106,6 +107,7 @@ def execute_elsewhere(task: RunTask) -> list[dict[str, Any]]:
         ("the data folder", task.data_dir),
         ("the table", task.table.file if task.table else None),
         ("the weights", task.weights),
+        ("the class vectors", task.class_vectors),
     ):
         if path is not None and not path.exists():
             raise NodeError(f"node {node} does not reach {what}: there is no {path}")
@@ -122,7 +124,9 @@ def _train_runs(task: RunTask, runs: Sequence[RunPlace]) -> list[dict[str, Any]]
         # planning the study has printed the warnings about data set and methods already
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = open_dataset(task.dataset, task.data_dir, spec.image_size, spec.kind, task.table)
+            dataset = open_dataset(
+                task.dataset, task.data_dir, spec.image_size, spec.kind, task.table, task.class_vectors
+            )
         for run in runs:
             _drop_what_other_plugins_began(run.folder, run.spec)
         with warnings.catch_warnings():
@@ -306,7 +310,8 @@ def _train_all(
             RunPlace(spec, store.folder(spec), Tracking(trackers, store.root, _tags(plan.name, spec))) for spec in runs
         ]
         data_dir, table = data_folder(study, key), table_of(study, key)
-        tasks.append(RunTask(tuple(places), key, data_dir, weights, study.device, plugins, table))
+        vectors = class_vectors_of(study)
+        tasks.append(RunTask(tuple(places), key, data_dir, weights, study.device, plugins, table, vectors))
     total = len(plan.distinct)
     if isinstance(workers, RayCluster):
         outcomes = run_on_ray(execute_elsewhere, tasks, workers, TRIES)

@@ -216,13 +216,13 @@ class Study:
     )
     averaging: tuple[Averaging, ...] = described(
         ("none",),
-        "averages of the weights over the steps, each a row: none, ema, sma, swad, swad_released, wise_ft",
+        "averages of the weights over the steps, each a row: none, ema, sma, bma, swad, swad_released, wise_ft",
         "methods",
         STUDIES,
         one=One(
             "--averaging",
             ("train", "figure sensitivity"),
-            "average of the weights over the steps: none, ema, sma, swad, swad_released or wise_ft",
+            "average of the weights over the steps: none, ema, sma, bma, swad, swad_released or wise_ft",
         ),
         term=Term("averaging", "how the weights were averaged over the steps; the averaged weights are scored"),
     )
@@ -393,6 +393,15 @@ class Study:
         none="a random start",
         metavar="FILE",
         term=Term("weights", "the weights that training started from: a file, or what is published of the model"),
+    )
+    class_vectors: Path | None = described(
+        None,
+        "file of a vector of each class, as of a text encoder, that features are compared with",
+        "model",
+        RUNS,
+        none="none; a classifier is trained",
+        metavar="FILE",
+        term=Term("class vectors", "given vectors of the classes, in the place of a classifier that is trained"),
     )
     normalisation: str | None = described(
         None,

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
 
 from shiftproof.base.choices import Kind
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.files import with_home
-from shiftproof.data import DATASETS, DomainDataset, Look, TableFile, is_feature_set, look_at_folder, look_at_table
+from shiftproof.data import (
+    DATASETS,
+    DomainDataset,
+    Look,
+    TableFile,
+    is_feature_set,
+    look_at_folder,
+    look_at_table,
+    read_class_vectors,
+)
 from shiftproof.models import (
     HUB,
     LICENCE,
@@ -43,7 +55,8 @@ def open_data(study: Study, dataset: str) -> DomainDataset:
     """
     kind = None if DATASETS[dataset].kind else kind_of(study, dataset)
     table = table_of(study, dataset)
-    opened = open_dataset(dataset, data_folder(study, dataset), image_size_of(study, dataset), kind, table)
+    folder, vectors = data_folder(study, dataset), class_vectors_of(study)
+    opened = open_dataset(dataset, folder, image_size_of(study, dataset), kind, table, vectors)
     if table is not None:
         say(_table_text(table, opened))
     return opened
@@ -89,7 +102,18 @@ def data_folder(study: Study, dataset: str) -> Path | None:
     return with_home(study.data_dir).absolute()
 
 
-def open_data_of(place: Path, spec: RunSpec, data_dir: Path | None, table: TableFile | None) -> DomainDataset:
+def class_vectors_of(study: Study) -> Path | None:
+    """Return the file of the vectors of a study's classes, if there is one."""
+    return None if study.class_vectors is None else with_home(study.class_vectors).absolute()
+
+
+def open_data_of(
+    place: Path,
+    spec: RunSpec,
+    data_dir: Path | None,
+    table: TableFile | None,
+    class_vectors: Path | None = None,
+) -> DomainDataset:
     """Open the data set that a run was trained on, of which its spec knows the name and not the place.
 
     Args:
@@ -97,6 +121,7 @@ def open_data_of(place: Path, spec: RunSpec, data_dir: Path | None, table: Table
         spec: the run's spec.
         data_dir: folder that holds the data set, unless embedded.
         table: the table that it was trained on, if any, with the same meaning of its columns.
+        class_vectors: file of the vectors of its classes, if they are needed.
 
     Raises:
         ValueError: it is one of vectors and no place is named, or it cannot be opened.
@@ -110,17 +135,23 @@ def open_data_of(place: Path, spec: RunSpec, data_dir: Path | None, table: Table
         )
     own = "table" if table is not None else "features" if encoded else "folder"
     key = spec.dataset if own == "folder" and spec.dataset in DATASETS else own
-    return open_dataset(key, folder, spec.image_size, spec.kind or "photographs", table)
+    vectors = None if class_vectors is None else with_home(class_vectors).absolute()
+    return open_dataset(key, folder, spec.image_size, spec.kind or "photographs", table, vectors)
 
 
 @lru_cache(maxsize=2)
 def open_dataset(
-    name: str, data_dir: Path | None, image_size: int | None, kind: Kind | None, table: TableFile | None = None
+    name: str,
+    data_dir: Path | None,
+    image_size: int | None,
+    kind: Kind | None,
+    table: TableFile | None = None,
+    class_vectors: Path | None = None,
 ) -> DomainDataset:
     """Open a data set by name, once per process; ``kind`` is for unpublished images, ``table`` for a user's table.
 
     Raises:
-        FieldError: what the entry opens is no data set.
+        FieldError: what the entry opens is no data set, or the class vectors are not of its classes.
         ValueError: it cannot be opened.
     """
     entry = DATASETS[name]
@@ -129,7 +160,22 @@ def open_dataset(
     if not isinstance(dataset, DomainDataset):
         returned = type(dataset).__name__
         raise FieldError("datasets", f"open of data set '{name}' must return a DomainDataset, not {returned}")
-    return dataset
+    if class_vectors is None:
+        return dataset
+    _check_comparable(dataset)
+    return replace(dataset, class_vectors=read_class_vectors(class_vectors).of(dataset.classes))
+
+
+def _check_comparable(dataset: DomainDataset) -> None:
+    """Raise FieldError unless a data set's inputs, or features of them, can be compared with vectors of its classes."""
+    name = dataset.name
+    if dataset.task != "classification":
+        raise FieldError("class_vectors", f"class vectors are for classification, and {name} for {dataset.task}")
+    if dataset.kind != "vectors":
+        return
+    categories = any(column.categories for column in dataset.columns or ())
+    if categories or any(np.isnan(domain.inputs).any() for domain in dataset.domains):
+        raise FieldError("class_vectors", f"{name} has categories or lacks values, and class vectors are of numbers")
 
 
 def kind_of(study: Study, dataset: str) -> Kind:

@@ -43,6 +43,7 @@ _SMOKE: Mapping[str, Any] = {
     "search": "short",
     "protocol": "shiftproof",
     "weights": None,
+    "class_vectors": None,
     "normalisation": None,
     "image_size": None,
 }

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from tqdm import tqdm
 from shiftproof.algorithms import Batch
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.randomness import generator
-from shiftproof.data import DATASETS, HOLDOUT_FRACTION, Domain, DomainDataset
+from shiftproof.data import DATASETS, HOLDOUT_FRACTION, Domain, DomainDataset, read_class_vectors
 from shiftproof.models import Cut
 from shiftproof.optim import NO_OPTIMIZER, OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.studies.plan import Grid, Plan
 from shiftproof.studies.study import Study
-from shiftproof.studies.study_data import open_data
+from shiftproof.studies.study_data import class_vectors_of, open_data
 from shiftproof.training import Inputs, RunSpec, build_steps
 
 TIMED_PHOTOGRAPHS = 4  # per source domain: enough to see the cost of one, few enough for large networks
@@ -65,7 +66,7 @@ def study_costs(study: Study, plan: Plan, runs: Sequence[RunSpec]) -> list[Cost]
     timed: dict[Hashable, float] = {}  # data sets whose images have the same size share timings
     for grid, key in zip(plan, study.datasets, strict=True):
         mine = [spec for spec in runs if spec.dataset == grid.dataset]
-        data = open_data(study, key) if grid.at_hand else _stand_in(key, grid)
+        data = open_data(study, key) if grid.at_hand else _stand_in(key, grid, class_vectors_of(study))
         meter = _Meter(study, grid, data, timed)
         trained = list({spec.training: spec for spec in mine}.values())
         shown = partial(tqdm, unit="run", desc=f"timing {key}", leave=False)
@@ -188,7 +189,7 @@ def _median_time(work: Callable[[int], None]) -> float:
     return float(np.median(times))
 
 
-def _stand_in(key: str, grid: Grid) -> DomainDataset:
+def _stand_in(key: str, grid: Grid, class_vectors: Path | None) -> DomainDataset:
     """Return images of noise in the form of a data set that is not at hand."""
     outline, spec = DATASETS[key].outline, grid.runs[0]
     assert outline is not None and spec.image_size is not None  # noqa: S101, PT018  (it was planned by them)
@@ -202,8 +203,9 @@ def _stand_in(key: str, grid: Grid) -> DomainDataset:
         )
         for name in grid.domains
     )
-    classes = tuple(str(number) for number in range(outline.classes))
-    return DomainDataset(grid.dataset, domains, classes, "photographs", spec.data_fingerprint, None)
+    vectors = None if class_vectors is None else read_class_vectors(class_vectors)
+    classes = tuple(map(str, range(outline.classes))) if vectors is None else vectors.classes
+    return DomainDataset(grid.dataset, domains, classes, "photographs", spec.data_fingerprint, class_vectors=vectors)
 
 
 def plan_text(study: Study, plan: Plan, costs: Sequence[Cost], cores: int) -> str:

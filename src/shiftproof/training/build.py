@@ -103,6 +103,7 @@ def _network(spec: RunSpec, dataset: DomainDataset, weights: Path | None) -> Net
         hparams=hparams,
         task=dataset.task,
         quantity=dataset.quantity if isinstance(dataset, PreparedDataset) else None,
+        class_vectors=None if dataset.class_vectors is None else torch.from_numpy(dataset.class_vectors.vectors),
     )
     freeze_all_but(network, spec.trained)
     if spec.class_weights == "balanced":

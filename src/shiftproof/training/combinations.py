@@ -59,14 +59,24 @@ def check_start(spec: RunSpec, featurizer: nn.Module) -> None:
         featurizer: the featurizer, of which what does not train is frozen.
 
     Raises:
-        FieldError: what acts on weights before the classifier finds none that train, or a linear probe would be of
-            random features.
+        FieldError: what acts on weights before the classifier finds none that train, or a linear probe or vectors of
+            classes would be of random features.
     """
     if ALGORITHMS[spec.algorithm].probed and spec.weights is None and any(True for _ in featurizer.parameters()):
         raise FieldError(
             ("algorithms", "weights", "model"),
             f"{spec.algorithm} fits a linear probe to the features of given weights, and {spec.model} would start at "
             "random: set weights",
+        )
+    if (
+        ALGORITHMS[spec.algorithm].needs_class_vectors
+        and spec.weights is None
+        and any(True for _ in featurizer.parameters())
+    ):
+        raise FieldError(
+            ("algorithms", "weights", "model"),
+            f"{spec.algorithm} compares class vectors with the features of given weights, and {spec.model} would start "
+            "at random: set weights",
         )
     if any(p.requires_grad for p in featurizer.parameters()):
         return
@@ -104,6 +114,7 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
             ("data.batch_size", "algorithms"),
             f"{spec.algorithm} needs batches of at least {algorithm.min_images} images per domain, not {batch_size}",
         )
+    _check_class_vectors(spec, algorithm)
     if algorithm.stepped != (spec.optimizer != NO_OPTIMIZER):
         takes = "steps by an optimizer: name one" if algorithm.stepped else f"no optimizer, not {spec.optimizer}"
         raise FieldError("optimizers", f"{spec.algorithm} takes {takes}")
@@ -116,6 +127,27 @@ def check_combination(spec: RunSpec, num_domains: int, ranks: Ranks = ALONE) -> 
         _check_steps(spec, algorithm, num_domains, ranks)
     if ranks.size > 1:
         _check_ranks(spec, num_domains, ranks)
+
+
+def _check_class_vectors(spec: RunSpec, algorithm: type[Algorithm]) -> None:
+    if spec.class_vectors is None:
+        if algorithm.needs_class_vectors:
+            raise FieldError(
+                ("algorithms", "class_vectors"),
+                f"{spec.algorithm} compares features with given vectors of the classes: name their file by "
+                "--class-vectors",
+            )
+        return
+    if not algorithm.takes_class_vectors:
+        able = ", ".join(name for name in ALGORITHMS if ALGORITHMS[name].takes_class_vectors)
+        raise FieldError(
+            ("class_vectors", "algorithms"),
+            f"{spec.algorithm} trains a classifier of its own: class vectors are for {able}",
+        )
+    if algorithm.stepped and spec.trained == "head":
+        raise FieldError(
+            ("trained", "class_vectors"), "with class vectors there is no head to train: they stay as they are"
+        )
 
 
 def _check_steps(spec: RunSpec, algorithm: type[Algorithm], num_domains: int, ranks: Ranks) -> None:

@@ -84,7 +84,8 @@ def prepared(spec: RunSpec, dataset: DomainDataset) -> DomainDataset:
         spec: the run's spec, which determines the training rows.
         dataset: the data set.
     """
-    vectors = dataset.kind == "vectors" and len(dataset.input_shape) == 1
+    # vectors of classes are in the unit of the inputs' own features
+    vectors = dataset.kind == "vectors" and len(dataset.input_shape) == 1 and dataset.class_vectors is None
     if isinstance(dataset, PreparedDataset) or not (vectors or dataset.task == "regression"):
         return dataset
     domains, preparation, quantity = dataset.domains, None, None

@@ -279,7 +279,7 @@ def _continues(last: RunPlace, runs: Sequence[RunPlace]) -> bool:
 
 
 def check_inputs(spec: RunSpec, dataset: DomainDataset, weights: Path | None) -> None:
-    """Check that data set and weights are those that a run was planned with.
+    """Check that data set, class vectors and weights are those that a run was planned with.
 
     Raises:
         ValueError: they are not.
@@ -287,6 +287,9 @@ def check_inputs(spec: RunSpec, dataset: DomainDataset, weights: Path | None) ->
     found = None if weights is None else weights_fingerprint(weights)
     if (dataset.fingerprint, found) != (spec.data_fingerprint, spec.weights):
         raise ValueError("the data set or the weights file are not those that the run was planned with")
+    vectors = None if dataset.class_vectors is None else dataset.class_vectors.fingerprint
+    if vectors != spec.class_vectors:
+        raise ValueError("the class vectors of the data set are not those that the run was planned with")
 
 
 @contextmanager

@@ -17,7 +17,16 @@ from shiftproof.algorithms import ALGORITHMS
 from shiftproof.base.files import DamagedFileError, output_path, read_json, write_bytes, write_json
 from shiftproof.base.plugins import digests, import_plugins, naming_plugins
 from shiftproof.data import DomainDataset, Preparation, Task, decode, to_pixels
-from shiftproof.models import MODELS, NORMALISATION, Network, Normalisation, Quantity, build_network, model_hparams
+from shiftproof.models import (
+    MODELS,
+    NORMALISATION,
+    CosineClassifier,
+    Network,
+    Normalisation,
+    Quantity,
+    build_network,
+    model_hparams,
+)
 from shiftproof.training.prepared import PreparedDataset
 
 WEIGHTS_FILE = "model.safetensors"
@@ -146,6 +155,8 @@ def save_model(
         facts["task"] = network.task
     if network.quantity is not None:
         facts["quantity"] = network.quantity
+    if isinstance(network.classifier, CosineClassifier):
+        facts["class_vectors"] = True
     if isinstance(dataset, PreparedDataset) and dataset.preparation is not None:
         facts["preparation"] = dataset.preparation.as_json()
     if any(plugins.values()):
@@ -169,6 +180,7 @@ def load(run: str | Path) -> SavedModel:
     folder = output_path(run) if isinstance(run, str) else run
     description = read_description(folder)
     remedy = _REMEDY
+    weights = read_weights(folder)
     try:
         classes = tuple(description["classes"])
         input_shape = tuple(description["input_shape" if "input_shape" in description else "image_shape"])
@@ -184,6 +196,7 @@ def load(run: str | Path) -> SavedModel:
                 hparams=description.get("hparams", {}),
                 task=description.get("task", "classification"),
                 quantity=None if quantity is None else Quantity(*quantity),
+                class_vectors=weights["classifier.weight"] if description.get("class_vectors") else None,
             )
         preparation = None if steps is None else Preparation.from_json(steps)
         # early versions, whose algorithms added no parts, did not record it
@@ -197,7 +210,7 @@ def load(run: str | Path) -> SavedModel:
     except (KeyError, TypeError) as error:
         raise DamagedFileError(folder / DESCRIPTION_FILE, f"no valid {error}", remedy) from error
     try:
-        network.load_state_dict(read_weights(folder))
+        network.load_state_dict(weights)
     except RuntimeError as error:
         raise DamagedFileError(folder / WEIGHTS_FILE, str(error).partition("\n")[0], remedy) from error
     return SavedModel(network, classes, input_shape, preparation, algorithm).eval()

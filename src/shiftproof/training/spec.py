@@ -52,6 +52,7 @@ _LATER = (
     "l2_sp",
     "members",
     "all_data",
+    "class_vectors",
 )
 """Fields left out of the hash at their defaults, so that runs made before these fields existed keep their names."""
 
@@ -117,6 +118,8 @@ class RunSpec:
         all_data: whether a second pass from the same start, on all rows of the sources, follows a first whose
             validation chooses its number of steps, and is what is scored and kept (see
             `shiftproof.training.first_pass`).
+        class_vectors: fingerprint of the file of given vectors of the classes, which features are compared with; None
+            for a classifier that trains.
         metric: the measure by which the kept model is selected; None for the task's default.
         plugins: digests of the plug-ins that its parts are of, by name. It is a label outside the hash, so that another
             version of a plug-in continues a study; the runs of the version before are told.
@@ -166,6 +169,7 @@ class RunSpec:
     l2_sp: float = 0.0
     members: tuple[str, ...] = ()
     all_data: bool = False
+    class_vectors: str | None = None
     plugins: dict[str, str] = field(default_factory=dict)
     variant: str = ""
     results_version: int = RESULTS_VERSION

@@ -84,7 +84,7 @@ class StepBuilder:
             return self._closure(part, batches if annealed else None, step, parameters)
 
         searched = [p for p in self.algorithm.network.featurizer.parameters() if p.requires_grad]
-        seed_generators(torch_seed(self.seed, "annealer", step), parameters[0].device)
+        seed_generators(torch_seed(self.seed, "annealer", step), batches[0][0].device)  # there may be no parameters
         # bfloat16 would round away the changes that a search makes
         self.annealer.before_step(parameters, step, self._domain_losses(batches, autocast=False), searched)
         return self.algorithm.update(batches, step, make_closure)

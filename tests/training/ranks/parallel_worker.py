@@ -24,7 +24,11 @@ from shiftproof.training.ranks.split import ALONE, full_state
 
 STEPS = 3
 TARGETS = ("0", "45", "75")  # three domains to train on
-PARALLEL = [name for name in ALGORITHMS if ALGORITHMS[name].single_device is None]
+PARALLEL = [
+    name
+    for name, algorithm in ((name, ALGORITHMS[name]) for name in ALGORITHMS)
+    if algorithm.single_device is None and not algorithm.needs_class_vectors
+]
 SHARDABLE = [name for name in PARALLEL if not ALGORITHMS[name].reads_heads]
 PLAIN = [name for name in OPTIMIZERS if not OPTIMIZERS[name].needs_graph]
 

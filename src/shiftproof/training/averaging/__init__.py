@@ -5,13 +5,14 @@ values. An average holds a bounded number of copies of the weights, all of which
 """
 
 from shiftproof.training.averaging.build import MOVING, SWADS, Average, build_average, check_trained_alone
-from shiftproof.training.averaging.moving import EMA, SMA, MovingAverage
+from shiftproof.training.averaging.moving import BMA, EMA, SMA, MovingAverage
 from shiftproof.training.averaging.released_swad import ReleasedSWAD
 from shiftproof.training.averaging.state import State, blend, copy_state
 from shiftproof.training.averaging.swad import CONVERGENCE, PATIENCE, SWAD, TOLERANCE, Segment
 from shiftproof.training.averaging.wise_ft import COEFFICIENTS, WiSEFT
 
 __all__ = [
+    "BMA",
     "COEFFICIENTS",
     "CONVERGENCE",
     "EMA",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shiftproof.base.choices import COMBINATIONS, Averaging
 from shiftproof.base.field_error import FieldError
-from shiftproof.training.averaging.moving import EMA, SMA, MovingAverage
+from shiftproof.training.averaging.moving import BMA, EMA, SMA, MovingAverage
 from shiftproof.training.averaging.released_swad import ReleasedSWAD
 from shiftproof.training.averaging.swad import SWAD, TOLERANCE, TOLERANCE_VLCS
 from shiftproof.training.averaging.wise_ft import WiSEFT
@@ -17,7 +17,7 @@ from shiftproof.training.spec import RunSpec
 SWADS: tuple[Averaging, ...] = ("swad", "swad_released")
 """The forms of SWAD, which may end a run before its last step."""
 
-MOVING: tuple[Averaging, ...] = ("ema", "sma")
+MOVING: tuple[Averaging, ...] = ("ema", "sma", "bma")
 """The moving averages, which are scored in the place of the trained weights."""
 
 Average = MovingAverage | SWAD | WiSEFT
@@ -40,6 +40,8 @@ def build_average(spec: RunSpec, start: Mapping[str, Tensor]) -> Average | None:
             return EMA(start)
         case "sma":
             return SMA(start, spec.steps)
+        case "bma":
+            return BMA(start, spec.steps)
         case "swad":
             return SWAD(tolerance)
         case "swad_released":

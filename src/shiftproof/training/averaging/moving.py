@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from shiftproof.training.averaging.state import blend, copy_state, to_device_of
 EMA_DECAY = 0.999
 SMA_START = 100 / 5000
 """The first update that the simple moving average counts, as a share of the steps; published is 100 of 5,000."""
+BMA_BETA = 0.5
 
 
 class MovingAverage:
@@ -80,3 +82,29 @@ class SMA(MovingAverage):
     def share(self, step: int) -> float:
         """Return 1 / (t - t0 + 1), and 1 before t0."""
         return 1 / max(1, step - self._first + 1)
+
+
+class BMA(MovingAverage):
+    r"""Beta moving average of the weights, in which the first and the last weights of a run count most.
+
+    After update t it is :math:`\sum_{i=0}^{t} \alpha_i \theta_i / \sum_{i=0}^{t} \alpha_i`, where :math:`\theta_0`
+    are the weights before the first of T updates, and :math:`\alpha_i` is the density of the distribution
+    :math:`\operatorname{Beta}(\beta, \beta)` at :math:`(i + 0.5) / (T + 1)`, with :math:`\beta = 0.5`.
+
+    Source: Shu et al., "CLIPood: Generalizing CLIP to Out-of-Distributions", ICML 2023 (arXiv 2302.00864), section 4.2,
+    and the authors' code (commit 538dd3b).
+
+    Args:
+        start: the weights before the first update.
+        steps: number T of updates of the run.
+    """
+
+    def __init__(self, start: Mapping[str, Tensor], steps: int) -> None:
+        super().__init__(start)
+        places = [(i + 0.5) / (steps + 1) for i in range(steps + 1)]
+        weights: list[float] = [(x * (1 - x)) ** (BMA_BETA - 1) for x in places]  # the density up to a factor
+        self._shares = [weight / total for weight, total in zip(weights, accumulate(weights), strict=True)]
+
+    def share(self, step: int) -> float:
+        """Return the weight of the latest weights over the sum of all so far."""
+        return self._shares[step]
