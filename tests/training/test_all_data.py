@@ -247,7 +247,7 @@ def test_a_divergence_in_either_pass_fails_the_runs_that_still_train(diverging, 
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
-@pytest.mark.parametrize("averaging", ["swad", "swad_released", "wise_ft"])
+@pytest.mark.parametrize("averaging", ["swad", "swad_released", "wise_ft", "dfr"])
 def test_averages_that_need_held_out_images_are_refused(averaging, spec):
     with pytest.raises(FieldError, match=f"{averaging} is chosen by held-out images") as refused:
         check_combination(replace(spec, averaging=averaging), 5)

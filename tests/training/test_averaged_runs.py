@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 import shiftproof
 from shiftproof.base.choices import Averaging
+from shiftproof.base.field_error import FieldError
 from shiftproof.data import Domain, DomainDataset, random_split
-from shiftproof.training import read_result, state_digest, train
+from shiftproof.training import check_combination, read_result, state_digest, train
 from shiftproof.training.averaging import BMA, EMA, SMA, SWAD, WiSEFT, copy_state
 from shiftproof.training.callbacks import averaging as averaging_module
 from shiftproof.training.callbacks import checkpoints as checkpoints_module
@@ -175,6 +177,49 @@ def test_wise_ft_keeps_the_interpolation_that_the_sources_prefer(digits, make_sp
     assert len(set(scores)) > 2
     _assert_kept(tmp_path, {name: ((10 - best) * start[name] + best * end[name]) / 10 for name in start})
     _assert_is_scored(tmp_path, digits, averaged)
+
+
+def test_dfr_keeps_the_features_and_fits_the_classifier_to_all_groups_alike(digits, make_spec, tmp_path):
+    """Where the gradient of the balanced loss and the penalty vanishes, in standardised features."""
+    plain = train(make_spec(steps=40, checkpoint_freq=20), digits, tmp_path / "plain", device=CPU)
+    result = train(make_spec(averaging="dfr", steps=40, checkpoint_freq=20), digits, tmp_path / "dfr", device=CPU)
+    assert result["weights_sha256"] == plain["weights_sha256"]  # the trained weights are in place again
+    *curve, fitted = result["metrics"]
+    assert [record["step"] for record in curve] == [20, 40]
+    assert (fitted["step"], fitted["averaged"]) == (40, [40, 40])
+    _assert_is_scored(tmp_path / "dfr", digits, fitted)
+    model = shiftproof.load(tmp_path / "dfr")
+    parts = []
+    for i, domain in enumerate(digits.domains):
+        if domain.name != "30":
+            rows = random_split(len(domain), 0, i).in_
+            images = model.normalise(torch.from_numpy(domain.inputs[rows]))
+            parts.append((model.network.featurizer(images).double().detach(), torch.from_numpy(domain.targets[rows])))
+    features = torch.cat([part for part, _ in parts])
+    mean, std = features.mean(0), features.std(0, correction=0)
+    std[std == 0] = 1.0  # of dead features
+    classifier = model.network.classifier
+    weight = (classifier.weight.double() * std).detach().requires_grad_()
+    bias = (classifier.bias.double() + classifier.weight.double() @ mean).detach().requires_grad_()
+    loss = 0.0
+    for part, labels in parts:
+        losses = F.cross_entropy((part - mean) / std @ weight.T + bias, labels, reduction="none")
+        classes = labels.unique()
+        loss = loss + sum(losses[labels == c].mean() for c in classes) / len(classes) / len(parts)
+    loss = loss + fitted["penalty"] / 2 * weight.square().sum()
+    gradients = torch.autograd.grad(loss, [weight, bias])
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-4
+    assert float(loss.detach()) < 1.0
+
+
+def test_dfr_is_refused_where_there_is_nothing_to_fit(make_spec):
+    for changes, message in (
+        ({"task": "multilabel"}, "dfr weighs classes alike, and the task is multilabel"),
+        ({"algorithm": "mtl"}, "dfr fits a linear classifier to the features, and mtl adds parts to the network"),
+        ({"all_data": True}, "dfr is chosen by held-out images"),
+    ):
+        with pytest.raises(FieldError, match=message):
+            check_combination(make_spec(averaging="dfr", **changes), 5)
 
 
 AVERAGES = [name for name in get_args(Averaging) if name != "none"]

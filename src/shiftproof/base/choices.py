@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Averaging = Literal["none", "ema", "sma", "bma", "swad", "swad_released", "wise_ft"]
+Averaging = Literal["none", "ema", "sma", "bma", "swad", "swad_released", "wise_ft", "dfr"]
 Cache = Literal["none", "float16", "float32"]
 ClassWeights = Literal["none", "balanced"]
 ColumnType = Literal["number", "category"]

@@ -216,13 +216,13 @@ class Study:
     )
     averaging: tuple[Averaging, ...] = described(
         ("none",),
-        "averages of the weights over the steps, each a row: none, ema, sma, bma, swad, swad_released, wise_ft",
+        "averages of the weights over the steps, each a row: none ema sma bma swad swad_released wise_ft; or dfr",
         "methods",
         STUDIES,
         one=One(
             "--averaging",
             ("train", "figure sensitivity"),
-            "average of the weights over the steps: none, ema, sma, bma, swad, swad_released or wise_ft",
+            "average of the weights over the steps: none ema sma bma swad swad_released wise_ft; or dfr",
         ),
         term=Term("averaging", "how the weights were averaged over the steps; the averaged weights are scored"),
     )

@@ -201,7 +201,9 @@ def _check_steps(spec: RunSpec, algorithm: type[Algorithm], num_domains: int, ra
             f"{spec.averaging} re-estimates batch norms from the images of all domains together, but {spec.algorithm} "
             "reads one domain at a time: use ema, or no averaging",
         )
-    if spec.all_data and spec.averaging in (*SWADS, "wise_ft"):
+    if spec.averaging == "dfr":
+        _check_refit(spec, algorithm)
+    if spec.all_data and spec.averaging in (*SWADS, "wise_ft", "dfr"):
         raise FieldError(
             ("all_data", "averaging"),
             f"{spec.averaging} is chosen by held-out images, of which a second pass on all data has none: use ema or "
@@ -213,6 +215,21 @@ def _check_steps(spec: RunSpec, algorithm: type[Algorithm], num_domains: int, ra
         raise FieldError("annealers", str(error)) from error
 
 
+def _check_refit(spec: RunSpec, algorithm: type[Algorithm]) -> None:
+    """Check that the classifier can be fitted anew to the features, classes alike."""
+    if spec.task != "classification":
+        raise FieldError(("averaging", "task"), f"dfr weighs classes alike, and the task is {spec.task}")
+    if algorithm.extend is not Algorithm.extend:
+        raise FieldError(
+            ("averaging", "algorithms"),
+            f"dfr fits a linear classifier to the features, and {spec.algorithm} adds parts to the network",
+        )
+    if spec.class_vectors is not None:
+        raise FieldError(
+            ("averaging", "class_vectors"), "dfr fits the classifier anew, and that of class_vectors is given"
+        )
+
+
 def _check_ranks(spec: RunSpec, num_domains: int, ranks: Ranks) -> None:
     algorithm = ALGORITHMS[spec.algorithm]
     if spec.all_data:
@@ -220,6 +237,8 @@ def _check_ranks(spec: RunSpec, num_domains: int, ranks: Ranks) -> None:
             "all_data",
             f"a second pass on all data trains on one device, not {ranks.size}: it reads the first one's files",
         )
+    if spec.averaging == "dfr":
+        raise FieldError("averaging", f"dfr trains on one device, not {ranks.size}: it fits all features at once")
     if algorithm.single_device is not None:
         raise FieldError(
             "algorithms", f"{spec.algorithm} trains on one device, not {ranks.size}: {algorithm.single_device}"

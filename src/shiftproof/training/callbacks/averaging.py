@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from shiftproof.training.callbacks.evaluation import (
     weights_in_place,
 )
 from shiftproof.training.callbacks.selection import Selection, keep_model
+from shiftproof.training.linear_probe import fit_probe
 from shiftproof.training.loop import Callback, Loop
 from shiftproof.training.ranks import full_state
 
@@ -124,6 +126,30 @@ class Interpolation(Callback):
         return {"coefficient": coefficient, "domains": scores}
 
 
+class Reweighting(Callback):
+    """Fits the classifier anew to the features of the last weights, classes alike, and scores and saves that.
+
+    Source: deep feature reweighting (Kirichenko et al., "Last Layer Re-Training is Sufficient for Robustness to
+    Spurious Correlations", ICLR 2023, arXiv 2204.02937), in its variant that fits training rows. Groups are pairs of a
+    domain and a class, which weigh alike where the paper draws subsets of equal size, and the penalty is of the squared
+    weights (see `fit_probe`), where the paper's is of the absolute ones.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_end(self, loop: Loop) -> None:
+        balanced, step = replace(loop.spec, sampling="balanced"), loop.progress.step
+        with weights_in_place(loop.algorithm, copy_state(full_state(loop.algorithm))):
+            with loop.progress.timed("step"):
+                probe = fit_probe(balanced, loop.algorithm.network, loop.inputs, loop.dataset.domain_names)
+            with loop.progress.timed("evaluation"):
+                _score_and_keep(loop, self._folder, averaged=[step, step], penalty=probe.penalty)
+
+
 def keepers(loop: Loop, folder: Path, trained: TrainedScores | None = None) -> list[Callback]:
     """Return the callbacks that score weights and keep a model, as the run's averaging asks for.
 
@@ -132,6 +158,8 @@ def keepers(loop: Loop, folder: Path, trained: TrainedScores | None = None) -> l
         folder: the run's folder.
         trained: scores of the trained weights that other runs need too; None for a run that computes its own.
     """
+    if loop.spec.averaging == "dfr":
+        return [Evaluation(trained=trained), Reweighting(folder)]
     match average := build_average(loop.spec, full_state(loop.algorithm)):
         case None:
             return [_scoring(loop, trained=trained), Selection(folder)]
