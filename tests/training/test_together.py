@@ -65,7 +65,7 @@ def test_every_run_ends_as_alone_while_every_step_is_taken_once(spec, digits, di
     assert [result["spec"]["averaging"] for result in results] == list(ALL)
     assert [result["shared"] for result in results] == [len(ALL)] * len(ALL)
     assert {result["spec"]["averaging"]: result["steps"] for result in results} == {
-        "none": 32, "ema": 32, "sma": 32, "bma": 32, "swad": 28, "swad_released": 28, "wise_ft": 32
+        "none": 32, "ema": 32, "sma": 32, "bma": 32, "swad": 28, "swad_released": 28, "wise_ft": 32, "dfr": 32
     }  # fmt: skip
     for run in _places(tmp_path / "alone", spec):
         assert "shared" not in train(run.spec, digits, run.folder, device=CPU)
@@ -97,7 +97,8 @@ def test_a_kill_resumes_all_of_them_exactly(every, spec, digits, dies, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "averaging", ["swad", *(pytest.param(one, marks=pytest.mark.slow) for one in ("swad_released", "none", "wise_ft"))]
+    "averaging",
+    ["swad", *(pytest.param(one, marks=pytest.mark.slow) for one in ("swad_released", "none", "wise_ft", "dfr"))],
 )
 def test_a_kill_while_one_of_them_ends_resumes_all_exactly(averaging, spec, digits, dies, tmp_path, monkeypatch):
     train_together(_places(tmp_path / "a", spec), digits, device=CPU)
@@ -161,7 +162,7 @@ def test_a_divergence_fails_those_that_still_train(spec, digits, dies, tmp_path,
     by_averaging = {result["spec"]["averaging"]: result for result in results}
     for name in ("swad", "swad_released"):
         assert (by_averaging[name]["status"], by_averaging[name]["steps"]) == ("finished", 28)
-    for name in ("none", "ema", "sma", "bma", "wise_ft"):
+    for name in ("none", "ema", "sma", "bma", "wise_ft", "dfr"):
         result = by_averaging[name]
         assert (result["status"], result["steps"]) == ("failed", 29)
         assert result["error"].endswith("at step 30")
