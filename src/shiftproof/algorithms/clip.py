@@ -45,7 +45,7 @@ class ZeroShot(ERM):
 class CLIPood(Algorithm):
     r"""CLIPood (Shu et al., "CLIPood: Generalizing CLIP to Out-of-Distributions", ICML 2023, arXiv 2302.00864).
 
-    The loss is the mean over the images of all domains of the margin metric softmax (section 4.1)
+    The loss is the mean over the images of all domains of the margin metric softmax
 
     .. math:: -\log \frac{e^{s \cos(z, v_y)}}
         {e^{s \cos(z, v_y)} + \sum_{c \ne y} e^{s (\cos(z, v_c) + \lambda (1 - \cos(v_y, v_c)))}}
