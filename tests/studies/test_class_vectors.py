@@ -230,8 +230,9 @@ def test_vectors_are_compared_as_they_are(tmp_path):
     assert _accuracy(json.loads((folder / "result.json").read_text()), "a") == pytest.approx(expected)
     assert len(results.plan.runs) == 1
     raw = torch.tensor(inputs["a"], dtype=torch.float32)
-    model = shiftproof.load(folder)
-    assert torch.equal(model.normalise(raw), raw)
+    assert torch.equal(shiftproof.load(folder).normalise(raw), raw)
+    columns = ["--metadata", str(tmp_path / "table.csv"), "--domain", "place", "--label", "label"]
+    assert main(["evaluate", str(folder), *columns]) == 0
 
 
 def test_columns_without_a_cosine_are_refused(vectors, tmp_path):

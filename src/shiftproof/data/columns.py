@@ -113,6 +113,11 @@ class Preparation:
                 parts[i] = _fitted_categories(column, rows[:, i])
         return cls(tuple(parts[i] for i in range(len(columns))))
 
+    @classmethod
+    def unchanged(cls, columns: Sequence[Column]) -> Self:
+        """Return a preparation that leaves columns of numbers as they are; a missing one becomes 0."""
+        return cls(tuple(_Number(column.name, fill=0.0, mean=0.0, scale=1.0, indicates=False) for column in columns))
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the prepared columns."""

@@ -84,16 +84,18 @@ def prepared(spec: RunSpec, dataset: DomainDataset) -> DomainDataset:
         spec: the run's spec, which determines the training rows.
         dataset: the data set.
     """
-    # vectors of classes are in the unit of the inputs' own features
-    vectors = dataset.kind == "vectors" and len(dataset.input_shape) == 1 and dataset.class_vectors is None
+    vectors = dataset.kind == "vectors" and len(dataset.input_shape) == 1
     if isinstance(dataset, PreparedDataset) or not (vectors or dataset.task == "regression"):
         return dataset
     domains, preparation, quantity = dataset.domains, None, None
     if vectors:
         columns = dataset.columns or number_columns(dataset.input_shape[0])
-        preparation = Preparation.fit(
-            columns, np.concatenate([domain.inputs[rows] for domain, rows in _training_rows(spec, dataset)])
-        )
+        if dataset.class_vectors is None:
+            preparation = Preparation.fit(
+                columns, np.concatenate([domain.inputs[rows] for domain, rows in _training_rows(spec, dataset)])
+            )
+        else:  # which are compared with the inputs as they are
+            preparation = Preparation.unchanged(columns)
         domains = tuple(replace(domain, inputs=preparation(domain.inputs)) for domain in domains)
     if dataset.task == "regression":
         targets = training_targets(spec, dataset).astype(np.float64)

@@ -91,8 +91,8 @@ class BMA(MovingAverage):
     are the weights before the first of T updates, and :math:`\alpha_i` is the density of the distribution
     :math:`\operatorname{Beta}(\beta, \beta)` at :math:`(i + 0.5) / (T + 1)`, with :math:`\beta = 0.5`.
 
-    Source: Shu et al., "CLIPood: Generalizing CLIP to Out-of-Distributions", ICML 2023 (arXiv 2302.00864), section 4.2,
-    and the authors' code (commit 538dd3b).
+    Source: Shu et al., "CLIPood: Generalizing CLIP to Out-of-Distributions", ICML 2023 (arXiv 2302.00864), and the
+    authors' code (commit 538dd3b).
 
     Args:
         start: the weights before the first update.
