@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from draws import draw
+from shiftproof.base.field_error import FieldError
 from shiftproof.base.hparams import (
     Hparam,
     choice,
@@ -171,3 +172,8 @@ def test_the_range_of_whole_numbers_names_the_first_and_the_last_one(distributio
     random = np.random.RandomState(0)
     drawn = [distribution(random) for _ in range(5000)]
     assert str(distribution).startswith(f"{min(drawn)} to {max(drawn)}, whole")
+
+
+def test_a_default_of_a_dialect_is_of_the_type_of_ours():
+    with pytest.raises(FieldError, match="the default in swad must be true or false, not 'yes'"):
+        option(False, "yes", ("swad",))

@@ -74,6 +74,8 @@ class Hparam:
                 raise ValueError(  # noqa: TRY004
                     f"the default of a hyperparameter must be a number, true, false or a word, not {default!r}"
                 )
+        for dialect, default in self.in_dialects.items():
+            check_value(f"the default in {dialect}", default, self.default)
         for draw in (self.draw, self.published_draw):
             if draw is not None and not callable(draw):
                 raise ValueError(f"what a search draws must be a function, as choice(0.1, 0.2) returns, not {draw!r}")

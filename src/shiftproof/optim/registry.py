@@ -83,8 +83,8 @@ class OptimizerEntry:
         passes: how often `step` calls its closure.
         needs_graph: whether the closure must call ``backward`` with ``create_graph=True``.
         seeded: whether `build` takes a ``seed``.
-        named: whether its rule may depend on the parameters' names, which runs then give its groups.
         short_hparams: what the short search has in place of `hparams`; empty for the same.
+        named: whether its rule may depend on the parameters' names, which runs then give its groups.
 
     Raises:
         ValueError: a field is not as described here.
@@ -97,8 +97,8 @@ class OptimizerEntry:
     passes: int = 1
     needs_graph: bool = False
     seeded: bool = False
-    named: bool = False
     short_hparams: Mapping[str, Hparam] = field(default_factory=dict)
+    named: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.build):
