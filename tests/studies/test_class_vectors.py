@@ -16,6 +16,7 @@ from shiftproof.cli import main
 from shiftproof.data import DATASETS, read_class_vectors
 from shiftproof.models import build_network, weights_fingerprint
 from shiftproof.studies import Study, make_plan, open_dataset, read_results, run_study
+from shiftproof.studies.timing import study_costs
 from shiftproof.tables import build_tables
 from shiftproof.training import Loop, train
 from training.killed import train_killed_at
@@ -253,6 +254,20 @@ def test_the_command_line_trains_evaluates_and_diagnoses(lenet, vectors, tmp_pat
     assert main(["diagnose", run, "--what", "sharpness", "--weights", str(lenet), *given]) == 0
     assert main(["diagnose", run, "--what", "sharpness", "--weights", str(lenet)]) != 0
     assert "was given vectors of the classes: name their file" in capsys.readouterr().err
+
+
+def test_costs_of_data_that_are_not_at_hand_are_estimated(tmp_path):
+    classes = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+    weights, model = tmp_path / "weights.safetensors", "squeezenet1_1"
+    save_file(build_network(model, (3, 64, 64), 7, dropout=0.0, seed=0).featurizer.state_dict(), weights)
+    study = Study(
+        datasets=("PACS",), data_dir=tmp_path / "none", model=model, weights=weights, image_size=64, steps=10, trials=1,
+        class_vectors=_vectors(tmp_path / "names.safetensors", classes, 512), targets=("sketch",),
+        algorithms=("zero_shot", "clipood"), optimizers=("adam",), fixed={"data.batch_size": 2},
+    )  # fmt: skip
+    plan = make_plan(study, absent=True)
+    [cost] = study_costs(study, plan, plan.runs)
+    assert (cost.at_hand, cost.runs, cost.passes) == (False, 2, 10)
 
 
 @pytest.mark.slow

@@ -130,9 +130,9 @@ def test_a_node_that_cannot_import_the_work_is_named_with_the_reason(cluster):
     assert "\x1b" not in str(caught.value)
 
 
-@pytest.mark.parametrize("what", ["the output", "the data folder", "the weights"])
+@pytest.mark.parametrize("what", ["the output", "the data folder", "the weights", "the class vectors"])
 def test_what_a_node_does_not_reach_is_named(what, tmp_path):
-    paths = {name: tmp_path / name for name in ("the output", "the data folder", "the weights")}
+    paths = {name: tmp_path / name for name in ("the output", "the data folder", "the weights", "the class vectors")}
     for name, path in paths.items():
         path.mkdir()
         if name == "the output" != what:
@@ -142,7 +142,8 @@ def test_what_a_node_does_not_reach_is_named(what, tmp_path):
     spec = make_plan(Study(steps=2)).distinct[0]
     folder = paths["the output"] / "runs" / spec.name
     runs = (RunPlace(spec, folder),)
-    task = RunTask(runs, "rotated_digits", paths["the data folder"], paths["the weights"], "cpu")
+    places = {"data_dir": paths["the data folder"], "weights": paths["the weights"]}
+    task = RunTask(runs, "rotated_digits", device="cpu", class_vectors=paths["the class vectors"], **places)
     lacking = paths[what] / PLAN_FILE if what == "the output" else paths[what]
     with pytest.raises(NodeError) as caught:
         execute_elsewhere(task)
