@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.optim.moments import MomentOptimizer, average, average_squares, begin_step, decay, descend, held_eps
+from shiftproof.optim.moments import MomentOptimizer, ParameterBatch, average, average_squares, decay, descend, held_eps
 
 
 class AdaBelief(MomentOptimizer):
@@ -46,25 +43,10 @@ class AdaBelief(MomentOptimizer):
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step.
-
-        Args:
-            closure: evaluates the model, back-propagates and returns the loss.
-
-        Returns:
-            The closure's result.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for batch in begin_step(self):
-            beta1, beta2 = batch.group["betas"]
-            average(batch.exp_avgs, batch.grads, beta1)
-            average_squares(batch.exp_avg_sqs, torch._foreach_sub(batch.grads, batch.exp_avgs), beta2)
-            torch._foreach_add_(batch.exp_avg_sqs, held_eps(batch))
-            decay(batch)
-            descend(batch)
-        return loss
+    def _update(self, batch: ParameterBatch) -> None:
+        beta1, beta2 = batch.group["betas"]
+        average(batch.exp_avgs, batch.grads, beta1)
+        average_squares(batch.exp_avg_sqs, torch._foreach_sub(batch.grads, batch.exp_avgs), beta2)
+        torch._foreach_add_(batch.exp_avg_sqs, held_eps(batch))
+        decay(batch)
+        descend(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -32,6 +33,28 @@ class MomentOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, **options: Any) -> None:
         super().__init__(params, plain(options))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: evaluates the model, back-propagates and returns the loss.
+
+        Returns:
+            The closure's result.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for batch in begin_step(self):
+            self._update(batch)
+        return loss
+
+    def _update(self, batch: ParameterBatch) -> None:
+        """Step parameters whose step has begun; subclasses that do not define `step` define it."""
+        raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, whose options may differ from the optimizer's.

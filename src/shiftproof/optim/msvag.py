@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.optim.moments import MomentOptimizer, ParameterBatch, average, average_squares, begin_step, count_step
+from shiftproof.optim.moments import MomentOptimizer, ParameterBatch, average, average_squares, count_step
 
 
 class MSVAG(MomentOptimizer):
@@ -44,30 +43,15 @@ class MSVAG(MomentOptimizer):
     def __init__(self, params: ParamsT, lr: float = 0.1, beta: float = 0.9, weight_decay: float = 0.0) -> None:
         super().__init__(params, lr=lr, beta=beta, weight_decay=weight_decay)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step.
-
-        Args:
-            closure: evaluates the model, back-propagates and returns the loss.
-
-        Returns:
-            The closure's result.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for batch in begin_step(self):
-            beta = batch.group["beta"]
-            grads: Any = batch.grads
-            if batch.group["weight_decay"]:
-                grads = torch._foreach_add(grads, batch.params, alpha=batch.group["weight_decay"])
-            average(batch.exp_avgs, grads, beta)
-            average_squares(batch.exp_avg_sqs, grads, beta)
-            _descend(batch)
-            count_step(batch)
-        return loss
+    def _update(self, batch: ParameterBatch) -> None:
+        beta = batch.group["beta"]
+        grads: Any = batch.grads
+        if batch.group["weight_decay"]:
+            grads = torch._foreach_add(grads, batch.params, alpha=batch.group["weight_decay"])
+        average(batch.exp_avgs, grads, beta)
+        average_squares(batch.exp_avg_sqs, grads, beta)
+        _descend(batch)
+        count_step(batch)
 
 
 def _descend(batch: ParameterBatch) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.optim.moments import MomentOptimizer, average, begin_step, count_step, decay
+from shiftproof.optim.moments import MomentOptimizer, ParameterBatch, average, count_step, decay
 
 
 class Signum(MomentOptimizer):
@@ -55,27 +54,12 @@ class Signum(MomentOptimizer):
             decoupled_weight_decay=decoupled_weight_decay,
         )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step.
-
-        Args:
-            closure: evaluates the model, back-propagates and returns the loss.
-
-        Returns:
-            The closure's result.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for batch in begin_step(self):
-            grads: Any = batch.grads
-            if batch.group["decoupled_weight_decay"]:
-                decay(batch)
-            elif batch.group["weight_decay"]:
-                grads = torch._foreach_add(grads, batch.params, alpha=batch.group["weight_decay"])
-            average(batch.exp_avgs, grads, batch.group["momentum"])
-            torch._foreach_add_(batch.params, torch._foreach_sign(batch.exp_avgs), alpha=-float(batch.group["lr"]))
-            count_step(batch)
-        return loss
+    def _update(self, batch: ParameterBatch) -> None:
+        grads: Any = batch.grads
+        if batch.group["decoupled_weight_decay"]:
+            decay(batch)
+        elif batch.group["weight_decay"]:
+            grads = torch._foreach_add(grads, batch.params, alpha=batch.group["weight_decay"])
+        average(batch.exp_avgs, grads, batch.group["momentum"])
+        torch._foreach_add_(batch.params, torch._foreach_sign(batch.exp_avgs), alpha=-float(batch.group["lr"]))
+        count_step(batch)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-from shiftproof.optim.moments import MomentOptimizer, average, begin_step, descend
+from shiftproof.optim.moments import MomentOptimizer, ParameterBatch, average, descend
 
 
 class Yogi(MomentOptimizer):
@@ -49,28 +48,13 @@ class Yogi(MomentOptimizer):
             params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, initial_accumulator=initial_accumulator
         )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step.
-
-        Args:
-            closure: evaluates the model, back-propagates and returns the loss.
-
-        Returns:
-            The closure's result.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for batch in begin_step(self):
-            beta1, beta2 = batch.group["betas"]
-            grads: Any = batch.grads
-            if batch.group["weight_decay"]:
-                grads = torch._foreach_add(grads, batch.params, alpha=batch.group["weight_decay"])
-            average(batch.exp_avgs, grads, beta1)
-            squares = torch._foreach_mul(grads, grads)
-            signs = torch._foreach_sign(torch._foreach_sub(batch.exp_avg_sqs, squares))
-            torch._foreach_addcmul_(batch.exp_avg_sqs, signs, squares, value=beta2 - 1)
-            descend(batch)
-        return loss
+    def _update(self, batch: ParameterBatch) -> None:
+        beta1, beta2 = batch.group["betas"]
+        grads: Any = batch.grads
+        if batch.group["weight_decay"]:
+            grads = torch._foreach_add(grads, batch.params, alpha=batch.group["weight_decay"])
+        average(batch.exp_avgs, grads, beta1)
+        squares = torch._foreach_mul(grads, grads)
+        signs = torch._foreach_sign(torch._foreach_sub(batch.exp_avg_sqs, squares))
+        torch._foreach_addcmul_(batch.exp_avg_sqs, signs, squares, value=beta2 - 1)
+        descend(batch)
