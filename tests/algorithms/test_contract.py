@@ -17,6 +17,7 @@ RATES = {
     "adahessian": 0.1,
     "genie": 0.3,
     "genie_released": 0.1,
+    "sign_genie": 0.1,
     "m_svag": 0.1,
     "signum": 0.001,
 }  # else 0.005

@@ -77,7 +77,7 @@ def test_every_name_draws_its_own_numbers():
 )
 def test_betas_are_for_optimizers_that_have_them(optimizer, options, expected):
     group = _factory(optimizer)(_weights(), **options).param_groups[0]
-    if optimizer in ("sgd", "genie", "genie_released", "signum", "m_svag"):
+    if optimizer in ("sgd", "genie", "genie_released", "sign_genie", "signum", "m_svag"):
         assert "betas" not in group
         assert group.get("momentum", 0.9) == 0.9
     else:
