@@ -1,4 +1,4 @@
-"""The step of the authors' ``Sign_GENIE`` without the lines on signs, which read an undefined variable and are not used."""
+"""The step of the authors' ``Sign_GENIE`` without the lines on signs, which cannot run and whose result is not used."""
 
 import numpy as np
 import pytest
