@@ -74,18 +74,19 @@ def test_a_method_that_reads_pictures_trains_without_the_cache_and_that_is_told(
 
 def test_a_model_that_cannot_be_cut_is_told_or_refused(study_of, tmp_path, capsys):
     file = tmp_path / "vit.safetensors"
-    model = "vit_tiny_patch16_224"
-    save_file(build_network(model, (3, 224, 224), 2, dropout=0.0, seed=0).featurizer.state_dict(), file)
-    options = {"model": model, "weights": file, "image_size": 224}
-    [spec, _] = _specs(study_of(**options))
+    save_file(build_network("test_vit", (3, 32, 32), 2, dropout=0.0, seed=0).featurizer.state_dict(), file)
+    options = {"model": "test_vit", "weights": file}
+    [spec, _] = _specs(study_of(trained="cls_token", **options))
     assert spec.cache == "none"
     assert (
-        f"the frozen part of {model} is computed anew at every step: its parts do not follow" in capsys.readouterr().err
-    )
-    [head, _] = _specs(study_of(trained="head", **options))
-    assert head.cache == "float16"
-    with pytest.raises(FieldError, match="cannot be kept: its parts do not follow each other"):
-        _specs(study_of(cache="float16", **options))
+        "the frozen part of test_vit is computed anew at every step: cls_token, which belongs to none of its parts, is "
+        "trained"
+    ) in capsys.readouterr().err
+    for trained in ("head", "blocks:2"):
+        [spec, _] = _specs(study_of(trained=trained, **options))
+        assert spec.cache == "float16"
+    with pytest.raises(FieldError, match="cannot be kept: cls_token, which belongs to none of its parts, is trained"):
+        _specs(study_of(trained="cls_token", cache="float16", **options))
 
 
 @pytest.mark.parametrize(
