@@ -1,4 +1,4 @@
-"""The statements of docs/theory.md on the one-step generalization ratio, sections 1, 2 and 6."""
+"""The statements of docs/explanation/theory.md (sections 1, 2) and theory_momentum.md (6) on the one-step generalization ratio."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The statements of docs/theory.md on convergence, section 5: mean squared gradients against the number of steps."""
+"""The statements of docs/explanation/theory_convergence.md, section 5: mean squared gradients against the number of steps."""
 
 import math
 

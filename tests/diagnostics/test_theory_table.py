@@ -1,4 +1,4 @@
-"""The table of docs/theory.md, section 3: what optimizers multiply a stationary gradient by, and its ratio."""
+"""The table of docs/explanation/theory_preconditioners.md, section 3: what optimizers multiply a stationary gradient by, and its ratio."""
 
 from functools import partial
 from itertools import pairwise, product
