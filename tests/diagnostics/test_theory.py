@@ -1,4 +1,4 @@
-"""The statements of docs/explanation/theory.md (sections 1, 2) and theory_momentum.md (6) on the one-step generalization ratio."""
+"""The one-step generalization ratio: docs/explanation/theory.md, sections 1 and 2, and theory_momentum.md, section 6."""
 
 import math
 from itertools import pairwise
