@@ -26,7 +26,7 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What is right and fast on this machine's GPU, in at most eight minutes: docs/benchmarks/gpu.md. Installs nothing:
+# What is right and fast on this machine's GPU, in at most eight minutes: docs/benchmarks.md, "On a GPU". Installs nothing:
 # without .venv it takes $(PYTHON) with what is there. DRY=1 tries the checks themselves on the CPU, OUT=DIR is where to write.
 check-gpu:
 	PYTHONPATH="$(CURDIR)/src" $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.check_gpu --output "$(OUT)" $(if $(DRY),--dry)
