@@ -50,7 +50,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 
 def test_python_blocks_of_the_guide_run(capsys):
     names = {}
-    for block in _blocks(ROOT / "docs" / "genie.md"):
+    for block in _blocks(ROOT / "docs" / "explanation" / "genie.md"):
         exec(block, names)  # noqa: S102
     factor, noisy, kept = map(float, capsys.readouterr().out.split())
     assert 0 < factor <= 1
@@ -59,7 +59,7 @@ def test_python_blocks_of_the_guide_run(capsys):
 
 def test_python_blocks_of_the_multi_pass_guide_run():
     names = {}
-    for block in _blocks(ROOT / "docs" / "multipass.md"):
+    for block in _blocks(ROOT / "docs" / "explanation" / "multipass.md"):
         exec(block, names)  # noqa: S102
     assert 0 < names["loss"].item() < 2
 
@@ -67,7 +67,7 @@ def test_python_blocks_of_the_multi_pass_guide_run():
 def test_the_python_block_of_the_diagnostics_guide_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in _blocks(ROOT / "docs" / "diagnostics.md"):
+    for block in _blocks(ROOT / "docs" / "how_to" / "diagnostics.md"):
         exec(block, names)  # noqa: S102
     assert {line.split(":")[0] for line in capsys.readouterr().out.splitlines()} == {
         "osgr", "osgr_frozen", "transfer", "transfer_frozen"

@@ -1,4 +1,4 @@
-"""The statements of docs/theory.md on the one-step generalization ratio, sections 1, 2 and 6."""
+"""The one-step generalization ratio: docs/explanation/theory.md, sections 1 and 2, theory_momentum.md, section 6."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The statements of docs/theory.md on convergence, section 5: mean squared gradients against the number of steps."""
+"""docs/explanation/theory_convergence.md, section 5: mean squared gradients against the number of steps."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The statements of docs/theory.md on the PAC-Bayes KL term, section 4."""
+"""The statements of docs/explanation/theory_kl.md, section 4."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The table of docs/theory.md, section 3: what optimizers multiply a stationary gradient by, and its ratio."""
+"""docs/explanation/theory_preconditioners.md, section 3: what optimizers multiply a stationary gradient by."""
 
 from functools import partial
 from itertools import pairwise, product

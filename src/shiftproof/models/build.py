@@ -90,7 +90,7 @@ def build_network(
 
     With ``weights``, the classifier starts at zero unless ``zero_classifier`` is false: features of a trained network
     can be large, and a random classifier on top of them would make the first gradients large and random (measured in
-    docs/results.md).
+    docs/results/pacs.md).
 
     Weights expect images normalised as in their training. If ``normalisation`` is None, the weights file may state it
     (see `stated_normalisation`); otherwise the model's own applies.

@@ -42,7 +42,7 @@ class LearningRates:
     Attributes:
         protocol: default and distribution at the protocol's length (5,001 steps).
         short: default for a few hundred steps; the search covers the two decades around it. It was fixed beforehand
-            using source-domain validation only (docs/short_search.md).
+            using source-domain validation only (docs/explanation/short_search.md).
 
     Raises:
         ValueError: a default is not above 0, or the protocol's has no distribution.
@@ -174,7 +174,7 @@ def _is_number(value: object) -> bool:
 _SCRATCH = (1e-3, log10_uniform(-4.5, -2.5))
 _PRETRAINED = (5e-5, log10_uniform(-5, -3.5))
 _RHO = Hparam(0.05, choice(0.01, 0.02, 0.05, 0.1))
-# Like the short learning rates, fixed beforehand by source-domain validation (docs/short_search.md).
+# Like the short learning rates, fixed beforehand by source-domain validation (docs/explanation/short_search.md).
 _RELATIVE_RHO = Hparam(0.003, choice(0.001, 0.003, 0.01))
 _GENIE_HPARAMS = {
     "beta": Hparam(0.95, uniform(0.9, 0.999)),

@@ -38,7 +38,7 @@ class GENIEAdamW(GENIEBase):
     It tunes like Adam, and does not transfer better. Measured with prototypes of it and of Adam: its best learning rate
     was Adam's on five of five problems; none of its runs at 0.001 to 0.03 diverged, nor on an MLP at 0.1; at three
     times the best rate it lost 0.2 points of source validation, Adam 1.0; the accuracy on unseen domains differed from
-    Adam's by +0.1 points [-1.2, +1.4] (rotated digits, 36 runs). See docs/genie.md.
+    Adam's by +0.1 points [-1.2, +1.4] (rotated digits, 36 runs). See docs/explanation/genie.md.
 
     The scale of the loss makes no difference: with ``eps=0``, a loss times a power of two leaves every weight bit for
     bit the same, unless :math:`(1 - \beta_2) g^2` or :math:`\hat m^2` leaves the range of normal numbers (in float32,
