@@ -78,7 +78,7 @@ def test_a_dialect_takes_the_options_of_the_code_that_it_follows(algorithm, opti
 
 
 def test_the_guide_has_every_algorithm_with_its_hyperparameters():
-    guide = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "reference" / "algorithms" / "index.md").read_text(encoding="utf-8")
     objectives, costs, published = re.findall(r"\|(?:---\|)+(.*?)\n\n", guide, re.DOTALL)
     for name in ALGORITHMS:
         assert objectives.count(f"\n| `{name}` |") == 1

@@ -20,7 +20,7 @@ from shiftproof.training.prepared import prepared
 
 pytest.importorskip("pyarrow")
 HEART = SHARED / "data" / "HeartDisease" / "heart.csv"
-GUIDE = Path(__file__).parents[2] / "docs" / "data.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "reference" / "datasets.md"
 COUNT = 40
 pytestmark = pytest.mark.usefixtures("opened_anew")
 
