@@ -1,4 +1,4 @@
-"""Writes the table of a study's fields between two markers of docs/how_to/studies.md: `python -m benchmarks.fields_table`."""
+"""Writes the table of a study's fields between two markers of docs/reference/study_fields.md: `python -m benchmarks.fields_table`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shiftproof.studies.field_info import (
     option_names,
 )
 
-PAGE = Path(__file__).parents[1] / "docs" / "how_to" / "studies.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "study_fields.md"
 BEGIN = "<!-- fields: written by `python -m benchmarks.fields_table` -->"
 END = "<!-- end of fields -->"
 HEADER = (
