@@ -1,4 +1,4 @@
-"""Writes the table of a study's fields between two markers of docs/studies.md: `python -m benchmarks.fields_table`."""
+"""Writes the tables of docs/reference/study_fields.md between its markers: `python -m benchmarks.fields_table`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shiftproof.studies.field_info import (
     option_names,
 )
 
-PAGE = Path(__file__).parents[1] / "docs" / "studies.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "study_fields.md"
 BEGIN = "<!-- fields: written by `python -m benchmarks.fields_table` -->"
 END = "<!-- end of fields -->"
 HEADER = (
@@ -25,13 +25,13 @@ HEADER = (
 )
 
 
-def table() -> str:
-    """Return the table of all fields, group by group."""
-    rows = list(HEADER)
+def tables() -> str:
+    """Return a heading and a table of each group of fields."""
+    parts = []
     for group in GROUPS:
-        rows.append(f"| **{group}** | | | | | |")
-        rows += [_row(declared) for declared in fields(Study) if info_of(declared).group == group]
-    return "\n".join(rows)
+        rows = [_row(declared) for declared in fields(Study) if info_of(declared).group == group]
+        parts.append("\n".join([f"## {group.capitalize()}", "", *HEADER, *rows]))
+    return "\n\n".join(parts)
 
 
 def _row(declared: Field[Any]) -> str:
@@ -55,12 +55,12 @@ def _commands(names: list[str]) -> list[str]:
     return names
 
 
-def with_table(page: str) -> str:
-    """Return a page with the table of today between its markers."""
+def with_tables(page: str) -> str:
+    """Return a page with the tables of today between its markers."""
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

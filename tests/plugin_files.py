@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md as files, and a way to forget what a plug-in registered."""
+"""The examples of docs/how_to/extending.md as files, and a way to forget what a plug-in registered."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 from shiftproof.base import plugins
 from shiftproof.base.registry import Registry
 
-_GUIDE = Path(__file__).parents[1] / "docs" / "extending.md"
+_GUIDE = Path(__file__).parents[1] / "docs" / "how_to" / "extending.md"
 
 
 def write_examples(folder: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md work from the command line, from a study file, in workers and on Ray."""
+"""The examples of docs/how_to/extending.md work from the command line, from a study file, in workers and on Ray."""
 
 import json
 from pathlib import Path

@@ -78,8 +78,7 @@ def test_a_dialect_takes_the_options_of_the_code_that_it_follows(algorithm, opti
 
 
 def test_the_guide_has_every_algorithm_with_its_hyperparameters():
-    guide = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
-    objectives, costs, published = re.findall(r"\|(?:---\|)+(.*?)\n\n", guide, re.DOTALL)
+    objectives, costs, published = map(_table, ("index", "hyperparameters", "published_numbers"))
     for name in ALGORITHMS:
         assert objectives.count(f"\n| `{name}` |") == 1
         [row] = [line for line in costs.splitlines() if line and f"`{name}`" in line.split("|")[1]]
@@ -96,6 +95,12 @@ def test_the_guide_has_every_algorithm_with_its_hyperparameters():
         assert f"`{name}`" in published
         for hparam, settings in ALGORITHMS[name].hparams.items():
             assert not settings.in_dialects or f"`{hparam}`" in published
+
+
+def _table(page):
+    guide = Path(__file__).parents[2] / "docs" / "reference" / "algorithms" / f"{page}.md"
+    [rows] = re.findall(r"\|(?:---\|)+(.*?)(?:\n\n|\n?$)", guide.read_text(encoding="utf-8"), re.DOTALL)
+    return rows
 
 
 def _in_the_guide(default):

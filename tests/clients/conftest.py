@@ -15,7 +15,7 @@ import torch
 
 from accelerate_state import forget_accelerate
 
-GUIDE = Path(__file__).parents[2] / "docs" / "clients.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how_to" / "clients.md"
 
 
 @pytest.fixture(scope="session")

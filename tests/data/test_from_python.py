@@ -19,7 +19,7 @@ from shiftproof.cli import main
 from shiftproof.data import Column, from_arrays, from_huggingface, from_torch, to_pixels
 from studies.outputs import rows_of
 
-GUIDE = Path(__file__).parents[2] / "docs" / "data.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how_to" / "data_from_python.md"
 VECTORS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 

@@ -24,7 +24,7 @@ from shiftproof.protocol import (
     score,
 )
 
-GUIDE = Path(__file__).parents[2] / "docs" / "metrics.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 OF_LABELS = ("accuracy", "balanced_accuracy", "macro_f1", "worst_class")
 
 

@@ -23,7 +23,7 @@ from training.killed import train_killed_at
 
 CPU = torch.device("cpu")
 SIZE = 128  # features of small_lenet
-GUIDE = Path(__file__).parents[2] / "docs" / "fine_tuning.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how_to" / "class_vectors.md"
 
 
 @pytest.fixture(scope="module")

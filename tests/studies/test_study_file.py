@@ -528,7 +528,7 @@ def test_a_published_table_that_does_not_exist_is_refused(write):
 
 
 def test_the_file_of_the_guide_can_be_run(write):
-    guide = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "how_to" / "studies.md").read_text(encoding="utf-8")
     path = write(guide.partition("```yaml\n")[2].partition("```")[0])
     for scale in SCALES:
         study, skipped = read_study(path, scale)

@@ -20,7 +20,7 @@ from shiftproof.training.prepared import prepared
 
 pytest.importorskip("pyarrow")
 HEART = SHARED / "data" / "HeartDisease" / "heart.csv"
-GUIDE = Path(__file__).parents[2] / "docs" / "data.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how_to" / "tables.md"
 COUNT = 40
 pytestmark = pytest.mark.usefixtures("opened_anew")
 
@@ -253,8 +253,8 @@ def test_the_example_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     guide = GUIDE.read_text(encoding="utf-8")
     [(name, text)] = re.findall(r'```csv title="(.*?)"\n(.*?)```', guide, re.DOTALL)
     (tmp_path / name).write_text(text)
-    [commands] = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
-    for command in commands.splitlines():
+    [commands] = re.findall(r"```console\n(.*?)```", guide, re.DOTALL)
+    for command in commands.replace("\\\n", "").splitlines():
         assert main([*shlex.split(command)[1:], "--jobs", "1"]) == 0
     printed = capsys.readouterr()
     assert "18 rows in 3 domains; 2 columns of numbers, 2 of categories: smoker, dose" in printed.err

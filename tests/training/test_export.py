@@ -18,7 +18,7 @@ from shiftproof.data import DATASETS, Column, Preparation, number_columns
 from shiftproof.models import Network, Normalisation, Quantity, build_network
 from shiftproof.training import ExportError, SavedModel, export, export_model, train
 
-GUIDE = Path(__file__).parents[2] / "docs" / "using_a_model.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how_to" / "using_a_model.md"
 FORMATS = ("model.pt2", "model.onnx")
 _RUNNER = """
 import json, sys, numpy as np, torch

@@ -21,7 +21,7 @@ from shiftproof.models import CosineClassifier, Network
 class ZeroShot(ERM):
     """Predicts the class whose given vector has the greatest cosine with the features; nothing is fitted or trained.
 
-    It takes no optimizer. The vectors are described in docs/fine_tuning.md.
+    It takes no optimizer. The vectors are described in docs/how_to/class_vectors.md.
 
     Source: Radford et al., "Learning transferable visual models from natural language supervision", ICML 2021 (arXiv
     2103.00020), section 3.1.

@@ -31,7 +31,7 @@ class LPFT(ERM):
 class LinearProbe(ERM):
     """Fits the classifier to the given weights' features by L-BFGS, the penalty chosen by validation; no steps.
 
-    It takes no optimizer. What is fitted is in docs/fine_tuning.md.
+    It takes no optimizer. What is fitted is in docs/how_to/linear_probe.md.
     """
 
     probed = True

@@ -259,7 +259,7 @@ class Study:
     )
     metric: str | None = described(
         None,
-        "measure that selects steps and settings, and that tables show (docs/metrics.md)",
+        "measure that selects steps and settings, and that tables show (docs/reference/metrics.md)",
         "protocol",
         (*STUDIES, "train"),
         none="accuracy; average_precision of several labels, rmse of a regression",

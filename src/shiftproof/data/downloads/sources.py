@@ -1,4 +1,4 @@
-"""The sources of the published data sets and their terms. docs/data.md lists which of them were tried.
+"""The sources of the published data sets and their terms. docs/how_to/download_data.md lists which of them were tried.
 
 Checksums and revisions come from public code that states them; files without a known checksum have none here. Those
 of the hub are read from the hub.
