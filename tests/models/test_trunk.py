@@ -18,9 +18,9 @@ SIZES = {  # of residual networks, of mobile ones, and of transformers: plain, o
     "test_convnext": 64,
     "test_vit": 32,
     "test_vit4": 32,
-    "swin_tiny_patch4_window7_224": 224,
-    "vit_small_patch16_dinov3": 64,
-    "beit_base_patch16_224": 32,
+    "swin_tiny_patch4_window7_224": 56,
+    "vit_small_patch16_dinov3": 32,
+    "eva02_tiny_patch14_224": 28,
 }
 
 
