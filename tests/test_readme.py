@@ -85,7 +85,7 @@ def test_python_blocks_of_the_guide_to_models_run(tmp_path, monkeypatch, capsys)
     assert main(["export", "runs/one", "--output", "model.pt2"]) == 0
     capsys.readouterr()
     names = {}
-    for block in _blocks(ROOT / "docs" / "how_to" / "using_a_model.md"):
+    for block in _blocks(ROOT / "docs" / "using_a_model.md"):
         exec(block, names)  # noqa: S102
     one, first, second, shape = capsys.readouterr().out.splitlines()
     assert first == f"new_pictures/a.png {one} None"

@@ -85,7 +85,9 @@ def _add_table(parser: Command) -> None:
         parser, "--format", default="text", metavar="NAME", help="form of the tables: text, markdown, latex or csv"
     )
     add_option(parser, "--rule", none="the study's first", metavar="NAME", help="selection rule")
-    add_option(parser, "--metric", none="the study's", metavar="MEASURE", help="measure to show (docs/reference/metrics.md)")
+    add_option(
+        parser, "--metric", none="the study's", metavar="MEASURE", help="measure to show (docs/reference/metrics.md)"
+    )
     add_option(
         parser, "--baseline", none="the study's", metavar="METHOD",
         help="method that the others are compared with, as in 'erm + sgd'",
