@@ -41,6 +41,44 @@ def place(run_folder, tmp_path, monkeypatch):
         Image.fromarray(np.zeros((30, 20), dtype=np.uint8)).save(path)
 
 
+def _genie(names, printed):
+    factor, noisy, kept = map(float, printed.split())
+    assert 0 < factor <= 1
+    assert (noisy, kept) == (0, 1)  # GENIEAdamW has no noise, and by default no mask
+
+
+def _multipass(names, printed):
+    assert 0 < names["loss"].item() < 2
+
+
+def _diagnostics(names, printed):
+    assert {line.split(":")[0] for line in printed.splitlines()} == {
+        "osgr", "osgr_frozen", "transfer", "transfer_frozen"
+    }  # fmt: skip
+    assert Path("recorded.svg").stat().st_size
+
+
+def _model(names, printed):
+    one, first, second, shape = printed.splitlines()
+    assert first == f"new_pictures/a.png {one} None"
+    assert second == f"new_pictures/b.png {one} None"
+    assert shape == "torch.Size([5, 10])"
+
+
+def _own_loop(names, printed):
+    assert "10 46" in printed.splitlines()  # as the page says
+
+
+CHECKED = {
+    "explanation/genie.md": _genie,
+    "explanation/multipass.md": _multipass,
+    "how_to/diagnostics.md": _diagnostics,
+    "how_to/using_a_model.md": _model,
+    "tutorials/own_loop.md": _own_loop,
+}
+"""What the blocks of a page must leave in their names, print and write, where the page says so."""
+
+
 def _documents():
     for page in PAGES:
         document = Document.parse(str(page), python_blocks)
@@ -50,11 +88,13 @@ def _documents():
 
 @pytest.mark.parametrize("document", _documents())
 @pytest.mark.usefixtures("place")
-def test_the_python_blocks_of_a_page_run(document):
+def test_the_python_blocks_of_a_page_run(document, capsys):
     document.namespace["picture"] = Image.open("picture.png")
     with forgotten():
         for example in document.examples():
             example.evaluate()
+    if check := CHECKED.get(name(Path(document.path))):
+        check(document.namespace, capsys.readouterr().out)
 
 
 def test_blocks_that_do_not_run_have_a_reason():
@@ -87,3 +127,7 @@ def _options_of(arguments):
     found = found or [command for command, _ in every_command(make_parser()) if command.prog.startswith(prefix)]
     assert found, f"{prefix} is no command"
     return {option for command in found for option in command._option_string_actions}
+
+
+def test_pages_that_are_checked_or_left_out_exist():
+    assert CHECKED.keys() | RAN_ELSEWHERE.keys() <= {name(page) for page in PAGES}
