@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # a test process per core: threads of their own would only wait for each other
 test test-all: export OMP_NUM_THREADS = 1
 
-.PHONY: compare test test-all check check-gpu
+.PHONY: compare test test-all check docs check-gpu
 
 compare: .venv/installed
 	$(BIN)/shiftproof compare --averaging none ema
@@ -25,6 +25,10 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site in site/, which opens without a server: every warning is an error, and nothing comes from the network.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
 
 # What is right and fast on this machine's GPU, in at most eight minutes: docs/benchmarks.md, "On a GPU". Installs nothing:
 # without .venv it takes $(PYTHON) with what is there. DRY=1 tries the checks themselves on the CPU, OUT=DIR is where to write.

@@ -48,51 +48,6 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert "worst_domain + genie" in printed
 
 
-def test_python_blocks_of_the_guide_run(capsys):
-    names = {}
-    for block in _blocks(ROOT / "docs" / "explanation" / "genie.md"):
-        exec(block, names)  # noqa: S102
-    factor, noisy, kept = map(float, capsys.readouterr().out.split())
-    assert 0 < factor <= 1
-    assert (noisy, kept) == (0, 1)  # GENIEAdamW has no noise, and by default no mask
-
-
-def test_python_blocks_of_the_multi_pass_guide_run():
-    names = {}
-    for block in _blocks(ROOT / "docs" / "explanation" / "multipass.md"):
-        exec(block, names)  # noqa: S102
-    assert 0 < names["loss"].item() < 2
-
-
-def test_the_python_block_of_the_diagnostics_guide_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in _blocks(ROOT / "docs" / "how_to" / "diagnostics.md"):
-        exec(block, names)  # noqa: S102
-    assert {line.split(":")[0] for line in capsys.readouterr().out.splitlines()} == {
-        "osgr", "osgr_frozen", "transfer", "transfer_frozen"
-    }  # fmt: skip
-    assert (tmp_path / "recorded.svg").stat().st_size
-
-
-def test_python_blocks_of_the_guide_to_models_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    train = ["train", "--target", "75", "--steps", "2", "--batch-size", "2", "--output", "runs/one"]
-    assert main(train) == 0
-    (tmp_path / "new_pictures").mkdir()
-    for path in ("picture.png", "new_pictures/a.png", "new_pictures/b.png"):
-        Image.fromarray(np.zeros((30, 20), dtype=np.uint8)).save(path)
-    assert main(["export", "runs/one", "--output", "model.pt2"]) == 0
-    capsys.readouterr()
-    names = {}
-    for block in _blocks(ROOT / "docs" / "using_a_model.md"):
-        exec(block, names)  # noqa: S102
-    one, first, second, shape = capsys.readouterr().out.splitlines()
-    assert first == f"new_pictures/a.png {one} None"
-    assert second == f"new_pictures/b.png {one} None"
-    assert shape == "torch.Size([5, 10])"
-
-
 def test_commands_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`?make ([a-z-]+)`?", README.read_text(encoding="utf-8")):

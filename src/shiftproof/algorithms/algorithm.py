@@ -21,6 +21,7 @@ from shiftproof.base.registry import Registry
 from shiftproof.models import Network
 
 Closure = Callable[[], Tensor]
+"""Zeroes the gradients, computes the loss, leaves its gradients, and returns the detached loss."""
 
 
 class MakeClosure(Protocol):
@@ -250,3 +251,4 @@ class Algorithm(nn.Module):
 
 
 ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm", subclasses_of=Algorithm)
+"""All algorithms by name: `ALGORITHMS.register(name, cls)` adds one."""

@@ -18,7 +18,7 @@ from shiftproof.models import Network
 class CVaRDRO(Algorithm):
     r"""The mean of the worst share of a batch's losses (Levy, Carmon, Duchi and Sidford, NeurIPS 2020).
 
-    .. math:: L = \max_q \Big\{ \sum_i q_i \ell_i : q_i \ge 0,\ \sum_i q_i = 1,\ q_i \le \frac{1}{\alpha n} \Big\}
+    .. math:: L = \max_q \left\{ \sum_i q_i \ell_i : q_i \ge 0,\ \sum_i q_i = 1,\ q_i \le \frac{1}{\alpha n} \right\}
 
     over the losses :math:`\ell_i` of all :math:`n` images of the batch, whatever their domain (arXiv 2010.05893,
     section 2: the conditional value at risk at level :math:`\alpha`, estimated from a batch). The maximum is the mean

@@ -26,7 +26,7 @@ class RDM(AnnealedPenalty):
     r"""Risk distribution matching (Nguyen, Do, Duong and Nguyen, WACV 2024, arXiv 2310.18598).
 
     .. math:: \frac{1}{E} \sum_e R_e + \lambda \operatorname{MMD}^2(T_w, T)
-        + \kappa \left( \operatorname{Var}(T) + \operatorname{Var}(T_w) \right), \quad w = \arg\max_e R_e
+        + \kappa \left( \operatorname{Var}(T) + \operatorname{Var}(T_w) \right), \quad w = \operatorname{argmax}_e R_e
 
     with :math:`T_e` the cross-entropies of the images of domain :math:`e` and :math:`T` those of all. The squared
     discrepancy is the biased estimate of `MMD`, with the kernels

@@ -93,4 +93,5 @@ def mean(total: float, count: float) -> float | None:
 
 
 ANNEALERS: Registry[type[Annealer]] = Registry("annealer", subclasses_of=Annealer)
+"""All annealers by name: `ANNEALERS.register(name, cls)` adds one."""
 ANNEALERS.register("none", Annealer, summary="Does nothing.")

@@ -43,6 +43,7 @@ class Augmentation:
 
 
 AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", instances_of=Augmentation)
+"""All augmentations by name: `AUGMENTATIONS.register(name, augmentation)` adds one."""
 
 
 def _nothing(count: int, size: int, seed: int, step: int, domain: int) -> NDArray[np.int64]:

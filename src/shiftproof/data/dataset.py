@@ -307,3 +307,4 @@ class DatasetEntry:
 
 
 DATASETS: Registry[DatasetEntry] = Registry("data set", instances_of=DatasetEntry)
+"""All data sets by name: `DATASETS.register(name, entry)` adds one."""

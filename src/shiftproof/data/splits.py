@@ -12,6 +12,7 @@ from shiftproof.base.randomness import seed_hash
 from shiftproof.data.domain import Domain
 
 HOLDOUT_FRACTION = 0.2
+"""Share of each domain that is held out of training, for validation."""
 
 
 class Split(NamedTuple):

@@ -16,6 +16,7 @@ from shiftproof.base.extras import require
 from shiftproof.data.table import Coded, Values, text_of
 
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
+"""Suffixes of the files that are read as tables."""
 _BLOCK_BYTES = 1 << 20  # several blocks are read ahead
 _ROWS_IN_BLOCK = 64
 

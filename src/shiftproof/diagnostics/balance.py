@@ -178,6 +178,7 @@ class BalanceHistory:
 
 
 BALANCE_HEADER = ("optimizer", "step", *Balance._fields)
+"""The columns of `balance_rows`."""
 
 
 def balance_rows(histories: Mapping[str, BalanceHistory]) -> list[tuple[Any, ...]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Projection = Literal["pca", "umap"]
+"""How features are drawn in two dimensions."""
 MOST_EMBEDDED = 2000
 """The most samples to draw and measure."""
 FOLDS = 5

@@ -35,6 +35,7 @@ from shiftproof.training.callbacks import Checkpoints, ProgressBar
 MEASUREMENTS = 100
 """Most measurements of a run, spread evenly over its steps."""
 DIAGNOSTICS_FOLDER = "diagnostics"
+"""The folder in a store that holds measurements of its runs."""
 TRACES_FOLDER = "traces"
 SNAPSHOTS = 20
 """Most snapshots of a run's weights, not counting the start."""

@@ -33,6 +33,7 @@ DomainLosses = Sequence[Callable[[], Tensor]]
 """One function per source domain, which evaluates the scalar loss of that domain at the current parameters."""
 
 EvaluateDomain = Callable[[int], DomainGradient]
+"""Returns the loss and the gradient of a domain, given its number."""
 
 
 @contextmanager

@@ -162,6 +162,7 @@ OPTIMIZERS: Registry[OptimizerEntry] = Registry(
         "depend on the scale of the loss either, or genie and genie_released to reproduce the paper"
     },
 )
+"""All optimizers by name: `OPTIMIZERS.register(name, entry)` adds one."""
 
 NO_OPTIMIZER = "none"
 """In the place of an optimizer's name, of algorithms that none trains."""

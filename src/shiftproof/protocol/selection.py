@@ -98,6 +98,7 @@ class RuleError(ValueError):
 
 
 RULES: Registry[SelectionRule] = Registry("selection rule", instances_of=SelectionRule)
+"""All selection rules by name: `RULES.register(name, rule)` adds one."""
 
 
 def select(

@@ -11,6 +11,7 @@ from shiftproof.studies.results import Row, RowKey, row_key
 from shiftproof.training import RESULT_FILE
 
 INDEX_FILE = "index.jsonl"
+"""The index of a store: rows already made of its results."""
 INDEX_VERSION = 4
 """Increment it when code makes another row of the same result, so that no table uses rows of earlier code."""
 

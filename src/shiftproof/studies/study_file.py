@@ -23,6 +23,7 @@ from shiftproof.studies.study import Study, Variant, field_types
 
 Scale = Literal["paper", "small", "smoke"]
 SCALES: tuple[Scale, ...] = ("paper", "small", "smoke")
+"""The scales of a study's file."""
 
 _FIELDS = field_types()
 _METHODS = ("algorithms", "optimizers", "annealers")

@@ -193,6 +193,7 @@ FORMATS: dict[str, Callable[[Results, str | None, str | None], str]] = {
     "latex": as_latex,
     "csv": as_csv,
 }
+"""The functions that write tables, by the name of the format."""
 
 
 def blocks(results: Results, rule: str | None = None, baseline: str | None = None) -> list[Block]:

@@ -25,6 +25,7 @@ from shiftproof.training.trunk_outputs import TrunkOutputs
 
 Part = Literal["in", "out"]
 EVALUATION_BATCH = 64
+"""Number of examples in a batch of an evaluation."""
 GPU_EVALUATION_BATCH = 512
 """Large enough for a GPU, or for what follows a trunk. Predictions that depend on the rest of the batch use
 `EVALUATION_BATCH` there too."""

@@ -18,6 +18,7 @@ from shiftproof.data import DomainDataset
 from shiftproof.training.inputs import Inputs, Part
 
 PREDICTIONS_FILE = "predictions.npz"
+"""The predictions that a run keeps."""
 PREDICTIONS_BYTES = 16 * 2**20
 """Outputs that a run keeps at most, in bytes."""
 _OUTPUTS = "outputs_"

@@ -21,9 +21,11 @@ from shiftproof.training.recorded import check_result
 from shiftproof.training.spec import RunSpec
 
 RESULT_FILE = "result.json"
+"""The result of a run that ended."""
 VERSIONED = ("torch", "torchvision", "timm", "numpy", "pillow")
 """Packages whose versions are recorded with a result."""
 RESULT_REMEDY = "delete it to train this run again"
+"""What to do about a result that cannot be read."""
 
 
 def make_result(loop: Loop) -> dict[str, Any]:

@@ -47,9 +47,13 @@ from shiftproof.training.tracking import Tracking
 from shiftproof.training.warm_up import warm_up
 
 CHECKPOINT_FILE = "checkpoint.pt"
+"""The state that an interrupted run continues from; deleted when the run ends."""
 METRICS_FILE = "metrics.jsonl"
+"""One evaluation per line, written while the run trains."""
 SPEC_FILE = "spec.json"
+"""The specification of the run."""
 ERROR_FILE = "error.txt"
+"""The traceback of a run that broke."""
 
 
 class RunPlace(NamedTuple):

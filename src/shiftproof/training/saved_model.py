@@ -30,6 +30,7 @@ from shiftproof.models import (
 from shiftproof.training.prepared import PreparedDataset
 
 WEIGHTS_FILE = "model.safetensors"
+"""The weights of the model that a run keeps."""
 DESCRIPTION_FILE = "model.json"
 _MEMBERS = "members"
 _REMEDY = "train the run again"

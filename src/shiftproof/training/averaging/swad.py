@@ -12,10 +12,11 @@ from torch import Tensor
 from shiftproof.training.averaging.state import State, blend, copy_state, to_device_of
 
 CONVERGENCE = 3
+"""SWAD's published N_s, in evaluations."""
 PATIENCE = 6
 TOLERANCE = 1.3
 TOLERANCE_VLCS = 1.2
-"""SWAD's published N_s and N_e, in evaluations, and r, for all data sets and for VLCS."""
+"""SWAD's published N_e, in evaluations, and r, for all data sets and for VLCS."""
 
 
 @dataclass
