@@ -30,7 +30,7 @@ check: .venv/installed
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
 
-# What is right and fast on this machine's GPU, in at most eight minutes: docs/benchmarks.md, "On a GPU". Installs nothing:
+# What is right and fast on this machine's GPU, in at most eight minutes: docs/benchmarks/gpu.md. Installs nothing:
 # without .venv it takes $(PYTHON) with what is there. DRY=1 tries the checks themselves on the CPU, OUT=DIR is where to write.
 check-gpu:
 	PYTHONPATH="$(CURDIR)/src" $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.check_gpu --output "$(OUT)" $(if $(DRY),--dry)
