@@ -46,6 +46,10 @@ def _section(command: Command, summary: str) -> str:
     fields = {*taken.options, "batch_size"} if taken else set()
     own = [action for action in command._actions if action.dest not in fields | COMMON]
     needed = [_with_value(action) for action in command._actions if action.required]
+    for group in command._mutually_exclusive_groups:
+        if group.required:
+            first, *others = map(_with_value, group._group_actions)
+            needed += [first, *(f"[or {other}]" for other in others)]
     parts = [
         f"## {command.prog}",
         f"{summary[0].upper()}{summary[1:]}.",

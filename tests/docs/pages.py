@@ -52,12 +52,16 @@ def _run(example: Example) -> None:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Yield the arguments of each command in the blocks of a page: of its lines that begin with "shiftproof"."""
+    """Yield the arguments of each command in the blocks of a page: of its lines that begin with "shiftproof".
+
+    What a synopsis has in brackets is left out.
+    """
     code = "".join(block["text"] for block in FENCED.finditer(text)) + "".join(_INDENTED.findall(FENCED.sub("", text)))
     for variable, value in _VARIABLE.findall(code):
         code = code.replace(f"${variable}", value)
     for found in COMMAND.finditer(code):
-        words = shlex.shlex(found[1].replace("\\\n", " "), posix=True, punctuation_chars="|&;<>")
+        line = re.sub(r"\[.*?\]", "", found[1].replace("\\\n", " "))
+        words = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
         words.whitespace_split = True
         _, *arguments = words
         ends = [number for number, word in enumerate(arguments) if set(word) <= set("|&;<>")]

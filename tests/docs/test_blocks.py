@@ -86,7 +86,7 @@ def _documents():
             yield pytest.param(document, id=name(page))
 
 
-@pytest.mark.parametrize("document", _documents())
+@pytest.mark.parametrize("document", list(_documents()))
 @pytest.mark.usefixtures("place")
 def test_the_python_blocks_of_a_page_run(document, capsys):
     document.namespace["picture"] = Image.open("picture.png")

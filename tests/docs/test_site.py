@@ -145,7 +145,7 @@ def test_the_search_finds_pages_without_a_server(open_page, width):
     if width < 1000:
         page.locator("label[for=__search].md-header__button").click()
     page.locator("input.md-search__input").click()
-    page.locator("input.md-search__input").fill("GENIEAdamW")
+    page.locator("input.md-search__input").press_sequentially("GENIEAdamW")
     page.locator(".md-search-result__item").first.wait_for()
     links = page.locator(".md-search-result__link").evaluate_all("all => all.map(one => one.href)")
     assert any("reference/api/optim.html" in link for link in links)

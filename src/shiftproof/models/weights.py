@@ -19,8 +19,10 @@ LISTED = 10  # how many tensors of a kind an error names
 _FEATURIZER = "featurizer."  # prefix of the featurizer's names in the state of a `Network`
 NORMALISATION = "normalisation"
 """The entry of a safetensors file's metadata that states the normalisation of the images in training."""
-SOURCE, LICENCE = "source", "licence"
-"""The entries that state where weights are from, and their licence."""
+SOURCE = "source"
+"""The entry that states where weights are from."""
+LICENCE = "licence"
+"""The entry that states the licence of weights."""
 
 
 def weights_fingerprint(path: Path) -> str:

@@ -46,6 +46,7 @@ class TrackerEntry:
 
 
 TRACKERS: Registry[TrackerEntry] = Registry("tracker", instances_of=TrackerEntry)
+"""All trackers by name: `TRACKERS.register(name, entry)` adds one."""
 TRACKERS.register("tensorboard", TrackerEntry("TensorBoard", ("torch.utils.tensorboard",), TensorBoardTracker))
 TRACKERS.register("mlflow", TrackerEntry("MLflow", ("mlflow", "sqlalchemy", "alembic"), MLflowTracker))
 TRACKERS.register("wandb", TrackerEntry("W&B", ("wandb",), WandbTracker))
