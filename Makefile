@@ -25,6 +25,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pyright
 
 # What is right and fast on this machine's GPU, in at most eight minutes: docs/benchmarks.md, "On a GPU". Installs nothing:
 # without .venv it takes $(PYTHON) with what is there. DRY=1 tries the checks themselves on the CPU, OUT=DIR is where to write.

@@ -14,8 +14,8 @@ ACCURACIES = {"sgd": (0.60, 0.61, 0.62), "adam": (0.70, 0.72, 0.71), "genie": (0
 
 
 def _latex(trials, accuracies=ACCURACIES, datasets=("rotated_digits",)):
-    study = Study(name="two_sets", datasets=datasets, optimizers=tuple(accuracies), targets=("0", "minus90")[: len(datasets)],
-                  trials=trials)  # fmt: skip
+    targets = ("0", "minus90")[: len(datasets)]
+    study = Study(name="two_sets", datasets=datasets, optimizers=tuple(accuracies), targets=targets, trials=trials)
     results = results_of(make_plan(study), lambda spec: (0.9, *[accuracies[spec.optimizer][spec.trial_seed]] * 2))
     return results, as_latex(results)
 
