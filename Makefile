@@ -25,6 +25,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pyright
 
 # The site in site/, which opens without a server: every warning is an error, and nothing comes from the network.
 docs: .venv/installed

@@ -32,7 +32,7 @@ def main(steps: int = 100) -> GGA:
         domain_losses = [partial(loss_of, *draw_batch(domain)) for domain in range(3)]
         annealer.before_step(model.parameters(), step, domain_losses, searched=featurizer.parameters())
         optimizer.zero_grad()
-        sum(domain_loss() for domain_loss in domain_losses).backward()
+        torch.stack([domain_loss() for domain_loss in domain_losses]).sum().backward()
         optimizer.step()
     return annealer
 

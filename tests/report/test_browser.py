@@ -6,6 +6,7 @@ import shutil
 import pytest
 from tests.report.pages import DASH, MINUS
 
+from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.report import write_report
 from shiftproof.studies import Study, make_plan
 
@@ -56,7 +57,7 @@ def test_the_page_opens_without_errors_and_fits_the_screen(browser, report, tmp_
     images = page.locator("figure img")
     assert images.count() == 3 * 2
     assert images.evaluate_all("images => images.every(image => image.complete && image.naturalWidth > 0)")
-    page.locator("summary").first.click()
+    page.locator("summary", has_text="erm + sgd").first.click()
     assert page.get_by_text("The same in all:").first.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = page.locator(".scroll:not(:has(> .runs))")
@@ -79,8 +80,11 @@ def several(write_store, absent_plan, tmp_path_factory):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_several_data_sets_fit_the_screen(browser, several, open_page, width):
     page = open_page(several, width)
-    for table in ("accuracy", "published", "accuracy-PACS", "accuracy-VLCS", "rules-PACS"):
+    for table in ("accuracy", "published", "accuracy-PACS", "rules-PACS"):
         assert page.locator(f"#{table}").is_visible()
+    assert not page.locator("#accuracy-VLCS").is_visible()
+    page.locator("#data-VLCS > summary").click()
+    assert page.locator("#accuracy-VLCS").is_visible()
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator(".ranks").evaluate_all("images => images.every(one => one.naturalWidth > 0)")
@@ -212,6 +216,49 @@ def test_a_link_to_a_run_opens_the_list_of_runs(open_page, sortable):
     assert row.is_visible()
     box = row.bounding_box()
     assert 0 <= box["y"] < 844
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_first_screen_says_what_was_found(open_page, several, sortable, width):
+    for report in (several, sortable):
+        page = open_page(report, width)
+        found = page.locator("#found")
+        assert "has the highest mean accuracy" in found.locator(".finding").first.inner_text()
+        assert found.bounding_box()["y"] < 200
+        assert found.locator(".finding").first.bounding_box()["y"] < 300
+        above = page.locator("table, img").evaluate_all("all => Math.min(...all.map(one => one.offsetTop || Infinity))")
+        assert above > found.bounding_box()["y"] + found.bounding_box()["height"]
+        assert page.locator("#ran").is_visible()
+
+
+def test_a_link_opens_a_folded_data_set(open_page, several):
+    page = open_page(several)
+    head = page.locator("#data-VLCS summary").first
+    assert not page.locator("#accuracy-VLCS").is_visible()
+    page.locator("nav a", has_text="VLCS").click()
+    assert page.locator("#accuracy-VLCS").is_visible()
+    assert 0 <= head.bounding_box()["y"] < 844
+    page.locator("#failed-runs-PACS a").first.click()
+    assert page.locator("#runs-PACS tr:target").is_visible()
+
+
+def test_numbers_are_downloaded_from_the_page_itself(open_page, sortable):
+    page = open_page(sortable)
+    with page.expect_download() as download:
+        page.locator("a[download='loss.csv']").click()
+    assert download.value.path().read_bytes() == (sortable.parent / "figures" / "loss.csv").read_bytes()
+
+
+def test_many_sentences_are_folded_under_their_finding(open_page, sortable, write_store, tmp_path):
+    assert open_page(sortable).locator("#found .verdicts li").count() == 5
+    assert open_page(sortable).locator("#found details").count() == 0
+    optimizers = tuple(OPTIMIZERS)[:14]
+    plan = make_plan(Study(optimizers=optimizers, targets=("30",), trials=2, steps=6, checkpoint_freq=2))
+    page = open_page(write_report(write_store(plan, tmp_path), tmp_path))
+    sentences = page.locator("#found .verdicts li")
+    assert (sentences.count(), sentences.first.is_visible()) == (13, False)
+    page.locator("#found summary").click()
+    assert sentences.first.is_visible()
 
 
 def test_without_scripts_the_page_is_complete(open_page, sortable):

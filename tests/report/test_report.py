@@ -1,19 +1,22 @@
 """The report's numbers are the runs' and the table's; gaps and hostile names are shown for what they are."""
 
 import base64
+import html
 import re
 from dataclasses import fields
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from tests.report.pages import DASH, cells, read_csv
 
+from shiftproof.base.drawing import write_figure
 from shiftproof.cli import main
 from shiftproof.protocol import BUILT_IN_RULES
 from shiftproof.report import write_report
 from shiftproof.report.terms import MEANINGS, RULE_MEANINGS
 from shiftproof.studies import TABLE_FIELDS, Study, info_of, make_plan, runner
-from shiftproof.tables import build_tables
+from shiftproof.tables import MARK_NOTE, build_tables, finding, verdicts
 
 SMALL = {"optimizers": ("sgd", "genie"), "steps": 6, "checkpoint_freq": 2}
 FIGURES = ("unseen", "validation", "loss")
@@ -77,7 +80,8 @@ def test_the_page_shows_the_numbers_of_the_table(compared):
     assert sgd == ["erm + sgd", "44.5 ± 1.0", "43.0 ± 1.0", "43.0 ± 1.0", "46.0 ± 1.0", "1.0", "2.0"]
     assert table.rows[1].mean.score.mean == pytest.approx(0.546)
     assert genie[1] == "54.6 ± 1.1"
-    assert re.findall("<strong>(.*?)</strong>", text) == ["54.6"]
+    assert re.findall("<strong>(.*?)</strong>", text) == ["54.6", "53.1", "53.1", "56.1"]  # all of genie's
+    assert MARK_NOTE in text
     assert cells(text, "differences")[0][4:] == ["worst", "30", "75"]
     assert cells(text, "differences")[1] == [
         "erm + genie", "+10.1 [+8.8, +11.4]", "0.006", "2-0-0", *["+10.1 [+8.8, +11.4]"] * 3,
@@ -88,6 +92,43 @@ def test_the_page_shows_the_numbers_of_the_table(compared):
     assert terms == {name: str(value) for name, value in table.terms.items()}
     assert all(meaning for _, _, meaning in cells(text, "terms"))
     assert "torch 2.13.0, numpy 2.0.0" in text
+
+
+def _text(part):
+    return " ".join(html.unescape(re.sub("<.*?>", "", part)).split())
+
+
+def test_the_page_begins_with_what_was_found_and_what_was_run(compared):
+    results, page = compared
+    [table] = build_tables(results)
+    text = _text(page.read_text().partition("<body>")[2].partition("</header>")[0])
+    [sentence] = verdicts(table)
+    assert finding(table).startswith("erm + genie has the highest mean accuracy, 54.6 ± 1.1 %, told apart from every")
+    assert text.startswith(f"rotated_digits: 2 methods on unseen domains {finding(table)} {sentence} erm + sgd and erm")
+    assert text.index("8 of 8 runs finished. Terms: protocol shiftproof; trials 2;") > text.index("left out in turn.")
+    assert "selection training_domain. Tables sort" in text
+
+
+def test_every_picture_has_its_numbers_in_the_page(compared):
+    _, page = compared
+    links = re.findall('<a download="(.*?)" href="data:text/csv;base64,(.*?)">', page.read_text())
+    assert [name for name, _ in links] == [
+        "ranks.csv",
+        "unseen.csv",
+        "validation.csv",
+        "loss.csv",
+        "class_accuracy.csv",
+    ]
+    for name, content in links:
+        assert base64.b64decode(content) == (page.parent / "figures" / name).read_bytes()
+
+
+def test_a_diagnostic_has_its_numbers_in_the_page(write_store, tmp_path):
+    results = write_store(make_plan(Study(targets=("30",), trials=1, **SMALL)), tmp_path)
+    write_figure(Figure(), tmp_path / "diagnostics", "ratio", ["step", "ratio"], [[1, 0.25]], "The ratio.")
+    page = write_report(results, tmp_path).read_text()
+    [content] = re.findall('<a download="ratio.csv" href="data:text/csv;base64,(.*?)"', page)
+    assert base64.b64decode(content) == b"step,ratio\n1,0.25\n"
 
 
 def test_every_term_and_rule_has_a_meaning(hostile_plan):
@@ -181,7 +222,7 @@ def test_failed_and_missing_runs_are_shown_as_such(write_store, tmp_path):
     text = " ".join(re.sub("<.*?>", "", page).split())
     assert "4 of 8 runs finished, 2 failed, 2 not yet run." in text
     _, sgd, genie = cells(page, "accuracy")
-    assert sgd[1:5] == [f"{mean} ± {DASH} (1 of 2)" for mean in ("43.5", "42.0", "42.0", "45.0")]
+    assert sgd[1:5] == [f"{mean} (1 of 2)" for mean in ("43.5", "42.0", "42.0", "45.0")]
     assert genie[1:5] == ["failed", "failed", "53.1 ± 1.1", "failed"]
     assert "<strong>" not in page  # no method finished every trial
     assert [row[:4] for row in cells(page, "failed-runs")[1:]] == [["erm + genie", "75", str(t), "0"] for t in (0, 1)]
@@ -225,7 +266,7 @@ def test_compare_writes_the_report(write_store, tmp_path, capsys):
     assert f"written: {tmp_path / 'table.csv'} and {tmp_path / 'report.html'}" in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     assert "2 of 2 runs finished." in page
-    assert cells(page, "accuracy")[1][1] == f"42.0 ± {DASH}"  # one trial has no standard error
+    assert cells(page, "accuracy")[1][1] == "42.0"  # one trial has no standard error
     assert cells(page, "differences")[1][1] == "+10.0"
 
 

@@ -76,7 +76,7 @@ def test_a_latex_table_has_one_line_per_row_and_no_end_of_a_comment(results):
     head = next(line for line in lines if line.startswith("method &"))
     assert head.endswith(r" \\")
     assert len(re.findall(r"(?<!\\)&", head)) == len(NAMES) + 4
-    allowed = ("\\", "%", "erm +", "method &")  # commands, comments and rows; a note stands in its caption
+    allowed = ("\\", "%", "erm +", "method &")  # commands, comments and rows
     assert [line for line in lines if line and not line.startswith(allowed)] == []
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from made_up import results_of
 from shiftproof.studies import Results, Study, make_plan
-from shiftproof.tables import as_text, build_tables, verdicts
+from shiftproof.tables import as_text, build_tables, finding, verdicts
 from shiftproof.tables.verdicts import MOST_TRIALS, trials_to_tell
 
 
@@ -147,3 +147,43 @@ def test_one_run_without_it_leaves_the_largest_class_out():
     [table] = build_tables(results)
     assert table.constant == {}
     assert dataclasses.replace(table).not_above_constant == []
+
+
+def _finding(values, metric=None):
+    return finding(build_tables(_results(values, metric))[0])
+
+
+def test_the_finding_names_the_best_and_counts_what_is_told_apart():
+    first, second = [0.70, 0.72, 0.71, 0.73], [0.75, 0.78, 0.76, 0.77]
+    score = f"{100 * np.mean(second):.1f} ± {100 * stats.sem(second):.1f} %"
+    assert _finding([first, second]) == (
+        f"erm + adam has the highest mean accuracy, {score}, told apart from every other. "
+        "Told apart from erm + sgd: erm + adam (better)."
+    )
+    close = [0.73, 0.72, 0.74, 0.70]
+    assert _finding([first, close]) == (
+        f"erm + adam has the highest mean accuracy, {100 * np.mean(close):.1f} ± {100 * stats.sem(close):.1f} %. "
+        "These trials tell no method apart from erm + sgd."
+    )
+
+
+def test_the_finding_of_an_error_and_of_one_trial():
+    found = _finding([[20.0, 22.0, 21.0, 23.0], [15.0, 18.0, 16.0, 17.0]], metric="nll")
+    assert found.startswith("erm + adam has the lowest mean nll, 16.50 ± 0.65, told apart from every other. ")
+    assert found.endswith("erm + adam (better).")
+    assert _finding([[0.5], [0.75]]) == (
+        "erm + adam has the highest mean accuracy, 75.0 %. One trial does not tell methods apart."
+    )
+
+
+def test_the_finding_prefers_a_method_that_finished_every_trial():
+    study = Study(optimizers=("sgd", "adam", "genie"), targets=("0",), trials=2)
+    scores = {"sgd": 0.5, "adam": 0.9, "genie": 0.7}
+
+    def status(spec):
+        return "failed" if spec.optimizer == "adam" and spec.trial_seed == 1 else "finished"
+
+    results = results_of(make_plan(study), lambda spec: (0.9, *[scores[spec.optimizer]] * 2), status)
+    assert finding(build_tables(results)[0]).startswith("erm + genie has the highest mean accuracy, 70.0 ± 0.0 %. ")
+    nothing = results_of(make_plan(study), lambda spec: (0.9, 0.5, 0.5), lambda spec: None)
+    assert finding(build_tables(nothing)[0]) == "No method has a score on every unseen domain yet."

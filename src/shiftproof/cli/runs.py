@@ -195,6 +195,7 @@ def _train(options: argparse.Namespace) -> int:
             value = selected["measures"][metric]
             text = "undefined" if value is None else f"{Unit.of(metric, value).text(value):>5}"
             print(f"  {rule:16} {text}{' %' if Unit.of(metric).percent else ''}  (step {selected['step']})")
+    print(f"written: {options.output}, which evaluate, predict and export read")
     return 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shiftproof.figures import DIAGNOSTICS_FOLDER
-from shiftproof.report.figure_files import embedded
+from shiftproof.report.figure_files import embedded, embedded_csv
 from shiftproof.studies import Results, Store
 
 
@@ -19,12 +19,19 @@ class DiagnosticFigure:
         file: its SVG, relative to the page, in the same folder as its PNG and its numbers.
         image: the SVG as a data URL.
         caption: what it shows.
+        numbers: its numbers as CSV in a data URL; None if the file is not there.
     """
 
     of: str
     file: str
     image: str
     caption: str
+    numbers: str | None
+
+    @property
+    def table(self) -> str:
+        """The file of its numbers, relative to the page."""
+        return str(Path(self.file).with_suffix(".csv").as_posix())
 
 
 def diagnostic_figures(results: Results, output: Path) -> list[DiagnosticFigure]:
@@ -41,7 +48,11 @@ def diagnostic_figures(results: Results, output: Path) -> list[DiagnosticFigure]
     ]
     return [
         DiagnosticFigure(
-            of, str(svg.relative_to(output)), embedded(svg.read_bytes()), caption.read_text("utf-8").strip()
+            of,
+            str(svg.relative_to(output)),
+            embedded(svg.read_bytes()),
+            caption.read_text("utf-8").strip(),
+            embedded_csv(numbers.read_bytes()) if (numbers := svg.with_suffix(".csv")).exists() else None,
         )
         for of, folder in folders
         for svg in sorted((folder / DIAGNOSTICS_FOLDER).glob("*.svg"))

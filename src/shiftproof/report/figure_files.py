@@ -34,6 +34,11 @@ class FigureFiles:
             write_bytes(self.output / self.name(figure, suffix), content)
 
 
-def embedded(svg: bytes) -> str:
-    """Return an image as a data URL."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+def embedded(content: bytes, kind: str = "image/svg+xml") -> str:
+    """Return an image, or a file of another MIME type, as a data URL."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def embedded_csv(content: bytes) -> str:
+    """Return a table of numbers as a data URL."""
+    return embedded(content, "text/csv")

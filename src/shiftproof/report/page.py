@@ -22,6 +22,7 @@ from shiftproof.report.section import write_dataset_part, write_table_part
 from shiftproof.report.terms import MEANINGS, rule_meaning
 from shiftproof.studies import Results
 from shiftproof.tables import (
+    MARK_NOTE,
     Table,
     annealer_block,
     build_tables,
@@ -29,6 +30,7 @@ from shiftproof.tables import (
     comparisons,
     constant_note,
     difference_note,
+    finding,
     selection_note,
     shared_note,
     transductive_note,
@@ -36,6 +38,8 @@ from shiftproof.tables import (
 )
 
 REPORT_FILE = "report.html"
+MOST_SENTENCES = 12
+"""Most verdicts that stand open at the top of the page; more are folded under the finding of their data set."""
 
 
 def write_report(results: Results, output: Path) -> Path:
@@ -71,6 +75,8 @@ def write_report(results: Results, output: Path) -> Path:
         measured_terms=measured_terms(results, compared),
         styles={method: line_style(i) for i, method in enumerate(plan.grids[0].methods)},
         trials_drawn=len(plan.grids[0].methods) <= MOST_WITH_TRIALS,
+        mark_note=MARK_NOTE,
+        most_sentences=MOST_SENTENCES,
         meanings=MEANINGS,
         built_in_rules=BUILT_IN_RULES,
         rule_meanings={rule: rule_meaning(rule) for rule in plan.selection},
@@ -95,6 +101,7 @@ def _template() -> Any:
         combined_note,
         constant_note,
         difference_note,
+        finding,
         selection_note,
         shared_note,
         transductive_note,

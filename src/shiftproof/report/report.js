@@ -42,13 +42,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 document.getElementById("sorting").hidden = false;
 
-// A link to a run opens the list that it is in.
+// A link opens what its target is folded into: a data set, a list of runs.
 function openTarget() {
-  const list = document.getElementById(location.hash.slice(1))?.closest("details");
-  if (list && !list.open) {
-    list.open = true;
-    location.replace(location.hash);
+  let opened = false;
+  for (let one = document.getElementById(location.hash.slice(1)); one; one = one.parentElement) {
+    if (one.tagName === "DETAILS" && !one.open) opened = one.open = true;
   }
+  if (opened) location.replace(location.hash);
 }
 addEventListener("hashchange", openTarget);
 openTarget();

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from shiftproof.protocol import Unit
 from shiftproof.report.class_accuracy import DomainAccuracy, class_accuracy_csv, domain_accuracies
 from shiftproof.report.curves import Quantity, curves, curves_csv, quantities
-from shiftproof.report.figure_files import FigureFiles, embedded
+from shiftproof.report.figure_files import FigureFiles, embedded, embedded_csv
 from shiftproof.report.figures import panel_svg, sheet, vertical_limits
 from shiftproof.report.ranks import rank_figure
 from shiftproof.report.runs import RunEntry, RunList, run_list
@@ -29,12 +28,14 @@ class TablePart:
         files: files of its figure.
         by_rule: the table under every selection rule of the study, the page's rule first.
         rank_image: the critical difference diagram as a data URL; None without ranks.
+        rank_numbers: its numbers, likewise.
     """
 
     key: str
     files: FigureFiles
     by_rule: dict[str, Table]
-    rank_image: str | None
+    rank_image: str | None = None
+    rank_numbers: str | None = None
 
     @property
     def table(self) -> Table:
@@ -42,11 +43,15 @@ class TablePart:
         return next(iter(self.by_rule.values()))
 
     @property
-    def highest(self) -> Sequence[Method]:
-        """The methods with the best mean, among those that finished every trial; none if nothing is compared."""
-        rows = self.table.rows
-        marked = zip(rows, marks([row.mean for row in rows], self.table.unit), strict=True)
-        return [row.method for row, mark in marked if mark == "best"]
+    def best(self) -> dict[str, list[bool]]:
+        """By heading, which rows are marked as the best, as `marks` has it."""
+        rows = [self.table.cells(row) for row in self.table.rows]
+        return {name: marks([row[name] for row in rows], self.table.unit) for name in self.table.headings}
+
+    @property
+    def marked(self) -> bool:
+        """Whether anything is marked."""
+        return any(map(any, self.best.values()))
 
 
 class Panel(NamedTuple):
@@ -57,10 +62,11 @@ class Panel(NamedTuple):
 
 
 class CurveFigure(NamedTuple):
-    """A quantity's panels, one per target."""
+    """A quantity's panels, one per target, and their numbers as a data URL."""
 
     quantity: Quantity
     panels: list[Panel]
+    numbers: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class DatasetPart:
         grid: the data set's part of the plan.
         figures: its curves.
         accuracies: accuracy by domain and class for every method; empty if the names of the classes are unknown.
+        class_numbers: these as CSV in a data URL.
         settings: the chosen settings of every method.
         runs: all its runs.
         unit: its measure, and how that is written.
@@ -84,6 +91,7 @@ class DatasetPart:
     grid: Grid
     figures: list[CurveFigure]
     accuracies: dict[Method, list[DomainAccuracy]]
+    class_numbers: str
     settings: list[ChosenSettings]
     runs: RunList
     unit: Unit
@@ -102,28 +110,31 @@ class DatasetPart:
 
 def write_table_part(by_rule: dict[str, Table], key: str, files: FigureFiles) -> TablePart:
     """Write the figure of a table's ranks, if it has any, and return the page's part about the table."""
-    part = TablePart(key, files, by_rule, None)
+    part = TablePart(key, files, by_rule)
     ranks = part.table.ranks
     if ranks is None:
         return part
     drawn = rank_figure([str(method) for method in part.table.ranked], ranks)
-    files.write("ranks", {**drawn, "csv": _ranks_csv(part).encode()})
-    return TablePart(key, files, by_rule, embedded(drawn["svg"]))
+    numbers = _ranks_csv(part).encode()
+    files.write("ranks", {**drawn, "csv": numbers})
+    return TablePart(key, files, by_rule, embedded(drawn["svg"]), embedded_csv(numbers))
 
 
 def write_dataset_part(results: Results, grid: Grid, key: str, files: FigureFiles) -> DatasetPart:
     """Write the figures of a data set and the numbers behind them, and return the page's part about it."""
     named = grid.runs[0].task == "classification" and bool(grid.classes)
     accuracies = {method: domain_accuracies(results, grid, method) for method in grid.methods if named}
+    numbers = b""
     if named:
-        numbers = class_accuracy_csv(grid.classes, [one for found in accuracies.values() for one in found])
-        files.write("class_accuracy", {"csv": numbers.encode()})
+        numbers = class_accuracy_csv(grid.classes, [one for found in accuracies.values() for one in found]).encode()
+        files.write("class_accuracy", {"csv": numbers})
     return DatasetPart(
         key,
         files,
         grid,
         [_write_curves(results, grid, quantity, files) for quantity in quantities(results.shown(grid))],
         accuracies,
+        embedded_csv(numbers),
         [chosen_settings(results, grid, method) for method in grid.methods],
         run_list(results, grid),
         Unit.of(results.shown(grid)),
@@ -134,12 +145,13 @@ def write_dataset_part(results: Results, grid: Grid, key: str, files: FigureFile
 def _write_curves(results: Results, grid: Grid, quantity: Quantity, files: FigureFiles) -> CurveFigure:
     drawn = curves(results, grid, quantity)
     limits = vertical_limits(quantity, drawn)
-    files.write(quantity.name, {**sheet(quantity, drawn, limits), "csv": curves_csv(drawn).encode()})
+    numbers = curves_csv(drawn).encode()
+    files.write(quantity.name, {**sheet(quantity, drawn, limits), "csv": numbers})
     panels = []
     for target in grid.targets:
         svg = panel_svg(quantity, [curve for curve in drawn if curve.target == target], limits)
         panels.append(Panel(target, embedded(svg)))
-    return CurveFigure(quantity, panels)
+    return CurveFigure(quantity, panels, embedded_csv(numbers))
 
 
 def _ranks_csv(part: TablePart) -> str:

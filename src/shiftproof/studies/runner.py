@@ -21,7 +21,7 @@ from shiftproof.base.files import DamagedFileError, is_local, with_home
 from shiftproof.base.plugins import Plugin, PluginError, adopt_plugins, digests, imported, keep_sources
 from shiftproof.base.processes import preload
 from shiftproof.data import TableFile
-from shiftproof.protocol import Unit
+from shiftproof.protocol import Unit, training_domain_validation
 from shiftproof.studies.plan import PLAN_FILE, Plan, read_plan, read_run_spec
 from shiftproof.studies.planning import make_plan, plan_run
 from shiftproof.studies.results import Results, run_row
@@ -426,13 +426,20 @@ def _train_rank(
     ended = torch.tensor(ranks.first and read_result(folder) is not None, device=device)  # the first owns the folder
     if bool(ranks.agreed(ended.float())):
         return
+    unit, validated = Unit.of(spec.selecting_metric), ""
     with tqdm(total=spec.steps, unit="step", desc=str(spec.method), disable=not ranks.first) as bar:
 
         def show(step: int, loss: float) -> None:
             if bar.n == 0:
                 bar.initial = bar.n = step - 1  # after a resumption, the speed is measured on new steps only
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.set_postfix_str(f"loss {loss:.3f}{validated}", refresh=False)
             bar.update(step - bar.n)
+
+        def show_validation(record: dict[str, Any]) -> None:
+            nonlocal validated
+            value = training_domain_validation(record, spec.targets, unit.metric)
+            validated = f", validation {unit.with_unit(value)} at step {record['step']}"
+            bar.set_postfix_str(f"loss {record['loss']:.3f}{validated}", refresh=True)
 
         train(
             spec,
@@ -441,6 +448,7 @@ def _train_rank(
             device=device,
             weights=study.weights_file,
             on_progress=show,
+            on_record=show_validation,
             tracking=Tracking(trackers, tags=_tags(study.name, spec)),
             ranks=ranks,
         )

@@ -1,7 +1,9 @@
 """Tables of results: statistics, comparisons with published results, and text in several formats."""
 
-from shiftproof.tables.formats import FORMATS, annealer_block, as_csv, as_latex, as_markdown, as_text, write_csv
-from shiftproof.tables.marks import marks
+from shiftproof.tables.blocks import annealer_block
+from shiftproof.tables.formats import FORMATS, as_csv, as_markdown, as_text, write_csv
+from shiftproof.tables.latex import as_latex
+from shiftproof.tables.marks import MARK_NOTE, marks
 from shiftproof.tables.notes import (
     combined_note,
     constant_note,
@@ -12,10 +14,11 @@ from shiftproof.tables.notes import (
 )
 from shiftproof.tables.statistics import AverageRanks, estimate, indistinguishable
 from shiftproof.tables.table import Comparison, Table, build_tables, comparisons
-from shiftproof.tables.verdicts import verdicts
+from shiftproof.tables.verdicts import finding, verdicts
 
 __all__ = [
     "FORMATS",
+    "MARK_NOTE",
     "AverageRanks",
     "Comparison",
     "Table",
@@ -30,6 +33,7 @@ __all__ = [
     "constant_note",
     "difference_note",
     "estimate",
+    "finding",
     "indistinguishable",
     "marks",
     "selection_note",

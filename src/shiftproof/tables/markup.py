@@ -33,6 +33,10 @@ _LATEX = {
 }
 
 
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
+
+
 def latex(text: str) -> str:
-    """Escape a text for LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in one_line(text))
+    """Escape a text for LaTeX, with a minus before negative numbers."""
+    escaped = "".join(_LATEX.get(character, character) for character in one_line(text))
+    return _MINUS.sub("$-$", escaped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from shiftproof.base.method import find_method
@@ -54,6 +54,7 @@ class Cell:
         planned: number of trials in the study; 1 of a method that combines runs of several trials.
         failed: whether a trial failed; trials that are neither finished nor failed have not run yet.
         undefined: whether the measure is undefined in a trial that finished.
+        scores: the table's measure by trial.
     """
 
     score: Estimate | None
@@ -64,6 +65,7 @@ class Cell:
     failed: bool
     undefined: bool = False
     spread: float | None = None
+    scores: Scores = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -356,6 +358,7 @@ class _Builder:
             any(one.status == "failed" and one.trial not in found for one in outcomes),
             any(one.selected is not None and _value(one.selected, self.metric) is None for one in outcomes),
             _spread(ours, theirs),
+            found,
         )
 
     def _beside(self, method: Method, ours: Scores, theirs: Scores) -> tuple[Scores, Scores]:

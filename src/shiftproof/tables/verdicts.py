@@ -1,4 +1,4 @@
-"""What the differences of a table tell, in one plain sentence per method."""
+"""What a table tells, in a sentence or two, and in one plain sentence per method."""
 
 from __future__ import annotations
 
@@ -6,12 +6,65 @@ import math
 
 from scipy import special
 
+from shiftproof.tables.marks import marks
 from shiftproof.tables.statistics import SIGNIFICANCE
 from shiftproof.tables.table import MethodRow, Table
 
 POWER = 0.8
 """How often as many trials as are named would tell the difference."""
 MOST_TRIALS = 1000
+
+
+MOST_NAMES = 4
+"""Most methods that a finding names; of more it gives the number."""
+
+
+def finding(table: Table) -> str:
+    """Say which method has the best mean, and how many methods are told apart from the baseline.
+
+    A method is told apart as in `verdicts`; the best from every other as in `marks`.
+    """
+    unit, rows = table.unit, table.rows
+    means = [row.mean for row in rows]
+    scored = [row for row in rows if row.mean.score]
+    finished = [row for row in scored if row.mean.trials == row.mean.planned] or scored
+    if not finished:
+        return "No method has a score on every unseen domain yet."
+    best = max(finished, key=lambda row: unit.sign * row.mean.score.mean if row.mean.score else 0)
+    assert best.mean.score is not None  # noqa: S101  (it is scored)
+    error = "" if best.mean.score.error is None else f" ± {unit.text(best.mean.score.error)}"
+    score = f"{unit.text(best.mean.score.mean)}{error}{' %' if unit.percent else ''}"
+    if len(rows) == 1:
+        return f"{best.method}: {unit.metric} {score} on average over unseen domains."
+    alone = ", told apart from every other" if any(marks(means, unit)) else ""
+    first = f"{best.method} has the {'highest' if unit.sign > 0 else 'lowest'} mean {unit.metric}, {score}{alone}."
+    return f"{first} {_told_apart(table)}"
+
+
+def _told_apart(table: Table) -> str:
+    if table.compared == 0:
+        one = all(row.mean.planned == 1 for row in table.rows)
+        return "One trial does not tell methods apart." if one else "No difference has an interval yet."
+    told = [row for row in table.rows if _is_told_apart(row)]
+    if not told:
+        return f"These trials tell no method apart from {table.baseline}."
+    gains = {row.method: table.unit.sign * row.mean.difference.mean for row in told if row.mean.difference}
+    sides = {
+        "better": [str(method) for method, gain in gains.items() if gain > 0],
+        "worse": [str(method) for method, gain in gains.items() if gain <= 0],
+    }
+    parts = [
+        f"{', '.join(names) if len(names) <= MOST_NAMES else len(names)} ({side})"
+        for side, names in sides.items()
+        if names
+    ]
+    rest = len(table.rows) - 1 - len(told)
+    others = f"; {rest} other{' is' if rest == 1 else 's are'} not" if rest else ""
+    return f"Told apart from {table.baseline}: {', '.join(parts)}{others}."
+
+
+def _is_told_apart(row: MethodRow) -> bool:
+    return row.adjusted_p is not None and row.adjusted_p < SIGNIFICANCE
 
 
 def verdicts(table: Table) -> list[str]:
@@ -59,7 +112,7 @@ def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
     more = f"{trials} trials would tell a difference of {small}"
     gain = unit.sign * difference.mean
     low, high = sorted(unit.sign * bound for bound in (difference.low, difference.high))
-    if row.adjusted_p is not None and row.adjusted_p < SIGNIFICANCE:
+    if _is_told_apart(row):
         side = "better" if gain > 0 else "worse"
         least, most = sorted((abs(low), abs(high)))
         return (
