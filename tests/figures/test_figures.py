@@ -289,8 +289,8 @@ def test_every_figure_has_a_title_and_colours_its_optimizers_alike(tmp_path: Pat
         "embedding": "Features of held-out images, projected by PCA",
         "separation": "How well features separate classes and domains",
         "landscape": "Where optimizers end on the simulated landscape",
-        "path_sources": "Paths of training and the loss of the sources",
-        "path_target": "Paths of training and the loss of the unseen domain",
+        "path_sources": "Paths and the loss of the sources",
+        "path_target": "Paths and the loss of the unseen domain",
         "flatness": "Loss around the weights at the end of training",
         "agreement": "Agreement of the domains' gradients over training",
     }

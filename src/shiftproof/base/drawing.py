@@ -97,7 +97,7 @@ def saved(figure: Figure, suffix: str) -> bytes:
 
     file = io.BytesIO()
     metadata = {"Date": None} if suffix == "svg" else None
-    with rc_context(STYLE):  # which says how an SVG holds text
+    with rc_context({key: value for key, value in STYLE.items() if key.startswith("svg.")}):
         figure.savefig(file, format=suffix, dpi=DPI, metadata=metadata)
     return file.getvalue()
 

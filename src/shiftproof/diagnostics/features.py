@@ -277,8 +277,9 @@ def embedding_figure(
     with rc_context(STYLE):
         figure = Figure(figsize=(width, sum(heights) + 0.3), layout="constrained")
         figure.suptitle(f"Features of held-out images, projected by {method.upper()}")
+        parts = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
         for row, (part, names, groups) in enumerate(
-            zip(figure.subfigures(2, 1, height_ratios=heights), (classes, domains), ("classes", "domains"), strict=True)
+            zip(parts, (classes, domains), ("classes", "domains"), strict=True)
         ):
             panels = part.subplots(1, across, squeeze=False)[0]
             for axes, (name, one) in zip(panels, embeddings.items(), strict=True):

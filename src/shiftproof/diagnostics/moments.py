@@ -85,7 +85,7 @@ class GradientMoments:
         edges = torch.histogram(gsnr[drawn].log10().cpu(), 60).bin_edges.tolist() if drawn.any() else 60
         with rc_context(STYLE):
             figure = Figure(figsize=(COLUMN, 0.75 * COLUMN), layout="constrained")
-            figure.suptitle("Signal-to-noise ratio of the gradient's elements")
+            figure.suptitle("GSNR of the gradient's elements")
             axes = figure.add_subplot()
             axes.hist(
                 [gsnr[part].log10().cpu().numpy() for part, _ in parts],

@@ -197,7 +197,7 @@ def plane_figure(
     with rc_context(STYLE):
         legend = 0.2 * -(-len(names) // 2)
         figure = Figure(figsize=(COLUMN, 2.95 + legend), layout="constrained")
-        figure.suptitle(f"Paths of training and the {label}" if names else label.capitalize())
+        figure.suptitle(f"Paths and the {label}" if names else label.capitalize(), fontsize=9)
         axes = figure.subplots()
         axes.grid(False)
         norm = LogNorm(low / (high / low) ** 0.15, high * (high / low) ** 0.6 + 1e-300)  # light enough for the paths

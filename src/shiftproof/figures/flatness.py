@@ -97,7 +97,7 @@ def draw_flatness(found: Mapping[str, Mapping[str, Flatness]], folder: Path, set
         axes.axhline(0, color="#999999", linewidth=0.6)
         for side, dashes in _SIDES.items():
             axes.plot([], [], color=INK, linestyle=dashes, label={"target": "unseen domain"}.get(side, side))
-        figure.legend(loc="outside lower center", ncols=min(4, len(found) + 2))
+        figure.legend(loc="outside lower center", ncols=3)
         caption = (
             "Increase of the mean loss when every filter moves by a share of its own norm, on average over random "
             f"directions, with standard errors: {setting}. Solid: held-out images of the sources ({IMAGES} per "

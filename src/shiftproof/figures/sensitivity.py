@@ -121,7 +121,7 @@ def draw_sensitivity(measured: Sequence[Sensitivity], folder: Path, setting: str
                 for quantity, (dashes, _) in _QUANTITIES.items():
                     points = _means(measured, optimizer, name if has else "lr", quantity)
                     if not has:
-                        points = [(x, *level) for x in values for factor, *level in points if factor == 1]
+                        points = [(x, mean, error) for x in values for factor, mean, error in points if factor == 1]
                     if not points:
                         continue
                     xs, ys, errors = zip(*points, strict=True)
