@@ -36,6 +36,7 @@ from shiftproof.figures import (
     measure_agreement,
     write_agreement,
 )
+from shiftproof.figures import diagnosis as diagnosis_module
 from shiftproof.figures import embedding as embedding_figure
 from shiftproof.figures import flatness as flatness_figure
 from shiftproof.figures import landscape as landscape_figure
@@ -59,7 +60,8 @@ STUDY = Study(optimizers=("genie",), targets=("0",), trials=1, steps=6, fixed={"
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer images, points and simulated runs than a figure needs."""
+    """Fewer images, points and simulated runs than a figure needs, and the fast projection."""
+    monkeypatch.setattr(diagnosis_module, "best_projection", lambda: "pca")
     monkeypatch.setattr(flatness_figure, "IMAGES", 2)
     monkeypatch.setattr(flatness_figure, "RADII", (0.05,))
     monkeypatch.setattr(landscape_figure, "POINTS", 3)
