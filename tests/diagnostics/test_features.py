@@ -203,23 +203,35 @@ def test_an_embedding_is_of_the_sample_and_its_numbers_of_the_features():
 def test_the_figure_has_every_point_once_in_each_panel():
     pytest.importorskip("matplotlib")
     before, after = (embed(*_blobs(distance, 1.0)) for distance in (0.0, 9.0))
-    figure = embedding_figure(before, after, ["cat", "dog", "cow"], ["day", "night"])
-    assert len(figure.axes) == 4
-    for axes, one in zip(figure.axes, [before, before, after, after], strict=True):
+    figure = embedding_figure({"before": before, "sgd": after}, ["cat", "dog", "cow"], ["day", "night"], "umap")
+    assert figure.get_suptitle() == "Features of held-out images, projected by UMAP"
+    assert [axes.get_title() for axes in figure.axes] == ["before", "sgd", "", ""]
+    for axes, one in zip(figure.axes, [before, after, before, after], strict=True):
         drawn = np.concatenate([points.get_offsets() for points in axes.collections])
         np.testing.assert_array_equal(np.unique(drawn, axis=0), np.unique(one.points.numpy(), axis=0))
         assert len(drawn) == len(one.points)
-    looks = {}  # colour and marker of each class, in the last row's panel
-    for points in figure.axes[2].collections:
-        look = (tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes())
-        for x in points.get_offsets():
-            label = int(after.labels[(after.points.numpy() == x).all(1)][0])
-            assert looks.setdefault(label, look) == look
+    looks = {}  # colour and marker of each class, in both panels of the first row
+    for axes, one in ((figure.axes[0], before), (figure.axes[1], after)):
+        for points in axes.collections:
+            look = (tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes())
+            for x in points.get_offsets():
+                label = int(one.labels[(one.points.numpy() == x).all(1)][0])
+                assert looks.setdefault(label, look) == look
     assert len(set(looks.values())) == 3
-    assert [text.get_text() for text in figure.axes[2].get_legend().get_texts()] == ["cat", "dog", "cow"]
-    assert [text.get_text() for text in figure.axes[3].get_legend().get_texts()] == ["day", "night"]
-    assert f"linear probe {100 * after.separation.classes.probe:.0f} % (chance 33 %)" in figure.axes[2].get_xlabel()
-    assert f"linear probe {100 * before.separation.domains.probe:.0f} % (chance 50 %)" in figure.axes[1].get_xlabel()
+    legends = [[text.get_text() for text in part.legends[0].get_texts()] for part in figure.subfigs]
+    assert legends == [["cat", "dog", "cow"], ["day", "night"]]
+    assert f"linear probe {100 * after.separation.classes.probe:.0f} % (chance 33 %)" in figure.axes[1].get_xlabel()
+    assert f"linear probe {100 * before.separation.domains.probe:.0f} % (chance 50 %)" in figure.axes[2].get_xlabel()
+
+
+@pytest.mark.parametrize("number", [2, 10, 30])
+def test_up_to_ten_classes_have_a_colour_each(number):
+    pytest.importorskip("matplotlib")
+    labels = torch.arange(number).repeat_interleave(2)
+    one = Embedding(_draw(2 * number, 2), labels, labels % 2, separation(*_blobs(0.0, 0.0)))
+    figure = embedding_figure({"before": one, "after": one}, [f"class {i}" for i in range(number)], ["day", "night"])
+    colors = [tuple(points.get_facecolor()[0]) for points in figure.axes[0].collections if len(points.get_offsets())]
+    assert len(set(colors)) == min(number, 10)
 
 
 def test_a_group_without_a_name_is_refused_and_many_classes_get_no_legend():
@@ -227,8 +239,9 @@ def test_a_group_without_a_name_is_refused_and_many_classes_get_no_legend():
     labels = torch.arange(30).repeat_interleave(2)
     numbers = Separability(0.0, 0.5, 0.5)
     one = Embedding(_draw(60, 2), labels, labels % 2, separation(*_blobs(0.0, 0.0))._replace(classes=numbers))
-    figure = embedding_figure(one, one, [f"class {i}" for i in range(30)], ["day", "night"])
-    assert figure.axes[2].get_legend() is None
-    assert figure.axes[3].get_legend() is not None
+    figure = embedding_figure({"before": one, "after": one}, [f"class {i}" for i in range(30)], ["day", "night"])
+    assert [len(part.legends) for part in figure.subfigs] == [0, 1]
     with pytest.raises(ValueError, match="group 29 has no name: 3"):
-        embedding_figure(one, one, ["a", "b", "c"], ["day", "night"])
+        embedding_figure({"before": one, "after": one}, ["a", "b", "c"], ["day", "night"])
+    with pytest.raises(ValueError, match="no features"):
+        embedding_figure({}, ["a", "b", "c"], ["day", "night"])

@@ -15,14 +15,29 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from shiftproof import figures
+from shiftproof.base.drawing import OPTIMIZER_COLORS
 from shiftproof.base.files import DamagedFileError
 from shiftproof.base.registry import UnknownNameError
 from shiftproof.cli import main
 from shiftproof.data import TableFile, Task, open_table
-from shiftproof.diagnostics import simulate, step_ratios
-from shiftproof.figures import diagnose, figure_balance, figure_embedding, figure_osgr, figure_sensitivity
+from shiftproof.diagnostics import StepContributions, simulate, step_ratios
+from shiftproof.diagnostics import features as features_module
+from shiftproof.diagnostics.features import Embedding, Projection
+from shiftproof.figures import (
+    diagnose,
+    figure_balance,
+    figure_embedding,
+    figure_landscape,
+    figure_osgr,
+    figure_sensitivity,
+    measure_agreement,
+    write_agreement,
+)
+from shiftproof.figures import diagnosis as diagnosis_module
+from shiftproof.figures import embedding as embedding_figure
 from shiftproof.figures import flatness as flatness_figure
 from shiftproof.figures import landscape as landscape_figure
 from shiftproof.figures import osgr as osgr_figure
@@ -45,7 +60,8 @@ STUDY = Study(optimizers=("genie",), targets=("0",), trials=1, steps=6, fixed={"
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer images, points and simulated runs than a figure needs."""
+    """Fewer images, points and simulated runs than a figure needs, and the fast projection."""
+    monkeypatch.setattr(diagnosis_module, "best_projection", lambda: "pca")
     monkeypatch.setattr(flatness_figure, "IMAGES", 2)
     monkeypatch.setattr(flatness_figure, "RADII", (0.05,))
     monkeypatch.setattr(landscape_figure, "POINTS", 3)
@@ -55,6 +71,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _svg_texts(path: Path) -> list[str]:
+    """Return the texts of a picture in their order."""
+    elements = ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")  # noqa: S314  (our own)
+    return ["".join(element.itertext()) for element in elements]
 
 
 def _traced_as_trained(study: Study, folder: Path) -> tuple[Subject, Trace]:
@@ -136,7 +158,7 @@ def test_osgr_and_balance_are_drawn_of_one_training(tmp_path: Path) -> None:
     assert [float(row["gini"]) for row in balance] == [record["balance/gini"] for record in found.records]
 
 
-def test_an_interval_without_bounds_is_drawn_over_the_whole_axis(
+def test_an_interval_without_bounds_ends_in_arrows_and_is_no_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
@@ -148,14 +170,26 @@ def test_an_interval_without_bounds_is_drawn_over_the_whole_axis(
     recorder = {"records": records, "contributions": [*sure, *unsure]}
     draw_osgr({"sgd": Trace(recorder, torch.zeros(1, 1), [0], [{}], {})}, tmp_path, "nothing")
     [axes, *_] = drawn[0].axes
-    [band] = axes.collections[0].get_paths()
-    at_the_end = band.vertices[band.vertices[:, 0] == 10, 1]
-    assert at_the_end.min() < axes.get_ylim()[0] < axes.get_ylim()[1] < at_the_end.max()
+    assert not axes.collections  # nothing is filled
+    bars = {
+        line.get_xdata()[0]: line.get_ydata().tolist()
+        for line in axes.lines
+        if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]
+    }
+    ends = {
+        (x, y): line.get_marker() for line in axes.lines for x, y in line.get_xydata() if len(line.get_xdata()) == 1
+    }
+    bottom, top = axes.get_ylim()
+    assert (ends[10, bottom], ends[10, top]) == ("v", "^")
+    sure_ratio = step_ratios([StepContributions(*one) for one in sure])["osgr"]
+    assert bottom < sure_ratio.low < sure_ratio.high < top
+    assert bars[5] == pytest.approx([sure_ratio.low, sure_ratio.high])
+    assert (ends[5, sure_ratio.low], ends[5, sure_ratio.high]) == ("_", "_")
 
 
 def test_features_are_drawn_before_and_after(tmp_path: Path) -> None:
-    files = figure_embedding(replace(STUDY, optimizers=("adam",)), tmp_path)
-    assert {path.stem for path in files} == {"embedding_adam", "separation"}
+    files = figure_embedding(replace(STUDY, optimizers=("adam",)), tmp_path, method="pca")
+    assert {path.stem for path in files} == {"embedding", "separation"}
     rows = _rows(tmp_path / "diagnostics" / "separation.csv")
     assert [(row["training"], row["groups"]) for row in rows] == [
         (when, groups) for when in ("before", "after") for groups in ("classes", "domains")
@@ -163,6 +197,27 @@ def test_features_are_drawn_before_and_after(tmp_path: Path) -> None:
     assert all(0 <= float(row["probe"]) <= 1 for row in rows)
     with pytest.raises(ValueError, match="method"):
         figure_embedding(STUDY, tmp_path, method="tsne")  # type: ignore[arg-type]
+
+
+def test_the_features_of_all_optimizers_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    projected: list[str] = []
+
+    def embed(features: Tensor, labels: Tensor, domains: Tensor, method: Projection) -> Embedding:
+        projected.append(method)
+        return features_module.embed(features, labels, domains, "pca")
+
+    monkeypatch.setattr(embedding_figure, "embed", embed)
+    monkeypatch.setattr(features_module, "find_spec", lambda name: object())
+    study = replace(STUDY, optimizers=("sgd", "adam", "genie"))
+    files = figure_embedding(study, tmp_path)
+    texts = _svg_texts(next(path for path in files if path.name == "embedding.svg"))
+    assert texts.index("before training") < texts.index("sgd") < texts.index("adam") < texts.index("genie")
+    assert "Features of held-out images, projected by UMAP" in texts
+    rows = _rows(tmp_path / "diagnostics" / "embedding.csv")
+    assert list(dict.fromkeys(row["training"] for row in rows)) == ["before", "sgd", "adam", "genie"]
+    monkeypatch.setattr(features_module, "find_spec", lambda name: None)
+    figure_embedding(study, tmp_path)
+    assert projected == ["umap"] * 6 + ["pca"] * 6
 
 
 def test_the_landscape_is_drawn_with_the_paths_of_real_runs(
@@ -176,6 +231,77 @@ def test_the_landscape_is_drawn_with_the_paths_of_real_runs(
     rows = _rows(tmp_path / "diagnostics" / "path_target.csv")
     assert [row["step"] for row in rows if row["what"] == "sgd"] == list("0123456")
     assert len([row for row in rows if row["what"] == "plane"]) == 9
+
+
+def test_an_optimizer_without_a_hyperparameter_is_a_level_line_in_its_panel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(sensitivity_figure, "write_figure", lambda figure, *rest: drawn.append(figure))
+    measured = [
+        Sensitivity("adam", "lr", 0.01 * factor, factor, 0, unseen, 0.9) for factor, unseen in ((0.1, 0.3), (1.0, 0.6))
+    ]
+    measured += [Sensitivity("genie", "lr", 10.0, 1.0, 0, 0.5, 0.8)]
+    measured += [Sensitivity("genie", "dropout", value, value, 0, 0.4 + value / 2, 0.7) for value in (0.1, 0.4, 0.8)]
+    draw_sensitivity(measured, tmp_path, "nothing")
+    [rates, dropout] = drawn[0].axes
+    lines = [container.lines[0] for container in dropout.containers]
+    assert [line.get_xydata().tolist() for line in lines] == [
+        [[0.1, 60], [0.4, 60], [0.8, 60]],
+        [[0.1, 90], [0.4, 90], [0.8, 90]],
+        [[0.1, pytest.approx(45)], [0.4, pytest.approx(60)], [0.8, pytest.approx(80)]],
+        [[0.1, pytest.approx(70)], [0.4, pytest.approx(70)], [0.8, pytest.approx(70)]],
+    ]
+    assert [line.get_color() for line in lines] == [OPTIMIZER_COLORS[name] for name in ("adam",) * 2 + ("genie",) * 2]
+    assert [line.get_marker() for line in lines] == ["", "", "o", "o"]
+    [box] = drawn[0].legends
+    names = [text.get_text() for text in box.get_texts()]
+    assert sorted(names) == ["adam", "genie", "held-out images of the sources", "unseen domain"]
+    legend = dict(zip(names, box.legend_handles, strict=True))
+    assert legend["unseen domain"].get_linestyle() == "-"
+    assert legend["held-out images of the sources"].get_linestyle() == ":"
+    assert len(rates.containers) == 4
+
+
+def test_the_default_optimizers_have_the_hyperparameters_that_are_varied() -> None:
+    varied = {
+        optimizer: [name for name, *_ in sensitivity_figure._values(Study(), optimizer)]
+        for optimizer in Study().optimizers
+    }
+    assert varied["genie"] == ["lr"] * 5 + ["dropout"] * 4 + ["beta"] * 4
+    assert varied["genie_adamw"] == ["lr"] * 5 + ["dropout"] * 4
+    assert varied["adam"] == ["lr"] * 5
+
+
+def test_every_figure_has_a_title_and_colours_its_optimizers_alike(tmp_path: Path, small: None) -> None:
+    study = replace(STUDY, optimizers=("genie", "sgd"))
+    files = [
+        *figure_osgr(study, tmp_path),
+        *figure_balance(study, tmp_path),
+        *figure_embedding(study, tmp_path, method="pca"),
+        *figure_landscape(study, tmp_path),
+        *write_agreement(measure_agreement(study), tmp_path),
+    ]
+    texts = {path.stem: _svg_texts(path) for path in files if path.suffix == ".svg"}
+    titles = {
+        "osgr": "One-step generalization ratio of real steps",
+        "osgr_moments": "One-step generalization ratio that the gradients' moments predict",
+        "balance": "Magnitude of the update of every parameter over training",
+        "balance_numbers": "Balance of the updates over training",
+        "embedding": "Features of held-out images, projected by PCA",
+        "separation": "How well features separate classes and domains",
+        "landscape": "Where optimizers end on the simulated landscape",
+        "path_sources": "Paths and the loss of the sources",
+        "path_target": "Paths and the loss of the unseen domain",
+        "flatness": "Loss around the weights at the end of training",
+        "agreement": "Agreement of the domains' gradients over training",
+    }
+    assert {name: found for name, found in titles.items() if found not in texts[name]} == {}
+    assert set(texts) == set(titles)
+    for name in ("osgr", "balance_numbers", "landscape", "path_sources", "flatness", "agreement"):
+        svg = next(path for path in files if path.name == f"{name}.svg").read_text().lower()
+        assert all(OPTIMIZER_COLORS[optimizer].lower() in svg for optimizer in ("genie", "sgd")), name
+    assert {"featurizer.0.weight", "classifier.weight"} <= set(texts["balance"])
 
 
 def test_sensitivity_trains_every_value_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

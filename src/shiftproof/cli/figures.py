@@ -55,7 +55,8 @@ def _add_traced(parser: Command, name: str) -> None:
     add_fields(parser, f"figure {name}", none=_NONE)
     add_trial_seed(parser)
     if name == "embedding":
-        add_option(parser, "--method", default="pca", metavar="NAME", help="projection to the plane: pca or umap")
+        default = "umap if umap-learn is installed, else pca"
+        add_option(parser, "--method", none=default, metavar="NAME", help="projection to the plane: pca or umap")
     _add_output(parser, Path("runs/figures"))
 
 

@@ -88,7 +88,8 @@ class GradientAgreement:
         places = range(len(drawn))
         least, mean = [c.least for c in drawn.values()], [c.mean for c in drawn.values()]
         with rc_context(STYLE):
-            figure = Figure(figsize=(COLUMN, 0.9 + 0.14 * len(drawn)), layout="constrained")
+            figure = Figure(figsize=(COLUMN, 1.1 + 0.14 * len(drawn)), layout="constrained")
+            figure.suptitle("Agreement of the domains' gradients")
             axes = figure.subplots()
             axes.axvline(0, color="#999999", linewidth=0.8)
             axes.axhline(0.5, color="#999999", linewidth=0.8)

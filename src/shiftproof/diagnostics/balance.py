@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shiftproof.base.drawing import COLUMN, STYLE, line_style
+from shiftproof.base.drawing import COLUMN, STYLE, method_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,11 @@ SAMPLE = 4096
 """Number of elements that a heat map shows."""
 FAINTEST = 1e-4
 """The lower end of a heat map's colours: smaller fractions of the largest update look like zero."""
+HEAT_MAP_HEIGHT = 3.6
+"""Height of a heat map in inches."""
+NAME_SIZE = 5.5
+NAME_SPACING = 0.035
+"""The least distance of two tensors' names, as a share of a heat map's panel."""
 COLOR_MAP = "viridis"  # perceptually even, also for colour-blind readers
 _BLOCK = 1 << 20  # elements to convert to float64 at a time
 
@@ -195,7 +200,8 @@ def heat_map(histories: Mapping[str, BalanceHistory]) -> Figure:
 
     Each step's magnitudes are divided by the step's largest over all elements. Colours are logarithmic and equal in all
     panels: `FAINTEST` and below, including zero, have the darkest, and steps without an update are blank. Lines mark
-    where parameter tensors begin. Below each panel are the means of the three numbers over the steps.
+    where parameter tensors begin; beside the first panel are the names of as many, the largest first, as there is room
+    for, without the beginning that all share. Below each panel are the means of the three numbers over the steps.
 
     Args:
         histories: histories by optimizer, all for the same model.
@@ -210,7 +216,8 @@ def heat_map(histories: Mapping[str, BalanceHistory]) -> Figure:
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 3.4), layout="constrained")
+        figure = Figure(figsize=(2 * COLUMN, HEAT_MAP_HEIGHT), layout="constrained")
+        figure.suptitle("Magnitude of the update of every parameter over training")
         panels = figure.subplots(1, len(histories), sharey=True, squeeze=False)[0]
         norm = LogNorm(FAINTEST, 1.0)
         for axes, (name, history) in zip(panels, histories.items(), strict=True):
@@ -218,13 +225,34 @@ def heat_map(histories: Mapping[str, BalanceHistory]) -> Figure:
             mean = history.mean()
             axes.set_title(name)
             axes.set_xlabel(
-                f"step\n\nGini {mean.gini:.2f}\nentropy {mean.entropy:.2f}\ntop 1 % hold {100 * mean.top_share:.1f} %"
+                f"step\n\nGini {mean.gini:.2f}\nentropy {mean.entropy:.2f}\ntop 1 % hold {100 * mean.top_share:.1f} %",
+                fontsize=6.5,
             )
+        first = next(iter(histories.values()))
+        named = _named_tensors(first.layers, len(first.magnitudes[0]))
+        panels[0].set_yticks(list(named.values()), list(named), fontsize=NAME_SIZE)
         panels[0].set_ylabel("parameter, evenly sampled")
         bar = figure.colorbar(ScalarMappable(norm, COLOR_MAP), ax=panels, extend="min", pad=0.02, aspect=30)
         bar.set_label("update / largest of its step")
         bar.ax.grid(visible=False)
         return figure
+
+
+def _named_tensors(layers: Mapping[str, int], sampled: int) -> dict[str, float]:
+    """Return the middles of the tensors that have room for a name, the largest first, by their shortened names."""
+    ends = [*list(layers.values())[1:], sampled]
+    sizes = {name: end - first for (name, first), end in zip(layers.items(), ends, strict=True)}
+    parts = [name.split(".") for name in layers]
+    shared = 0  # parts that all names begin with, such as "network", but for the last
+    while all(len(of) > shared + 1 and of[shared] == parts[0][shared] for of in parts):
+        shared += 1
+    room = sampled * NAME_SPACING
+    named: dict[str, float] = {}
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        middle = layers[name] + sizes[name] / 2
+        if all(abs(middle - other) >= room for other in named.values()):
+            named[".".join(name.split(".")[shared:])] = middle
+    return named
 
 
 def _draw_magnitudes(axes: Axes, history: BalanceHistory, norm: Normalize) -> None:
@@ -255,11 +283,12 @@ def balance_curves(histories: Mapping[str, BalanceHistory]) -> Figure:
     from matplotlib.figure import Figure
 
     labels = {"gini": "Gini coefficient", "entropy": "normalised entropy", "top_share": "share of the top 1 %"}
+    styles = method_styles(list(histories))
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 2.4), layout="constrained")
+        figure = Figure(figsize=(2 * COLUMN, 2.6), layout="constrained")
+        figure.suptitle("Balance of the updates over training")
         for axes, (field, label) in zip(figure.subplots(1, 3), labels.items(), strict=True):
-            for index, (name, history) in enumerate(histories.items()):
-                color, dashes = line_style(index)
+            for (name, history), (color, dashes) in zip(histories.items(), styles, strict=True):
                 values = [getattr(numbers, field) for numbers in history.numbers]
                 style = (0, dashes) if dashes else "-"
                 marker = "o" if len(values) == 1 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -28,8 +28,10 @@ MOST_EMBEDDED = 2000
 FOLDS = 5
 """Number of folds in the cross-validation of probes."""
 MOST_IN_LEGEND = 20
-# markers of about equal size in print; seven of them with eight colours make 56 groups look different
+# markers of about equal size in print; seven of them with ten colours make 70 groups look different
 MARKER_AREAS = {"o": 7, "s": 6, "^": 8, "D": 5, "v": 8, "*": 14, "P": 10}
+PANEL = COLUMN / 2
+"""The least width of a panel in inches, which its numbers need."""
 _TURNS = 5  # groups are drawn in turns, part by part, so that the last does not hide the others
 
 
@@ -81,6 +83,11 @@ def check_projection(method: str) -> None:
         raise ValueError(f"Invalid method value: {method}; it must be pca or umap")
     if method == "umap" and find_spec("umap") is None:
         raise ValueError("umap-learn is not installed: pip install 'shiftproof[umap]'")
+
+
+def best_projection() -> Projection:
+    """Return the projection that shows most: "umap" if umap-learn is installed, else "pca"."""
+    return "pca" if find_spec("umap") is None else "umap"
 
 
 def project(features: Tensor, method: Projection = "pca", seed: int = 0) -> Tensor:
@@ -203,6 +210,7 @@ class Embedding:
     """
 
     HEADER = ("training", "x", "y", "class", "domain")
+    """Columns of `rows`."""
 
     points: Tensor
     labels: Tensor
@@ -213,7 +221,7 @@ class Embedding:
         """Return the points, with columns as in `HEADER`.
 
         Args:
-            training: "before" or "after".
+            training: what the features are of: "before" for those before training, else what trained them.
         """
         columns = (*self.points.T.tolist(), self.labels.tolist(), self.domains.tolist())
         return [(training, *point) for point in zip(*columns, strict=True)]
@@ -242,47 +250,63 @@ def embed(features: Tensor, labels: Tensor, domains: Tensor, method: Projection 
 
 
 def embedding_figure(
-    before: Embedding, after: Embedding, classes: Sequence[str], domains: Sequence[str], method: Projection = "pca"
+    embeddings: Mapping[str, Embedding], classes: Sequence[str], domains: Sequence[str], method: Projection = "pca"
 ) -> Figure:
-    """Draw features before and after training, coloured by class and by domain, with the numbers below each panel.
+    """Draw features side by side, coloured by class above and by domain below, with the numbers below each panel.
 
-    The axes have no meaningful unit and therefore no ticks. More than `MOST_IN_LEGEND` classes get no legend.
+    A class has the same colour and marker in all panels, and up to ten classes have a colour each; so have domains. The
+    axes have no meaningful unit and therefore no ticks. More than `MOST_IN_LEGEND` classes get no legend.
 
     Args:
-        before: features before training.
-        after: features after training.
+        embeddings: features of the same samples by what they are of, such as "before training" and the optimizers.
         classes: names of the classes, by number.
         domains: names of the domains, by number.
-        method: the method that projected both.
+        method: the method that projected all of them.
 
     Raises:
-        ValueError: a class or domain has no name.
+        ValueError: a class or domain has no name, or there is no embedding.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    if not embeddings:
+        raise ValueError("there are no features to draw")
+    across = len(embeddings)
+    width = max(2 * COLUMN, PANEL * across)
+    legends = [_legend_rows(names, width) for names in (classes, domains)]
+    heights = [width / max(across, 2) + 0.4 + 0.17 * rows for rows in legends]
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 6.6), layout="constrained")
-        panels = figure.subplots(2, 2)
-        for row, (embedding, when) in enumerate(((before, "before"), (after, "after"))):
-            panels[row, 0].set_ylabel(f"{when} training ({method.upper()})", fontsize=9)
-            _draw_groups(panels[row, 0], embedding.points, embedding.labels, classes, embedding.separation.classes)
-            _draw_groups(panels[row, 1], embedding.points, embedding.domains, domains, embedding.separation.domains)
-        panels[0, 0].set_title("by class")
-        panels[0, 1].set_title("by domain")
-        for axes, names in zip(panels[1], (classes, domains), strict=True):
+        figure = Figure(figsize=(width, sum(heights) + 0.3), layout="constrained")
+        figure.suptitle(f"Features of held-out images, projected by {method.upper()}")
+        parts = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
+        for row, (part, names, groups) in enumerate(
+            zip(parts, (classes, domains), ("classes", "domains"), strict=True)
+        ):
+            panels = part.subplots(1, across, squeeze=False)[0]
+            for axes, (name, one) in zip(panels, embeddings.items(), strict=True):
+                numbers = one.labels if groups == "classes" else one.domains
+                _draw_groups(axes, one.points, numbers, names, getattr(one.separation, groups))
+                if row == 0:
+                    axes.set_title(name)
+            panels[0].set_ylabel("by class" if groups == "classes" else "by domain")
             if len(names) <= MOST_IN_LEGEND:
-                width = 0.3 + 0.07 * max(map(len, names))  # inches: a marker, and each letter
-                columns = max(1, int((COLUMN - 0.4) / width))
-                axes.legend(
-                    loc="upper center",
-                    bbox_to_anchor=(0.5, -0.1),
-                    ncols=columns,
+                part.legend(
+                    *panels[0].get_legend_handles_labels(),
+                    loc="outside lower center",
+                    ncols=-(-len(names) // legends[row]),
                     columnspacing=1.0,
                     markerscale=1.6,
                     handletextpad=0.1,
                 )
         return figure
+
+
+def _legend_rows(names: Sequence[str], width: float) -> int:
+    """Return how many rows a legend takes within a width in inches."""
+    if len(names) > MOST_IN_LEGEND:
+        return 0
+    columns = max(1, int(width / (0.35 + 0.07 * max(map(len, names)))))  # a marker, and each letter
+    return -(-len(names) // columns)
 
 
 def _draw_groups(axes: Axes, points: Tensor, groups: Tensor, names: Sequence[str], measured: Separability) -> None:
@@ -306,8 +330,9 @@ def _draw_groups(axes: Axes, points: Tensor, groups: Tensor, names: Sequence[str
             )
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(
-        f"silhouette {measured.silhouette:.2f}; linear probe {100 * measured.probe:.0f} % "
-        f"(chance {100 * measured.chance:.0f} %)"
+        f"silhouette {measured.silhouette:.2f}\nlinear probe {100 * measured.probe:.0f} % "
+        f"(chance {100 * measured.chance:.0f} %)",
+        fontsize=6.5,
     )
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shiftproof.base.drawing import COLUMN, STYLE, line_style
+from shiftproof.base.drawing import COLUMN, STYLE, method_styles
 from shiftproof.base.randomness import generator, torch_seed
 
 if TYPE_CHECKING:
@@ -174,11 +174,13 @@ class Simulation:
         rows = -(-len(self.runs) // columns)
         below = 0.75 + 0.2 * (len(self.runs) + 1)
         with rc_context(STYLE):
-            figure = Figure(figsize=(2 * COLUMN, 1.8 * rows + below), layout="constrained")
+            figure = Figure(figsize=(2 * COLUMN, 1.8 * rows + below + 0.2), layout="constrained")
+            figure.suptitle("Where optimizers end on the simulated landscape")
             upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.8 * rows, below)).flat
             grid = upper.subplots(rows, columns, squeeze=False).flat
-            for index, (axes, (name, runs)) in enumerate(zip(grid, self.runs.items(), strict=False)):
-                _draw_runs(axes, runs, line_style(index).color)
+            styles = method_styles(list(self.runs))
+            for axes, (name, runs), (color, _) in zip(grid, self.runs.items(), styles, strict=False):
+                _draw_runs(axes, runs, color)
                 axes.set_title(f"{name}\nlr {runs.lr:.2g}", fontsize=8)
             for axes in upper.axes[len(self.runs) :]:
                 axes.remove()
@@ -354,6 +356,7 @@ def _draw_runs(axes: Axes, runs: Runs, color: str) -> None:
 def _draw_shares(axes: Axes, named: Mapping[str, Sequence[Share]]) -> None:
     """Draw fractions with their errors, one row per name and one marker per basin."""
     markers = (("D", "full"), ("o", "none"), ("x", "full"))
+    colors = ["black", *(style.color for style in method_styles(list(named)[1:]))]  # the first is of no optimizer
     for basin, (marker, fill) in enumerate(markers):
         for row, values in enumerate(named.values()):
             value, low, high = values[basin]
@@ -361,7 +364,7 @@ def _draw_shares(axes: Axes, named: Mapping[str, Sequence[Share]]) -> None:
                 value,
                 row + 0.23 * (basin - 1),
                 xerr=[[value - low], [high - value]],
-                color="black" if not row else line_style(row - 1).color,
+                color=colors[row],
                 marker=marker,
                 fillstyle=fill,
                 markersize=4,

@@ -84,7 +84,8 @@ class GradientMoments:
         hidden = int((gsnr <= 0).sum()) / gsnr.numel()
         edges = torch.histogram(gsnr[drawn].log10().cpu(), 60).bin_edges.tolist() if drawn.any() else 60
         with rc_context(STYLE):
-            figure = Figure(figsize=(COLUMN, 0.7 * COLUMN), layout="constrained")
+            figure = Figure(figsize=(COLUMN, 0.75 * COLUMN), layout="constrained")
+            figure.suptitle("GSNR of the gradient's elements")
             axes = figure.add_subplot()
             axes.hist(
                 [gsnr[part].log10().cpu().numpy() for part, _ in parts],

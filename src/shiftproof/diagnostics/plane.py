@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftproof.base.batch import Batch
-from shiftproof.base.drawing import COLUMN, STYLE, line_style
+from shiftproof.base.drawing import COLUMN, STYLE, method_styles
 from shiftproof.diagnostics.mean_loss import MeanLoss
 from shiftproof.gradients import Loss
 
@@ -173,7 +173,7 @@ def plane_figure(
         ys: coordinates along its second direction.
         losses: losses of shape (len(ys), len(xs)), from `losses_on_plane`. Points where the loss is not finite or not
             above 0 stay white.
-        names: names of the paths, in their order; the first gets the first colour.
+        names: names of the paths, in their order; see `shiftproof.base.drawing.method_styles`.
         label: name of the loss.
 
     Raises:
@@ -196,7 +196,8 @@ def plane_figure(
     shown = losses.where(losses.isfinite() & (losses > 0), torch.nan).numpy()
     with rc_context(STYLE):
         legend = 0.2 * -(-len(names) // 2)
-        figure = Figure(figsize=(COLUMN, 2.75 + legend), layout="constrained")
+        figure = Figure(figsize=(COLUMN, 2.95 + legend), layout="constrained")
+        figure.suptitle(f"Paths and the {label}" if names else label.capitalize(), fontsize=9)
         axes = figure.subplots()
         axes.grid(False)
         norm = LogNorm(low / (high / low) ** 0.15, high * (high / low) ** 0.6 + 1e-300)  # light enough for the paths
@@ -206,9 +207,8 @@ def plane_figure(
         bar.ax.set_yticklabels([f"{level:.2g}" for level in levels[::2]])
         bar.ax.minorticks_off()
         bar.set_label(label)
-        for index, (path, name) in enumerate(zip(plane.paths, names, strict=True)):
+        for path, name, (color, _) in zip(plane.paths, names, method_styles(names), strict=True):
             x, y = path.T.numpy()
-            color = line_style(index).color
             axes.plot(x, y, color=color, linewidth=1.2, marker="o", markersize=1.6, label=name)
             axes.plot(x[-1], y[-1], color=color, marker="*", markersize=8, markeredgecolor="white", linestyle="")
         if len(plane.paths):

@@ -43,7 +43,8 @@ def draw_records(
         raise ValueError("nothing was measured yet")
     steps = [record["step"] for record in records]
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 2.6), layout="constrained")
+        figure = Figure(figsize=(2 * COLUMN, 2.8), layout="constrained")
+        figure.suptitle("Measurements of training")
         for axes, name in zip(figure.subplots(1, len(track), squeeze=False)[0], track, strict=True):
             if name == "osgr":
                 title = f"ratio over {RATIO_SPAN} measurements"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from shiftproof.annealing import Annealer, DomainLosses, domain_similarities
-from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.base.drawing import COLUMN, STYLE, method_styles, write_figure
 from shiftproof.figures.traces import check_stepped
 from shiftproof.studies import Study, open_data, plan_run
 from shiftproof.training import Loop, NonFiniteLossError, reproducible
@@ -105,19 +105,21 @@ def write_agreement(measured: Sequence[Agreement], folder: Path) -> list[Path]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # slow to import, and every worker imports this folder
 
+    methods = list(dict.fromkeys(one.method for one in measured))
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 2.6), layout="constrained")
+        figure = Figure(figsize=(2 * COLUMN, 2.8), layout="constrained")
+        figure.suptitle("Agreement of the domains' gradients over training")
         axes = figure.subplots(1, 2, sharex=True)
         for axis, quantity, title in zip(axes, ("least", "mean"), ("least pair", "mean of the pairs"), strict=True):
-            for index, method in enumerate(dict.fromkeys(one.method for one in measured)):
+            for method, (color, dashes) in zip(methods, method_styles(methods), strict=True):
                 values = [getattr(one, quantity) for one in measured if one.method == method]
                 smooth = [
                     sum(part) / len(part)
                     for i in range(len(values))
                     if (part := values[max(0, i + 1 - SMOOTHING) : i + 1])
                 ]
-                color = line_style(index).color
-                axis.plot(range(1, len(values) + 1), smooth, label=method, color=color)
+                line = (0, dashes) if dashes else "-"
+                axis.plot(range(1, len(values) + 1), smooth, label=method, color=color, linestyle=line)
             axis.set(title=title, xlabel="step", ylabel="cosine of domain gradients")
         axes[0].legend()
         return write_figure(figure, folder, "agreement", Agreement._fields, measured)

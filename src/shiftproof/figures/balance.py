@@ -42,9 +42,9 @@ def draw_balance(histories: Mapping[str, BalanceHistory], folder: Path, setting:
     caption = (
         f"Magnitude of the update of {len(first.magnitudes[0])} parameters, spaced evenly over all of them, in "
         f"{len(first.steps)} steps spread over training: {setting}. Each step is divided by its own largest magnitude "
-        "over all parameters; lines mark where tensors begin. Beneath, means over the steps of numbers over all "
-        "parameters: the Gini coefficient (0 is even), the normalised entropy (1 is even), the share of the largest "
-        "1 %."
+        "over all parameters; lines mark where tensors begin, and the largest are named. Beneath, means over the steps "
+        "of numbers over all parameters: the Gini coefficient (0 is even), the normalised entropy (1 is even), the "
+        "share of the largest 1 %."
     )
     rows = balance_rows(histories)
     drawn = write_figure(heat_map(histories), folder, "balance", BALANCE_HEADER, rows, caption)

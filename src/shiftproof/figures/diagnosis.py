@@ -15,6 +15,7 @@ from shiftproof.base.files import with_home
 from shiftproof.base.plugins import import_plugins, naming_plugins
 from shiftproof.base.registry import Registry, RemovedNameError, UnknownNameError
 from shiftproof.data import DATASETS, TableFile, is_feature_set
+from shiftproof.diagnostics import best_projection
 from shiftproof.figures.balance import balance_history, draw_balance
 from shiftproof.figures.embedding import check_classes, draw_embedding, embeddings
 from shiftproof.figures.flatness import draw_flatness, flatness
@@ -155,7 +156,9 @@ def _landscape(of: _Diagnosed) -> list[Path]:
 
 def _embedding(of: _Diagnosed) -> list[Path]:
     network = load(of.run).network.to(of.subject.device)
-    return draw_embedding(of.subject, embeddings(of.subject, network, "pca"), of.output, "embedding", "pca")
+    method = best_projection()
+    found = {of.subject.name: embeddings(of.subject, network, method)}
+    return draw_embedding(of.subject, found, of.output, method)
 
 
 DIAGNOSES: dict[str, Callable[[_Diagnosed], list[Path]]] = {

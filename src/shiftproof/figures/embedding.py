@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.base.drawing import COLORS, COLUMN, STYLE, write_figure
 from shiftproof.diagnostics import (
     MOST_EMBEDDED,
     Embedding,
     Projection,
+    best_projection,
     check_projection,
     embed,
     embedding_figure,
@@ -22,6 +23,9 @@ from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, Subject, traced
 from shiftproof.models import Network
 from shiftproof.studies import Study
 from shiftproof.training import EVALUATION_BATCH, reproducible
+
+BEFORE = "before"
+"""The name, in the numbers, of the features before training."""
 
 
 def check_classes(subject: Subject) -> None:
@@ -60,27 +64,39 @@ def embeddings(subject: Subject, network: Network, method: Projection) -> tuple[
 
 
 def draw_embedding(
-    subject: Subject, both: tuple[Embedding, Embedding], folder: Path, name: str, method: Projection
+    subject: Subject, found: Mapping[str, tuple[Embedding, Embedding]], folder: Path, method: Projection
 ) -> list[Path]:
-    """Draw the features of a run before and after training, and return the files.
+    """Draw the features before training and after training with each optimizer side by side, and return the files.
 
     Args:
-        subject: the run.
-        both: features before and after training, from `embeddings`.
+        subject: one of the runs, which all start from the same weights.
+        found: features before and after training, from `embeddings`, by name of the optimizer.
         folder: folder to write to.
-        name: name of the files.
         method: the projection.
     """
-    targets = [f"{one} (unseen)" if one in subject.spec.targets else one for one in subject.data.domain_names]
-    figure = embedding_figure(*both, subject.data.classes, targets, method)
-    rows = [row for when, embedding in zip(("before", "after"), both, strict=True) for row in embedding.rows(when)]
-    caption = (
-        f"Features of held-out images of all domains in two dimensions ({method.upper()}), before and after training "
-        f"with {subject.name}: {subject.setting}. Beneath: silhouette and cross-validated linear probe of all "
-        f"features, not of their projection, on {both[1].separation.samples} images, spread as evenly over classes and "
-        "domains as there are images of each."
+    shown = _side_by_side(found)
+    domains = [f"{one} (unseen)" if one in subject.spec.targets else one for one in subject.data.domain_names]
+    figure = embedding_figure(
+        {"before training" if name == BEFORE else name: one for name, one in shown.items()},
+        subject.data.classes,
+        domains,
+        method,
     )
-    return write_figure(figure, folder, name, Embedding.HEADER, rows, caption)
+    rows = [row for name, embedding in shown.items() for row in embedding.rows(name)]
+    drawn_by = "UMAP" if method == "umap" else "PCA, their two principal directions"
+    caption = (
+        f"Features of held-out images of all domains, before training and after training with {', '.join(found)}, in "
+        f"two dimensions by {drawn_by}, each panel by itself: {subject.setting}. A class has the same colour in all "
+        "panels. Beneath: silhouette and cross-validated linear probe of all features, not of their projection, on "
+        f"{shown[BEFORE].separation.samples} images, spread as evenly over classes and domains as there are images of "
+        "each."
+    )
+    return write_figure(figure, folder, "embedding", Embedding.HEADER, rows, caption)
+
+
+def _side_by_side(found: Mapping[str, tuple[Embedding, Embedding]]) -> dict[str, Embedding]:
+    """Return the features before training, which all runs share, and those after training with each optimizer."""
+    return {BEFORE: next(iter(found.values()))[0], **{name: after for name, (_, after) in found.items()}}
 
 
 def draw_separation(found: Mapping[str, tuple[Embedding, Embedding]], folder: Path, setting: str) -> list[Path]:
@@ -100,17 +116,18 @@ def draw_separation(found: Mapping[str, tuple[Embedding, Embedding]], folder: Pa
         for when, embedding in zip(("before", "after"), both, strict=True)
         for groups in ("classes", "domains")
     ]
-    labels = ["before", *found]
-    shown = {"before": next(iter(found.values()))[0], **{name: after for name, (_, after) in found.items()}}
+    shown = _side_by_side(found)
+    labels = list(shown)
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 0.9 + 0.25 * len(labels)), layout="constrained")
+        figure = Figure(figsize=(2 * COLUMN, 1.1 + 0.25 * len(labels)), layout="constrained")
+        figure.suptitle("How well features separate classes and domains")
         for axis, quantity, title in zip(
             figure.subplots(1, 2, sharey=True), ("silhouette", "probe"), ("silhouette", "linear probe"), strict=True
         ):
-            for index, groups in enumerate(("classes", "domains")):
+            for groups, marker, fill in (("classes", "o", "full"), ("domains", "D", "none")):
                 values = [getattr(getattr(e.separation, groups), quantity) for e in shown.values()]
                 axis.plot(
-                    values, range(len(labels)), "oD"[index], color=line_style(index).color, markersize=4, label=groups
+                    values, range(len(labels)), marker, color=COLORS[6], fillstyle=fill, markersize=4, label=groups
                 )
             axis.set_title(title)
         axis.set_yticks(range(len(labels)), labels)
@@ -124,26 +141,23 @@ def draw_separation(found: Mapping[str, tuple[Embedding, Embedding]], folder: Pa
         return write_figure(figure, folder, "separation", header, rows, caption)
 
 
-def figure_embedding(study: Study, output: Path, trial_seed: int = 0, method: Projection = "pca") -> list[Path]:
-    """Train every method of a study at its defaults, draw its features before and after, and return the files.
+def figure_embedding(study: Study, output: Path, trial_seed: int = 0, method: Projection | None = None) -> list[Path]:
+    """Train every method of a study at its defaults, draw the features before and after, and return the files.
 
     Args:
         study: a study with one data set and at most one set of targets; without targets its first domain is left out.
         output: folder of the figures; runs that it holds are not trained again.
         trial_seed: number of the trial.
-        method: projection to two dimensions, "pca" or "umap".
+        method: projection to two dimensions, "pca" or "umap"; None for UMAP where it is installed, else PCA.
 
     Raises:
         ValueError: the study is not valid, or its parts cannot work together.
     """
+    method = method or best_projection()
     check_projection(method)  # before anything is trained
     runs, folder = traced(study, output, trial_seed), output / DIAGNOSTICS_FOLDER
     found = {
         name: embeddings(subject, subject.algorithm(run.state).network, method) for name, (subject, run) in runs.items()
     }
-    drawn = [
-        path
-        for name, (subject, _) in runs.items()
-        for path in draw_embedding(subject, found[name], folder, f"embedding_{name}", method)
-    ]
-    return [*drawn, *draw_separation(found, folder, next(iter(runs.values()))[0].setting)]
+    subject = next(iter(runs.values()))[0]
+    return [*draw_embedding(subject, found, folder, method), *draw_separation(found, folder, subject.setting)]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from shiftproof.algorithms import Batch
-from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.base.drawing import COLUMN, INK, STYLE, method_styles, write_figure
 from shiftproof.diagnostics import DrawnMean, Sharpness, average_increase, sharpness
 from shiftproof.figures.traces import Subject
 from shiftproof.training import reproducible
@@ -73,13 +73,14 @@ def draw_flatness(found: Mapping[str, Mapping[str, Flatness]], folder: Path, set
 
     rows: list[tuple[object, ...]] = []
     with rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN, 2.8), layout="constrained")
+        figure = Figure(figsize=(COLUMN, 3.2), layout="constrained")
+        figure.suptitle("Loss around the weights at the end of training", fontsize=9)
         axes = figure.subplots()
-        for index, (optimizer, sides) in enumerate(found.items()):
+        for (optimizer, sides), (color, _) in zip(found.items(), method_styles(list(found)), strict=True):
             for side, (measured, increases) in sides.items():
                 means, errors = zip(*increases.values(), strict=True)
                 axes.errorbar(
-                    list(increases), means, errors, color=line_style(index).color, linestyle=_SIDES[side],
+                    list(increases), means, errors, color=color, linestyle=_SIDES[side],
                     marker="o", markersize=2.5, linewidth=1.2, label=optimizer if side == "sources" else None,
                 )  # fmt: skip
                 rows += [(optimizer, side, f"average increase at {rho}", *increases[rho]) for rho in increases]
@@ -94,7 +95,9 @@ def draw_flatness(found: Mapping[str, Mapping[str, Flatness]], folder: Path, set
         axes.minorticks_off()
         axes.set(xlabel="relative change of every filter", ylabel="increase of the loss")
         axes.axhline(0, color="#999999", linewidth=0.6)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(found))
+        for side, dashes in _SIDES.items():
+            axes.plot([], [], color=INK, linestyle=dashes, label={"target": "unseen domain"}.get(side, side))
+        figure.legend(loc="outside lower center", ncols=3)
         caption = (
             "Increase of the mean loss when every filter moves by a share of its own norm, on average over random "
             f"directions, with standard errors: {setting}. Solid: held-out images of the sources ({IMAGES} per "

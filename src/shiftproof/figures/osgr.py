@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch.nn.utils import vector_to_parameters
 
-from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.base.drawing import COLORS, COLUMN, OPTIMIZER_COLORS, STYLE, method_styles, write_figure
 from shiftproof.diagnostics import (
     RATIO_SPAN,
     GradientMoments,
@@ -23,14 +24,21 @@ from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, Subject, Trace, traced
 from shiftproof.studies import Study
 from shiftproof.training import reproducible
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 HALF = 128
 """Most images per source domain in each of the two halves that moments are computed from."""
 MOMENTS_AT = 5
 """Number of snapshots of a path at which moments are computed."""
-_FAR = 1e3  # beyond any axis, because matplotlib would leave out infinite bounds, and the value would look certain
-_PRECONDITIONERS = {
-    "sgd": "SGD", "adam": "Adam", "uniform": "uniform", "genie": "Corollary 2", "genie_step": "GENIE's step"
-}  # fmt: skip
+_PRECONDITIONERS = {  # the corollaries' two belong to no optimizer
+    "sgd": ("SGD", OPTIMIZER_COLORS["sgd"]),
+    "adam": ("Adam", OPTIMIZER_COLORS["adam"]),
+    "uniform": ("uniform", COLORS[8]),
+    "genie": ("Corollary 2", COLORS[6]),
+    "genie_step": ("GENIE's step", OPTIMIZER_COLORS["genie"]),
+}
+_BESIDE = 0.12  # between the intervals of two optimizers at one step, as a share of the distance to the next
 _TITLES = {
     "osgr": "step as taken",
     "osgr_frozen": "preconditioner frozen",
@@ -61,27 +69,31 @@ def draw_osgr(traces: Mapping[str, Trace], folder: Path, setting: str) -> list[P
     from matplotlib.figure import Figure
 
     rows: list[tuple[object, ...]] = []
+    intervals: list[tuple[Axes, float, Ratio, str]] = []
+    styles = method_styles(list(traces))
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 4.2), layout="constrained")
+        figure = Figure(figsize=(2 * COLUMN, 4.6), layout="constrained")
+        figure.suptitle("One-step generalization ratio of real steps")
         axes = figure.subplots(2, 2, sharex=True, squeeze=False)
-        for index, (name, trace) in enumerate(traces.items()):
-            color = line_style(index).color
+        for index, ((name, trace), (color, _)) in enumerate(zip(traces.items(), styles, strict=True)):
             for axis, (quantity, points) in zip(axes.flat, windows(trace).items(), strict=True):
                 if points:
-                    steps = [step for step, _ in points]
+                    aside = (index - (len(traces) - 1) / 2) * _BESIDE * points[0][0]
+                    steps = [step + aside for step, _ in points]
                     axis.plot(steps, [r.value for _, r in points], color=color, marker="o", markersize=2.5, label=name)
-                    bounds = np.clip([(r.low, r.high) for _, r in points], -_FAR, _FAR)
-                    axis.fill_between(steps, *bounds.T, color=color, alpha=0.12, linewidth=0)
+                    intervals += [(axis, x, ratio, color) for x, (_, ratio) in zip(steps, points, strict=True)]
                 rows += [(name, quantity, step, *ratio) for step, ratio in points]
             rows += [(name, quantity, "all", *ratio) for quantity, ratio in step_ratios(trace.contributions).items()]
         for axis, title in zip(axes.flat, _TITLES.values(), strict=True):
             axis.axhline(0, color="#999999", linewidth=0.6)
             axis.set_title(title)
-        for row in axes:  # limits follow the values, because bands may be unbounded
+        for row in axes:  # limits follow the values, because intervals may be unbounded
             values = [value for axis in row for line in axis.get_lines() for value in line.get_ydata()]
             low, high = min([0.0, *values]), max([1.0, *values])
             for axis in row:
                 axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+        for interval in intervals:
+            _draw_interval(*interval)
         for axis in axes[1]:
             axis.set_xlabel("step")
         for axis in axes[:, 0]:
@@ -90,13 +102,28 @@ def draw_osgr(traces: Mapping[str, Trace], folder: Path, setting: str) -> list[P
         caption = (
             f"One-step generalization ratio, E[u.g'] / E[u.g]: {setting}. g is the gradient of the step's own batch, "
             "g' that of a batch of the same source domains' held-out images (above) or of the unseen domain (below), "
-            f"u the update. A point is the ratio over {RATIO_SPAN} measured steps, the band its 95 % interval, cut off "
-            "where it is far wider than the values differ. Frozen: u is the preconditioner as it was before the step "
-            "times g, without momentum, noise and masks. Images that were never trained on may have larger losses, "
-            "and so larger gradients, than the batch: a ratio can be above 1."
+            f"u the update. A point is the ratio over {RATIO_SPAN} measured steps, the bar its 95 % interval: a cap is "
+            "a bound, an arrow says that there is none on that side, and a bar that reaches the panel's edge without "
+            "an arrow has its bound beyond. Points of one step stand side by side. Frozen: u is the preconditioner "
+            "as it was before the step times g, without momentum, noise and masks. Images that were never trained on "
+            "may have larger losses, and so larger gradients, than the batch: a ratio can be above 1."
         )
         header = ("optimizer", "ratio", "step", "value", "low", "high")
         return write_figure(figure, folder, "osgr", header, rows, caption)
+
+
+def _draw_interval(axes: Axes, x: float, ratio: Ratio, color: str) -> None:
+    """Draw a ratio's interval within the axes' limits, with a cap at each bound and an arrow where there is none."""
+    bottom, top = axes.get_ylim()
+    low, high = max(ratio.low, bottom), min(ratio.high, top)
+    if low > high:  # all of it lies beyond the limits
+        return
+    axes.plot([x, x], [low, high], color=color, linewidth=0.8, alpha=0.6)
+    for bound, end, arrow in ((ratio.low, low, "v"), (ratio.high, high, "^")):
+        if math.isinf(bound) or bound == end:  # one that lies beyond the limits has no mark
+            marker = arrow if math.isinf(bound) else "_"
+            axes.plot(x, end, color=color, marker=marker, markersize=3.5, alpha=0.6, clip_on=False)
+    axes.set_ylim(bottom, top)
 
 
 def snapshot_moments(subject: Subject, trace: Trace) -> dict[int, tuple[GradientMoments, GradientMoments]]:
@@ -142,23 +169,24 @@ def draw_osgr_of_moments(
 
     rows: list[tuple[object, ...]] = []
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 2.4), layout="constrained")
+        figure = Figure(figsize=(2 * COLUMN, 2.7), layout="constrained")
+        figure.suptitle("One-step generalization ratio that the gradients' moments predict")
         axes = figure.subplots(1, len(moments), sharey=True, squeeze=False)[0]
         for axis, (optimizer, by_step) in zip(axes, moments.items(), strict=True):
             ratios = {step: osgr_of_moments(*halves, images) for step, halves in by_step.items()}
-            for index, name in enumerate(next(iter(ratios.values()))):
+            for name in next(iter(ratios.values())):
+                label, color = _PRECONDITIONERS[name]
                 found = [ratio[name] for ratio in ratios.values()]
                 values = [one.value for one in found]
                 spans = [abs(one.forward - one.backward) / 2 for one in found]
                 axis.errorbar(
-                    list(ratios), values, spans, color=line_style(index).color, marker="o", markersize=2.5,
-                    elinewidth=0.7, label=_PRECONDITIONERS[name],
+                    list(ratios), values, spans, color=color, marker="o", markersize=2.5, elinewidth=0.7, label=label,
                 )  # fmt: skip
                 rows += [(optimizer, name, step, *one) for step, one in zip(ratios, found, strict=True)]
             for step, halves in by_step.items():
                 rows += [(optimizer, *row) for row in _more_of_moments(step, halves, images)]
-            axis.set(title=f"path of {optimizer}", xlabel="step")
-        axes[0].set_ylabel("ratio")
+            axis.set(title=optimizer, xlabel="step")
+        axes[0].set_ylabel("ratio at the weights of the path")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         first, _ = next(iter(next(iter(moments.values())).values()))
         caption = (

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from shiftproof.base.drawing import COLUMN, STYLE, line_style, write_figure
+from shiftproof.base.drawing import COLUMN, INK, STYLE, method_styles, write_figure
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, figure_subjects
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import Results, Study, Variant, run_study
@@ -17,8 +17,9 @@ from shiftproof.tables import estimate, write_csv
 LR_FACTORS = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)
 """Multiples of an optimizer's default learning rate."""
 GENIE_VALUES: Mapping[str, Sequence[float]] = {"dropout": (0.1, 0.4, 0.6, 0.8), "beta": (0.8, 0.9, 0.95, 0.99)}
-"""The values of GENIE's own two hyperparameters, which are varied one at a time."""
+"""The values of GENIE's own two hyperparameters, which are varied one at a time in optimizers that have them."""
 _LABELS = {"lr": "learning rate / default", "dropout": "dropout probability", "beta": "factor of the averages"}
+_QUANTITIES = {"unseen": ("-", "unseen domain"), "validation": (":", "held-out images of the sources")}
 
 
 class Sensitivity(NamedTuple):
@@ -78,9 +79,8 @@ def _values(study: Study, optimizer: str) -> list[tuple[str, float, float]]:
     space = OPTIMIZERS[optimizer].search_space(study.weights is not None, study.searched)
     lr = float(space["lr"].default)
     values = [("lr", lr * factor, factor) for factor in LR_FACTORS]
-    if optimizer.startswith("genie"):
-        values += [(name, value, value) for name, several in GENIE_VALUES.items() for value in several]
-    return values
+    own = {name: several for name, several in GENIE_VALUES.items() if name in space}
+    return values + [(name, value, value) for name, several in own.items() for value in several]
 
 
 def _read(results: Results, optimizer: str, values: Sequence[tuple[str, float, float]]) -> list[Sensitivity]:
@@ -98,6 +98,8 @@ def _read(results: Results, optimizer: str, values: Sequence[tuple[str, float, f
 def draw_sensitivity(measured: Sequence[Sensitivity], folder: Path, setting: str) -> list[Path]:
     """Draw the accuracies against the hyperparameters, and return the files.
 
+    Every optimizer is in every panel: one that lacks the hyperparameter as a level line, at its default learning rate.
+
     Args:
         measured: measurements of one or more optimizers.
         folder: folder to write to.
@@ -109,19 +111,23 @@ def draw_sensitivity(measured: Sequence[Sensitivity], folder: Path, setting: str
     names = [name for name in _LABELS if any(one.hyperparameter == name for one in measured)]
     optimizers = list(dict.fromkeys(one.optimizer for one in measured))
     with rc_context(STYLE):
-        figure = Figure(figsize=(2 * COLUMN, 2.5), layout="constrained")
+        figure = Figure(figsize=(2 * COLUMN, 2.9), layout="constrained")
+        figure.suptitle("Sensitivity to hyperparameters")
         axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axis, name in zip(axes, names, strict=True):
-            for index, optimizer in enumerate(optimizers):
-                color = line_style(index).color
-                for quantity, dashes in (("unseen", "-"), ("validation", ":")):
-                    points = _means(measured, optimizer, name, quantity)
+            values = sorted({one.relative for one in measured if one.hyperparameter == name})
+            for optimizer, (color, _) in zip(optimizers, method_styles(optimizers), strict=True):
+                has = any((one.optimizer, one.hyperparameter) == (optimizer, name) for one in measured)
+                for quantity, (dashes, _) in _QUANTITIES.items():
+                    points = _means(measured, optimizer, name if has else "lr", quantity)
+                    if not has:
+                        points = [(x, mean, error) for x in values for factor, mean, error in points if factor == 1]
                     if not points:
                         continue
                     xs, ys, errors = zip(*points, strict=True)
                     axis.errorbar(
-                        xs, ys, errors, color=color, linestyle=dashes, linewidth=1.2, marker="o", markersize=2.5,
-                        label=optimizer if quantity == "unseen" else None,
+                        xs, ys, errors if has else None, color=color, linestyle=dashes, linewidth=1.2,
+                        marker="o" if has else "", markersize=2.5, label=optimizer if quantity == "unseen" else None,
                     )  # fmt: skip
             axis.set_xlabel(_LABELS[name])
             if name == "lr":
@@ -129,12 +135,16 @@ def draw_sensitivity(measured: Sequence[Sensitivity], folder: Path, setting: str
                 axis.set_xticks(LR_FACTORS, [f"{factor:.2g}" for factor in LR_FACTORS])
                 axis.minorticks_off()
         axes[0].set_ylabel("accuracy, %")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(optimizers))
+        for dashes, label in _QUANTITIES.values():
+            axes[0].plot([], [], color=INK, linestyle=dashes, linewidth=1.2, label=label)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
         trials = len({one.trial for one in measured})
         caption = (
             f"Accuracy against one hyperparameter at a time, all others at their defaults: {setting}. Solid: the "
             "unseen domain at the step of the best validation; dotted: held-out images of the sources, which a "
-            f"search chooses by. Means over {trials} "
+            "search chooses by. Level lines without points: optimizers without the hyperparameter, at their default "
+            f"learning rate. Means over {trials} "
             f"trial{'s' if trials > 1 else ''}{', with standard errors' if trials > 1 else ''}."
         )
         return write_figure(figure, folder, "sensitivity", Sensitivity._fields, measured, caption)

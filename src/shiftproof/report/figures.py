@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from shiftproof.base.drawing import STYLE, line_style, saved
+from shiftproof.base.drawing import STYLE, method_styles, saved
 from shiftproof.report.curves import Curve, Point, Quantity
 
 TITLE_SIZE = 9
@@ -83,8 +83,8 @@ def vertical_limits(quantity: Quantity, drawn: Sequence[Curve]) -> tuple[float, 
 def _draw(axes: Axes, quantity: Quantity, drawn: Sequence[Curve], limits: tuple[float, float]) -> None:
     scale = 100 if quantity.percent else 1
     many = len(drawn) > MOST_WITH_TRIALS
-    for index, curve in enumerate(drawn):
-        color, dashes = line_style(index)
+    styles = method_styles([str(curve.method) for curve in drawn])
+    for curve, (color, dashes) in zip(drawn, styles, strict=True):
         for points in [] if many else curve.trials.values():
             axes.plot(*_coordinates(points, scale), color=color, linewidth=0.7, alpha=0.3)
         axes.plot(

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shiftproof import __version__
-from shiftproof.base.drawing import line_style
+from shiftproof.base.drawing import method_styles
 from shiftproof.base.files import write_bytes
 from shiftproof.protocol import BUILT_IN_RULES, Unit
 from shiftproof.report.diagnostics import diagnostic_figures
@@ -63,6 +63,7 @@ def write_report(results: Results, output: Path) -> Path:
         """Return the table of a data set, or the overall one, under every rule."""
         return {rule: table for rule, found in by_rule.items() for table in found if table.dataset == dataset}
 
+    methods = plan.grids[0].methods
     page = _template().render(
         plan=plan,
         overview=write_table_part(tables(None), "", FigureFiles(output)) if several else None,
@@ -73,8 +74,8 @@ def write_report(results: Results, output: Path) -> Path:
         compared=compared,
         diagnostics=diagnostic_figures(results, output),
         measured_terms=measured_terms(results, compared),
-        styles={method: line_style(i) for i, method in enumerate(plan.grids[0].methods)},
-        trials_drawn=len(plan.grids[0].methods) <= MOST_WITH_TRIALS,
+        styles=dict(zip(methods, method_styles([str(method) for method in methods]), strict=True)),
+        trials_drawn=len(methods) <= MOST_WITH_TRIALS,
         mark_note=MARK_NOTE,
         most_sentences=MOST_SENTENCES,
         meanings=MEANINGS,
