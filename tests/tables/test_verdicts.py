@@ -96,6 +96,12 @@ def test_one_trial_and_equal_trials_tell_nothing():
     assert sentence == "erm + adam and erm + sgd are compared in one trial, which tells nothing."
     [sentence] = verdicts(build_tables(_results([[0.7, 0.8], [0.7, 0.8]]))[0])
     assert sentence == "erm + adam and erm + sgd are the same in every trial."
+    for first, second, side in (([0.7, 0.8], [0.725, 0.825], "better"), ([0.725, 0.825], [0.7, 0.8], "worse")):
+        [sentence] = verdicts(build_tables(_results([first, second]))[0])
+        assert sentence == (
+            f"erm + adam and erm + sgd differ by as much in every trial, the first 2.5 points {side}: without a spread "
+            "there is no interval."
+        )
 
 
 def test_a_method_without_a_complete_trial_is_not_compared():

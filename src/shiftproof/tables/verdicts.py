@@ -7,7 +7,7 @@ import math
 from scipy import special
 
 from shiftproof.tables.marks import marks
-from shiftproof.tables.statistics import SIGNIFICANCE
+from shiftproof.tables.statistics import DECIMALS, SIGNIFICANCE
 from shiftproof.tables.table import MethodRow, Table
 
 POWER = 0.8
@@ -101,10 +101,17 @@ def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
     difference, pair = row.mean.difference, f"{row.method} and {table.baseline}"
     if difference is None or baseline.mean.score is None:
         return f"{pair}: not compared yet; no trial of both is complete."
-    if difference.low is None or difference.high is None or row.mean.spread is None:
-        same = "the same in every trial" if row.mean.trials > 1 else "compared in one trial, which tells nothing"
-        return f"{pair} are {same}."
     unit = table.unit
+    if difference.low is None or difference.high is None or row.mean.spread is None:
+        if row.mean.trials == 1:
+            return f"{pair} are compared in one trial, which tells nothing."
+        if round(difference.mean, DECIMALS) == 0:
+            return f"{pair} are the same in every trial."
+        side = "better" if unit.sign * difference.mean > 0 else "worse"
+        return (
+            f"{pair} differ by as much in every trial, the first {unit.text(abs(difference.mean))} {unit.step} {side}: "
+            "without a spread there is no interval."
+        )
     step = 0.01 if unit.percent else 0.01 * abs(baseline.mean.score.mean)
     needed = trials_to_tell(step, row.mean.spread, max(table.compared, 1))
     trials = f"more than {MOST_TRIALS:,}" if needed is None else f"about {needed}"
