@@ -24,7 +24,7 @@ BASE_TEMPERATURE = 0.07
 
 
 class CAD(Algorithm):
-    r"""Contrastive adversarial domain bottleneck (Ruan, Dubois and Maddison, ICLR 2022, arXiv 2201.00057, section 4).
+    r"""Contrastive adversarial domain bottleneck (Ruan, Dubois and Maddison, ICLR 2022, arXiv 2201.00057).
 
     With features :math:`z`, temperature :math:`\tau`, and :math:`O_i` the images of other domains than image
     :math:`i`, the objective is
@@ -35,10 +35,13 @@ class CAD(Algorithm):
     with :math:`L` the mean cross-entropy. The fraction is a model of the probability that a neighbour of :math:`i` is
     of another domain, so that no discriminator is trained: the contrast takes its part. Without ``flipped``, the
     logarithm of the probability that it is of the same domain is minimised instead; the optima are the same, and the
-    flipped form was found more stable.
+    authors found the flipped form more stable.
 
-    DomainBed has this method from its authors, and always the flipped form. Its code counts only images that have
-    another one of their class in the batch, as does ``classes_met`` here, although this bottleneck needs no classes.
+    This is the form of the authors' code in DomainBed, whose searches always have the flipped one. The paper's own
+    (section 4.2.1, equation 8 and algorithm 1) is not flipped, counts image :math:`i` itself in both sums, and has
+    neither :math:`\tau` nor the factor :math:`\tau / 0.07`. No option counts the image itself. The code counts only
+    images that have another one of their class in the batch, as does ``classes_met`` here, although this bottleneck
+    needs no classes.
 
     The features are taken after the dropout. With one source domain CAD is ERM, and warns.
 
@@ -125,7 +128,8 @@ class CondCAD(CAD):
     r"""Conditional contrastive adversarial domain bottleneck (Ruan, Dubois and Maddison, ICLR 2022, arXiv 2201.00057).
 
     It is `CAD` within the classes: both sums of the fraction are over images of the class of image :math:`i`, and only
-    images count whose class is in another domain's batch too. DomainBed's code is the same.
+    images count whose class is in another domain's batch too. DomainBed's code is the same. The paper has this variant
+    in appendix C.4, which was not at hand.
 
     Args:
         network: the network to train.
