@@ -41,7 +41,8 @@ class VRGD(Algorithm):
     sections are those of the text that they submitted for review.
 
     The gradients are evaluated part after part, each over its own images, and only their mean and variance are kept.
-    Batch norms that train see one part at a time.
+    Batch norms that train see one part at a time. With weights of classes, the loss of a part is divided by the weights
+    of its own images, so that the mean of the parts is not quite the loss of the batch.
 
     Args:
         network: the network to train.
