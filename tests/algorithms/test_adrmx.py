@@ -9,6 +9,7 @@ from draws import draw
 from shiftproof.algorithms import ADRMX, ALGORITHMS, ERM
 from shiftproof.base.randomness import seed_generators, seed_hash, torch_seed
 from shiftproof.protocol.settings import search_space, setting
+from shiftproof.training import results_version
 
 NARROW = {"mlp_width": 8, "mlp_depth": 3}
 
@@ -38,6 +39,23 @@ def _contrast(rows, labels):
     return sum(losses) / len(losses)
 
 
+def _pairs(algorithm, labels, domains):
+    """The numbers of the two images that are remixed for every class, or none."""
+    count = len(labels)
+    order = torch.rand(4, count) if algorithm.remixes_any else torch.randperm(count)
+    pairs = {}
+    for label in range(4):
+        members = [i for i in range(count) if labels[i] == label]
+        if algorithm.remixes_any:  # DomainBed draws places in this list and takes them for places in the batch
+            places = sorted(range(len(members)), key=lambda k: float(order[label, k]))
+            pairs[label] = places[:2] if len(places) > 1 else []
+        else:
+            members.sort(key=lambda i: int(order[i]))
+            partners = [j for j in members[1:] if domains[j] != domains[members[0]]]
+            pairs[label] = [members[0], partners[0]] if partners else []
+    return pairs
+
+
 def _transcription(algorithm, batches):
     """The networks' loss without the discriminator's, and the discriminator's, image by image."""
     network, other = algorithm.network, algorithm.of_domain
@@ -50,13 +68,12 @@ def _transcription(algorithm, batches):
     def mean(head, rows, targets):
         return sum(_cross_entropy(head(row), y) for row, y in zip(rows, targets, strict=True)) / count
 
-    order = torch.randperm(count).tolist()
     remix = 0.0
-    for label in range(4):
-        members = sorted((i for i in range(count) if labels[i] == label), key=lambda i: order[i])
-        partners = [j for j in members[1:] if algorithm.remixes_any or domains[j] != domains[members[0]]]
-        if partners:
-            remix = remix + _cross_entropy(network.classifier(bar[members[0]] + z_d[partners[0]]), label) / 4
+    for label, pair in _pairs(algorithm, labels, domains).items():
+        if pair:
+            i, j = pair
+            target = labels[i] if algorithm.remixes_any else label
+            remix = remix + _cross_entropy(network.classifier(bar[i] + z_d[j]), target) / 4
     loss = mean(network.classifier, z, labels) + mean(algorithm.second_classifier, bar, labels)
     loss = loss + algorithm.domain_weight * mean(other.classifier, z_d, domains) + algorithm.remix_weight * remix
     loss = loss + algorithm.contrast_weight * (_contrast(z, labels) + _contrast(bar, labels))
@@ -86,9 +103,9 @@ def test_objective_and_gradient_are_the_transcription(seed, remixes_any):
     assert all(p.grad is None for p in discriminator)
 
 
-def test_remixed_pairs_are_of_two_domains_and_any_class():
+def test_remixed_pairs_are_of_a_class_and_two_domains_or_of_domainbeds_first_places():
     algorithm, seen = _built(2, contrast_weight=0.0), set()
-    labels, domains = torch.tensor([0, 1, 2, 0, 0, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
+    labels, domains = torch.tensor([2, 1, 0, 0, 0, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
     marks = torch.eye(6, 64, dtype=torch.float64)
     sums = []
     algorithm.network.classifier.register_forward_hook(lambda module, inputs, _: sums.append(inputs[0]))
@@ -100,10 +117,11 @@ def test_remixed_pairs_are_of_two_domains_and_any_class():
             for label, row in enumerate(sums[-1][:, :6]):
                 pair = (row.remainder(10).argmax().item(), (row / 10).floor().argmax().item())
                 if label in (0, 2):  # the class 1 has one image, and 3 has none
-                    seen.add((remixes_any, pair))
-    expected = {(0, 4), (3, 4), (4, 0), (4, 3), (2, 5), (5, 2)}
-    assert {pair for any_domain, pair in seen if not any_domain} == expected
-    assert {pair for any_domain, pair in seen if any_domain} == expected | {(0, 3), (3, 0)}
+                    seen.add((remixes_any, label, pair))
+    of_classes = {(0, pair) for pair in ((2, 4), (3, 4), (4, 2), (4, 3))} | {(2, (0, 5)), (2, (5, 0))}
+    assert {(label, pair) for any_image, label, pair in seen if not any_image} == of_classes
+    first_places = {(0, (i, j)) for i in range(3) for j in range(3) if i != j} | {(2, (0, 1)), (2, (1, 0))}
+    assert {(label, pair) for any_image, label, pair in seen if any_image} == first_places
 
 
 def test_the_copy_starts_equal_so_that_nothing_is_left_of_the_features():
@@ -199,3 +217,7 @@ def test_it_is_registered_with_its_defaults_and_draws_domainbeds():
     space = search_space("PACS", "photographs", True, "adrmx", "adam", "none", "protocol")
     chosen = setting(space, {}, 0, 0, "domainbed-head")
     assert chosen["algorithm.alternate"] is chosen["algorithm.remixes_any"] is True
+
+
+def test_its_results_are_of_a_later_version_since_its_pairs_in_the_dialect_changed():
+    assert (results_version("adrmx"), results_version("dann")) == (7, 6)

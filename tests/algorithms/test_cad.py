@@ -57,6 +57,27 @@ def test_objective_and_gradient_are_the_transcription(kind, flipped, normalised)
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-11)
 
 
+@KINDS
+@pytest.mark.parametrize("flipped", [False, True])
+def test_the_papers_sums_count_the_image_itself(kind, flipped):
+    """Algorithm 1 of the paper: at temperature 1, with the weight that undoes the factor of the code."""
+    batches, weight = uneven_batches((3, 5, 2)), 0.7
+    options = {"temperature": 1.0, "flipped": flipped, "counts_itself": True}
+    algorithm = kind(double_network(), 3, 0.07 * weight, **options)
+    images, labels = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]).tolist()
+    domains, z = [0] * 3 + [1] * 5 + [2] * 2, algorithm.network.featurizer(images)
+    terms = []
+    for i in range(10):
+        met = [j for j in range(10) if not algorithm.conditional or labels[j] == labels[i]]
+        sought = [j for j in met if (domains[j] != domains[i]) is flipped]
+        if sought:
+            scores = [sum((z[i] @ z[j]).exp() for j in some) for some in (sought, met)]
+            terms.append((-1 if flipped else 1) * (scores[0] / scores[1]).log())
+    expected = ERM(double_network(), 3).objective(batches) + weight * sum(terms) / len(terms)
+    assert flipped or len(terms) == 10
+    torch.testing.assert_close(algorithm.objective(batches), expected, rtol=1e-12, atol=0)
+
+
 def test_domainbed_leaves_out_images_that_are_alone_of_their_class():
     batches = [
         (images, torch.tensor(labels))

@@ -1,4 +1,4 @@
-"""The step of the authors' ``Sign_GENIE`` without the lines on signs, which cannot run and whose result is not used."""
+"""The step of the authors' ``Sign_GENIE`` (commit c51494b) without the signs that it computes and does not use."""
 
 import numpy as np
 import pytest

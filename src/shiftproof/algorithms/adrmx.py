@@ -48,10 +48,13 @@ class ADRMX(DANN):
     classes. Predictions are those of :math:`h(z)`.
 
     The discriminator trains as in `DANN`: by steps of its own on the features of the network's pass, or in turn with
-    ``alternate``. DomainBed's code, which is the authors', alternates. It differs in more ways, of which only the
-    first has an option here: a remixed pair may be of one domain; classifiers have two hidden layers; the contrastive
-    losses have small constants added in their logarithms, and are divided by the number of images plus 1; the
-    optimizers have no weight decay; and without pretrained weights the two featurizers start differently.
+    ``alternate``. DomainBed's code, which is the authors', alternates. Its remixed pairs are others, as are those of
+    ``remixes_any``: it draws two of the places of a class's :math:`n_c` images and takes them for places in the batch,
+    so that both images are among the first :math:`n_c` of the batch, whatever their classes and domains, with the label
+    of the first. That is a slip, as the code's own comment asks for one class and two domains. The rest of its
+    differences have no option here: classifiers have two hidden layers; the contrastive losses have small constants
+    added in their logarithms, and are divided by the number of images plus 1; the optimizers have no weight decay; and
+    without pretrained weights the two featurizers start differently.
 
     A step costs two passes of ERM's. The features are taken after the dropout. With one source domain ADRMX is ERM,
     and warns.
@@ -70,7 +73,7 @@ class ADRMX(DANN):
         mlp_depth: number of its linear layers, at least 2.
         mlp_dropout: its dropout, in [0, 1).
         alternate: whether each step trains either the discriminator or the network, as in DomainBed.
-        remixes_any: whether the two images of a remixed pair may be of the same domain, as in DomainBed.
+        remixes_any: whether the two images of a remixed pair are of any class and domain, as in DomainBed.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -161,18 +164,23 @@ class ADRMX(DANN):
     def _remix(self, without: Tensor, of_domain: Tensor, labels: Tensor, domains: Tensor) -> Tensor:
         """Return the loss of one remixed pair of every class that has one."""
         count, classes = len(labels), torch.arange(self.network.classifier.out_features, device=labels.device)
-        place = torch.randperm(count, device="cpu").to(labels.device, non_blocking=True)
-        places = place.masked_fill(
-            labels != classes[:, None], count
-        )  # of a class's images, the first two in this order
-        first = places.argmin(1)
-        alike = torch.arange(count, device=labels.device) == first[:, None]
-        if not self.remixes_any:
-            alike = alike | (domains == domains[first][:, None])
-        least, second = places.masked_fill(alike, count).min(1)
+        in_class, numbers = labels == classes[:, None], torch.arange(count, device=labels.device)
+        if self.remixes_any:
+            order = torch.rand(len(classes), count, device="cpu").to(labels.device, non_blocking=True)
+            images = in_class.sum(1)
+            chosen = order.masked_fill(numbers >= images[:, None], 1).argsort(1)  # numbers drawn are below 1
+            first, second, counted = chosen[:, 0], chosen[:, 1], images > 1
+            classes = labels[first]
+        else:
+            place = torch.randperm(count, device="cpu").to(labels.device, non_blocking=True)
+            places = place.masked_fill(~in_class, count)  # of a class's images, the first two in this order
+            first = places.argmin(1)
+            alike = (numbers == first[:, None]) | (domains == domains[first][:, None])
+            least, second = places.masked_fill(alike, count).min(1)
+            counted = least < count
         logits = self.network.classifier(without[first] + of_domain[second])
         losses = F.cross_entropy(logits, classes, reduction="none")
-        return torch.where(least < count, losses, 0).sum() / len(classes)
+        return torch.where(counted, losses, 0).sum() / len(classes)
 
 
 def _contrast(features: Tensor, labels: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ BASE_TEMPERATURE = 0.07
 
 
 class CAD(Algorithm):
-    r"""Contrastive adversarial domain bottleneck (Ruan, Dubois and Maddison, ICLR 2022, arXiv 2201.00057, section 4).
+    r"""Contrastive adversarial domain bottleneck (Ruan, Dubois and Maddison, ICLR 2022, arXiv 2201.00057).
 
     With features :math:`z`, temperature :math:`\tau`, and :math:`O_i` the images of other domains than image
     :math:`i`, the objective is
@@ -35,10 +35,13 @@ class CAD(Algorithm):
     with :math:`L` the mean cross-entropy. The fraction is a model of the probability that a neighbour of :math:`i` is
     of another domain, so that no discriminator is trained: the contrast takes its part. Without ``flipped``, the
     logarithm of the probability that it is of the same domain is minimised instead; the optima are the same, and the
-    flipped form was found more stable.
+    authors found the flipped form more stable.
 
-    DomainBed has this method from its authors, and always the flipped form. Its code counts only images that have
-    another one of their class in the batch, as does ``classes_met`` here, although this bottleneck needs no classes.
+    This is the form of the authors' code in DomainBed, whose searches always have the flipped one. The paper's own
+    (section 4.2.1, equation 8 and algorithm 1) is not flipped, counts image :math:`i` itself in both sums, as does
+    ``counts_itself`` here, and has neither :math:`\tau` nor the factor :math:`\tau / 0.07`: at temperature 1 a
+    :math:`\lambda` of 0.07 times the paper's has the same effect. The code counts only images that have another one of
+    their class in the batch, as does ``classes_met`` here, although this bottleneck needs no classes.
 
     The features are taken after the dropout. With one source domain CAD is ERM, and warns.
 
@@ -50,6 +53,7 @@ class CAD(Algorithm):
         normalised: whether features are divided by their norms in the penalty.
         flipped: whether other domains are made probable, rather than the same one improbable.
         classes_met: whether the penalty leaves out images that are alone of their class, as in DomainBed.
+        counts_itself: whether an image is a neighbour of itself, as in the paper.
 
     Raises:
         ValueError: an argument is out of its range, or ``classes_met`` is set for another task than classification.
@@ -63,6 +67,7 @@ class CAD(Algorithm):
         "normalised": Hparam(False),
         "flipped": Hparam(True),
         "classes_met": option(False, True, ("domainbed-head",)),
+        "counts_itself": Hparam(False, later=True),
     }
 
     def __init__(
@@ -74,6 +79,7 @@ class CAD(Algorithm):
         normalised: bool = False,
         flipped: bool = True,
         classes_met: bool = False,
+        counts_itself: bool = False,
     ) -> None:
         super().__init__(network, num_domains)
         if not 0 <= penalty_weight < math.inf:
@@ -86,6 +92,7 @@ class CAD(Algorithm):
             warnings.warn(f"{type(self).__name__} with one source domain is ERM", SingleDomainWarning, stacklevel=1)
         self.penalty_weight, self.temperature = penalty_weight, temperature
         self.normalised, self.flipped, self.classes_met = normalised, flipped, classes_met
+        self.counts_itself = counts_itself
 
     def objective(self, batches: Sequence[Batch]) -> Tensor:
         """Return the cross-entropy over all images plus the weighted penalty."""
@@ -106,11 +113,15 @@ class CAD(Algorithm):
         # what all neighbours have in common cancels in the fraction, and rounding errors are smaller without it
         scores = features @ (features - features.detach().mean(0)).T / self.temperature
         others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        same_class = (labels[:, None] == labels) & others if self.conditional or self.classes_met else others
-        same_domain = domains[:, None] == domains
-        met = same_class if self.conditional else others
+        met, same_domain = others, domains[:, None] == domains
+        if self.counts_itself:
+            met = torch.ones_like(others)
+        if self.conditional:
+            met = met & (labels[:, None] == labels)
         sought = met & ~same_domain if self.flipped else met & same_domain
-        counted = sought.any(1) & same_class.any(1)
+        counted = sought.any(1)
+        if self.classes_met:
+            counted = counted & (others & (labels[:, None] == labels)).any(1)
         # rows that do not count sum over all images, as a sum over none has no derivative
         left_out = ~counted[:, None]
         numerator, denominator = (
@@ -125,7 +136,8 @@ class CondCAD(CAD):
     r"""Conditional contrastive adversarial domain bottleneck (Ruan, Dubois and Maddison, ICLR 2022, arXiv 2201.00057).
 
     It is `CAD` within the classes: both sums of the fraction are over images of the class of image :math:`i`, and only
-    images count whose class is in another domain's batch too. DomainBed's code is the same.
+    images count whose class is in another domain's batch too. DomainBed's code is the same. The paper has this variant
+    in appendix C.4, which was not at hand.
 
     Args:
         network: the network to train.
@@ -134,6 +146,7 @@ class CondCAD(CAD):
         temperature: the temperature, above 0.
         normalised: whether features are divided by their norms in the penalty.
         flipped: whether other domains are made probable, rather than the same one improbable.
+        counts_itself: whether an image is a neighbour of itself.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -152,8 +165,11 @@ class CondCAD(CAD):
         temperature: float = 0.1,
         normalised: bool = False,
         flipped: bool = True,
+        counts_itself: bool = False,
     ) -> None:
-        super().__init__(network, num_domains, penalty_weight, temperature, normalised, flipped)
+        super().__init__(
+            network, num_domains, penalty_weight, temperature, normalised, flipped, counts_itself=counts_itself
+        )
 
 
 ALGORITHMS.register("cad", CAD)

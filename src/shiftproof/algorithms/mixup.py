@@ -83,7 +83,7 @@ class Mixup(Algorithm):
 
 
 class OrgMixup(Mixup):
-    r"""Mixup of all images of a step, whatever their domains (Zhang et al., ICLR 2018, arXiv 1710.09412, equation 2).
+    r"""Mixup of all images of a step, whatever their domains (Zhang et al., ICLR 2018, arXiv 1710.09412, section 2).
 
     The batches of all domains are one batch, each of whose images is mixed with another that a permutation gives it,
     with one share :math:`\lambda \sim \text{Beta}(\alpha, \alpha)` for the step:

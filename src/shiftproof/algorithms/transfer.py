@@ -20,7 +20,7 @@ from shiftproof.models import Network
 
 
 class Transfer(Algorithm):
-    r"""Transfer (Zhang, Zhao, Yu and Poupart, NeurIPS 2021, arXiv 2106.03632, section 5).
+    r"""Transfer (Zhang, Zhao, Yu and Poupart, NeurIPS 2021, arXiv 2106.03632, algorithm 2).
 
     .. math:: \min_{g, h} L(h \circ g) + \lambda \max_{\lVert h' - h \rVert \le \delta}
         \left[ \max_e R_e(h' \circ g) - \min_e R_e(h' \circ g) \right]
@@ -29,6 +29,8 @@ class Transfer(Algorithm):
     :math:`R_e` of the domains. In every pass the adversary :math:`h'` starts at :math:`h` and takes ``d_steps`` steps
     of projected gradient ascent on :math:`\lambda` times the gap. It then counts as a constant, so that the gap moves
     the features only. The adversary's steps take no forward pass, as they are on features that are computed anyway.
+    In the paper (section 4.2, equation 14) :math:`L` is the mean of the domains' losses, which is the same for batches
+    of one size, and the ascent is on the gap alone; :math:`\lambda` in it is DomainBed's, and lengthens its steps.
 
     DomainBed's code, which is the authors' algorithm, takes two steps of the optimizer per batch, as does ``two_steps``
     here: one on the loss, and one on the gap with the adversary from the batch before; then the adversary starts at the

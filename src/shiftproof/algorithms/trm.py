@@ -19,7 +19,7 @@ from shiftproof.base.hparams import Hparam, log10_int, log10_uniform
 from shiftproof.models import Network
 
 _FIT_STEPS, _FIT_RATE = 30, 0.1
-_TERMS, _LARGEST = 10, 10.0  # of the series, which stops beyond the largest element
+_TERMS, _LARGEST = 10, 10.0  # of the series after its first term, which stops beyond the largest element
 
 
 class TRM(TwoPhases):
@@ -33,9 +33,9 @@ class TRM(TwoPhases):
     domains is the transfer risk, which the features minimise. They also move :math:`w_Q`, and the second term follows
     that: with :math:`\lambda = 1` by the implicit function theorem. Its gradients and its Hessian :math:`H_Q` of
     :math:`R_Q` are those of the weights without the bias. Its first factor counts as a constant, and is estimated by
-    ten terms of the Neumann series :math:`\sum_i (I - H_Q)^i`, or fewer if an element grows beyond 10. After every step
-    :math:`\alpha_{QP} \propto \alpha_{QP} \exp(\eta R_P(w_Q))`. The first ``anneal_steps`` steps minimise :math:`R`
-    alone. All of this has closed forms in the features, and takes no other pass of the network.
+    the terms 0 to 10 of the Neumann series :math:`\sum_i (I - H_Q)^i`, or fewer if an element grows beyond 10. After
+    every step :math:`\alpha_{QP} \propto \alpha_{QP} \exp(\eta R_P(w_Q))`. The first ``anneal_steps`` steps minimise
+    :math:`R` alone. All of this has closed forms in the features, and takes no other pass of the network.
 
     In DomainBed the first term of the series is overwritten by the second, and the exponent has
     :math:`\alpha_{QP} R_P`; its classifiers of domains start at random, and here as the network's. With one source

@@ -36,10 +36,13 @@ class VRGD(Algorithm):
     part has each ``parts``-th image of the batch, of all domains. With ``by_domain`` the parts are the domains' batches
     and the mean is that of the domains' losses, as in `ANDMask`; the ratio then measures how far domains agree. The
     paper's VR-Adam averages :math:`\tilde r` over the steps before it multiplies the gradient; here every optimizer
-    gets the gradient of VR-SGD. The number of parts is a default of our own, and no code of the authors was found.
+    gets the gradient of VR-SGD. The default of 8 parts is the least number of devices in the paper's experiments
+    (section 6); its regression does best with 32 to 256 (section 7.3). No code of the authors was found, and the
+    sections are those of the text that they submitted for review.
 
     The gradients are evaluated part after part, each over its own images, and only their mean and variance are kept.
-    Batch norms that train see one part at a time.
+    Batch norms that train see one part at a time. With weights of classes, the loss of a part is divided by the weights
+    of its own images, so that the mean of the parts is not quite the loss of the batch.
 
     Args:
         network: the network to train.

@@ -11,7 +11,7 @@ from shiftproof.optim.moments import MomentOptimizer, ParameterBatch, average, a
 
 
 class MSVAG(MomentOptimizer):
-    r"""M-SVAG (Balles and Hennig, "Dissecting Adam", ICML 2018, arXiv 1705.07774, section 4 and algorithm 2).
+    r"""M-SVAG (Balles and Hennig, "Dissecting Adam", ICML 2018, arXiv 1705.07774, section 4).
 
     .. math::
         m_t &= \beta m_{t-1} + (1 - \beta) g_t, \qquad v_t = \beta v_{t-1} + (1 - \beta) g_t^2 \\
