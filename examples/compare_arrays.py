@@ -1,4 +1,4 @@
-"""Compare methods on arrays of your own: every hospital is left out in turn, and scored by a model that never saw it."""
+"""Compare methods on arrays of your own: each hospital in turn is left out of training, and scored."""
 
 from pathlib import Path
 

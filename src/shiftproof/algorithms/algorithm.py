@@ -76,6 +76,13 @@ class Algorithm(nn.Module):
     Args:
         network: the network to train.
         num_domains: number of source domains; every call gets one batch of each, always in the same order.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.algorithms import Algorithm
+        >>> class WorstDomain(Algorithm):
+        ...     def objective(self, batches):
+        ...         return torch.stack(self.domain_losses(batches)).max()
     """
 
     hparams: ClassVar[Mapping[str, Hparam]] = {}

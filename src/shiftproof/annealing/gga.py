@@ -77,6 +77,22 @@ class GGA(Annealer):
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.annealing import GGA
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> domains = [(torch.randn(8, 3), torch.randn(8, 1)) for _ in range(2)]
+        >>> losses = [lambda x=x, y=y: torch.nn.functional.mse_loss(model(x), y) for x, y in domains]
+        >>> annealer = GGA(radius=1e-2, candidates=5, start=1, end=2)
+        >>> for step in range(1, 4):
+        ...     annealer.before_step(model.parameters(), step, losses)
+        ...     optimizer.zero_grad()
+        ...     torch.stack([loss() for loss in losses]).sum().backward()
+        ...     optimizer.step()
+        >>> annealer.report()["similarity_after"] >= annealer.report()["similarity_before"]
+        True
     """
 
     hparams: ClassVar[Mapping[str, Hparam]] = {

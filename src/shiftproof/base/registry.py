@@ -40,7 +40,12 @@ class Place(NamedTuple):
 
 
 def did_you_mean(name: str, valid: Sequence[str]) -> str:
-    """Return the question for the end of an error about a name, with up to three near ones; empty if none is near."""
+    """Return the question for the end of an error about a name, with up to three near ones; empty if none is near.
+
+    Example:
+        >>> did_you_mean("genei", ["adam", "genie"])
+        ' Did you mean genie?'
+    """
     import difflib  # slow to import, for errors only
 
     near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)

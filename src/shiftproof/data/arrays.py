@@ -57,6 +57,14 @@ def from_arrays(
         ValueError: something cannot be converted without loss, or is no data set; the message names the domain and says
             how to convert it.
         UnknownNameError: a label is not among the classes, groups are of an unknown domain, or kind or task is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from shiftproof.data import from_arrays
+        >>> clinics = {name: (np.random.rand(10, 4), np.arange(10) % 2) for name in ("north", "south")}
+        >>> dataset = from_arrays("clinics", clinics, classes=["well", "ill"])
+        >>> dataset.kind, dataset.classes, [len(domain) for domain in dataset.domains]
+        ('vectors', ('well', 'ill'), [10, 10])
     """
     if not isinstance(domains, Mapping) or not domains:
         raise ValueError(f"data set {name}: domains must be a dict of one domain or more: name: (inputs, targets)")

@@ -29,6 +29,13 @@ def batch_indices(
 
     Returns:
         For every source domain, int64 indices of shape (batch_size,).
+
+    Example:
+        >>> import numpy as np
+        >>> from shiftproof.data import batch_indices
+        >>> first, second = batch_indices([np.arange(10), np.arange(20)], batch_size=4, seed=0, step=3)
+        >>> len(first), len(second), bool(first.max() < 10)
+        (4, 4, True)
     """
     if classes is not None:
         return [

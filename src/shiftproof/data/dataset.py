@@ -282,6 +282,12 @@ class DatasetEntry:
 
     Raises:
         ValueError: a field is not as described here.
+
+    Example:
+        >>> from shiftproof.data import DATASETS
+        >>> digits = DATASETS["rotated_digits"].open(None, None)
+        >>> digits.kind, [domain.name for domain in digits.domains]
+        ('small_images', ['0', '15', '30', '45', '60', '75'])
     """
 
     open: Callable[..., DomainDataset]

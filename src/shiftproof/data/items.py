@@ -51,6 +51,14 @@ def from_torch(
     Raises:
         ValueError: an item cannot be read or does not fit the others; the message has its index. Or what
             `from_arrays` raises.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.data import from_torch
+        >>> rows = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)
+        >>> dataset = from_torch("sites", rows, domain=lambda index, item: f"site{index % 3}", classes=["well", "ill"])
+        >>> [(domain.name, domain.inputs.shape) for domain in dataset.domains]
+        [('site0', (4, 3)), ('site1', (4, 3)), ('site2', (4, 3))]
     """
     count = _count(name, dataset, "a map-style data set of torch")
     domain_of = _of_item(name, "domain", domain, count)

@@ -54,6 +54,14 @@ def grouped_split(groups: NDArray[np.int64], trial_seed: int, domain: int) -> Sp
 
     Raises:
         ValueError: a part would be empty.
+
+    Example:
+        >>> import numpy as np
+        >>> from shiftproof.data import grouped_split
+        >>> patients = np.repeat(np.arange(10), 3)  # three rows each
+        >>> split = grouped_split(patients, trial_seed=0, domain=0)
+        >>> set(patients[split.in_]) & set(patients[split.out])
+        set()
     """
     numbers, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.arange(len(numbers))

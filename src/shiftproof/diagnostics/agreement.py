@@ -120,6 +120,15 @@ def gradient_agreement(
 
     Raises:
         ValueError: there are fewer than two domains, or no parameter requires a gradient.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import gradient_agreement
+        >>> model = torch.nn.Linear(2, 1)
+        >>> batch = torch.randn(8, 2), torch.randn(8, 1)
+        >>> agreement = gradient_agreement(model, torch.nn.functional.mse_loss, [batch, batch])
+        >>> round(agreement.overall.pairs[0, 1], 6)  # of a domain and itself
+        1.0
     """
     check_domains("gradient agreement", len(batches))
     parameters = trained_weights(model)

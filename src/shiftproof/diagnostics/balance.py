@@ -132,6 +132,14 @@ def balance(magnitudes: NDArray[np.floating[Any]]) -> Balance:
 
     Raises:
         ValueError: there are fewer than two.
+
+    Example:
+        >>> import numpy as np
+        >>> from shiftproof.diagnostics import balance
+        >>> round(balance(np.ones(100)).gini, 3), round(balance(np.ones(100)).entropy, 3)  # all parameters alike
+        (0.0, 1.0)
+        >>> round(balance(np.eye(1, 100)[0]).gini, 3)  # one of a hundred moves
+        0.99
     """
     n = len(magnitudes)
     if n < 2:

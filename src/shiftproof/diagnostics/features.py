@@ -105,6 +105,12 @@ def project(features: Tensor, method: Projection = "pca", seed: int = 0) -> Tens
 
     Raises:
         ValueError: the method is unknown or not installed, or the features are too few or not finite.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import project
+        >>> tuple(project(torch.randn(20, 8)).shape)
+        (20, 2)
     """
     check_projection(method)
     _check_finite(features)

@@ -146,6 +146,15 @@ def gradient_moments(
     Raises:
         ValueError: there is no domain, one has fewer than two samples, ``chunk_size`` is below 1, or no parameter
             requires a gradient.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import gradient_moments
+        >>> model = torch.nn.Linear(2, 1)
+        >>> domains = [[(torch.randn(8, 2), torch.randn(8, 1))] for _ in range(2)]
+        >>> moments = gradient_moments(model, domains, torch.nn.functional.mse_loss)
+        >>> moments.counts, tuple(moments.mean["weight"].shape)
+        ((8, 8), (1, 2))
     """
     if chunk_size < 1:
         raise ValueError(f"Invalid chunk_size value: {chunk_size}; it must be at least 1")

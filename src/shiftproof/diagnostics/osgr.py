@@ -46,6 +46,13 @@ def osgr(p: Tensor, mean_square: Tensor, variance: Tensor, n: float) -> float:
 
     Raises:
         ValueError: shapes differ, a variance is negative, or n is not above 0.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import osgr
+        >>> mean_square, variance = torch.tensor([1.0, 0.01]), torch.tensor([1.0, 1.0])
+        >>> round(osgr(torch.tensor([1.0, 1.0]), mean_square, variance, n=10), 3)
+        0.835
     """
     total = _second_moment(mean_square, variance, n)
     if p.shape != total.shape:
@@ -64,6 +71,12 @@ def preconditioners(mean_square: Tensor, variance: Tensor, n: float) -> dict[str
 
     Raises:
         ValueError: see `osgr`; also if a gradient does not vary, because its weight would be infinite.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import preconditioners
+        >>> list(preconditioners(torch.tensor([1.0, 0.01]), torch.tensor([1.0, 1.0]), n=10))
+        ['sgd', 'adam', 'uniform', 'genie']
     """
     total = _second_moment(mean_square.clamp(min=0), variance, n)
     live = total > 0
@@ -126,12 +139,26 @@ def osgr_of_moments(
 
 
 def genie_osgr(gsnr: Tensor, n: float) -> float:
-    r"""Return :math:`1 - 1 / (n\, \mathrm{mean}(r + 1/n))` (GENIE, Corollary 2), for true or plug-in r."""
+    r"""Return :math:`1 - 1 / (n\, \mathrm{mean}(r + 1/n))` (GENIE, Corollary 2), for true or plug-in r.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import genie_osgr
+        >>> round(genie_osgr(torch.tensor([1.0, 0.01]), n=10), 3)
+        0.835
+    """
     return 1 - 1 / (n * float(_checked(gsnr, n).mean()) + 1)
 
 
 def uniform_osgr(gsnr: Tensor, n: float) -> float:
-    r"""Return :math:`1 - \mathrm{mean}(1 / (r + 1/n)) / n`, GENIE's R_pre. It is never above `genie_osgr`."""
+    r"""Return :math:`1 - \mathrm{mean}(1 / (r + 1/n)) / n`, GENIE's R_pre. It is never above `genie_osgr`.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import uniform_osgr
+        >>> round(uniform_osgr(torch.tensor([1.0, 0.01]), n=10), 3)
+        0.5
+    """
     return 1 - float((1 / (n * _checked(gsnr, n) + 1)).mean())
 
 

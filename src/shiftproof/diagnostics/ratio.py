@@ -40,6 +40,13 @@ def ratio_of_means(numerators: Tensor, denominators: Tensor) -> Ratio:
 
     Raises:
         ValueError: there are no pairs, or the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import ratio_of_means
+        >>> ratio = ratio_of_means(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), torch.tensor([2.0, 4.1, 5.9, 8.0, 10.0]))
+        >>> round(ratio.value, 2), ratio.low < ratio.value < ratio.high
+        (0.5, True)
     """
     if numerators.dim() != 1 or numerators.shape != denominators.shape or not len(numerators):
         raise ValueError(f"a ratio needs pairs, not {tuple(numerators.shape)} over {tuple(denominators.shape)}")

@@ -82,6 +82,21 @@ class Recorder:
         ValueError: a name to track is unknown, ``every`` is below 1, a parameter is complex, the optimizer has
             parameters that are not the model's, or none of its parameters requires a gradient.
         RuntimeError: a gradient is sparse (raised in a step).
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import Recorder
+        >>> model, loss = torch.nn.Linear(4, 2), torch.nn.functional.cross_entropy
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> inputs, labels = torch.randn(16, 4), torch.randint(2, (16,))
+        >>> held_out = [(torch.randn(16, 4), torch.randint(2, (16,)))]
+        >>> with Recorder(model, optimizer, loss, fresh=lambda step: held_out, every=5) as recorder:
+        ...     for _ in range(10):
+        ...         optimizer.zero_grad()
+        ...         loss(model(inputs), labels).backward()
+        ...         optimizer.step()
+        >>> [record["step"] for record in recorder.records]
+        [1, 6]
     """
 
     def __init__(

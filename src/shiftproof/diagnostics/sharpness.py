@@ -215,6 +215,15 @@ def largest_eigenvalue(
 
     Raises:
         ValueError: an argument is out of its range, there are no samples, or the Hessian is not finite.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import largest_eigenvalue
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> inputs = torch.tensor([[2.0, 0.0], [0.0, 1.0]])  # the loss has the Hessian diag(4, 1)
+        >>> found = largest_eigenvalue(model, torch.nn.functional.mse_loss, [(inputs, torch.zeros(2, 1))])
+        >>> round(found.value, 1)
+        4.0
     """
     if not tolerance > 0 or iterations < 1:
         raise ValueError(f"power iteration needs tolerance > 0 and iterations >= 1, not {tolerance} and {iterations}")
@@ -257,6 +266,14 @@ def hessian_trace(
 
     Raises:
         ValueError: there are fewer than 2 probes or no samples, or the Hessian is not finite.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.diagnostics import hessian_trace
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> inputs = torch.tensor([[2.0, 0.0], [0.0, 1.0]])  # the loss has the Hessian diag(4, 1)
+        >>> round(hessian_trace(model, torch.nn.functional.mse_loss, [(inputs, torch.zeros(2, 1))]).mean, 3)
+        5.0
     """
     _check_draws("probes", probes)
     mean_loss = MeanLoss(model, loss, batches)

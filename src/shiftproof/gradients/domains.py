@@ -119,6 +119,14 @@ def domain_similarities(
     Raises:
         ValueError: there is only one domain, no parameter requires a gradient, or one that does is complex.
         RuntimeError: a gradient is sparse.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.annealing import domain_similarities
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+        >>> losses = [lambda: weight[0] ** 2, lambda: weight[1] ** 2, lambda: weight[0] ** 2]
+        >>> domain_similarities([weight], losses)  # the least of the pairs, and their mean
+        (0.0, 0.3333333333333333)
     """
     parameters = [p for p in parameters if p.requires_grad]
     check_domains("the similarity of gradients", len(domain_losses))

@@ -31,6 +31,18 @@ class AdaBelief(MomentOptimizer):
 
     Raises:
         ValueError: an option is out of range.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.optim import AdaBelief
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = AdaBelief([weight], lr=0.1)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     weight.square().sum().backward()
+        ...     optimizer.step()
+        >>> bool(weight.detach().square().sum() < 5.0)
+        True
     """
 
     def __init__(

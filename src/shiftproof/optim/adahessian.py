@@ -63,6 +63,18 @@ class AdaHessian(MomentOptimizer):
 
     Raises:
         ValueError: an option is out of range.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.optim import AdaHessian
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = AdaHessian([weight], lr=0.1)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     weight.square().sum().backward(create_graph=True)  # it reads second derivatives
+        ...     optimizer.step()
+        >>> bool(weight.detach().square().sum() < 5.0)
+        True
     """
 
     def __init__(

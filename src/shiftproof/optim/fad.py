@@ -62,6 +62,20 @@ class FAD(MultiPass):
 
     Raises:
         ValueError: an option is out of its range.
+
+    Example:
+        >>> from shiftproof.optim import FAD
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = FAD([weight], torch.optim.SGD, lr=0.1)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = weight.square().sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> losses = [optimizer.step(closure).item() for _ in range(20)]
+        >>> losses[-1] < losses[0]
+        True
     """
 
     passes = 4

@@ -37,6 +37,20 @@ class GSAM(MultiPass):
 
     Raises:
         ValueError: an option is negative or not finite.
+
+    Example:
+        >>> from shiftproof.optim import GSAM
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = GSAM([weight], torch.optim.AdamW, rho=0.05, alpha=0.4, lr=0.1)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = weight.square().sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> losses = [optimizer.step(closure).item() for _ in range(20)]
+        >>> losses[-1] < losses[0]
+        True
     """
 
     passes = 2

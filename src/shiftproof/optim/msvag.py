@@ -38,6 +38,18 @@ class MSVAG(MomentOptimizer):
 
     Raises:
         ValueError: an option is out of range.
+
+    Example:
+        >>> import torch
+        >>> from shiftproof.optim import MSVAG
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = MSVAG([weight], lr=0.1)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     weight.square().sum().backward()
+        ...     optimizer.step()
+        >>> bool(weight.detach().square().sum() < 5.0)
+        True
     """
 
     def __init__(self, params: ParamsT, lr: float = 0.1, beta: float = 0.9, weight_decay: float = 0.0) -> None:

@@ -32,6 +32,20 @@ class SAM(MultiPass):
 
     Raises:
         ValueError: an option is negative or not finite.
+
+    Example:
+        >>> from shiftproof.optim import SAM
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = SAM([weight], torch.optim.SGD, rho=0.05, lr=0.1)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = weight.square().sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> losses = [optimizer.step(closure).item() for _ in range(20)]
+        >>> losses[-1] < losses[0]
+        True
     """
 
     passes = 2
@@ -81,6 +95,20 @@ class ASAM(MultiPass):
 
     Raises:
         ValueError: an option is negative or not finite.
+
+    Example:
+        >>> from shiftproof.optim import ASAM
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = ASAM([weight], torch.optim.SGD, rho=0.5, lr=0.1)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = weight.square().sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> losses = [optimizer.step(closure).item() for _ in range(20)]
+        >>> losses[-1] < losses[0]
+        True
     """
 
     passes = 2

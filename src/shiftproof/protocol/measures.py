@@ -80,7 +80,13 @@ MEASURES: Registry[Measure] = Registry("measure", instances_of=Measure)
 
 
 def measures_of(task: Task) -> list[str]:
-    """Return the names of a task's measures, in the registry's order."""
+    """Return the names of a task's measures, in the registry's order.
+
+    Example:
+        >>> from shiftproof.protocol import measures_of
+        >>> "rmse" in measures_of("regression"), "accuracy" in measures_of("classification")
+        (True, True)
+    """
     return [name for name in MEASURES if task in MEASURES[name].tasks]
 
 

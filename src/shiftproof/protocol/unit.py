@@ -15,6 +15,13 @@ class Unit(NamedTuple):
         scale: what a value is multiplied by.
         decimals: digits behind the point.
         sign: 1 if a greater value is better, -1 if a smaller one is.
+
+    Example:
+        >>> from shiftproof.protocol import Unit
+        >>> Unit().text(0.8125), Unit().signed(-0.02), Unit().with_unit(0.5)
+        ('81.2', '-2.0', '50.0 %')
+        >>> Unit.of("rmse", greatest=20.0).with_unit(20.3)
+        'rmse 20.30'
     """
 
     metric: str = "accuracy"

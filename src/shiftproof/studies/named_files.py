@@ -10,7 +10,13 @@ _FOLDER = Path(__file__).with_name("named")
 
 
 def named_studies() -> dict[str, Path]:
-    """Return the files of the named studies, by name."""
+    """Return the files of the named studies, by name.
+
+    Example:
+        >>> from shiftproof.studies import named_studies
+        >>> "optimizers" in named_studies()
+        True
+    """
     return {file.stem: file for file in sorted(_FOLDER.glob("*.yaml"))}
 
 

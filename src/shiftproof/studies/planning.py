@@ -85,6 +85,12 @@ def make_plan(study: Study, *, absent: bool = False) -> Plan:
 
     Raises:
         ValueError: the study does not fit its data, a hyperparameter is out of its range, or model and data do not fit.
+
+    Example:
+        >>> from shiftproof.studies import Study, make_plan
+        >>> plan = make_plan(Study(optimizers=("sgd",), targets=("0", "15"), trials=3))
+        >>> [str(method) for method in plan.grids[0].methods], len(plan.runs)
+        (['erm + sgd'], 6)
     """
     facts = [_facts(study, name, absent) for name in study.datasets]
     _check_targets(study, facts)
@@ -112,6 +118,12 @@ def plan_run(study: Study, trial_seed: int, hparam_seed: int) -> RunSpec:
 
     Raises:
         ValueError: as `make_plan`.
+
+    Example:
+        >>> from shiftproof.studies import Study, plan_run
+        >>> spec = plan_run(Study(optimizers=("adam",), targets=("75",)), trial_seed=0, hparam_seed=0)
+        >>> spec.label(), spec.steps
+        ('erm + adam on 75, trial 0, setting 0', 300)
     """
     facts = _facts(study, study.datasets[0], absent=False)
     _check_targets(study, [facts])

@@ -69,6 +69,13 @@ class Study:
 
     Raises:
         FieldError: a value is unknown, out of its range or contradicts another field; nothing is opened or trained yet.
+
+    Example:
+        >>> from shiftproof.studies import Study, make_plan
+        >>> study = Study(datasets=("vowels",), optimizers=("adam", "genie"), targets=("speaker00",), trials=2)
+        >>> plan = make_plan(study)
+        >>> len(plan.runs), plan.runs[0].label()
+        (4, 'erm + adam on speaker00, trial 0, setting 0')
     """
 
     name: str = described("comparison", "name of the study", "study", ("study",), metavar="TEXT")

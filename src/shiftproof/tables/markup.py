@@ -37,6 +37,11 @@ _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 
 
 def latex(text: str) -> str:
-    """Escape a text for LaTeX, with a minus before negative numbers."""
+    r"""Escape a text for LaTeX, with a minus before negative numbers.
+
+    Example:
+        >>> print(latex("ib_erm: -3.2 %"))
+        ib\_erm: $-$3.2 \%
+    """
     escaped = "".join(_LATEX.get(character, character) for character in one_line(text))
     return _MINUS.sub("$-$", escaped)

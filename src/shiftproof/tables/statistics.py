@@ -57,7 +57,15 @@ class AverageRanks(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean and standard error (n - 1) of one or more independent values."""
+    """Return the mean and standard error (n - 1) of one or more independent values.
+
+    Example:
+        >>> from shiftproof.tables import estimate
+        >>> estimate([0.5, 0.75])
+        Estimate(mean=0.625, error=0.125)
+        >>> estimate([0.5])  # one trial has no error
+        Estimate(mean=0.5, error=None)
+    """
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return Estimate(mean, None)
@@ -75,6 +83,11 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], confid
         values: one per trial.
         baseline: the baseline's values for the same trials, in the same order.
         confidence: coverage of the interval.
+
+    Example:
+        >>> difference = paired_difference([0.72, 0.75, 0.71], [0.70, 0.71, 0.70])
+        >>> round(difference.mean, 4), round(difference.low, 4), round(difference.high, 4)
+        (0.0233, -0.0146, 0.0613)
     """
     mean, error = estimate([a - b for a, b in zip(values, baseline, strict=True)])
     if error is None or round(error, DECIMALS) == 0:
@@ -91,6 +104,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
     A None stays None and is not counted. Holm, "A simple sequentially rejective multiple test procedure",
     Scandinavian Journal of Statistics 1979.
+
+    Example:
+        >>> holm([0.01, 0.04, None])
+        [0.02, 0.04, None]
     """
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -107,6 +124,10 @@ def sign_count(values: Sequence[float], baseline: Sequence[float]) -> SignCount:
     Args:
         values: one per cell.
         baseline: the baseline's values for the same cells, in the same order.
+
+    Example:
+        >>> sign_count([0.7, 0.8, 0.9], [0.6, 0.8, 0.7])
+        SignCount(wins=2, losses=0, ties=1, p=0.5)
     """
     from scipy import stats  # here and below, because importing it would cost every training process a second
 
@@ -126,6 +147,10 @@ def average_ranks(scores: Sequence[Sequence[float]]) -> AverageRanks:
 
     Raises:
         ValueError: there is no cell, or methods differ in their number of cells.
+
+    Example:
+        >>> average_ranks([[0.9, 0.8], [0.7, 0.6]]).ranks
+        [1.0, 2.0]
     """
     from scipy import stats
 
@@ -148,6 +173,11 @@ def indistinguishable(ranks: Sequence[float], critical_difference: float) -> lis
 
     Returns:
         The positions of the first and last method of each group, in order of ascending ranks.
+
+    Example:
+        >>> from shiftproof.tables import indistinguishable
+        >>> indistinguishable([1.0, 1.5, 3.0], critical_difference=1.0)
+        [(0, 1)]
     """
     ordered = sorted(ranks)
     groups: list[tuple[int, int]] = []

@@ -77,9 +77,16 @@ class GENIEAdamW(GENIEBase):
         UserWarning: FSDP1 or ZeroRedundancyOptimizer shards the parameters, so masks repeat across parts.
 
     Example:
-        >>> optimizer = GENIEAdamW(model.parameters(), lr=1e-3)
-        >>> loss_fn(model(images), labels).backward()
-        >>> optimizer.step()
+        >>> import torch
+        >>> from shiftproof.optim import GENIEAdamW
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = GENIEAdamW([weight], lr=0.1)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     weight.square().sum().backward()
+        ...     optimizer.step()
+        >>> bool(weight.detach().square().sum() < 5.0)
+        True
     """
 
     def __init__(

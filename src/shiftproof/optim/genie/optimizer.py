@@ -90,9 +90,16 @@ class GENIE(GENIEBase):
         UserWarning: FSDP1 or ZeroRedundancyOptimizer shards the parameters, so masks and noise repeat across parts.
 
     Example:
-        >>> optimizer = GENIE(model.parameters(), lr=0.1)
-        >>> loss_fn(model(images), labels).backward()
-        >>> optimizer.step()
+        >>> import torch
+        >>> from shiftproof.optim import GENIE
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = GENIE([weight], lr=0.01)
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     weight.square().sum().backward()
+        ...     optimizer.step()
+        >>> bool(weight.detach().square().sum() < 5.0)
+        True
     """
 
     def __init__(
