@@ -54,8 +54,8 @@ def kernel_error() -> str | None:
     """Load the kernel's operators into torch; return None, or the reason if that fails.
 
     If necessary this first compiles them, which takes about 20 seconds. Processes that need the kernel at the same time
-    compile it once between them. A failed compilation is not retried. Where there is no kernel, a line on standard error
-    says so, once a process.
+    compile it once between them. A failed compilation is not retried. Without a kernel a line on standard error says
+    so, once a process.
     """
     try:
         _load()
@@ -103,7 +103,7 @@ def _compile_once(target: Path) -> None:
                 raise KernelError(f"the CPU kernel was not compiled: {reason} (delete {failed} to try again)")
             try:
                 _compiler()  # raises before the message if there is none
-                said = "shiftproof: this installation came without GENIE's CPU kernel; compiling it, once for this machine"
+                said = "shiftproof: GENIE's CPU kernel is not in the package: compiling it, once for this machine"
                 print(said, file=sys.stderr)
                 compile_kernel(target)
             except NoCompilerError:
