@@ -1,15 +1,16 @@
-# The two commands of the README, and what CI runs. Everything happens in .venv; nothing else is touched.
+# The two commands of the README, and what CI runs. Everything happens in .venv, .venv-oldest and .venv-newest; nothing else is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/check-gpu
+TESTING := expecttest hypothesis pytest pytest-timeout pytest-xdist
 
 # uv and pip compile bytecode only where this is unset, and imports take twice as long without it
 unexport PYTHONDONTWRITEBYTECODE
 
 # a test process per core: threads of their own would only wait for each other
-test test-all: export OMP_NUM_THREADS = 1
+test test-all test-oldest test-newest: export OMP_NUM_THREADS = 1
 
-.PHONY: compare test test-all check docs check-gpu
+.PHONY: compare test test-all test-oldest test-newest check docs check-gpu
 
 compare: .venv/installed
 	$(BIN)/shiftproof compare --averaging none ema
@@ -19,6 +20,10 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/pytest -n auto
+
+# the tests of the core with the oldest and the newest versions that pyproject.toml allows, each in an environment of its own
+test-oldest test-newest: test-%: .venv-%/installed
+	.venv-$*/bin/pytest -n auto -m "not slow" $(addprefix tests/,annealing base diagnostics gradients optim)
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -39,4 +44,11 @@ check-gpu:
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv-oldest/installed: CONSTRAINTS = -c .venv-oldest/constraints.txt
+.venv-oldest/installed .venv-newest/installed: .venv-%/installed: pyproject.toml .ci/lower_bounds.py
+	$(PYTHON) -m venv .venv-$*
+	$(PYTHON) .ci/lower_bounds.py > .venv-$*/constraints.txt
+	.venv-$*/bin/pip install --quiet $(CONSTRAINTS) -e '.[bench]' $(TESTING)
 	touch $@

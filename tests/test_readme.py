@@ -1,17 +1,13 @@
-"""The README's Python blocks run, in order, as a reader would run them."""
+"""The README is short, its code and commands run, and its links lead somewhere."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from shiftproof.algorithms import ALGORITHMS
+from readme_commands import README, commands, shiftproof_commands, write_patients
 from shiftproof.cli import main
 
-README = Path(__file__).parents[1] / "README.md"
 ROOT = README.parent
 
 
@@ -19,38 +15,44 @@ def _blocks(file=README):
     return re.findall(r"```python\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_python_blocks_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ALGORITHMS, "_entries", dict(ALGORITHMS._entries))
-    train = ["train", "--target", "75", "--steps", "2", "--batch-size", "2", "--output"]
-    assert main([*train, "runs/one"]) == 0
-    loop, record, use, algorithm, study = _blocks()
-    assert len([line for line in loop.splitlines() if line.strip()]) <= 10  # "the library in ten lines"
-    names = {"picture": Image.fromarray(np.zeros((30, 20), dtype=np.uint8))}
+def test_the_optimizer_in_ten_lines_learns():
+    [loop] = _blocks()
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 10
+    names = {}
     exec(loop, names)  # noqa: S102
     assert names["loss"] < 0.5
-    exec(record, names)  # noqa: S102
-    assert [one["step"] for one in names["recorder"].records] == list(range(1, 51, 5))
-    exec(use, names)  # noqa: S102
-    assert names["logits"].shape == (1, 10)
-    exec(algorithm, names)  # noqa: S102
-    body = algorithm[algorithm.index("class ") : algorithm.index("ALGORITHMS.register")]
-    assert len([line for line in body.splitlines() if line.strip()]) <= 10  # "a new algorithm in ten lines"
-    assert main([*train, "runs/two", "--algorithm", "worst_domain", "--set", "algorithm.mean_weight=0.5"]) == 0
-    small = study.replace("steps=300, trials=3", 'steps=2, trials=1, targets=("0",)')
-    assert small != study
-    (tmp_path / "script.py").write_text(algorithm + small, encoding="utf-8")
-    (tmp_path / "worst_domain.py").write_text(algorithm, encoding="utf-8")
-    listed = [sys.executable, "-m", "shiftproof", "list", "algorithms", "worst", "--import", "worst_domain.py"]
-    printed = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
-    assert "mean_weight: 0.1; searched 0.01 to 1, log-uniform" in printed
-    printed = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True).stdout
-    assert "worst_domain + genie" in printed
 
 
-def test_commands_of_the_readme_exist():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`?make ([a-z-]+)`?", README.read_text(encoding="utf-8")):
-        assert f"\n{target}:" in makefile
-    for name in re.findall(r"\]\((docs/[^)]+)\)", README.read_text(encoding="utf-8")):
-        assert (ROOT / name).is_file()
+def test_own_data_in_three_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_patients(tmp_path)
+    own = shiftproof_commands()
+    assert [arguments[:2] for arguments in own] == [["data", "check"], ["compare", "--dataset"], ["study", "table"]]
+    for arguments in own:
+        assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert r"\begin{tabular}" in printed
+    for hospital in ("north", "south", "west"):
+        assert hospital in printed
+    assert (tmp_path / "runs" / "mine" / "report.html").stat().st_size
+
+
+def test_other_commands_are_pips_and_commands_of_the_makefile_that_ci_runs():
+    assert {program for program, *_ in commands()} == {"pip", "shiftproof"}
+    text = README.read_text(encoding="utf-8")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert set(re.findall(r"`make ([^`]+)`", text)) == {"compare", "test"}
+    assert "\nmake compare\n" in ci
+    assert "\nmake test\n" in ci
+
+
+def test_it_is_short():
+    assert len(README.read_text(encoding="utf-8").split()) <= 500
+
+
+def test_links_lead_somewhere():
+    linked = re.findall(r"\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
+    assert "docs/figures/compare.svg" in linked
+    assert [name for name in linked if not (ROOT / name).is_file()] == []
+
+

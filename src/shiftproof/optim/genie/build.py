@@ -54,12 +54,15 @@ def kernel_error() -> str | None:
     """Load the kernel's operators into torch; return None, or the reason if that fails.
 
     If necessary this first compiles them, which takes about 20 seconds. Processes that need the kernel at the same time
-    compile it once between them. A failed compilation is not retried.
+    compile it once between them. A failed compilation is not retried. Without a kernel a line on standard error says
+    so, once a process.
     """
     try:
         _load()
     except KernelError as error:
-        return str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
+        print(f"shiftproof: GENIE steps in plain PyTorch, which is slower: {reason}", file=sys.stderr)
+        return reason
     return None
 
 
@@ -100,7 +103,8 @@ def _compile_once(target: Path) -> None:
                 raise KernelError(f"the CPU kernel was not compiled: {reason} (delete {failed} to try again)")
             try:
                 _compiler()  # raises before the message if there is none
-                print("shiftproof: compiling GENIE's CPU kernel, once for this machine", file=sys.stderr)
+                said = "shiftproof: GENIE's CPU kernel is not in the package: compiling it, once for this machine"
+                print(said, file=sys.stderr)
                 compile_kernel(target)
             except NoCompilerError:
                 raise
