@@ -2,9 +2,6 @@
 
 import re
 
-import numpy as np
-from PIL import Image
-
 from readme_commands import README, commands, shiftproof_commands, write_patients
 from shiftproof.cli import main
 
@@ -54,5 +51,3 @@ def test_links_lead_somewhere():
     linked = re.findall(r"\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
     assert "docs/figures/compare.svg" in linked
     assert [name for name in linked if not (ROOT / name).is_file()] == []
-
-
