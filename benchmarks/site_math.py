@@ -18,7 +18,9 @@ class _Math(Preprocessor):  # type: ignore[misc]
     def run(self, lines: list[str]) -> list[str]:
         """Replace formulas by places of the stash of HTML, which Markdown leaves alone."""
         text = _DISPLAY.sub(self._display, "\n".join(lines))
-        return _INLINE.sub(lambda found: self._stash(_mathml(found[1], "inline")), text).split("\n")
+        return _INLINE.sub(
+            lambda found: self._stash(f'<span class="formula">{_mathml(found[1], "inline")}</span>'), text
+        ).split("\n")
 
     def _display(self, found: re.Match[str]) -> str:
         formula = textwrap.dedent(found[2]).strip()
