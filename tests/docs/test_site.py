@@ -120,16 +120,19 @@ def open_page(browser, site):
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-def test_pages_fit_the_screen(open_page, site, width):
-    page = open_page("index.html", width)
+def test_pages_fit_the_screen(open_page, site):
+    page = open_page("index.html", 1280)
     for file in sorted(site.rglob("*.html")):
+        if file.name == "404.html":  # a server's, which has the site at its root
+            continue
         page.goto(file.as_uri(), wait_until="load")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, file
-        cut = page.locator("article :is(p, li, h1, h2, h3):not(table *)").evaluate_all(
-            "all => all.filter(one => one.getBoundingClientRect().right > innerWidth).map(one => one.textContent)"
-        )
-        assert cut == [], file  # text outside tables is never cut
+        for width in (1280, 400):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, file
+            cut = page.locator("article :is(p, li, h1, h2, h3):not(table *)").evaluate_all(
+                "all => all.filter(one => one.getBoundingClientRect().right > innerWidth).map(one => one.textContent)"
+            )
+            assert cut == [], file  # text outside tables is never cut
 
 
 @pytest.mark.parametrize("width", [1280, 400])

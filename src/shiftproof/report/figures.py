@@ -100,7 +100,7 @@ def _draw(axes: Axes, quantity: Quantity, drawn: Sequence[Curve], limits: tuple[
         axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", va="center", color="#767676")
         axes.set_xticks([])
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.set_ylim(limits)
     axes.set_xlabel("step")
     axes.set_ylabel(quantity.label)
