@@ -77,7 +77,7 @@ class Algorithm(nn.Module):
         network: the network to train.
         num_domains: number of source domains; every call gets one batch of each, always in the same order.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.algorithms import Algorithm
         >>> class WorstDomain(Algorithm):

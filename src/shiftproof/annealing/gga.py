@@ -78,7 +78,7 @@ class GGA(Annealer):
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.annealing import GGA
         >>> model = torch.nn.Linear(3, 1)

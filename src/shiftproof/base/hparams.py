@@ -58,7 +58,7 @@ class Hparam:
     Raises:
         ValueError: a default is no number, truth value or word, or a distribution is no function.
 
-    Example:
+    Examples:
         >>> from shiftproof.hparams import Hparam, log10_uniform
         >>> weight = Hparam(0.1, log10_uniform(-2, 0))
         >>> weight.default, str(weight.draw)

@@ -20,7 +20,7 @@ _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 def seed_hash(*key: object) -> int:
     """Return the seed that DomainBed derives from a key: the md5 of ``str(key)``, modulo 2**31.
 
-    Example:
+    Examples:
         >>> seed_hash("PACS", ("sketch",), 0) == seed_hash("PACS", ("sketch",), 0)
         True
     """
@@ -31,7 +31,7 @@ def seed_hash(*key: object) -> int:
 def generator(*key: int | str) -> np.random.Generator:
     """Return a NumPy generator that depends on nothing but ``key``.
 
-    Example:
+    Examples:
         >>> float(generator(0, "batches", 7).random()) == float(generator(0, "batches", 7).random())
         True
     """

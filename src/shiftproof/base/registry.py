@@ -42,7 +42,7 @@ class Place(NamedTuple):
 def did_you_mean(name: str, valid: Sequence[str]) -> str:
     """Return the question for the end of an error about a name, with up to three near ones; empty if none is near.
 
-    Example:
+    Examples:
         >>> did_you_mean("genei", ["adam", "genie"])
         ' Did you mean genie?'
     """

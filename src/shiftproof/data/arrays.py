@@ -58,7 +58,7 @@ def from_arrays(
             how to convert it.
         UnknownNameError: a label is not among the classes, groups are of an unknown domain, or kind or task is unknown.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from shiftproof.data import from_arrays
         >>> clinics = {name: (np.random.rand(10, 4), np.arange(10) % 2) for name in ("north", "south")}

@@ -30,7 +30,7 @@ def batch_indices(
     Returns:
         For every source domain, int64 indices of shape (batch_size,).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from shiftproof.data import batch_indices
         >>> first, second = batch_indices([np.arange(10), np.arange(20)], batch_size=4, seed=0, step=3)

@@ -283,7 +283,7 @@ class DatasetEntry:
     Raises:
         ValueError: a field is not as described here.
 
-    Example:
+    Examples:
         >>> from shiftproof.data import DATASETS
         >>> digits = DATASETS["rotated_digits"].open(None, None)
         >>> digits.kind, [domain.name for domain in digits.domains]

@@ -52,7 +52,7 @@ def from_torch(
         ValueError: an item cannot be read or does not fit the others; the message has its index. Or what
             `from_arrays` raises.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.data import from_torch
         >>> rows = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2)

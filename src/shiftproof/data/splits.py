@@ -55,7 +55,7 @@ def grouped_split(groups: NDArray[np.int64], trial_seed: int, domain: int) -> Sp
     Raises:
         ValueError: a part would be empty.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from shiftproof.data import grouped_split
         >>> patients = np.repeat(np.arange(10), 3)  # three rows each

@@ -121,7 +121,7 @@ def gradient_agreement(
     Raises:
         ValueError: there are fewer than two domains, or no parameter requires a gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import gradient_agreement
         >>> model = torch.nn.Linear(2, 1)

@@ -133,7 +133,7 @@ def balance(magnitudes: NDArray[np.floating[Any]]) -> Balance:
     Raises:
         ValueError: there are fewer than two.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from shiftproof.diagnostics import balance
         >>> round(balance(np.ones(100)).gini, 3), round(balance(np.ones(100)).entropy, 3)  # all parameters alike

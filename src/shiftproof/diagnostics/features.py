@@ -106,7 +106,7 @@ def project(features: Tensor, method: Projection = "pca", seed: int = 0) -> Tens
     Raises:
         ValueError: the method is unknown or not installed, or the features are too few or not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import project
         >>> tuple(project(torch.randn(20, 8)).shape)

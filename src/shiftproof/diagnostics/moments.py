@@ -147,7 +147,7 @@ def gradient_moments(
         ValueError: there is no domain, one has fewer than two samples, ``chunk_size`` is below 1, or no parameter
             requires a gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import gradient_moments
         >>> model = torch.nn.Linear(2, 1)

@@ -47,7 +47,7 @@ def osgr(p: Tensor, mean_square: Tensor, variance: Tensor, n: float) -> float:
     Raises:
         ValueError: shapes differ, a variance is negative, or n is not above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import osgr
         >>> mean_square, variance = torch.tensor([1.0, 0.01]), torch.tensor([1.0, 1.0])
@@ -72,7 +72,7 @@ def preconditioners(mean_square: Tensor, variance: Tensor, n: float) -> dict[str
     Raises:
         ValueError: see `osgr`; also if a gradient does not vary, because its weight would be infinite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import preconditioners
         >>> list(preconditioners(torch.tensor([1.0, 0.01]), torch.tensor([1.0, 1.0]), n=10))
@@ -141,7 +141,7 @@ def osgr_of_moments(
 def genie_osgr(gsnr: Tensor, n: float) -> float:
     r"""Return :math:`1 - 1 / (n\, \mathrm{mean}(r + 1/n))` (GENIE, Corollary 2), for true or plug-in r.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import genie_osgr
         >>> round(genie_osgr(torch.tensor([1.0, 0.01]), n=10), 3)
@@ -153,7 +153,7 @@ def genie_osgr(gsnr: Tensor, n: float) -> float:
 def uniform_osgr(gsnr: Tensor, n: float) -> float:
     r"""Return :math:`1 - \mathrm{mean}(1 / (r + 1/n)) / n`, GENIE's R_pre. It is never above `genie_osgr`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import uniform_osgr
         >>> round(uniform_osgr(torch.tensor([1.0, 0.01]), n=10), 3)

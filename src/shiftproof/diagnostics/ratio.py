@@ -41,7 +41,7 @@ def ratio_of_means(numerators: Tensor, denominators: Tensor) -> Ratio:
     Raises:
         ValueError: there are no pairs, or the shapes differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import ratio_of_means
         >>> ratio = ratio_of_means(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), torch.tensor([2.0, 4.1, 5.9, 8.0, 10.0]))

@@ -83,7 +83,7 @@ class Recorder:
             parameters that are not the model's, or none of its parameters requires a gradient.
         RuntimeError: a gradient is sparse (raised in a step).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import Recorder
         >>> model, loss = torch.nn.Linear(4, 2), torch.nn.functional.cross_entropy

@@ -216,7 +216,7 @@ def largest_eigenvalue(
     Raises:
         ValueError: an argument is out of its range, there are no samples, or the Hessian is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import largest_eigenvalue
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -267,7 +267,7 @@ def hessian_trace(
     Raises:
         ValueError: there are fewer than 2 probes or no samples, or the Hessian is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.diagnostics import hessian_trace
         >>> model = torch.nn.Linear(2, 1, bias=False)

@@ -120,7 +120,7 @@ def domain_similarities(
         ValueError: there is only one domain, no parameter requires a gradient, or one that does is complex.
         RuntimeError: a gradient is sparse.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.annealing import domain_similarities
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))

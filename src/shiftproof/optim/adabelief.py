@@ -32,7 +32,7 @@ class AdaBelief(MomentOptimizer):
     Raises:
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.optim import AdaBelief
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

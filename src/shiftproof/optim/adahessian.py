@@ -64,7 +64,7 @@ class AdaHessian(MomentOptimizer):
     Raises:
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.optim import AdaHessian
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

@@ -63,7 +63,7 @@ class FAD(MultiPass):
     Raises:
         ValueError: an option is out of its range.
 
-    Example:
+    Examples:
         >>> from shiftproof.optim import FAD
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

@@ -45,7 +45,7 @@ class GAM(MultiPass):
     Raises:
         ValueError: an option is negative or not finite.
 
-    Example:
+    Examples:
         >>> from shiftproof.optim import GAM
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

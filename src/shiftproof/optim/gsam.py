@@ -38,7 +38,7 @@ class GSAM(MultiPass):
     Raises:
         ValueError: an option is negative or not finite.
 
-    Example:
+    Examples:
         >>> from shiftproof.optim import GSAM
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

@@ -39,7 +39,7 @@ class MSVAG(MomentOptimizer):
     Raises:
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.optim import MSVAG
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

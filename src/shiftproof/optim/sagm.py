@@ -37,7 +37,7 @@ class SAGM(MultiPass):
     Raises:
         ValueError: an option is negative or not finite.
 
-    Example:
+    Examples:
         >>> from shiftproof.optim import SAGM
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

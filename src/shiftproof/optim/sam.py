@@ -33,7 +33,7 @@ class SAM(MultiPass):
     Raises:
         ValueError: an option is negative or not finite.
 
-    Example:
+    Examples:
         >>> from shiftproof.optim import SAM
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -96,7 +96,7 @@ class ASAM(MultiPass):
     Raises:
         ValueError: an option is negative or not finite.
 
-    Example:
+    Examples:
         >>> from shiftproof.optim import ASAM
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

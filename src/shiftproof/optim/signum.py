@@ -35,7 +35,7 @@ class Signum(MomentOptimizer):
     Raises:
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.optim import Signum
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

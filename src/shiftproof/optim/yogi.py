@@ -34,7 +34,7 @@ class Yogi(MomentOptimizer):
     Raises:
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.optim import Yogi
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

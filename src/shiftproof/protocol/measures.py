@@ -82,7 +82,7 @@ MEASURES: Registry[Measure] = Registry("measure", instances_of=Measure)
 def measures_of(task: Task) -> list[str]:
     """Return the names of a task's measures, in the registry's order.
 
-    Example:
+    Examples:
         >>> from shiftproof.protocol import measures_of
         >>> "rmse" in measures_of("regression"), "accuracy" in measures_of("classification")
         (True, True)

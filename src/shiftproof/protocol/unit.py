@@ -16,7 +16,7 @@ class Unit(NamedTuple):
         decimals: digits behind the point.
         sign: 1 if a greater value is better, -1 if a smaller one is.
 
-    Example:
+    Examples:
         >>> from shiftproof.protocol import Unit
         >>> Unit().text(0.8125), Unit().signed(-0.02), Unit().with_unit(0.5)
         ('81.2', '-2.0', '50.0 %')

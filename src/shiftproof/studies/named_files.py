@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).with_name("named")
 def named_studies() -> dict[str, Path]:
     """Return the files of the named studies, by name.
 
-    Example:
+    Examples:
         >>> from shiftproof.studies import named_studies
         >>> "optimizers" in named_studies()
         True

@@ -86,7 +86,7 @@ def make_plan(study: Study, *, absent: bool = False) -> Plan:
     Raises:
         ValueError: the study does not fit its data, a hyperparameter is out of its range, or model and data do not fit.
 
-    Example:
+    Examples:
         >>> from shiftproof.studies import Study, make_plan
         >>> plan = make_plan(Study(optimizers=("sgd",), targets=("0", "15"), trials=3))
         >>> [str(method) for method in plan.grids[0].methods], len(plan.runs)
@@ -119,7 +119,7 @@ def plan_run(study: Study, trial_seed: int, hparam_seed: int) -> RunSpec:
     Raises:
         ValueError: as `make_plan`.
 
-    Example:
+    Examples:
         >>> from shiftproof.studies import Study, plan_run
         >>> spec = plan_run(Study(optimizers=("adam",), targets=("75",)), trial_seed=0, hparam_seed=0)
         >>> spec.label(), spec.steps

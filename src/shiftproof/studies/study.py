@@ -70,7 +70,7 @@ class Study:
     Raises:
         FieldError: a value is unknown, out of its range or contradicts another field; nothing is opened or trained yet.
 
-    Example:
+    Examples:
         >>> from shiftproof.studies import Study, make_plan
         >>> study = Study(datasets=("vowels",), optimizers=("adam", "genie"), targets=("speaker00",), trials=2)
         >>> plan = make_plan(study)

@@ -39,7 +39,7 @@ _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 def latex(text: str) -> str:
     r"""Escape a text for LaTeX, with a minus before negative numbers.
 
-    Example:
+    Examples:
         >>> print(latex("ib_erm: -3.2 %"))
         ib\_erm: $-$3.2 \%
     """

@@ -59,7 +59,7 @@ class AverageRanks(NamedTuple):
 def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean and standard error (n - 1) of one or more independent values.
 
-    Example:
+    Examples:
         >>> from shiftproof.tables import estimate
         >>> estimate([0.5, 0.75])
         Estimate(mean=0.625, error=0.125)
@@ -84,7 +84,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], confid
         baseline: the baseline's values for the same trials, in the same order.
         confidence: coverage of the interval.
 
-    Example:
+    Examples:
         >>> difference = paired_difference([0.72, 0.75, 0.71], [0.70, 0.71, 0.70])
         >>> round(difference.mean, 4), round(difference.low, 4), round(difference.high, 4)
         (0.0233, -0.0146, 0.0613)
@@ -105,7 +105,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     A None stays None and is not counted. Holm, "A simple sequentially rejective multiple test procedure",
     Scandinavian Journal of Statistics 1979.
 
-    Example:
+    Examples:
         >>> holm([0.01, 0.04, None])
         [0.02, 0.04, None]
     """
@@ -125,7 +125,7 @@ def sign_count(values: Sequence[float], baseline: Sequence[float]) -> SignCount:
         values: one per cell.
         baseline: the baseline's values for the same cells, in the same order.
 
-    Example:
+    Examples:
         >>> sign_count([0.7, 0.8, 0.9], [0.6, 0.8, 0.7])
         SignCount(wins=2, losses=0, ties=1, p=0.5)
     """
@@ -148,7 +148,7 @@ def average_ranks(scores: Sequence[Sequence[float]]) -> AverageRanks:
     Raises:
         ValueError: there is no cell, or methods differ in their number of cells.
 
-    Example:
+    Examples:
         >>> average_ranks([[0.9, 0.8], [0.7, 0.6]]).ranks
         [1.0, 2.0]
     """
@@ -174,7 +174,7 @@ def indistinguishable(ranks: Sequence[float], critical_difference: float) -> lis
     Returns:
         The positions of the first and last method of each group, in order of ascending ranks.
 
-    Example:
+    Examples:
         >>> from shiftproof.tables import indistinguishable
         >>> indistinguishable([1.0, 1.5, 3.0], critical_difference=1.0)
         [(0, 1)]

@@ -90,7 +90,7 @@ def trials_to_tell(difference: float, spread: float, compared: int = 1) -> int |
         None for more than `MOST_TRIALS`. The power is that of the t-test's usual approximation,
         :math:`(t_{1-\alpha/2} + t_{1-\beta})^2 s^2 / \delta^2 \le n` (Cohen, "Statistical Power Analysis", 1988).
 
-    Example:
+    Examples:
         >>> trials_to_tell(0.01, spread=0.01), trials_to_tell(0.01, spread=0.02)
         (10, 34)
     """

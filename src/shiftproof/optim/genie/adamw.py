@@ -76,7 +76,7 @@ class GENIEAdamW(GENIEBase):
     Warns:
         UserWarning: FSDP1 or ZeroRedundancyOptimizer shards the parameters, so masks repeat across parts.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.optim import GENIEAdamW
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

@@ -89,7 +89,7 @@ class GENIE(GENIEBase):
     Warns:
         UserWarning: FSDP1 or ZeroRedundancyOptimizer shards the parameters, so masks and noise repeat across parts.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from shiftproof.optim import GENIE
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
