@@ -128,7 +128,7 @@ def test_pages_fit_the_screen(open_page, site):
         page.goto(file.as_uri(), wait_until="load")
         for width in (1280, 400):
             page.set_viewport_size({"width": width, "height": 844})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, file
+            page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
             cut = page.locator("article :is(p, li, h1, h2, h3):not(table *)").evaluate_all(
                 "all => all.filter(one => one.getBoundingClientRect().right > innerWidth).map(one => one.textContent)"
             )
