@@ -9,6 +9,7 @@ from shiftproof.tables.statistics import paired_difference
 from shiftproof.tables.table import Cell
 
 MARK_NOTE = "Bold: the best of a column, if the 95 % interval of its paired difference from every other excludes 0."
+"""What bold means in every table."""
 
 
 def marks(cells: Sequence[Cell], unit: Unit) -> list[bool]:
