@@ -10,6 +10,7 @@ import pytest
 
 from shiftproof.base import files
 
+UNSET = ("HOME", "USER", "LOGNAME", "SHIFTPROOF_CACHE")
 HOMELESS = """
 import pwd
 def nobody(uid):
@@ -39,7 +40,7 @@ def _command(folder, *options, **environment):
     """Run the command line as a user of no home and no name, who may enter no closed folder, even as root."""
     (folder / "site").mkdir(exist_ok=True)
     (folder / "site" / "sitecustomize.py").write_text(HOMELESS)
-    variables = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
+    variables = {name: value for name, value in os.environ.items() if name not in UNSET}
     variables |= {"PYTHONPATH": os.pathsep.join([str(folder / "site"), *sys.path]), "TMPDIR": str(folder / "temporary")}
     command = [sys.executable, "-m", "shiftproof", *map(str, options)]
     if os.getuid() == 0:
