@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shiftproof.base.drawing import COLORS, STYLE, saved
+from shiftproof.base.drawing import STYLE, method_colors, saved
 
 COLUMNS = {"mean": "mean of the unseen domains", "worst": "worst unseen domain"}
 NUMBERS = ("difference", "difference_low", "difference_high")
@@ -31,6 +31,7 @@ def draw(lines: Sequence[Row]) -> bytes:
     from matplotlib.figure import Figure
 
     optimizers = list(dict.fromkeys(line["optimizer"] for line in lines))
+    colors = dict(zip(optimizers, method_colors(optimizers), strict=True))
     with rc_context(STYLE):
         figure = Figure(figsize=(6.8, 2.2), layout="constrained", facecolor="white")
         for axes, (column, title) in zip(figure.subplots(1, 2, sharey=True), COLUMNS.items(), strict=True):
@@ -38,7 +39,7 @@ def draw(lines: Sequence[Row]) -> bytes:
             axes.axvline(0, color="#555555", linewidth=0.8)
             for place, row in enumerate(rows):
                 mean, low, high = (float(row[name]) * 100 for name in NUMBERS)
-                color = COLORS[optimizers.index(row["optimizer"])]
+                color = colors[row["optimizer"]]
                 axes.plot([low, high], [place, place], color=color, linewidth=1.4, solid_capstyle="butt")
                 axes.plot(mean, place, "o", color=color, markersize=4)
             axes.set_yticks(range(len(rows)), [name_of(row) for row in rows])

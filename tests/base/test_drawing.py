@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shiftproof.base.drawing import COLORS, DASHES, OPTIMIZER_COLORS, line_style, method_styles
+from shiftproof.base.drawing import COLORS, DASHES, OPTIMIZER_COLORS, line_style, method_colors, method_styles
 from shiftproof.optim import OPTIMIZERS
 
 
@@ -31,6 +31,7 @@ def test_dashes_tell_methods_with_the_same_optimizer_apart() -> None:
     [
         ["erm + adam", "coral + adam", "irm + adam"],  # the optimizer is no difference
         [f"{algorithm} + {one}" for one in ("sgd", "adam") for algorithm in "abcdef"],  # more than there are dashes
+        [*OPTIMIZER_COLORS, "mine", "yours"],  # of plug-ins, more than there are colours left
     ],
 )
 def test_where_colours_cannot_stand_for_optimizers_they_follow_the_order(names: list[str]) -> None:
@@ -41,6 +42,12 @@ def test_an_optimizer_of_a_plug_in_has_a_colour_that_no_other_has() -> None:
     styles = method_styles(["mine", "sgd", "yours", "adam"])
     assert len({style.color for style in styles}) == 4
     assert styles[1] == method_styles(["sgd"])[0]
+
+
+def test_without_dashes_colours_tell_methods_with_the_same_optimizer_apart() -> None:
+    assert method_colors(["genie", "sgd"]) == [OPTIMIZER_COLORS["genie"], OPTIMIZER_COLORS["sgd"]]
+    assert len(set(method_colors(["sgd", "adam", "coral + sgd", "coral + adam"]))) == 4
+    assert method_colors([]) == []
 
 
 def test_fifty_styles_by_order_are_all_different() -> None:

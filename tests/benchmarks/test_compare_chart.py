@@ -3,6 +3,7 @@
 import re
 
 from benchmarks.compare_chart import draw
+from shiftproof.base.drawing import OPTIMIZER_COLORS
 
 
 def _line(optimizer, target, difference, low="", high="", averaging="none", selection="training_domain"):
@@ -24,3 +25,9 @@ def test_each_method_but_the_baseline_is_drawn_by_the_first_rule():
     assert [text for text in texts if "adam" in text or text == "sgd"] == ["adam", "adam + ema"]
     assert texts.count("points of accuracy above sgd") == 2
     assert {"mean of the unseen domains", "worst unseen domain"} <= set(texts)
+
+
+def test_an_optimizer_has_the_colour_that_it_has_in_every_figure():
+    lines = [_line(name, column, "0.01", "-0.02", "0.04") for column in ("mean", "worst") for name in OPTIMIZER_COLORS]
+    strokes = re.findall(r"stroke: (#[0-9a-f]{6})", draw(lines).decode())
+    assert set(OPTIMIZER_COLORS.values()) <= {color.upper() for color in strokes}

@@ -81,6 +81,16 @@ def test_a_copy_of_the_rest_takes_its_own_outputs():
     torch.testing.assert_close(parts.rest(outputs), expected, rtol=0, atol=0)
 
 
+def test_a_copy_of_the_rest_holds_nothing_of_the_trunk():
+    network = _network("test_vit", 32)
+    freeze_all_but(network, "blocks.1")
+    rest = copy.deepcopy(cut(network).rest)
+    assert rest.frozen
+    assert set(rest.frozen) <= set(rest.modules())
+    rest.train()
+    assert [block.training for block in rest.featurizer.blocks[1:3]] == [True, False]  # frozen, behind what is trained
+
+
 def test_it_is_left_in_the_mode_that_it_had():
     network = _network("test_resnet", 64)
     freeze_all_but(network, "blocks:1")

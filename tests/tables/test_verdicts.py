@@ -9,7 +9,7 @@ from scipy import stats
 
 from made_up import results_of
 from shiftproof.studies import Results, Study, make_plan
-from shiftproof.tables import as_text, build_tables, finding, verdicts
+from shiftproof.tables import as_text, build_tables, finding, marks, verdicts
 from shiftproof.tables.verdicts import MOST_TRIALS, trials_to_tell
 
 
@@ -104,6 +104,18 @@ def test_one_trial_and_equal_trials_tell_nothing():
         )
 
 
+def test_trials_that_the_baseline_lacks_compare_nothing():
+    """Of three trials the baseline has one: no sentence may say what every trial shows."""
+    results = _results([[0.7, 0.7, 0.7], [0.8, 0.9, 0.8]])
+    found = {
+        spec.name: results.result(spec)
+        for spec in results.plan.runs
+        if spec.optimizer == "adam" or spec.trial_seed == 0
+    }
+    [sentence] = verdicts(build_tables(Results(results.plan, found))[0])
+    assert sentence == "erm + adam and erm + sgd are compared in one trial, which tells nothing."
+
+
 def test_a_method_without_a_complete_trial_is_not_compared():
     results = _results([[0.7, 0.7], [0.8, 0.9]])
     sgd = {spec.name: results.result(spec) for spec in results.plan.runs if spec.optimizer == "sgd"}
@@ -193,3 +205,16 @@ def test_the_finding_prefers_a_method_that_finished_every_trial():
     assert finding(build_tables(results)[0]).startswith("erm + genie has the highest mean accuracy, 70.0 ± 0.0 %. ")
     nothing = results_of(make_plan(study), lambda spec: (0.9, 0.5, 0.5), lambda spec: None)
     assert finding(build_tables(nothing)[0]) == "No method has a score on every unseen domain yet."
+
+
+@pytest.mark.parametrize("baseline", ["erm + sgd", "erm + adam"])
+def test_the_finding_does_not_tell_apart_what_the_correction_denies(baseline):
+    """Both intervals of the best exclude 0, but of two differences together neither is told apart."""
+    study = Study(optimizers=("sgd", "adam", "genie"), targets=("0",), trials=4)
+    values = {"sgd": [0.70, 0.72, 0.71, 0.73], "adam": [0.74, 0.74, 0.75, 0.74], "genie": [0.73, 0.71, 0.72, 0.73]}
+    pvalues = [stats.ttest_rel(values["adam"], values[name]).pvalue for name in ("sgd", "genie")]
+    assert 0.025 < min(pvalues) < max(pvalues) < 0.05
+    results = results_of(make_plan(study), lambda spec: (0.9, *[values[spec.optimizer][spec.trial_seed]] * 2))
+    [table] = build_tables(results, baseline=baseline)
+    assert marks([row.mean for row in table.rows], table.unit) == [False, True, False]  # bold, which is not corrected
+    assert finding(table).startswith("erm + adam has the highest mean accuracy, 74.2 ± 0.3 %. These trials tell no ")

@@ -24,7 +24,7 @@ OPTIMIZER_COLORS = {
     "sgd": "#0072B2", "adam": "#D55E00", "sam": "#009E73", "genie": "#CC79A7", "genie_adamw": "#E69F00",
     "genie_released": "#882255", "adamw": "#8C4A00", "adabelief": "#56B4E9", "adahessian": "#000000",
     "yogi": "#A89500", "asam": "#66C2A5", "gsam": "#1B5E20", "sagm": "#7CB342", "gam": "#4F7A6B", "fad": "#7F7F7F",
-    "signum": "#1A237E", "m_svag": "#7E57C2",
+    "signum": "#1A237E", "m_svag": "#7E57C2", "sign_genie": "#F06292",
 }  # fmt: skip
 """The colour of every optimizer, in all figures in which colours stand for optimizers."""
 INK = "#555555"
@@ -47,7 +47,8 @@ def method_styles(names: Sequence[str]) -> list[LineStyle]:
     """Return the styles of optimizers, or of methods whose names contain one, such as "coral + adam".
 
     The colour is the optimizer's, the same in all figures; dashes tell methods with the same optimizer apart. Where all
-    have the same, or more have it than there are dashes, styles follow the order, as in `line_style`.
+    have the same, or more have it than there are dashes, or optimizers of plug-ins outnumber the colours that are left,
+    styles follow the order, as in `line_style`.
 
     Args:
         names: names of the optimizers or methods of one figure, in their order.
@@ -56,13 +57,25 @@ def method_styles(names: Sequence[str]) -> list[LineStyle]:
         next((part for part in re.split(r" \+ |, ", name) if part in OPTIMIZER_COLORS), name) for name in names
     ]
     counts = Counter(optimizers)
-    if len(counts) == 1 < len(names) or any(count > len(DASHES) for count in counts.values()):
-        return [line_style(index) for index in range(len(names))]
     known = {one: OPTIMIZER_COLORS[one] for one in counts if one in OPTIMIZER_COLORS}
-    free = [color for color in COLORS if color not in known.values()] or list(COLORS)
+    free = [color for color in COLORS if color not in known.values()]
     others = [one for one in counts if one not in known]  # of plug-ins
-    colors = known | {one: free[index % len(free)] for index, one in enumerate(others)}
+    if len(counts) == 1 < len(names) or max(counts.values(), default=0) > len(DASHES) or len(others) > len(free):
+        return [line_style(index) for index in range(len(names))]
+    colors = known | dict(zip(others, free, strict=False))
     return [LineStyle(colors[one], DASHES[optimizers[:index].count(one)]) for index, one in enumerate(optimizers)]
+
+
+def method_colors(names: Sequence[str]) -> list[str]:
+    """Return the colours of `method_styles` for a figure without dashes, or whose dashes mean something else.
+
+    Where methods have the same optimizer, only colours can tell them apart, which then follow the order.
+
+    Args:
+        names: names of the optimizers or methods of one figure, in their order.
+    """
+    colors = [style.color for style in method_styles(names)]
+    return colors if len(set(colors)) == len(names) else [line_style(index).color for index in range(len(names))]
 
 
 STYLE: dict[Any, Any] = {

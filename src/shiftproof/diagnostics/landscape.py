@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from shiftproof.base.drawing import COLUMN, STYLE, method_styles
+from shiftproof.base.drawing import COLUMN, STYLE, method_colors
 from shiftproof.base.randomness import generator, torch_seed
 
 if TYPE_CHECKING:
@@ -178,8 +178,8 @@ class Simulation:
             figure.suptitle("Where optimizers end on the simulated landscape")
             upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.8 * rows, below)).flat
             grid = upper.subplots(rows, columns, squeeze=False).flat
-            styles = method_styles(list(self.runs))
-            for axes, (name, runs), (color, _) in zip(grid, self.runs.items(), styles, strict=False):
+            colors = method_colors(list(self.runs))
+            for axes, (name, runs), color in zip(grid, self.runs.items(), colors, strict=False):
                 _draw_runs(axes, runs, color)
                 axes.set_title(f"{name}\nlr {runs.lr:.2g}", fontsize=8)
             for axes in upper.axes[len(self.runs) :]:
@@ -356,7 +356,7 @@ def _draw_runs(axes: Axes, runs: Runs, color: str) -> None:
 def _draw_shares(axes: Axes, named: Mapping[str, Sequence[Share]]) -> None:
     """Draw fractions with their errors, one row per name and one marker per basin."""
     markers = (("D", "full"), ("o", "none"), ("x", "full"))
-    colors = ["black", *(style.color for style in method_styles(list(named)[1:]))]  # the first is of no optimizer
+    colors = ["black", *method_colors(list(named)[1:])]  # the first is of no optimizer
     for basin, (marker, fill) in enumerate(markers):
         for row, values in enumerate(named.values()):
             value, low, high = values[basin]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftproof.base.batch import Batch
-from shiftproof.base.drawing import COLUMN, STYLE, method_styles
+from shiftproof.base.drawing import COLUMN, STYLE, method_colors
 from shiftproof.diagnostics.mean_loss import MeanLoss
 from shiftproof.gradients import Loss
 
@@ -173,7 +173,7 @@ def plane_figure(
         ys: coordinates along its second direction.
         losses: losses of shape (len(ys), len(xs)), from `losses_on_plane`. Points where the loss is not finite or not
             above 0 stay white.
-        names: names of the paths, in their order; see `shiftproof.base.drawing.method_styles`.
+        names: names of the paths, in their order; see `shiftproof.base.drawing.method_colors`.
         label: name of the loss.
 
     Raises:
@@ -207,7 +207,7 @@ def plane_figure(
         bar.ax.set_yticklabels([f"{level:.2g}" for level in levels[::2]])
         bar.ax.minorticks_off()
         bar.set_label(label)
-        for path, name, (color, _) in zip(plane.paths, names, method_styles(names), strict=True):
+        for path, name, color in zip(plane.paths, names, method_colors(names), strict=True):
             x, y = path.T.numpy()
             axes.plot(x, y, color=color, linewidth=1.2, marker="o", markersize=1.6, label=name)
             axes.plot(x[-1], y[-1], color=color, marker="*", markersize=8, markeredgecolor="white", linestyle="")

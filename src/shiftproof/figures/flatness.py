@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from shiftproof.algorithms import Batch
-from shiftproof.base.drawing import COLUMN, INK, STYLE, method_styles, write_figure
+from shiftproof.base.drawing import COLUMN, INK, STYLE, method_colors, write_figure
 from shiftproof.diagnostics import DrawnMean, Sharpness, average_increase, sharpness
 from shiftproof.figures.traces import Subject
 from shiftproof.training import reproducible
@@ -76,7 +76,7 @@ def draw_flatness(found: Mapping[str, Mapping[str, Flatness]], folder: Path, set
         figure = Figure(figsize=(COLUMN, 3.2), layout="constrained")
         figure.suptitle("Loss around the weights at the end of training", fontsize=9)
         axes = figure.subplots()
-        for (optimizer, sides), (color, _) in zip(found.items(), method_styles(list(found)), strict=True):
+        for (optimizer, sides), color in zip(found.items(), method_colors(list(found)), strict=True):
             for side, (measured, increases) in sides.items():
                 means, errors = zip(*increases.values(), strict=True)
                 axes.errorbar(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils import vector_to_parameters
 
-from shiftproof.base.drawing import COLORS, COLUMN, OPTIMIZER_COLORS, STYLE, method_styles, write_figure
+from shiftproof.base.drawing import COLORS, COLUMN, OPTIMIZER_COLORS, STYLE, method_colors, write_figure
 from shiftproof.diagnostics import (
     RATIO_SPAN,
     GradientMoments,
@@ -70,12 +70,12 @@ def draw_osgr(traces: Mapping[str, Trace], folder: Path, setting: str) -> list[P
 
     rows: list[tuple[object, ...]] = []
     intervals: list[tuple[Axes, float, Ratio, str]] = []
-    styles = method_styles(list(traces))
+    colors = method_colors(list(traces))
     with rc_context(STYLE):
         figure = Figure(figsize=(2 * COLUMN, 4.6), layout="constrained")
         figure.suptitle("One-step generalization ratio of real steps")
         axes = figure.subplots(2, 2, sharex=True, squeeze=False)
-        for index, ((name, trace), (color, _)) in enumerate(zip(traces.items(), styles, strict=True)):
+        for index, ((name, trace), color) in enumerate(zip(traces.items(), colors, strict=True)):
             for axis, (quantity, points) in zip(axes.flat, windows(trace).items(), strict=True):
                 if points:
                     aside = (index - (len(traces) - 1) / 2) * _BESIDE * points[0][0]

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from shiftproof.base.drawing import COLUMN, INK, STYLE, method_styles, write_figure
+from shiftproof.base.drawing import COLUMN, INK, STYLE, method_colors, write_figure
 from shiftproof.figures.traces import DIAGNOSTICS_FOLDER, figure_subjects
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.studies import Results, Study, Variant, run_study
@@ -116,7 +116,7 @@ def draw_sensitivity(measured: Sequence[Sensitivity], folder: Path, setting: str
         axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axis, name in zip(axes, names, strict=True):
             values = sorted({one.relative for one in measured if one.hyperparameter == name})
-            for optimizer, (color, _) in zip(optimizers, method_styles(optimizers), strict=True):
+            for optimizer, color in zip(optimizers, method_colors(optimizers), strict=True):
                 has = any((one.optimizer, one.hyperparameter) == (optimizer, name) for one in measured)
                 for quantity, (dashes, _) in _QUANTITIES.items():
                     points = _means(measured, optimizer, name if has else "lr", quantity)

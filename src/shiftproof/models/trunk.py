@@ -108,6 +108,8 @@ def cut(network: Network) -> Cut:
         else:
             featurizer = _behind(network.featurizer, names, _pictures(network, 1))
         rest._modules = {**network._modules, "featurizer": featurizer}
+        held = set(rest.modules())
+        rest.frozen = tuple(part for part in network.frozen if part in held)  # else its copies would copy the trunk too
         shape = _checked(network, trunk, rest)
     finally:
         network.train(training)

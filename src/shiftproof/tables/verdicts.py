@@ -22,7 +22,8 @@ MOST_NAMES = 4
 def finding(table: Table) -> str:
     """Say which method has the best mean, and how many methods are told apart from the baseline.
 
-    A method is told apart as in `verdicts`; the best from every other as in `marks`.
+    A method is told apart as in `verdicts`; the best from every other as in `marks`, if the correction of `verdicts`
+    does not deny that of the baseline.
     """
     unit, rows = table.unit, table.rows
     means = [row.mean for row in rows]
@@ -36,7 +37,9 @@ def finding(table: Table) -> str:
     score = f"{unit.text(best.mean.score.mean)}{error}{' %' if unit.percent else ''}"
     if len(rows) == 1:
         return f"{best.method}: {unit.metric} {score} on average over unseen domains."
-    alone = ", told apart from every other" if any(marks(means, unit)) else ""
+    corrected = [best] if best.method != table.baseline else [row for row in scored if row is not best]
+    apart = any(marks(means, unit)) and all(map(_is_told_apart, corrected))
+    alone = ", told apart from every other" if apart else ""
     first = f"{best.method} has the {'highest' if unit.sign > 0 else 'lowest'} mean {unit.metric}, {score}{alone}."
     return f"{first} {_told_apart(table)}"
 
@@ -106,8 +109,8 @@ def _verdict(table: Table, row: MethodRow, baseline: MethodRow) -> str:
     if difference is None or baseline.mean.score is None:
         return f"{pair}: not compared yet; no trial of both is complete."
     unit = table.unit
-    if difference.low is None or difference.high is None or row.mean.spread is None:
-        if row.mean.trials == 1:
+    if row.mean.spread is None or difference.low is None or difference.high is None:
+        if row.mean.spread is None:  # of one trial of both
             return f"{pair} are compared in one trial, which tells nothing."
         if round(difference.mean, DECIMALS) == 0:
             return f"{pair} are the same in every trial."
