@@ -15,9 +15,7 @@ from shiftproof.protocol.settings import search_space, setting
 KINDS = pytest.mark.parametrize("kind", [CAD, CondCAD])
 
 
-def _penalty(
-    features, labels, domains, conditional, temperature, flipped, normalised=False, classes_met=False, own=False
-):
+def _penalty(features, labels, domains, conditional, temperature, flipped, normalised=False, classes_met=False):
     """The penalty image by image."""
     if normalised:
         features = [z / (z @ z).sqrt() for z in features]
@@ -25,7 +23,7 @@ def _penalty(
     for i, z in enumerate(features):
         others = [j for j in range(len(features)) if j != i]
         same_class = [j for j in others if labels[j] == labels[i]]
-        met = (same_class if conditional else others) + [i] * own
+        met = same_class if conditional else others
         sought = [j for j in met if (domains[j] != domains[i]) is flipped]
         if not sought or (classes_met and not same_class):
             continue
@@ -48,12 +46,11 @@ def _transcription(algorithm, batches, weight, **options):
 @KINDS
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("flipped", [False, True])
-@pytest.mark.parametrize("own", [False, True])
-def test_objective_and_gradient_are_the_transcription(kind, own, flipped, normalised):
+def test_objective_and_gradient_are_the_transcription(kind, flipped, normalised):
     batches = uneven_batches((3, 5, 2))
     options = {"temperature": 0.3, "flipped": flipped, "normalised": normalised}
-    algorithm = kind(double_network(), 3, 0.7, **options, counts_itself=own)
-    loss, expected = algorithm.objective(batches), _transcription(algorithm, batches, 0.7, **options, own=own)
+    algorithm = kind(double_network(), 3, 0.7, **options)
+    loss, expected = algorithm.objective(batches), _transcription(algorithm, batches, 0.7, **options)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     parameters = list(algorithm.parameters())
     gradients = [torch.autograd.grad(value, parameters) for value in (loss, expected)]
@@ -86,16 +83,14 @@ def test_domainbed_leaves_out_images_that_are_alone_of_their_class():
         (images, torch.tensor(labels))
         for (images, _), labels in zip(uneven_batches(), ([0, 1, 2], [0, 1, 1, 3, 0]), strict=True)
     ]
-    algorithm = CAD(double_network(), 2, 0.7, flipped=True, classes_met=True, counts_itself=False)
+    algorithm = CAD(double_network(), 2, 0.7, classes_met=True)
     options = {"temperature": 0.1, "flipped": True}
     expected = _transcription(algorithm, batches, 0.7, **options, classes_met=True)
     torch.testing.assert_close(algorithm.objective(batches), expected, rtol=1e-12, atol=0)
     assert abs(expected - _transcription(algorithm, batches, 0.7, **options)) > 1e-6
     space = search_space("PACS", "photographs", True, "cad", "adam", "none", "protocol")
-    settings = [setting(space, {}, 0, 0, dialect) for dialect in ("domainbed", "domainbed-head")]
-    options = ("classes_met", "flipped", "counts_itself")
-    chosen = [[found.get(f"algorithm.{name}") for name in options] for found in settings]
-    assert chosen == [[None, None, None], [True, True, False]]
+    chosen = {d: setting(space, {}, 0, 0, d).get("algorithm.classes_met") for d in ("domainbed", "domainbed-head")}
+    assert chosen == {"domainbed": None, "domainbed-head": True}
     labelled = build_network("small_conv", (1, 16, 16), 2, dropout=0.0, seed=0, task="multilabel")
     with pytest.raises(FieldError, match="classes_met is for classification, not for multilabel"):
         CAD(labelled, 2, classes_met=True)
@@ -103,7 +98,7 @@ def test_domainbed_leaves_out_images_that_are_alone_of_their_class():
 
 def test_features_of_one_direction_leave_the_shares_of_the_domains():
     """If all similarities are equal, a neighbour is of another domain with the share of these images."""
-    algorithm = CAD(double_network(), 2, temperature=0.07, flipped=True, counts_itself=False)
+    algorithm = CAD(double_network(), 2, temperature=0.07)
     features, domains = torch.ones(6, 4, dtype=torch.float64), torch.tensor([0, 0, 1, 1, 1, 1])
     penalty = algorithm.penalty(features, torch.zeros(6), domains)
     assert penalty.item() == pytest.approx(-(2 * math.log(4 / 5) + 4 * math.log(2 / 5)) / 6)
@@ -146,7 +141,7 @@ def test_resume_is_bit_equal(kind, sizes):
 @KINDS
 def test_a_step_is_one_pass_along_the_gradient(kind):
     algorithm, batches = kind(double_network(), 2), uneven_batches()
-    expected = _transcription(algorithm, batches, 0.1, temperature=0.1, flipped=False, own=True)
+    expected = _transcription(algorithm, batches, 0.1, temperature=0.1, flipped=True)
     parameters = list(algorithm.parameters())
     moved = [p - 0.1 * g for p, g in zip(parameters, torch.autograd.grad(expected, parameters), strict=True)]
     steps = built_steps(algorithm, "sgd", lr=0.1, momentum=0.0)

@@ -26,22 +26,22 @@ BASE_TEMPERATURE = 0.07
 class CAD(Algorithm):
     r"""Contrastive adversarial domain bottleneck (Ruan, Dubois and Maddison, ICLR 2022, arXiv 2201.00057).
 
-    With features :math:`z`, temperature :math:`\tau`, and :math:`S_i` the images of the domain of image :math:`i`,
-    itself among them, the objective is
+    With features :math:`z`, temperature :math:`\tau`, and :math:`O_i` the images of other domains than image
+    :math:`i`, the objective is
 
-    .. math:: L + \lambda \frac{\tau}{0.07} \operatorname{mean}_i \log
-        \frac{\sum_{j \in S_i} \exp(z_i \cdot z_j / \tau)}{\sum_j \exp(z_i \cdot z_j / \tau)},
+    .. math:: L - \lambda \frac{\tau}{0.07} \operatorname{mean}_i \log
+        \frac{\sum_{j \in O_i} \exp(z_i \cdot z_j / \tau)}{\sum_{j \ne i} \exp(z_i \cdot z_j / \tau)},
 
     with :math:`L` the mean cross-entropy. The fraction is a model of the probability that a neighbour of :math:`i` is
-    of the same domain, which is made improbable, so that no discriminator is trained: the contrast takes its part. With
-    ``flipped`` the logarithm of the probability that it is of another domain is maximised instead. The optima are the
-    same, and the authors found the flipped form more stable.
+    of another domain, so that no discriminator is trained: the contrast takes its part. Without ``flipped``, the
+    logarithm of the probability that it is of the same domain is minimised instead; the optima are the same, and the
+    authors found the flipped form more stable.
 
-    This is the paper's form (section 4.2.1, equation 8 and algorithm 1), which has neither :math:`\tau` nor the factor
-    :math:`\tau / 0.07`: at temperature 1 a :math:`\lambda` of 0.07 times the paper's has the same effect. The authors'
-    code in DomainBed, whose temperature and weight are the defaults here, is flipped and does not count the image
-    itself. It counts only images that have another one of their class in the batch, as does ``classes_met`` here,
-    although this bottleneck needs no classes.
+    This is the form of the authors' code in DomainBed, whose searches always have the flipped one. The paper's own
+    (section 4.2.1, equation 8 and algorithm 1) is not flipped, counts image :math:`i` itself in both sums, as does
+    ``counts_itself`` here, and has neither :math:`\tau` nor the factor :math:`\tau / 0.07`: at temperature 1 a
+    :math:`\lambda` of 0.07 times the paper's has the same effect. The code counts only images that have another one of
+    their class in the batch, as does ``classes_met`` here, although this bottleneck needs no classes.
 
     The features are taken after the dropout. With one source domain CAD is ERM, and warns.
 
@@ -53,7 +53,7 @@ class CAD(Algorithm):
         normalised: whether features are divided by their norms in the penalty.
         flipped: whether other domains are made probable, rather than the same one improbable.
         classes_met: whether the penalty leaves out images that are alone of their class, as in DomainBed.
-        counts_itself: whether an image is a neighbour of itself.
+        counts_itself: whether an image is a neighbour of itself, as in the paper.
 
     Raises:
         ValueError: an argument is out of its range, or ``classes_met`` is set for another task than classification.
@@ -65,9 +65,9 @@ class CAD(Algorithm):
         "penalty_weight": Hparam(0.1, choice(1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2), seed_name="lmbda"),
         "temperature": Hparam(0.1, choice(0.05, 0.1)),
         "normalised": Hparam(False),
-        "flipped": option(False, True, ("domainbed-head",)),
+        "flipped": Hparam(True),
         "classes_met": option(False, True, ("domainbed-head",)),
-        "counts_itself": option(True, False, ("domainbed-head",)),
+        "counts_itself": Hparam(False, later=True),
     }
 
     def __init__(
@@ -77,9 +77,9 @@ class CAD(Algorithm):
         penalty_weight: float = 0.1,
         temperature: float = 0.1,
         normalised: bool = False,
-        flipped: bool = False,
+        flipped: bool = True,
         classes_met: bool = False,
-        counts_itself: bool = True,
+        counts_itself: bool = False,
     ) -> None:
         super().__init__(network, num_domains)
         if not 0 <= penalty_weight < math.inf:
@@ -135,9 +135,9 @@ class CAD(Algorithm):
 class CondCAD(CAD):
     r"""Conditional contrastive adversarial domain bottleneck (Ruan, Dubois and Maddison, ICLR 2022, arXiv 2201.00057).
 
-    It is `CAD` within the classes: both sums of the fraction are over images of the class of image :math:`i`. In the
-    flipped form only images count whose class is in another domain's batch too. The paper has this variant in appendix
-    C.4, which was not at hand.
+    It is `CAD` within the classes: both sums of the fraction are over images of the class of image :math:`i`, and only
+    images count whose class is in another domain's batch too. DomainBed's code is the same. The paper has this variant
+    in appendix C.4, which was not at hand.
 
     Args:
         network: the network to train.
@@ -164,8 +164,8 @@ class CondCAD(CAD):
         penalty_weight: float = 0.1,
         temperature: float = 0.1,
         normalised: bool = False,
-        flipped: bool = False,
-        counts_itself: bool = True,
+        flipped: bool = True,
+        counts_itself: bool = False,
     ) -> None:
         super().__init__(
             network, num_domains, penalty_weight, temperature, normalised, flipped, counts_itself=counts_itself
