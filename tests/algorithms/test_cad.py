@@ -15,7 +15,9 @@ from shiftproof.protocol.settings import search_space, setting
 KINDS = pytest.mark.parametrize("kind", [CAD, CondCAD])
 
 
-def _penalty(features, labels, domains, conditional, temperature, flipped, normalised=False, classes_met=False):
+def _penalty(
+    features, labels, domains, conditional, temperature, flipped, normalised=False, classes_met=False, own=False
+):
     """The penalty image by image."""
     if normalised:
         features = [z / (z @ z).sqrt() for z in features]
@@ -23,7 +25,7 @@ def _penalty(features, labels, domains, conditional, temperature, flipped, norma
     for i, z in enumerate(features):
         others = [j for j in range(len(features)) if j != i]
         same_class = [j for j in others if labels[j] == labels[i]]
-        met = same_class if conditional else others
+        met = (same_class if conditional else others) + [i] * own
         sought = [j for j in met if (domains[j] != domains[i]) is flipped]
         if not sought or (classes_met and not same_class):
             continue
@@ -46,11 +48,12 @@ def _transcription(algorithm, batches, weight, **options):
 @KINDS
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("flipped", [False, True])
-def test_objective_and_gradient_are_the_transcription(kind, flipped, normalised):
+@pytest.mark.parametrize("own", [False, True])
+def test_objective_and_gradient_are_the_transcription(kind, own, flipped, normalised):
     batches = uneven_batches((3, 5, 2))
     options = {"temperature": 0.3, "flipped": flipped, "normalised": normalised}
-    algorithm = kind(double_network(), 3, 0.7, **options)
-    loss, expected = algorithm.objective(batches), _transcription(algorithm, batches, 0.7, **options)
+    algorithm = kind(double_network(), 3, 0.7, **options, counts_itself=own)
+    loss, expected = algorithm.objective(batches), _transcription(algorithm, batches, 0.7, **options, own=own)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     parameters = list(algorithm.parameters())
     gradients = [torch.autograd.grad(value, parameters) for value in (loss, expected)]

@@ -40,8 +40,10 @@ class CAD(Algorithm):
     This is the form of the authors' code in DomainBed, whose searches always have the flipped one. The paper's own
     (section 4.2.1, equation 8 and algorithm 1) is not flipped, counts image :math:`i` itself in both sums, as does
     ``counts_itself`` here, and has neither :math:`\tau` nor the factor :math:`\tau / 0.07`: at temperature 1 a
-    :math:`\lambda` of 0.07 times the paper's has the same effect. The code counts only images that have another one of
-    their class in the batch, as does ``classes_met`` here, although this bottleneck needs no classes.
+    :math:`\lambda` of 0.07 times the paper's has the same effect. Measured at the defaults here, the paper's form ends
+    near chance on vectors, as its penalty has no lower bound, so the default is the form behind the authors' tables.
+    The code counts only images that have another one of their class in the batch, as does ``classes_met`` here,
+    although this bottleneck needs no classes.
 
     The features are taken after the dropout. With one source domain CAD is ERM, and warns.
 
