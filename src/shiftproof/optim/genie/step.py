@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +87,9 @@ def make_rows(
         RuntimeError: a parameter is a DTensor of partial sums, or a tensor does not fit its parameter.
         ValueError: the sequences differ in length.
     """
-    counts = steps if capturable else [_whole(count.item()) + begins for count in steps]
+    counts: list[Any] = []
+    for count in steps:  # no comprehension: from Python 3.12 on, torch.compile loses it where it reads a count
+        counts.append(count if capturable else _whole(count.item()) + begins)
     tensors = (params, grads, exp_avgs, exp_avg_sqs)
     same_length = len({*map(len, (*tensors, counts, positions, names))}) == 1
     if same_length and _are_ordinary(*tensors) and (capturable or min(counts, default=1) >= 1):
