@@ -1,7 +1,6 @@
 """The built site: it names every public name, needs no network, and is found and read in a browser, also on a phone."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zlib
@@ -13,15 +12,6 @@ import pytest
 from docs.pages import DOCS, ROOT, exported
 
 pytestmark = pytest.mark.xdist_group("site")  # it is built once
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 OTHERS = {"shiftproof.data.downloads": "data", "shiftproof.training.tracking": "training"}
 """Folders inside others whose names are public too, with the page that has them."""
 FOLDERS = {
@@ -84,44 +74,8 @@ def test_formulas_are_drawn(site):
         assert [one for one in formulas if "\\" in one] == []  # a command that was not converted
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI opens the site in a browser, and there is no chromium")
-        pytest.skip("there is no chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser, site):
-    """A function that opens a page from its file; in the end nothing may have failed or asked the network."""
-    pages, problems, requests = [], [], []
-
-    def open_file(page: str, width: int):
-        opened = browser.new_page(viewport={"width": width, "height": 844})
-        opened.on("console", lambda message: problems.append(message.text))
-        opened.on("pageerror", lambda error: problems.append(str(error)))
-        opened.on("requestfailed", lambda request: problems.append(request.url))
-        opened.on("request", lambda request: requests.append(request.url))
-        opened.goto((site / page).as_uri(), wait_until="load")
-        pages.append(opened)
-        return opened
-
-    yield open_file
-    for page in pages:
-        page.close()
-    assert problems == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-
-
 def test_pages_fit_the_screen(open_page, site):
-    page = open_page("index.html", 1280)
+    page = open_page(site / "index.html")
     for file in sorted(site.rglob("*.html")):
         if file.name == "404.html":  # a server's, which has the site at its root
             continue
@@ -136,8 +90,8 @@ def test_pages_fit_the_screen(open_page, site):
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_search_finds_pages_without_a_server(open_page, width):
-    page = open_page("index.html", width)
+def test_the_search_finds_pages_without_a_server(open_page, site, width):
+    page = open_page(site / "index.html", width)
     if width < 1000:
         page.locator("label[for=__search].md-header__button").click()
     page.locator("input.md-search__input").click()

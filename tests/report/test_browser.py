@@ -1,38 +1,11 @@
 """The page in a browser: complete, without errors or requests, readable on a phone, and its tables sort."""
 
-import os
-import shutil
-
 import pytest
 from tests.report.pages import DASH, MINUS
 
 from shiftproof.optim.registry import OPTIMIZERS
 from shiftproof.report import write_report
 from shiftproof.studies import Study, make_plan
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI opens the report in a browser, and there is no chromium")
-        pytest.skip("there is no chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +15,8 @@ def report(write_store, hostile_plan, tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_opens_without_errors_and_fits_the_screen(browser, report, tmp_path, width):
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    problems, requests = [], []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: problems.append(request.url))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(report.as_uri(), wait_until="load")
-
+def test_the_page_opens_without_errors_and_fits_the_screen(open_page, report, tmp_path, width):
+    page = open_page(report, width)
     assert page.locator("h1").inner_text() == 'a "set" <b>: 3 methods on unseen domains'
     for text in ("erm + sgd", "erm + genie", "42.0 ± 1.0", "failed"):
         assert page.locator("#accuracy").get_by_text(text).first.is_visible()
@@ -66,9 +32,6 @@ def test_the_page_opens_without_errors_and_fits_the_screen(browser, report, tmp_
 
     page.screenshot(path=tmp_path / f"report_{width}.png", full_page=True)
     assert (tmp_path / f"report_{width}.png").stat().st_size > 10_000
-    assert problems == []
-    assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
-    page.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +41,7 @@ def several(write_store, absent_plan, tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_several_data_sets_fit_the_screen(browser, several, open_page, width):
+def test_several_data_sets_fit_the_screen(several, open_page, width):
     page = open_page(several, width)
     for table in ("accuracy", "published", "accuracy-PACS", "rules-PACS"):
         assert page.locator(f"#{table}").is_visible()
@@ -92,25 +55,6 @@ def test_several_data_sets_fit_the_screen(browser, several, open_page, width):
         "all => all.filter(one => one.getBoundingClientRect().right > innerWidth).map(one => one.textContent)"
     )
     assert narrow == []  # text is never cut
-
-
-@pytest.fixture
-def open_page(browser):
-    """A function that opens a report and, in the end, asks for silence on the console."""
-    pages, problems = [], []
-
-    def open_report(report, width=1280, **options):
-        page = browser.new_page(viewport={"width": width, "height": 844}, **options)
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(report.as_uri(), wait_until="load")
-        pages.append(page)
-        return page
-
-    yield open_report
-    for page in pages:
-        page.close()
-    assert problems == []
 
 
 @pytest.fixture(scope="module")
