@@ -43,6 +43,7 @@ class LearningRates:
         protocol: default and distribution at the protocol's length (5,001 steps).
         short: default for a few hundred steps; the search covers the two decades around it. It was fixed beforehand
             using source-domain validation only (docs/explanation/short_search.md).
+        short_part: as ``short``, where only a part of the network is trained; None if that is the same.
 
     Raises:
         ValueError: a default is not above 0, or the protocol's has no distribution.
@@ -50,6 +51,7 @@ class LearningRates:
 
     protocol: tuple[float, Distribution]
     short: float
+    short_part: float | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -60,14 +62,15 @@ class LearningRates:
                 "protocol of LearningRates must be a default and a distribution, as in (1e-3, log10_uniform(-4, -2)), "
                 f"not {self.protocol!r}"
             ) from None
-        for rate in (default, self.short):
+        for rate in (default, self.short, self.short if self.short_part is None else self.short_part):
             if not _is_number(rate) or not rate > 0:
                 raise ValueError(f"a learning rate must be a finite number above 0, not {rate!r}")
 
-    def hparam(self, search: Search) -> Hparam:
-        """Return the learning rate as a hyperparameter of a search."""
+    def hparam(self, search: Search, part: bool = False) -> Hparam:
+        """Return the learning rate as a hyperparameter of a search, for all of a network or for a part of it."""
         if search == "short":
-            return Hparam(self.short, decades(self.short))
+            default = self.short_part if part and self.short_part is not None else self.short
+            return Hparam(default, decades(default))
         return Hparam(*self.protocol)
 
 
@@ -121,7 +124,9 @@ class OptimizerEntry:
         """What its docstring describes, for `Registry.summary`."""
         return self.build
 
-    def search_space(self, pretrained: bool, search: Search, fixed: Collection[str] = ()) -> dict[str, Hparam]:
+    def search_space(
+        self, pretrained: bool, search: Search, fixed: Collection[str] = (), part: bool = False
+    ) -> dict[str, Hparam]:
         """Return all hyperparameters of a search, which depend on whether training starts from pretrained weights.
 
         Args:
@@ -129,6 +134,7 @@ class OptimizerEntry:
             search: name of the search.
             fixed: names of hyperparameters that are fixed by hand. One that only the other search has takes the place
                 of those that only this one has, unless they are fixed too.
+            part: whether only a part of the network is trained.
         """
         lr = self.lr_pretrained if pretrained else self.lr_scratch
         decay = Hparam(0.0, log10_uniform(-6, -2) if pretrained else None)
@@ -138,7 +144,7 @@ class OptimizerEntry:
         if foreign := (other.keys() - own.keys()).intersection(fixed):
             kept = foreign | (own.keys() & {*other, *fixed})
             own = {name: hparam for name, hparam in {**other, **own}.items() if name in kept}
-        return {"lr": lr.hparam(search), "weight_decay": decay, **own}
+        return {"lr": lr.hparam(search, part), "weight_decay": decay, **own}
 
     def __call__(self, params: Any, *, seed: int = 0, **hparams: Any) -> Optimizer:
         """Build the optimizer.
@@ -189,19 +195,20 @@ _GENIE_HPARAMS = {
 def _register(
     name: str,
     build: Callable[..., Optimizer],
-    short: tuple[float, float],
+    short: tuple[float, float, float],
     protocol: tuple[float, Distribution] | None = None,
     *,
     summary: str = "",
     **entry: Any,
 ) -> None:
-    """Register an optimizer; ``short`` is (random start, given weights), ``protocol`` applies to both."""
+    """Register an optimizer; ``short`` is (random start, given weights, a part of them), ``protocol`` is for all."""
+    scratch, pretrained, part = short
     OPTIMIZERS.register(
         name,
         OptimizerEntry(
             build,
-            LearningRates(protocol or _SCRATCH, short[0]),
-            LearningRates(protocol or _PRETRAINED, short[1]),
+            LearningRates(protocol or _SCRATCH, scratch),
+            LearningRates(protocol or _PRETRAINED, pretrained, part),
             **entry,
         ),
         summary=summary,
@@ -216,45 +223,45 @@ def _with_radius(**others: Hparam) -> dict[str, Any]:
 _register(
     "sgd",
     SGD,
-    (0.1, 3e-4),
+    (0.1, 3e-4, 1e-3),
     (10**-2.75, log10_uniform(-4, -1.5)),
     summary="Stochastic gradient descent with momentum, torch's.",
     hparams={"momentum": Hparam(0.9)},
 )
-_register("adam", Adam, (0.01, 1e-4), summary="Adam (Kingma and Ba, ICLR 2015), torch's.")
+_register("adam", Adam, (0.01, 1e-4, 3e-4), summary="Adam (Kingma and Ba, ICLR 2015), torch's.")
 _register(
     "adamw",
     AdamW,
-    (0.01, 1e-4),
+    (0.01, 1e-4, 3e-4),
     summary="Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), torch's.",
 )
-_register("yogi", Yogi, (0.01, 1e-4))
-_register("adabelief", AdaBelief, (0.01, 1e-4))
+_register("yogi", Yogi, (0.01, 1e-4, 3e-4))
+_register("adabelief", AdaBelief, (0.01, 1e-4, 3e-4))
 OPTIMIZERS.register(
     "adahessian",
     OptimizerEntry(
         AdaHessian,
         # Only 0.15 was tuned. The others are Adam's times 15, the ratio of the two on small images.
         LearningRates((0.015, log10_uniform(-3.3, -1.3)), 0.15),
-        LearningRates((7.5e-4, log10_uniform(-3.8, -2.3)), 1.5e-3),
+        LearningRates((7.5e-4, log10_uniform(-3.8, -2.3)), 1.5e-3, 5e-3),
         needs_graph=True,
         seeded=True,
     ),
 )
-_register("sam", SAM, (0.01, 1e-4), passes=SAM.passes, **_with_radius())
+_register("sam", SAM, (0.01, 1e-4, 3e-4), passes=SAM.passes, **_with_radius())
 _register(
     "asam",
     ASAM,
-    (0.01, 1e-4),
+    (0.01, 1e-4, 3e-4),
     passes=ASAM.passes,
     named=True,
     hparams={"rho": Hparam(0.5, choice(0.1, 0.2, 0.5, 1.0)), "by_name": option(False, True)},
 )
-_register("gsam", GSAM, (0.01, 1e-4), passes=GSAM.passes, **_with_radius(alpha=Hparam(0.4)))
+_register("gsam", GSAM, (0.01, 1e-4, 3e-4), passes=GSAM.passes, **_with_radius(alpha=Hparam(0.4)))
 _register(
     "sagm",
     SAGM,
-    (0.01, 1e-4),
+    (0.01, 1e-4, 3e-4),
     passes=SAGM.passes,
     **_with_radius(alpha=Hparam(0.001, choice(0.001, 0.01, 0.02, 0.05, 0.1))),
 )
@@ -262,7 +269,7 @@ _register(
 _register(
     "gam",
     GAM,
-    (0.01, 1e-4),
+    (0.01, 1e-4, 3e-4),
     passes=GAM.passes,
     hparams={
         "rho": Hparam(0.2, choice(0.02, 0.05, 0.1, 0.2)),
@@ -272,15 +279,15 @@ _register(
 _register(
     "fad",
     FAD,
-    (0.01, 1e-4),
+    (0.01, 1e-4, 3e-4),
     passes=FAD.passes,
     **_with_radius(alpha=Hparam(1.0, choice(0.1, 0.5, 1.0)), beta=Hparam(0.5, choice(0.25, 0.5, 0.75))),
 )
-_register("genie", GENIE, (10.0, 0.1), (0.1, log10_uniform(-2, 0)), hparams=_GENIE_HPARAMS, seeded=True)
+_register("genie", GENIE, (10.0, 0.1, 0.3), (0.1, log10_uniform(-2, 0)), hparams=_GENIE_HPARAMS, seeded=True)
 _register(
     "genie_released",
     partial(GENIE, form="released"),
-    (0.3, 0.003),
+    (0.3, 0.003, 0.01),
     (0.015, log10_uniform(-3, -1)),
     summary="GENIE as in the code that its authors released.",
     hparams=_GENIE_HPARAMS,
@@ -290,7 +297,7 @@ _register(
 _register(
     "sign_genie",
     partial(GENIE, form="released", noise=0.0, dropout=0.0, seed=0),  # nothing is drawn
-    (0.3, 0.003),
+    (0.3, 0.003, 0.01),
     (0.015, log10_uniform(-3, -1)),
     summary="GENIE's released form without noise and mask: the step of its authors' Sign_GENIE, which uses no signs.",
     hparams={"beta": Hparam(0.95, uniform(0.9, 0.999))},
@@ -298,7 +305,7 @@ _register(
 _register(
     "genie_adamw",
     GENIEAdamW,
-    (0.01, 1e-4),
+    (0.01, 1e-4, 3e-4),
     summary="AdamW scaled by how far gradients agree, GENIE at Adam's learning rate.",
     hparams={"dropout": Hparam(0.0), "moment_dtype": Hparam("float32")},
     seeded=True,
@@ -309,9 +316,9 @@ OPTIMIZERS.register(
         Signum,
         # Only 0.003 was tuned. The others are Adam's times 0.3, the ratio of the two on small images.
         LearningRates((3e-4, log10_uniform(-5, -3)), 0.003),
-        LearningRates((1.5e-5, log10_uniform(-5.5, -4)), 3e-5),
+        LearningRates((1.5e-5, log10_uniform(-5.5, -4)), 3e-5, 1e-4),
         hparams={"momentum": Hparam(0.9), "decoupled_weight_decay": Hparam(True)},
     ),
 )
 # Those of the released GENIE, of which this is the preconditioner. Only 0.3 was tuned.
-_register("m_svag", MSVAG, (0.3, 0.003), (0.015, log10_uniform(-3, -1)), hparams={"beta": Hparam(0.9)})
+_register("m_svag", MSVAG, (0.3, 0.003, 0.01), (0.015, log10_uniform(-3, -1)), hparams={"beta": Hparam(0.9)})

@@ -39,6 +39,7 @@ def search_space(
     search: Search,
     fixed: Collection[str] = (),
     model: str | None = None,
+    part: bool = False,
 ) -> SearchSpace:
     """Return the hyperparameters of a method.
 
@@ -57,6 +58,7 @@ def search_space(
         fixed: names of hyperparameters that are fixed by hand, as "axis.name". One that only the other search has
             takes the place of its counterpart: with ``optimizer.rho``, the short search has the published radius.
         model: name of the model; None for hyperparameters that all models have.
+        part: whether only a part of the network is trained, which changes the learning rates of the short search.
     """
     of_algorithm, photographs = ALGORITHMS[algorithm], kind == "photographs"
     fixed_of_optimizer = [name.removeprefix("optimizer.") for name in fixed if name.startswith("optimizer.")]
@@ -87,7 +89,7 @@ def search_space(
         },
         "optimizer": {}
         if optimizer == NO_OPTIMIZER
-        else OPTIMIZERS[optimizer].search_space(pretrained, search, fixed_of_optimizer),
+        else OPTIMIZERS[optimizer].search_space(pretrained, search, fixed_of_optimizer, part),
         "annealer": dict(ANNEALERS[annealer].hparams),
     }
     if of_algorithm.draws_own_rates:

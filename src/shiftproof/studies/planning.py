@@ -438,8 +438,8 @@ _SPEC_FIELDS = {field.name for field in fields(RunSpec)}
 
 def _space(study: Study, facts: _Facts, method: Method) -> SearchSpace:
     fixed = {**study.fixed, **study.variant(method).fixed}
-    pretrained = study.weights is not None
-    return search_space(facts.key, facts.kind, pretrained, *method[:3], study.searched, fixed, facts.model)
+    pretrained, part = study.weights is not None, study.trained != "all"
+    return search_space(facts.key, facts.kind, pretrained, *method[:3], study.searched, fixed, facts.model, part)
 
 
 def _check_schedule(study: Study, steps: int, freq: int) -> None:
