@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from shiftproof.base.hparams import Hparam, decades
 from shiftproof.base.registry import RemovedNameError, UnknownNameError
 from shiftproof.optim import OPTIMIZERS
 
@@ -24,6 +25,20 @@ def test_protocol_ranges():
         )
         for name, hparam in adamw.items():
             assert (genie_adamw[name].default, genie_adamw[name].range) == (hparam.default, hparam.range)
+
+
+def test_a_part_of_given_weights_has_a_rate_of_its_own_in_the_short_search_only():
+    of_weights = {name: OPTIMIZERS[name].lr_pretrained for name in OPTIMIZERS}
+    rates = {name: (rates.short, rates.short_part) for name, rates in of_weights.items()}
+    assert rates["adam"] == rates["genie_adamw"] == (1e-4, 3e-4)
+    assert (rates["sgd"], rates["genie_released"], rates["genie"]) == ((3e-4, 1e-3), (0.003, 0.01), (0.1, 0.3))
+    for name, (whole, part) in rates.items():
+        for default, part_alone in ((whole, False), (part, True)):
+            lr = OPTIMIZERS[name].search_space(True, "short", part=part_alone)["lr"]
+            assert (lr.default, lr.range) == (default, Hparam(default, decades(default)).range)
+        for pretrained, search in ((True, "protocol"), (False, "protocol"), (False, "short")):
+            of_part, of_all = (OPTIMIZERS[name].search_space(pretrained, search, part=p)["lr"] for p in (True, False))
+            assert (of_part.default, of_part.range) == (of_all.default, of_all.range)
 
 
 @pytest.mark.parametrize("name", ["sam", "gsam", "sagm", "fad"])

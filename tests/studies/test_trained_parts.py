@@ -65,6 +65,16 @@ def test_where_a_part_is_trained_its_inputs_are_kept_in_four_views(study_of, cap
     assert (small.views, small.cache) == (0, "float16")
 
 
+def test_where_a_part_is_trained_the_short_search_has_other_rates(study_of):
+    rates = {}
+    for trained in ("blocks:1", "head", "all"):
+        for search in ("short", "protocol"):
+            [spec, _] = _specs(study_of(trained=trained, search=search))
+            rates[trained, search] = spec.hparams["optimizer.lr"]
+    assert [rates[trained, "short"] for trained in ("blocks:1", "head", "all")] == [3e-4, 3e-4, 1e-4]
+    assert {rates[trained, "protocol"] for trained in ("blocks:1", "head", "all")} == {5e-5}
+
+
 def test_a_method_that_reads_pictures_trains_without_the_cache_and_that_is_told(study_of, capsys):
     specs = _specs(study_of(algorithms=("erm", "mixup")))
     assert {(spec.algorithm, spec.cache, spec.views) for spec in specs} == {("erm", "float16", 4), ("mixup", "none", 4)}
