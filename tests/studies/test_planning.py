@@ -41,6 +41,49 @@ def test_what_is_fixed_by_hand_leaves_the_search():
     assert len({spec.hparams["optimizer.dropout"] for spec in runs if spec.optimizer == "genie"}) == 3
 
 
+def test_what_is_fixed_for_one_optimizer_comes_before_what_is_fixed_for_all():
+    methods = {"algorithms": ("erm",), "optimizers": ("adam", "sgd", "sam"), "targets": ("0",), "trials": 1}
+    fixed = {"optimizer.lr": 0.5, "adam.lr": 0.02, "sam.rho": 0.01, "sgd.momentum": 0}
+    study = Study(**methods, fixed=fixed)
+    plan = make_plan(study)
+    hparams = {spec.optimizer: spec.hparams for spec in plan.runs}
+    assert {name: hparams[name]["optimizer.lr"] for name in methods["optimizers"]} == {
+        "adam": 0.02,
+        "sgd": 0.5,
+        "sam": 0.5,
+    }
+    assert (hparams["sgd"]["optimizer.momentum"], hparams["sam"]["optimizer.rho"]) == (0.0, 0.01)
+    assert not {"optimizer.relative_rho"} & hparams["sam"].keys()
+    assert not any(name.partition(".")[0] in fixed for names in hparams.values() for name in names)
+    assert plan.grids[0].terms["fixed"] == "optimizer.lr=0.5, adam.lr=0.02, sam.rho=0.01, sgd.momentum=0"
+    alone = make_plan(study.only(Method("erm", "adam")))
+    assert alone.runs == [spec for spec in plan.runs if spec.optimizer == "adam"]
+    assert alone.grids[0].terms["fixed"] == "optimizer.lr=0.5, adam.lr=0.02"
+
+
+def test_runs_are_the_same_whichever_way_their_hyperparameters_are_named():
+    facts = {"algorithms": ("irm",), "optimizers": ("adam",), "targets": ("0",), "trials": 1, "hparam_trials": 3}
+    by_axis = Study(**facts, fixed={"optimizer.lr": 0.02, "algorithm.anneal_steps": 5})
+    by_name = Study(**facts, fixed={"adam.lr": 0.02, "irm.anneal_steps": 5})
+    assert make_plan(by_name).runs == make_plan(by_axis).runs
+
+
+def test_variants_may_fix_what_is_of_one_optimizer():
+    study = Study(
+        optimizers=("adam", "sgd"),
+        targets=("0",),
+        trials=1,
+        variants=(Variant(""), Variant("fast", fixed={"sgd.lr": 0.3}), Variant("slow", fixed={"optimizer.lr": 1e-3})),
+    )
+    rates = {str(spec.method): spec.hparams["optimizer.lr"] for spec in make_plan(study).runs}
+    assert rates == {
+        "erm + adam": 0.01, "erm + adam, slow": 1e-3, "erm + sgd": 0.1, "erm + sgd, fast": 0.3, "erm + sgd, slow": 1e-3,
+    }  # fmt: skip
+    with pytest.raises(FieldError, match=r"variant slow fixes optimizer\.lr, which the study fixes too"):
+        dataclasses.replace(study, fixed={"adam.lr": 1})
+    dataclasses.replace(study, variants=study.variants[:2], fixed={"adam.lr": 1})
+
+
 @pytest.mark.parametrize(
     ("search", "fixed", "radii"),
     [

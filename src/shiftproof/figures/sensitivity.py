@@ -76,9 +76,7 @@ def measure_sensitivity(study: Study, output: Path, jobs: int) -> list[Sensitivi
 
 def _values(study: Study, optimizer: str) -> list[tuple[str, float, float]]:
     """Return the hyperparameter, its value and its position in the figure for every variant of an optimizer."""
-    space = OPTIMIZERS[optimizer].search_space(
-        study.weights is not None, study.searched, part=study.trained != "all"
-    )
+    space = OPTIMIZERS[optimizer].search_space(study.weights is not None, study.searched, part=study.trained != "all")
     lr = float(space["lr"].default)
     values = [("lr", lr * factor, factor) for factor in LR_FACTORS]
     own = {name: several for name, several in GENIE_VALUES.items() if name in space}

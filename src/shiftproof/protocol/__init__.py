@@ -16,7 +16,15 @@ from shiftproof.protocol.selection import (
     select,
     selected_steps,
 )
-from shiftproof.protocol.settings import SearchSpace, check_fixed, hyperparameters, known_names, search_space, setting
+from shiftproof.protocol.settings import (
+    SearchSpace,
+    check_fixed,
+    fixed_for,
+    hyperparameters,
+    known_names,
+    search_space,
+    setting,
+)
 from shiftproof.protocol.unit import Unit
 from shiftproof.protocol.validation import (
     DEFAULT_METRIC,
@@ -46,6 +54,7 @@ __all__ = [
     "Unit",
     "best_by_validation",
     "check_fixed",
+    "fixed_for",
     "goodness",
     "hyperparameters",
     "known_names",

@@ -25,6 +25,7 @@ SearchSpace = dict[str, dict[str, Hparam]]
 _FIRST = ("model.dropout", "optimizer.lr", "data.batch_size", "optimizer.weight_decay")
 _AXES = ("algorithm", "optimizer", "annealer")
 """DomainBed's order of drawing: these names first, then axis by axis."""
+_ALL_AXES = ("data", "model", *_AXES)
 _REDRAWN = {"optimizer.lr": "lr_g", "algorithm.lr_ratio": "lr_d", "optimizer.weight_decay": "weight_decay_g"}
 """What DomainBed draws once more for algorithms that train a discriminator, in its order, after the first names."""
 
@@ -187,7 +188,7 @@ def _like(default: Value, value: Value) -> Value:
 
 
 def hyperparameters(algorithm: str, optimizer: str, annealer: str) -> dict[str, Hparam]:
-    """Return the hyperparameters of a method, by "axis.name".
+    """Return the hyperparameters of a method, by "axis.name" and by those of its parts, as "erm.name" or "sgd.name".
 
     Their types of values are the same for all data and searches, and the names are those of all. The defaults and
     distributions are those of the short search on photographs, from scratch, for what it has.
@@ -196,13 +197,34 @@ def hyperparameters(algorithm: str, optimizer: str, annealer: str) -> dict[str, 
         search_space("", "photographs", False, algorithm, optimizer, annealer, search) for search in get_args(Search)
     ]
     of_models = {f"model.{name}": hparam for model in MODELS for name, hparam in MODELS[model].hparams.items()}
-    return of_models | {
+    by_axis = of_models | {
         f"{axis}.{name}": hparam for space in spaces for axis in space for name, hparam in space[axis].items()
+    }
+    parts = dict(zip(_AXES, (algorithm, optimizer, annealer), strict=True))
+    return by_axis | {
+        f"{parts[axis]}.{name}": by_axis[f"{axis}.{name}"]
+        for axis, _, name in (each.partition(".") for each in by_axis)
+        if axis in parts
     }
 
 
+def fixed_for(fixed: Mapping[str, Value], algorithm: str, optimizer: str, annealer: str) -> dict[str, Value]:
+    """Return values that are fixed by hand for a method, by "axis.name".
+
+    Args:
+        fixed: the values, by "axis.name" or by those of parts, as "sgd.name", which come before "optimizer.name".
+        algorithm: name of the method's algorithm.
+        optimizer: name of its optimizer.
+        annealer: name of its annealer.
+    """
+    axes = dict(zip((algorithm, optimizer, annealer), _AXES, strict=True))
+    named = [(*name.split(".", 1), value) for name, value in fixed.items()]
+    own = {f"{axes[part]}.{name}": value for part, name, value in named if part in axes}
+    return {name: value for name, value in fixed.items() if name.split(".", 1)[0] in _ALL_AXES} | own
+
+
 def known_names() -> list[str]:
-    """Return the names of the hyperparameters of all methods, as "axis.name"."""
+    """Return the names of the hyperparameters of all methods, as `hyperparameters` has them."""
     methods = [
         *((algorithm, "sgd", "none") for algorithm in ALGORITHMS),
         *(("erm", optimizer, "none") for optimizer in OPTIMIZERS),
@@ -215,7 +237,7 @@ def check_fixed(fixed: Mapping[str, Value], methods: Iterable[Mapping[str, Hpara
     """Raise unless every fixed hyperparameter belongs to a method of the comparison and has a valid value.
 
     Args:
-        fixed: values given by hand, by "axis.name".
+        fixed: values given by hand, by the names of `hyperparameters`.
         methods: the `hyperparameters` of every method.
 
     Raises:

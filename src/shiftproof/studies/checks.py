@@ -19,7 +19,7 @@ from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS
 from shiftproof.models import HUB, check_normalisation, check_trained, default_image_size, published_weights
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, check_fixed, hyperparameters
+from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, check_fixed, fixed_for, hyperparameters
 from shiftproof.studies.field_info import TABLE_FIELDS
 from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, Variant, field_types
@@ -115,10 +115,6 @@ def _check_variants(study: Study) -> None:
         _check_positive(
             ("variants", f"variants.{variant.name}.times"), variant.times, f"times of variant {variant.name}"
         )
-        if both := variant.fixed.keys() & study.fixed.keys():
-            raise FieldError(
-                "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
-            )
         try:
             check_fixed(variant.fixed, methods)
             if variant.published is not None:
@@ -126,6 +122,12 @@ def _check_variants(study: Study) -> None:
         except FieldError as error:
             place = f"variants.{variant.name}.{error.field}"
             raise FieldError(("variants", place), f"variant {variant.name}: {error}") from error
+        for method in study.combinations:
+            of_study, of_variant = (fixed_for(fixed, *method[:3]) for fixed in (study.fixed, variant.fixed))
+            if both := of_variant.keys() & of_study.keys():
+                raise FieldError(
+                    "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
+                )
     if not study.methods:
         raise FieldError("variants", "no method has the hyperparameters of any variant")
 

@@ -18,6 +18,7 @@ from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.choices import Cache, Kind, Task
 from shiftproof.base.field_error import FieldError
+from shiftproof.base.hparams import Value
 from shiftproof.base.method import Method
 from shiftproof.base.plugins import digests, is_of_a_script
 from shiftproof.base.registry import UnknownNameError
@@ -43,7 +44,16 @@ from shiftproof.models import (
     weights_name,
 )
 from shiftproof.optim import NO_OPTIMIZER, OPTIMIZERS
-from shiftproof.protocol import DEFAULT_METRIC, PROTOCOLS, RULES, SearchSpace, measures_of, search_space, setting
+from shiftproof.protocol import (
+    DEFAULT_METRIC,
+    PROTOCOLS,
+    RULES,
+    SearchSpace,
+    fixed_for,
+    measures_of,
+    search_space,
+    setting,
+)
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
 from shiftproof.studies.study import Study
@@ -300,7 +310,7 @@ def _run_spec(study: Study, facts: _Facts, method: Method, targets: Targets, tri
     _check_schedule(study, steps, freq)
     hparams = setting(
         _space(study, facts, method),
-        {**study.fixed, **variant.fixed},
+        _fixed(study, method),
         hparam_seed,
         0 if study.tune == "shared" else trial,  # a setting shared by all trials has the same values in all
         study.protocol,
@@ -437,9 +447,13 @@ _SPEC_FIELDS = {field.name for field in fields(RunSpec)}
 
 
 def _space(study: Study, facts: _Facts, method: Method) -> SearchSpace:
-    fixed = {**study.fixed, **study.variant(method).fixed}
-    pretrained, part = study.weights is not None, study.trained != "all"
+    fixed, pretrained, part = _fixed(study, method), study.weights is not None, study.trained != "all"
     return search_space(facts.key, facts.kind, pretrained, *method[:3], study.searched, fixed, facts.model, part)
+
+
+def _fixed(study: Study, method: Method) -> dict[str, Value]:
+    """Return the hyperparameters that a study and its variant fix for a method, by "axis.name"."""
+    return fixed_for(study.fixed, *method[:3]) | fixed_for(study.variant(method).fixed, *method[:3])
 
 
 def _check_schedule(study: Study, steps: int, freq: int) -> None:
@@ -679,9 +693,13 @@ class _Builder:
                 return False
             return True
 
-        fixed = [name for name in hparams if f"{axis}.{name}" in self.study.fixed]
-        guilty = [name for name in fixed if works_with_default([name])]
-        if not guilty and fixed and works_with_default(fixed):  # several
-            guilty = fixed
-        varied = ["variants"] if any(f"{axis}.{name}" in self.study.variant(method).fixed for name in hparams) else []
-        return (*(f"{axis}.{name}" for name in guilty), *varied, f"{axis}s")
+        in_study, in_variant = (
+            {name for name in hparams if f"{axis}.{name}" in fixed_for(by_name, *method[:3])}
+            for by_name in (self.study.fixed, self.study.variant(method).fixed)
+        )
+        guilty = [name for name in hparams if name in in_study and works_with_default([name])]
+        if not guilty and in_study and works_with_default(sorted(in_study)):  # several
+            guilty = [name for name in hparams if name in in_study]
+        written = (f"{part}.{name}" for name in guilty for part in (getattr(spec, axis, axis), axis))
+        at_fault = (name for name in written if name in self.study.fixed)
+        return (*at_fault, *(["variants"] if in_variant else []), f"{axis}s")

@@ -49,7 +49,8 @@ class Variant:
     Attributes:
         name: its name in tables; empty for the only variant.
         times: factor for the number of steps.
-        fixed: hyperparameters that it fixes, by "axis.name"; only methods that have all of them get this variant.
+        fixed: hyperparameters that it fixes, named as in the study; only methods that have all of them get this
+            variant.
         published: the published table to compare its rows with; None for the study's.
     """
 
@@ -561,13 +562,13 @@ class Study:
     )
     fixed: dict[str, Value] = described(
         {},
-        "hyperparameters to fix for all methods instead of searching them, as in optimizer.lr=0.03",
+        "hyperparameters to fix instead of searching them: optimizer.lr=0.03 for all methods, sgd.lr=0.03 for one's",
         "methods",
         RUNS,
         none="none",
         options=("--set",),
         metavar="AXIS.NAME=VALUE",
-        term=Term("fixed", "hyperparameters fixed by hand, the same for all methods"),
+        term=Term("fixed", "hyperparameters fixed by hand; optimizer.lr is of all methods, sgd.lr of those with SGD"),
     )
 
     def __post_init__(self) -> None:
