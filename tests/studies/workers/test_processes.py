@@ -48,6 +48,26 @@ def test_a_task_that_raises_is_done_again_after_the_others(tmp_path):
     assert [(outcome.value, outcome.error) for outcome in outcomes] == [("done", None)] * 2
 
 
+_COUNTS_WITH_A_BAR = """
+import io
+from shiftproof.studies.workers import run_tasks
+from tqdm import tqdm
+
+def count(number):
+    return sum(tqdm(range(number), file=io.StringIO()))
+
+if __name__ == "__main__":
+    print(sorted(outcome.value for outcome in run_tasks(count, [3, 4], jobs=2)))
+"""
+
+
+def test_nothing_is_said_of_workers_that_had_a_progress_bar(tmp_path):
+    script = tmp_path / "count.py"
+    script.write_text(_COUNTS_WITH_A_BAR)
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert (found.stdout, found.stderr) == ("[3, 6]\n", "")
+
+
 def lack(path):
     """Raise what says that this machine can do no task."""
     with path.open("a") as file:

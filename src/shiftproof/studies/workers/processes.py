@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic
 
+from tqdm import tqdm
+
 from shiftproof.base.processes import START_METHOD, adopt, end_with_parent
 from shiftproof.studies.workers.retries import NodeError, Retries, Task, TaskOutcome, attempt
 
@@ -87,6 +89,7 @@ def _interrupts_ignored() -> Iterator[None]:
 def _serve(connection: Connection, work: Callable[[Any], Any], environment: Mapping[str, str]) -> None:
     end_with_parent()
     adopt(environment)
+    tqdm.set_lock(threading.RLock())  # its own has a semaphore, which would be reported as leaked when `stop` ends this
     connection.send(None)  # ready
     while True:
         connection.send(attempt(work, connection.recv()))
