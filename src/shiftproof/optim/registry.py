@@ -283,7 +283,7 @@ _register(
     passes=FAD.passes,
     **_with_radius(alpha=Hparam(1.0, choice(0.1, 0.5, 1.0)), beta=Hparam(0.5, choice(0.25, 0.5, 0.75))),
 )
-_register("genie", GENIE, (10.0, 0.1, 0.3), (0.1, log10_uniform(-2, 0)), hparams=_GENIE_HPARAMS, seeded=True)
+_register("genie", GENIE, (10.0, 0.1, 0.03), (0.1, log10_uniform(-2, 0)), hparams=_GENIE_HPARAMS, seeded=True)
 _register(
     "genie_released",
     partial(GENIE, form="released"),
