@@ -69,7 +69,7 @@ from shiftproof.studies import RayCluster, Study, Variant, make_plan, run_study,
         ("--set model.dropout=1", "Invalid dropout value: 1.0; it must be in [0, 1)"),
         ("--set sgd.lr=-1", "--set: Invalid learning rate: -1"),
         ("--set sgd.lr=x", "sgd.lr must be a number, not 'x'"),
-        ("--set yogi.lr=1", "unknown hyperparameter 'yogi.lr'"),
+        ("--set yogi.lr=1", "no method of the study has yogi.lr"),
         ("--set genie.rho=1", "unknown hyperparameter 'genie.rho'"),
         ("--set optimizer.lrr=1", "unknown hyperparameter 'optimizer.lrr'. Did you mean optimizer.lr"),
         ("--device cuda:77", "device cuda:77 is not available here"),
@@ -110,7 +110,7 @@ def test_assignments_must_have_a_name_and_a_value(capsys):
     for text in ("optimizer.lr", "=1", "optimizer.lr="):
         with pytest.raises(SystemExit):
             main(["compare", "--set", text])
-        assert "is not of the form axis.name=value" in capsys.readouterr().err
+        assert "is not of the form part.name=value, such as optimizer.lr=0.03" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

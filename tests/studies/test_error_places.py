@@ -27,7 +27,7 @@ from shiftproof.data import DatasetNotFoundError
         ("targets: [15]\nfixed:\n  optimizer.lr: -1\n  optimizer.weight_decay: 0.1", 3, "Invalid learning rate: -1"),
         ("optimizers: [adam]\nfixed:\n  optimizer.lr: -1\n  optimizer.weight_decay: -1", 3, "Invalid learning rate"),
         ("optimizers: [adam, sgd]\nfixed:\n  optimizer.lr: 1\n  adam.lr: -1", 4, "Invalid learning rate: -1"),
-        ("optimizers: [sgd]\nfixed:\n  sgd.lr: 1\n  adam.lr: 1", 4, "unknown hyperparameter 'adam.lr'"),
+        ("optimizers: [sgd]\nfixed:\n  sgd.lr: 1\n  adam.lr: 1", 4, "no method of the study has adam.lr"),
         (
             "fixed: {optimizer.weight_decay: 0.1}\nvariants:\n- {name: a, fixed: {optimizer.lr: -1}}",
             2,

@@ -79,9 +79,19 @@ def test_variants_may_fix_what_is_of_one_optimizer():
     assert rates == {
         "erm + adam": 0.01, "erm + adam, slow": 1e-3, "erm + sgd": 0.1, "erm + sgd, fast": 0.3, "erm + sgd, slow": 1e-3,
     }  # fmt: skip
-    with pytest.raises(FieldError, match=r"variant slow fixes optimizer\.lr, which the study fixes too"):
+    with pytest.raises(FieldError, match=r"variant slow fixes optimizer\.lr, and the study adam\.lr"):
         dataclasses.replace(study, fixed={"adam.lr": 1})
     dataclasses.replace(study, variants=study.variants[:2], fixed={"adam.lr": 1})
+    several = Variant("tuned", fixed={"adam.lr": 0.02, "sgd.lr": 0.2, "data.batch_size": 8})
+    study = Study(optimizers=("adam", "sgd", "genie"), targets=("0",), trials=1, variants=(several,))
+    tuned = {spec.optimizer: spec.hparams["optimizer.lr"] for spec in make_plan(study).runs}
+    assert tuned == {"adam": 0.02, "sgd": 0.2}
+
+
+def test_a_part_with_a_dot_in_its_name_has_hyperparameters_too(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS._entries, "my.sgd", OPTIMIZERS["sgd"])
+    [spec] = make_plan(Study(optimizers=("my.sgd",), targets=("0",), trials=1, fixed={"my.sgd.lr": 0.5})).runs
+    assert spec.hparams["optimizer.lr"] == 0.5
 
 
 @pytest.mark.parametrize(

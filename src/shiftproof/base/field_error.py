@@ -12,8 +12,8 @@ class FieldError(ValueError):
     option, can point to its place there.
 
     Args:
-        fields: names of the faulty fields, the likeliest first: fields as in `Study`, hyperparameters as "axis.name".
-            After "variants" may come the place in them, as "variants.NAME.axis.name".
+        fields: names of the faulty fields, the likeliest first: fields as in `Study`, hyperparameters as given, such
+            as "optimizer.lr". After "variants" may come the place in them, as "variants.NAME.optimizer.lr".
         message: what is wrong.
     """
 

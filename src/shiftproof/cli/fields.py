@@ -137,7 +137,7 @@ def assignment(text: str) -> tuple[str, Value]:
     """Return the name and the value of a hyperparameter that an option fixes."""
     name, equals, value = text.partition("=")
     if not equals or not name or not value:
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form axis.name=value")
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form part.name=value, such as optimizer.lr=0.03")
     return name, parse_value(value)
 
 

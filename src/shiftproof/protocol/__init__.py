@@ -1,6 +1,15 @@
 """The rules of a fair comparison: dialects, settings to search, measures and rules of selection."""
 
 from shiftproof.protocol.dialects import PROTOCOLS, Protocol
+from shiftproof.protocol.fixed import (
+    applies,
+    check_fixed,
+    fixed_for,
+    hyperparameters,
+    known_names,
+    unknown_hyperparameter,
+    written_for,
+)
 from shiftproof.protocol.measures import MEASURES, Measure, MeasureError, measures_of, over_domains, score
 from shiftproof.protocol.predictions import Predictions
 from shiftproof.protocol.selection import (
@@ -16,15 +25,7 @@ from shiftproof.protocol.selection import (
     select,
     selected_steps,
 )
-from shiftproof.protocol.settings import (
-    SearchSpace,
-    check_fixed,
-    fixed_for,
-    hyperparameters,
-    known_names,
-    search_space,
-    setting,
-)
+from shiftproof.protocol.settings import SearchSpace, search_space, setting
 from shiftproof.protocol.unit import Unit
 from shiftproof.protocol.validation import (
     DEFAULT_METRIC,
@@ -52,6 +53,7 @@ __all__ = [
     "SearchSpace",
     "SelectionRule",
     "Unit",
+    "applies",
     "best_by_validation",
     "check_fixed",
     "fixed_for",
@@ -69,5 +71,7 @@ __all__ = [
     "selected_steps",
     "setting",
     "training_domain_validation",
+    "unknown_hyperparameter",
     "validation_loss",
+    "written_for",
 ]

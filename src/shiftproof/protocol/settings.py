@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 
 from shiftproof.algorithms import ALGORITHMS
 from shiftproof.annealing import ANNEALERS
 from shiftproof.base.choices import Kind, Search
-from shiftproof.base.field_error import FieldError
-from shiftproof.base.hparams import Hparam, Value, check_value, choice, log2_int, unused
+from shiftproof.base.hparams import Hparam, Value, choice, log2_int, unused
 from shiftproof.base.randomness import seed_hash
-from shiftproof.base.registry import UnknownNameError
-from shiftproof.models import MODELS, model_hparams
+from shiftproof.models import model_hparams
 from shiftproof.optim import NO_OPTIMIZER, OPTIMIZERS
 from shiftproof.protocol.dialects import OURS, PROTOCOLS
 
 SearchSpace = dict[str, dict[str, Hparam]]
 """Hyperparameters by axis and name."""
 
+PART_AXES = ("algorithm", "optimizer", "annealer")
+"""The axes of a method's parts."""
 _FIRST = ("model.dropout", "optimizer.lr", "data.batch_size", "optimizer.weight_decay")
-_AXES = ("algorithm", "optimizer", "annealer")
 """DomainBed's order of drawing: these names first, then axis by axis."""
-_ALL_AXES = ("data", "model", *_AXES)
 _REDRAWN = {"optimizer.lr": "lr_g", "algorithm.lr_ratio": "lr_d", "optimizer.weight_decay": "weight_decay_g"}
 """What DomainBed draws once more for algorithms that train a discriminator, in its order, after the first names."""
 
@@ -165,7 +162,7 @@ def _draw_in_order(hparams: Mapping[str, Hparam], hparam_seed: int, trial_seed: 
     """
     random = np.random.RandomState(seed_hash(hparam_seed, trial_seed))
     again = [name for name in _REDRAWN if name in hparams and hparams[name].redrawn_as is not None]
-    by_axis = [name for axis in _AXES for name in hparams if name.startswith(f"{axis}.")]
+    by_axis = [name for axis in PART_AXES for name in hparams if name.startswith(f"{axis}.")]
     once = dict.fromkeys(name for name in [*_FIRST, *by_axis, *hparams] if name in _FIRST or name not in again)
     order = [name for name in once if name in hparams]
     first = [name for name in order if name in _FIRST]
@@ -185,66 +182,3 @@ def _distribution(hparam: Hparam, hparams: Mapping[str, Hparam]) -> Hparam:
 def _like(default: Value, value: Value) -> Value:
     """Return a whole number as a float if the default is a float: 1 and 1.0 are one setting."""
     return float(value) if isinstance(default, float) and type(value) is int else value
-
-
-def hyperparameters(algorithm: str, optimizer: str, annealer: str) -> dict[str, Hparam]:
-    """Return the hyperparameters of a method, by "axis.name" and by those of its parts, as "erm.name" or "sgd.name".
-
-    Their types of values are the same for all data and searches, and the names are those of all. The defaults and
-    distributions are those of the short search on photographs, from scratch, for what it has.
-    """
-    spaces = [
-        search_space("", "photographs", False, algorithm, optimizer, annealer, search) for search in get_args(Search)
-    ]
-    of_models = {f"model.{name}": hparam for model in MODELS for name, hparam in MODELS[model].hparams.items()}
-    by_axis = of_models | {
-        f"{axis}.{name}": hparam for space in spaces for axis in space for name, hparam in space[axis].items()
-    }
-    parts = dict(zip(_AXES, (algorithm, optimizer, annealer), strict=True))
-    return by_axis | {
-        f"{parts[axis]}.{name}": by_axis[f"{axis}.{name}"]
-        for axis, _, name in (each.partition(".") for each in by_axis)
-        if axis in parts
-    }
-
-
-def fixed_for(fixed: Mapping[str, Value], algorithm: str, optimizer: str, annealer: str) -> dict[str, Value]:
-    """Return values that are fixed by hand for a method, by "axis.name".
-
-    Args:
-        fixed: the values, by "axis.name" or by those of parts, as "sgd.name", which come before "optimizer.name".
-        algorithm: name of the method's algorithm.
-        optimizer: name of its optimizer.
-        annealer: name of its annealer.
-    """
-    axes = dict(zip((algorithm, optimizer, annealer), _AXES, strict=True))
-    named = [(*name.split(".", 1), value) for name, value in fixed.items()]
-    own = {f"{axes[part]}.{name}": value for part, name, value in named if part in axes}
-    return {name: value for name, value in fixed.items() if name.split(".", 1)[0] in _ALL_AXES} | own
-
-
-def known_names() -> list[str]:
-    """Return the names of the hyperparameters of all methods, as `hyperparameters` has them."""
-    methods = [
-        *((algorithm, "sgd", "none") for algorithm in ALGORITHMS),
-        *(("erm", optimizer, "none") for optimizer in OPTIMIZERS),
-        *(("erm", "sgd", annealer) for annealer in ANNEALERS),
-    ]
-    return list(dict.fromkeys(name for method in methods for name in hyperparameters(*method)))
-
-
-def check_fixed(fixed: Mapping[str, Value], methods: Iterable[Mapping[str, Hparam]]) -> None:
-    """Raise unless every fixed hyperparameter belongs to a method of the comparison and has a valid value.
-
-    Args:
-        fixed: values given by hand, by the names of `hyperparameters`.
-        methods: the `hyperparameters` of every method.
-
-    Raises:
-        FieldError: no method has the hyperparameter, or its value is not finite or not of its default's type.
-    """
-    valid = {name: hparam for method in methods for name, hparam in method.items()}
-    for name, value in fixed.items():
-        if name not in valid:
-            raise FieldError(name, str(UnknownNameError("hyperparameter", name, list(valid))))
-        check_value(name, value, valid[name].default)

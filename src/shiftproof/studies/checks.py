@@ -19,7 +19,7 @@ from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS
 from shiftproof.models import HUB, check_normalisation, check_trained, default_image_size, published_weights
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, check_fixed, fixed_for, hyperparameters
+from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, applies, check_fixed, hyperparameters, written_for
 from shiftproof.studies.field_info import TABLE_FIELDS
 from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, Variant, field_types
@@ -122,12 +122,13 @@ def _check_variants(study: Study) -> None:
         except FieldError as error:
             place = f"variants.{variant.name}.{error.field}"
             raise FieldError(("variants", place), f"variant {variant.name}: {error}") from error
-        for method in study.combinations:
-            of_study, of_variant = (fixed_for(fixed, *method[:3]) for fixed in (study.fixed, variant.fixed))
-            if both := of_variant.keys() & of_study.keys():
-                raise FieldError(
-                    "variants", f"variant {variant.name} fixes {', '.join(sorted(both))}, which the study fixes too"
-                )
+        for method, names in zip(study.combinations, methods, strict=True):
+            if not applies(variant.fixed, names):
+                continue
+            of_study, of_variant = (written_for(fixed, *method[:3]) for fixed in (study.fixed, variant.fixed))
+            if both := [name for name in of_variant if name in of_study]:
+                ours, theirs = (", ".join(of[name] for name in both) for of in (of_variant, of_study))
+                raise FieldError("variants", f"variant {variant.name} fixes {ours}, and the study {theirs}")
     if not study.methods:
         raise FieldError("variants", "no method has the hyperparameters of any variant")
 

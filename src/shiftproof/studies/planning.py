@@ -53,6 +53,7 @@ from shiftproof.protocol import (
     measures_of,
     search_space,
     setting,
+    written_for,
 )
 from shiftproof.studies.field_info import default_of, info_of
 from shiftproof.studies.plan import ABSENT, Grid, Plan
@@ -694,12 +695,11 @@ class _Builder:
             return True
 
         in_study, in_variant = (
-            {name for name in hparams if f"{axis}.{name}" in fixed_for(by_name, *method[:3])}
-            for by_name in (self.study.fixed, self.study.variant(method).fixed)
+            written_for(fixed, *method[:3]) for fixed in (self.study.fixed, self.study.variant(method).fixed)
         )
-        guilty = [name for name in hparams if name in in_study and works_with_default([name])]
-        if not guilty and in_study and works_with_default(sorted(in_study)):  # several
-            guilty = [name for name in hparams if name in in_study]
-        written = (f"{part}.{name}" for name in guilty for part in (getattr(spec, axis, axis), axis))
-        at_fault = (name for name in written if name in self.study.fixed)
-        return (*at_fault, *(["variants"] if in_variant else []), f"{axis}s")
+        fixed = [name for name in hparams if f"{axis}.{name}" in in_study]
+        guilty = [name for name in fixed if works_with_default([name])]
+        if not guilty and fixed and works_with_default(fixed):  # several
+            guilty = fixed
+        varied = ["variants"] if any(f"{axis}.{name}" in in_variant for name in hparams) else []
+        return (*(in_study[f"{axis}.{name}"] for name in guilty), *varied, f"{axis}s")

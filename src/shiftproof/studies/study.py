@@ -49,8 +49,8 @@ class Variant:
     Attributes:
         name: its name in tables; empty for the only variant.
         times: factor for the number of steps.
-        fixed: hyperparameters that it fixes, named as in the study; only methods that have all of them get this
-            variant.
+        fixed: hyperparameters that it fixes. Only methods that have all of those such as optimizer.lr get this variant,
+            and if there are any such as sgd.lr, only those that have one of them.
         published: the published table to compare its rows with; None for the study's.
     """
 
@@ -562,13 +562,13 @@ class Study:
     )
     fixed: dict[str, Value] = described(
         {},
-        "hyperparameters to fix instead of searching them: optimizer.lr=0.03 for all methods, sgd.lr=0.03 for one's",
+        "hyperparameters to fix: optimizer.lr=0.03 for all methods, sgd.lr=0.03 for those with SGD",
         "methods",
         RUNS,
         none="none",
         options=("--set",),
-        metavar="AXIS.NAME=VALUE",
-        term=Term("fixed", "hyperparameters fixed by hand; optimizer.lr is of all methods, sgd.lr of those with SGD"),
+        metavar="PART.NAME=VALUE",
+        term=Term("fixed", "hyperparameters fixed by hand: optimizer.lr for all methods, sgd.lr for those with SGD"),
     )
 
     def __post_init__(self) -> None:
@@ -636,12 +636,12 @@ class Study:
     def methods(self) -> list[Method]:
         """The rows of the table: every method in every variant whose hyperparameters it has."""
         from shiftproof.optim import NO_OPTIMIZER
-        from shiftproof.protocol import hyperparameters
+        from shiftproof.protocol import applies, hyperparameters
 
         result = []
         for method in self.combinations:
             names = hyperparameters(*method[:3]).keys()
-            fitting = [v for v in self.variants if v.fixed.keys() <= names]
+            fitting = [v for v in self.variants if applies(v.fixed.keys(), names)]
             if method.optimizer == NO_OPTIMIZER:  # more steps change nothing
                 fitting = [v for v in fitting if v.fixed] or fitting[:1]
             result += [method._replace(variant=v.name) for v in fitting]

@@ -17,7 +17,7 @@ from shiftproof.base.files import with_home
 from shiftproof.base.hparams import Value, parse_truth, parse_value
 from shiftproof.base.plugins import PluginError, import_plugins
 from shiftproof.base.registry import UnknownNameError
-from shiftproof.protocol import hyperparameters, known_names
+from shiftproof.protocol import applies, hyperparameters, known_names, unknown_hyperparameter
 from shiftproof.studies.checks import check_name
 from shiftproof.studies.study import Study, Variant, field_types
 
@@ -170,7 +170,7 @@ def _key(field: str, entries: _Entries) -> yaml.Node | None:
 
 
 def _variant_keys(variants: yaml.Node) -> dict[str, yaml.Node]:
-    """Return the keys in a file's variants, by "variants.NAME.field", of hyperparameters "variants.NAME.axis.name"."""
+    """Return the keys in a file's variants, by "variants.NAME.field", of hyperparameters "variants.NAME.sgd.lr"."""
     found: dict[str, yaml.Node] = {}
     for node in variants.value:
         pairs = [(key, value) for key, value in node.value]
@@ -308,7 +308,7 @@ def _convert(node: yaml.Node, kind: Any, what: str) -> Any:
         known = known_names() if pairs else []
         for name, pair in pairs.items():
             if name not in known:
-                raise _error(pair.key, str(UnknownNameError("hyperparameter", name, known)))
+                raise _error(pair.key, str(unknown_hyperparameter(name, known)))
         return values
     return _scalar(node, kind, what)
 
@@ -392,7 +392,7 @@ def _leave_out_variants(entries: _Entries, given: Mapping[str, Any]) -> list[str
 
 
 def _hyperparameters(values: Mapping[str, Any]) -> list[set[str]]:
-    """Return the hyperparameters of every method, as "axis.name"; nothing if a name is unknown, as `Study` will say."""
+    """Return the names of every method's hyperparameters; nothing if a name is unknown, as `Study` will say."""
     try:
         return [set(hyperparameters(*method)) for method in product(*(values[field] for field in _METHODS))]
     except UnknownNameError:
@@ -400,9 +400,9 @@ def _hyperparameters(values: Mapping[str, Any]) -> list[set[str]]:
 
 
 def _runnable(variant: Variant, methods: Sequence[set[str]]) -> bool:
-    return any(variant.fixed.keys() <= names for names in methods)
+    return any(applies(variant.fixed.keys(), names) for names in methods)
 
 
 def _reason(variant: Variant, methods: Sequence[set[str]]) -> str:
     unknown = [name for name in variant.fixed if not any(name in names for names in methods)]
-    return f"no method of the study has {', '.join(unknown or variant.fixed)}"
+    return f"no method of the study has {', '.join(unknown) if unknown else ' and '.join(variant.fixed)}"

@@ -89,7 +89,7 @@ def _interrupts_ignored() -> Iterator[None]:
 def _serve(connection: Connection, work: Callable[[Any], Any], environment: Mapping[str, str]) -> None:
     end_with_parent()
     adopt(environment)
-    tqdm.set_lock(threading.RLock())  # its own has a semaphore, which would be reported as leaked when `stop` ends this
+    tqdm.set_lock(threading.RLock())  # its own has a semaphore, which is reported as leaked if `stop` ends the process
     connection.send(None)  # ready
     while True:
         connection.send(attempt(work, connection.recv()))
