@@ -18,10 +18,9 @@ def hf(client, run_guide):
     transformers = client("transformers")
     guide = run_guide("Hugging Face Trainer")  # its Trainer for multi-pass optimizers is what is tested here
     gc.freeze()  # each training collects garbage, which among all that was imported takes longer than the training
-    yield SimpleNamespace(
+    return SimpleNamespace(
         package=transformers, Trainer=transformers.Trainer, ClosureTrainer=guide["ClosureTrainer"], guide=guide
     )
-    gc.unfreeze()
 
 
 def bert(hf, dropout=0.0, seed=0):

@@ -289,8 +289,8 @@ class Counter:
     ("form", "options"),
     [
         ("paper", {"foreach": False}),
-        ("released", {"capturable": True}),
-        ("released", {"foreach": True}),
+        pytest.param("released", {"capturable": True}, marks=pytest.mark.slow),
+        pytest.param("released", {"foreach": True}, marks=pytest.mark.slow),
         ("released", {}),
     ],
     ids=["paper-forloop", "released-capturable", "released-foreach", "released-default"],
