@@ -33,8 +33,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    # Building a GENIE collects garbage, for the seeds of dropped ones. To look through all that was imported each time would
-    # take most of the time of its tests.
+    # Building a GENIE collects garbage, for the seeds of dropped ones. Looking through all that was imported would take
+    # most of the time of its tests.
     gc.collect()
     gc.freeze()
 
