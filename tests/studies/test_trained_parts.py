@@ -3,12 +3,25 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from shiftproof.cli import main
 from shiftproof.models import build_network
-from shiftproof.studies import FieldError, Study, make_plan, read_results, run_study, study_costs, study_data
+from shiftproof.studies import (
+    FieldError,
+    Study,
+    combine_runs,
+    make_plan,
+    open_data,
+    read_plan,
+    read_results,
+    run_study,
+    study_costs,
+    study_data,
+)
 from shiftproof.tables import build_tables
+from shiftproof.training import Inputs, load, read_result
 
 SIZE = 32
 
@@ -133,6 +146,37 @@ def test_a_study_shares_one_cache_and_its_table_says_so(study_of, tmp_path):
     assert table.terms["trained"] == "blocks:1"
     assert (table.terms["views"], table.terms["cache"]) == (4, "float16 and none")
     assert all(row.mean.trials == 2 for row in table.rows)
+
+
+@pytest.mark.parametrize("cache", ["float32", "none"])
+def test_combined_runs_are_scored_on_what_is_kept_of_their_trunk(cache, study_of, folder, tmp_path, monkeypatch):
+    study = study_of(cache=cache, hparam_trials=3, targets=("one",), steps=8, checkpoint_freq=4)
+    run_study(study, tmp_path / "out", 1)
+    if cache != "none":
+        monkeypatch.setattr(Inputs, "_in_view", None)  # pictures are not asked for
+    combine_runs(tmp_path / "out", data_dir=folder)
+    monkeypatch.undo()
+    made = [spec for spec in read_plan(tmp_path / "out").runs if spec.members]
+    assert [spec.averaging for spec in made] == ["diwa", "diwa_greedy", "ensemble"]
+    data = open_data(study, "folder")
+    for spec in made:
+        members = [load(tmp_path / "out" / "runs" / name).network for name in spec.members]
+        if spec.averaging != "ensemble":
+            members = [load(tmp_path / "out" / "runs" / spec.name).network]
+        inputs = Inputs(data, spec, members[0].normalisation, torch.device("cpu"))
+        result = read_result(tmp_path / "out" / "runs" / spec.name)
+        for domain, name in enumerate(data.domain_names):
+            with torch.inference_mode():
+                chances = [(_mean([m(x).double().softmax(1) for m in members]), y)
+                           for x, y in inputs.evaluation_batches(domain, "out")]  # fmt: skip
+            losses = [-p[range(len(y)), y].log() for p, y in chances]
+            assert result["metrics"][0]["domains"][name]["out"]["loss"] == pytest.approx(
+                torch.cat(losses).mean().item(), rel=1e-5
+            )
+
+
+def _mean(tensors):
+    return torch.stack(tensors).mean(0)
 
 
 def test_from_the_command_line(folder, weights, tmp_path, capsys):

@@ -12,7 +12,7 @@ from shiftproof.annealing import ANNEALERS
 from shiftproof.base.field_error import FieldError
 from shiftproof.base.randomness import torch_seed
 from shiftproof.data import DomainDataset
-from shiftproof.models import Network, build_network, cut, freeze_all_but, weighted_cross_entropy
+from shiftproof.models import Cut, Network, build_network, cut, freeze_all_but, weighted_cross_entropy
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.protocol import PROTOCOLS
 from shiftproof.training.averaging import check_trained_alone
@@ -47,9 +47,7 @@ def build_steps(
     network = _network(spec, prepared(spec, dataset), weights)
     if spec.cache != "none" and spec.weights is None:
         raise FieldError("cache", "the outputs of a trunk that starts at random are of one run, and are not kept")
-    parts = None if spec.cache == "none" else cut(network)
-    if parts is not None:
-        parts.trunk.to(device).to(memory_format=torch.channels_last)
+    parts = kept_cut(spec, network, device)
     algorithm = _algorithm(spec, parts.rest if parts else network, len(dataset.domains), device, ranks)
     featurizer = parts.network.featurizer if parts else whole_featurizer(algorithm.network)  # with all its blocks
     check_start(spec, featurizer)
@@ -68,6 +66,21 @@ def build_steps(
         rates=_scheduled_rates(spec, algorithm),
         penalty=StartPenalty(spec.l2_sp, algorithm.network.featurizer.parameters()) if spec.l2_sp else None,
     )
+
+
+def kept_cut(spec: RunSpec, network: Network, device: torch.device) -> Cut | None:
+    """Return a network of which a part is frozen, cut behind its trunk, if a run keeps the trunk's outputs.
+
+    Args:
+        spec: the run's spec.
+        network: its network.
+        device: the device that the trunk is moved to.
+    """
+    if spec.cache == "none":
+        return None
+    parts = cut(network)
+    parts.trunk.to(device).to(memory_format=torch.channels_last)
+    return parts
 
 
 def _scheduled_rates(spec: RunSpec, algorithm: Algorithm) -> ScheduledRates | None:

@@ -23,9 +23,10 @@ from shiftproof.algorithms import Batch
 from shiftproof.base.choices import Combination, Task
 from shiftproof.base.files import write_json, write_json_lines
 from shiftproof.data import DomainDataset
-from shiftproof.models import Loss, loss_of
+from shiftproof.models import Loss, freeze_all_but, loss_of
 from shiftproof.protocol import PROTOCOLS, best_by_validation, select
 from shiftproof.training.averaging import State
+from shiftproof.training.build import kept_cut
 from shiftproof.training.constant import constant_scores
 from shiftproof.training.evaluation import evaluate
 from shiftproof.training.inputs import Inputs, Part
@@ -154,9 +155,12 @@ class _Scorer:
 
     def score(self, model: SavedModel, parts: Parts, member: RunSpec) -> _Scores:
         """Score a model on inputs prepared as a run prepared them."""
-        inputs = Inputs(prepared(member, self._raw), self.spec, model.network.normalisation, self.device)
+        network, spec = model.network, replace(self.spec, hparams=member.hparams)
+        freeze_all_but(network, spec.trained)
+        behind = kept_cut(spec, network, self.device)  # a trunk is alike in all members, and computed for none of them
+        inputs = Inputs(prepared(member, self._raw), spec, network.normalisation, self.device, cut=behind)
         batches = partial(inputs.evaluation_batches, step=self._step)
-        return self._scores(model, batches, parts, model.network.loss)
+        return self._scores(model if behind is None else behind.rest, batches, parts, network.loss)
 
     def score_outputs(self, outputs: Mapping[tuple[int, Part], Tensor]) -> _Scores:
         """Score outputs that are there already."""
