@@ -29,8 +29,9 @@ def test_protocol_ranges():
 
 def test_a_part_of_given_weights_has_a_rate_of_its_own_in_the_short_search_only():
     of_weights = {name: OPTIMIZERS[name].lr_pretrained for name in OPTIMIZERS}
-    rates = {name: (rates.short, rates.short_part) for name, rates in of_weights.items()}
+    rates = {name: (rates.short, rates.short_part or rates.short) for name, rates in of_weights.items()}
     assert rates["adam"] == rates["genie_adamw"] == (1e-4, 3e-4)
+    assert rates["adahessian"] == (0.015, 0.015)
     assert (rates["sgd"], rates["genie_released"], rates["genie"]) == ((3e-4, 1e-3), (0.003, 0.01), (0.1, 0.03))
     for name, (whole, part) in rates.items():
         for default, part_alone in ((whole, False), (part, True)):

@@ -241,9 +241,9 @@ OPTIMIZERS.register(
     "adahessian",
     OptimizerEntry(
         AdaHessian,
-        # Only 0.15 and 0.015 were tuned. The others are Adam's times 15, the ratio of the two on small images.
+        # Only 0.15 and 0.015 were tuned. The protocol's are Adam's times 15, the ratio of the two on small images.
         LearningRates((0.015, log10_uniform(-3.3, -1.3)), 0.15),
-        LearningRates((7.5e-4, log10_uniform(-3.8, -2.3)), 1.5e-3, 0.015),
+        LearningRates((7.5e-4, log10_uniform(-3.8, -2.3)), 0.015),
         needs_graph=True,
         seeded=True,
     ),
