@@ -86,6 +86,12 @@ def test_variants_may_fix_what_is_of_one_optimizer():
     study = Study(optimizers=("adam", "sgd", "genie"), targets=("0",), trials=1, variants=(several,))
     tuned = {spec.optimizer: spec.hparams["optimizer.lr"] for spec in make_plan(study).runs}
     assert tuned == {"adam": 0.02, "sgd": 0.2}
+    narrowed = [dataclasses.replace(study, optimizers=("adam",)), study.only(Method("erm", "adam", variant="tuned"))]
+    for one in narrowed:
+        assert make_plan(one).runs == [spec for spec in make_plan(study).runs if spec.optimizer == "adam"]
+    for fixed, name in (({"adam.lr": 1, "sgd.lrr": 1}, "sgd.lrr"), ({"sgd.lr": 1}, "sgd.lr")):
+        with pytest.raises(FieldError, match=name):
+            dataclasses.replace(study, optimizers=("adam",), variants=(Variant("a", fixed=fixed),))
 
 
 def test_a_part_with_a_dot_in_its_name_has_hyperparameters_too(monkeypatch):

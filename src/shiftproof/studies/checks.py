@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,16 @@ from shiftproof.base.registry import Registry, UnknownNameError
 from shiftproof.data import AUGMENTATIONS, DATASETS
 from shiftproof.models import HUB, check_normalisation, check_trained, default_image_size, published_weights
 from shiftproof.optim import OPTIMIZERS
-from shiftproof.protocol import MEASURES, PROTOCOLS, RULES, applies, check_fixed, hyperparameters, written_for
+from shiftproof.protocol import (
+    MEASURES,
+    PROTOCOLS,
+    RULES,
+    applies,
+    check_fixed,
+    hyperparameters,
+    known_names,
+    written_for,
+)
 from shiftproof.studies.field_info import TABLE_FIELDS
 from shiftproof.studies.published_results import published
 from shiftproof.studies.study import Study, Variant, field_types
@@ -115,8 +124,9 @@ def _check_variants(study: Study) -> None:
         _check_positive(
             ("variants", f"variants.{variant.name}.times"), variant.times, f"times of variant {variant.name}"
         )
+        fits = any(applies(variant.fixed, names) for names in methods)
         try:
-            check_fixed(variant.fixed, methods)
+            check_fixed({n: v for n, v in variant.fixed.items() if not (fits and _is_elsewhere(n, methods))}, methods)
             if variant.published is not None:
                 check_name("published", variant.published)
         except FieldError as error:
@@ -131,6 +141,11 @@ def _check_variants(study: Study) -> None:
                 raise FieldError("variants", f"variant {variant.name} fixes {ours}, and the study {theirs}")
     if not study.methods:
         raise FieldError("variants", "no method has the hyperparameters of any variant")
+
+
+def _is_elsewhere(name: str, methods: Sequence[Collection[str]]) -> bool:
+    """Return whether a hyperparameter is of a part that the study does not have."""
+    return not any(name in names for names in methods) and name in known_names()
 
 
 def _check_table(study: Study) -> None:

@@ -658,14 +658,14 @@ class Study:
         """Return the study reduced to one of its methods, without hyperparameters fixed for others only."""
         from shiftproof.protocol import hyperparameters
 
-        known = hyperparameters(*method[:3])
+        known, variant = hyperparameters(*method[:3]), self.variant(method)
         return replace(
             self,
             algorithms=(method.algorithm,),
             optimizers=(method.optimizer,),
             annealers=(method.annealer,),
             averaging=tuple(one for one in self.averaging if one == method.averaging),
-            variants=(self.variant(method),),
+            variants=(replace(variant, fixed={name: v for name, v in variant.fixed.items() if name in known}),),
             fixed={name: value for name, value in self.fixed.items() if name in known},
             baseline=None,
         )

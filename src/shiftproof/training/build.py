@@ -75,6 +75,9 @@ def kept_cut(spec: RunSpec, network: Network, device: torch.device) -> Cut | Non
         spec: the run's spec.
         network: its network.
         device: the device that the trunk is moved to.
+
+    Raises:
+        ValueError: it cannot be cut.
     """
     if spec.cache == "none":
         return None

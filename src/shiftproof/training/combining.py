@@ -89,6 +89,7 @@ def combine(
     Raises:
         ValueError: the data set is not the members'.
         DamagedFileError: a member's model cannot be read.
+        CacheError: the outputs of the members' trunk were kept, are gone and cannot be kept again.
     """
     if dataset.fingerprint != spec.data_fingerprint:
         raise ValueError(f"the data set {spec.dataset} is not the one that the runs were trained on")
@@ -155,9 +156,9 @@ class _Scorer:
 
     def score(self, model: SavedModel, parts: Parts, member: RunSpec) -> _Scores:
         """Score a model on inputs prepared as a run prepared them."""
-        network, spec = model.network, replace(self.spec, hparams=member.hparams)
+        network, spec = model.network, replace(self.spec, hparams=member.hparams, device=self.device.type)
         freeze_all_but(network, spec.trained)
-        behind = kept_cut(spec, network, self.device)  # a trunk is alike in all members, and computed for none of them
+        behind = kept_cut(spec, network, self.device)  # all members have one trunk, whose outputs are kept
         inputs = Inputs(prepared(member, self._raw), spec, network.normalisation, self.device, cut=behind)
         batches = partial(inputs.evaluation_batches, step=self._step)
         return self._scores(model if behind is None else behind.rest, batches, parts, network.loss)
