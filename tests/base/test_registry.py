@@ -145,6 +145,7 @@ _RATES = LearningRates((1e-3, log10_uniform(-4, -2)), 0.01)
         ),
         (lambda: LearningRates((1e-3, 1e-2), 0.01), r"protocol of LearningRates must be a default and a distribution"),
         (lambda: LearningRates((1e-3, log10_uniform(-4, -2)), 0), r"a learning rate must be .* above 0, not 0"),
+        (lambda: LearningRates((1e-3, log10_uniform(-4, -2)), 0.01, 0), r"a learning rate must be .* above 0, not 0"),
         (lambda: LearningRates((1e-3, log10_uniform(-4, -2)), "1"), r"a learning rate must be .* above 0, not '1'"),
         (lambda: DatasetEntry(_function, kind="pictures"), r"kind of DatasetEntry must be photographs or small_images"),
         (lambda: DatasetEntry(lambda folder: None, None), r"open of DatasetEntry must take 3 arguments"),

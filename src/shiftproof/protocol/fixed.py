@@ -68,8 +68,9 @@ def check_fixed(fixed: Mapping[str, Value], methods: Iterable[Mapping[str, Hpara
     valid = {name: hparam for method in methods for name, hparam in method.items()}
     for name, value in fixed.items():
         if name not in valid:
-            error = str(unknown_hyperparameter(name, valid))
-            raise FieldError(name, f"no method of the study has {name}" if name in known_names() else error)
+            if name in known_names():
+                raise FieldError(name, f"no method of the study has {name}")
+            raise FieldError(name, str(unknown_hyperparameter(name, valid)))
         check_value(name, value, valid[name].default)
 
 
@@ -97,7 +98,7 @@ def fixed_for(fixed: Mapping[str, Value], algorithm: str, optimizer: str, anneal
     return {axis_name: fixed[name] for axis_name, name in written_for(fixed, algorithm, optimizer, annealer).items()}
 
 
-def written_for(fixed: Iterable[str], algorithm: str, optimizer: str, annealer: str) -> dict[str, str]:
+def written_for(fixed: Collection[str], algorithm: str, optimizer: str, annealer: str) -> dict[str, str]:
     """Return how the names that are fixed for a method are written, by "axis.name".
 
     Args:
