@@ -39,6 +39,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what is left at the end would be reported as leaked
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.manual_seed(0)  # a test that sets no seed draws the same numbers whichever tests ran before it in its process
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
