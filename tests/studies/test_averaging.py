@@ -1,6 +1,7 @@
 """Averaging as an axis of methods: rows of their own, and one training for those that differ in it only."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -14,7 +15,7 @@ from shiftproof.studies import Study, make_plan, read_results, run_study, study_
 from shiftproof.studies.plan import read_plan
 from shiftproof.studies.store import Store
 from shiftproof.studies.study_file import read_study
-from shiftproof.tables import as_csv, as_text, build_tables
+from shiftproof.tables import as_csv, as_text, build_tables, shared_note
 from shiftproof.training import read_result
 from studies.outputs import rows_of
 
@@ -102,9 +103,12 @@ def test_what_a_later_study_adds_is_all_that_is_trained(tmp_path):
     assert (Store(tmp_path).folder(held) / "result.json").stat().st_mtime_ns == written
     assert [row["shared"] for row in after.rows] == [1, 2, 2]
     assert len({after.result(spec)["weights_sha256"] for spec in after.plan.runs}) == 1
-    rows = {str(row.method): row.shared for row in build_tables(read_results(tmp_path))[0].rows}
+    [table] = build_tables(read_results(tmp_path))
+    rows = {str(row.method): row.shared for row in table.rows}
     assert rows == {"erm + adam": 1, "erm + adam + ema": 2, "erm + adam + sma": 2}
-    assert "s/run of erm + adam + ema, erm + adam + sma: a share." in as_text(after)
+    assert "s/run of all but erm + adam: a share." in as_text(after)
+    more = dataclasses.replace(table, rows=[table.rows[0], *table.rows])  # the shorter of two lists is named
+    assert shared_note(more).startswith("s/run of erm + adam + ema, erm + adam + sma: a share.")
     assert "a share" not in as_text(before)
 
 

@@ -13,9 +13,11 @@ def transductive_note(table: Table) -> str:
 def shared_note(table: Table) -> str:
     """Say of which rows the seconds are shares of a training; empty if there are none."""
     shared = [row for row in table.rows if row.shared > 1]
+    others = [row for row in table.rows if row.shared <= 1]
     if not shared:
         return ""
-    which = "" if len(shared) == len(table.rows) else f" of {', '.join(str(row.method) for row in shared)}"
+    words, named = ("of", shared) if len(shared) <= len(others) else ("of all but", others)
+    which = f" {words} {', '.join(str(row.method) for row in named)}" if named else ""
     return (
         f"s/run{which}: a share. Runs that differ in their averaging only were trained together, up to "
         f"{max(row.shared for row in shared)} at a time, and the time of their steps and of scoring the trained "
