@@ -22,6 +22,7 @@ from shiftproof.studies import (
 )
 from shiftproof.tables import build_tables
 from shiftproof.training import Inputs, load, read_result
+from shiftproof.training.examples import Examples
 
 SIZE = 32
 
@@ -153,7 +154,7 @@ def test_combined_runs_are_scored_on_what_is_kept_of_their_trunk(cache, study_of
     study = study_of(cache=cache, hparam_trials=3, targets=("one",), steps=8, checkpoint_freq=4)
     run_study(study, tmp_path / "out", 1)
     if cache != "none":
-        monkeypatch.setattr(Inputs, "_in_view", None)  # pictures are not asked for
+        monkeypatch.setattr(Examples, "in_view", None)  # pictures are not asked for
     combine_runs(tmp_path / "out", data_dir=folder)
     monkeypatch.undo()
     made = [spec for spec in read_plan(tmp_path / "out").runs if spec.members]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from shiftproof.base.randomness import generator, torch_seed
 from shiftproof.data import AUGMENTATIONS, DomainDataset, batch_indices, on_device, split_domain
 from shiftproof.models import MODELS, Cut, Normalisation, model_hparams
 from shiftproof.protocol import PROTOCOLS
+from shiftproof.training.examples import Examples
 from shiftproof.training.prepared import prepared, training_rows
 from shiftproof.training.ranks import ALONE, Ranks
 from shiftproof.training.spec import RunSpec
@@ -61,9 +62,9 @@ class Inputs:
         self._balanced = spec.sampling == "balanced"
         self._photographs = dataset.kind == "photographs"
         self._augmentation = AUGMENTATIONS[spec.augmentation]
+        self._examples = Examples(dataset, self._augmentation, normalisation, device)
         self._augments_validation = self._photographs and PROTOCOLS[spec.protocol].augment_validation
         self._batch_size: int = spec.axis("data")["batch_size"]
-        self._normalisation = normalisation
         self._device = device
         large = (device.type == "cuda" or cut is not None) and not ALGORITHMS[spec.algorithm].transductive
         self._evaluation_batch = GPU_EVALUATION_BATCH if large else EVALUATION_BATCH
@@ -71,7 +72,6 @@ class Inputs:
         self._views = spec.views if self._photographs else 0
         # behind a trunk there are no pictures to change anew
         self._changes = self._photographs and (self._views > 0 or cut is None)
-        self._draws: dict[tuple[int, int], Any] = {}
         self._trunk = None if cut is None else self._trunk_outputs(cut, spec)
         self.targets = [dataset.domain_index(name) for name in spec.targets]
         self.sources = [i for i in range(len(dataset.domains)) if i not in self.targets]
@@ -151,9 +151,8 @@ class Inputs:
             return self._plain(domain, indices[own])
         if self._views:
             return self._viewed(domain, indices[own], self._drawn_views(len(indices), seed, step, domain)[own])
-        images = self._rows(domain, indices[own])
-        draws = self._augmentation.draw(len(indices), images.shape[-1], seed, step, domain)
-        return self._prepared(self._augmentation.apply(images, draws[own]))
+        draws = self._augmentation.draw(len(indices), self._dataset.input_shape[-1], seed, step, domain)
+        return self._examples.augmented(domain, indices[own], draws[own])
 
     def _viewed(self, domain: int, indices: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
         """Return pictures, each in one of its views, or what the trunk puts out for them."""
@@ -163,33 +162,18 @@ class Inputs:
         pictures = torch.empty(shape, device=self._device, memory_format=torch.channels_last)
         for view in np.unique(views).tolist():
             there = np.flatnonzero(views == view)
-            pictures[there] = self._in_view(domain, indices[there], view)
+            pictures[there] = self._examples.in_view(domain, indices[there], view)
         return pictures
 
     def _plain(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
         """Return rows as they are, or what the trunk puts out for them."""
         if self._trunk is not None:
             return self._trunk.rows(domain, indices, None)
-        return self._in_view(domain, indices, 0)
-
-    def _in_view(self, domain: int, indices: NDArray[np.int64], view: int) -> Tensor:
-        """Return normalised rows in one view, of which 0 is as they are."""
-        rows = self._rows(domain, indices)
-        floats = (
-            self._augmentation.apply(rows, self._draws_of(domain, view)[indices]) if view else self._as_floats(rows)
-        )
-        return self._prepared(floats)
+        return self._examples.in_view(domain, indices, 0)
 
     def _drawn_views(self, count: int, seed: int, step: int, domain: int) -> NDArray[np.int64]:
         """Draw the view of each picture of a batch, from 1."""
         return generator(seed, "view", step, domain).integers(1, self._views + 1, count)
-
-    def _draws_of(self, domain: int, view: int) -> Any:
-        """Return what makes a view of each picture of a domain; it is the same for all runs."""
-        if (domain, view) not in self._draws:
-            size, count = self._dataset.input_shape[-1], len(self._dataset.domains[domain])
-            self._draws[domain, view] = self._augmentation.draw(count, size, torch_seed("views"), view, domain)
-        return self._draws[domain, view]
 
     def _trunk_outputs(self, cut: Cut, spec: RunSpec) -> TrunkOutputs:
         facts = [
@@ -202,7 +186,9 @@ class Inputs:
         facts += [("plugins", sorted(parts.items())), ("augmentation", spec.augmentation)]
         facts += [(name, version(name)) for name in ("torch", "torchvision", "timm")]
         dtype = torch.float16 if spec.cache == "float16" else torch.float32
-        return TrunkOutputs(cut, facts, [len(domain) for domain in self._dataset.domains], dtype, self._in_view)
+        return TrunkOutputs(
+            cut, facts, [len(domain) for domain in self._dataset.domains], dtype, self._examples.in_view
+        )
 
     def evaluation_batches(self, domain: int, part: Part, step: int = 0) -> Iterator[Batch]:
         """Yield all images of one part of a domain, in order, at the evaluation after step number ``step``.
@@ -224,7 +210,7 @@ class Inputs:
             if views is not None:
                 inputs = self._viewed(domain, rows, views[batch])
             elif draws is not None:
-                inputs = self._prepared(self._augmentation.apply(self._rows(domain, rows), draws[batch]))
+                inputs = self._examples.augmented(domain, rows, draws[batch])
             else:
                 inputs = self._plain(domain, rows)
             yield inputs, self._labels(domain, rows)
@@ -233,19 +219,6 @@ class Inputs:
         """Return up to ``count`` images of one part of a domain without augmentation, always the same ones."""
         chosen = self.rows(domain, part)[:count]  # the splits are in random order
         return self._plain(domain, chosen), self._labels(domain, chosen)
-
-    def _as_floats(self, rows: Tensor) -> Tensor:
-        return rows.float() / 255 if rows.dtype == torch.uint8 else rows
-
-    def _prepared(self, inputs: Tensor) -> Tensor:
-        if self._normalisation is None:
-            return inputs
-        # convolutions are up to 2.5 times as fast in channels-last format
-        return self._normalisation(inputs).contiguous(memory_format=torch.channels_last)
-
-    def _rows(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
-        # fancy indexing copies the chosen images, even out of a memory-mapped array
-        return on_device(self._dataset.domains[domain].inputs[indices], self._device)
 
     def _labels(self, domain: int, indices: NDArray[np.int64]) -> Tensor:
         return on_device(self._dataset.domains[domain].targets[indices], self._device)
