@@ -186,6 +186,7 @@ class Inputs:
         facts += [("plugins", sorted(parts.items())), ("augmentation", spec.augmentation)]
         facts += [(name, version(name)) for name in ("torch", "torchvision", "timm")]
         dtype = torch.float16 if spec.cache == "float16" else torch.float32
+        # a method of this object would close a circle, and mapped files would stay until a garbage collection
         return TrunkOutputs(
             cut, facts, [len(domain) for domain in self._dataset.domains], dtype, self._examples.in_view
         )
