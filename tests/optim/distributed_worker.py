@@ -37,7 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shiftproof.optim import GENIE, GENIEAdamW
 
-STEPS = 20
+STEPS = 10
 SAVED_AT = 7
 WORLDS = (2, 1, 3, 4)  # 2 first: it saves the checkpoints that 1 and 3 go on from
 STUCK_AFTER = 1000  # seconds that a process waits for another: long, as others may have the cores
