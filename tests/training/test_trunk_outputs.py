@@ -237,7 +237,13 @@ def _damage_type(file):
     np.save(file, np.load(file).astype(np.float64))
 
 
-@pytest.mark.parametrize("damage", [_damage_truncate, _damage_header, _damage_shape, _damage_type])
+def _damage_one_bit(file):
+    written = bytearray(file.read_bytes())
+    written[-20] ^= 1
+    file.write_bytes(written)
+
+
+@pytest.mark.parametrize("damage", [_damage_truncate, _damage_header, _damage_shape, _damage_type, _damage_one_bit])
 def test_a_damaged_file_is_made_again(damage, cache):
     seen = []
     outputs, *_ = _outputs(seen=seen)

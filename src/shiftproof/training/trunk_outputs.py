@@ -6,8 +6,9 @@ import hashlib
 import math
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from shiftproof.base.files import cache_folder, locked, whole_file
 from shiftproof.data import CacheError, on_device
 from shiftproof.models import Cut
 
-LAYOUT = 1
+LAYOUT = 2
 """Part of every file's name; raise it when the outputs or the files change."""
 _BLOCK = 64  # pictures in a forward pass, always the same, because results depend on it in the last bits
 _REPORT_SECONDS = 5.0
+_SUM_BYTES = 4  # behind the outputs, the CRC-32 of them
 
 Pictures = Callable[[int, NDArray[np.int64], int], Tensor]
 """Returns normalised pictures of a domain for some of its rows and a view, of which 0 is the picture as it is."""
@@ -34,7 +36,7 @@ class TrunkOutputs:
     """What a trunk puts out for the pictures of a data set, memory-mapped.
 
     There is a file for every domain and view. It is made when first read: processes that need it at once make it once,
-    and one that is half written, cut short or of another version is made again. The name of the folder determines the
+    and one that is half written, damaged or of another version is made again. The name of the folder determines the
     content.
 
     Args:
@@ -151,10 +153,13 @@ class TrunkOutputs:
     def _make(self, file: Path, shape: tuple[int, ...], domain: int, view: int) -> None:
         self._check_space([(domain, view)])
         header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
+        checksum = 0
         with whole_file(file) as stream:
             np.lib.format.write_array_header_1_0(stream, header)
             for block in self._outputs(domain, view):
                 stream.write(block.data)
+                checksum = zlib.crc32(block.data, checksum)
+            stream.write(checksum.to_bytes(_SUM_BYTES, "little"))
 
     def _outputs(self, domain: int, view: int) -> Iterator[NDArray[Any]]:
         size = self._sizes[domain]
@@ -187,11 +192,22 @@ def _digest(*facts: object) -> str:
 
 
 def _read(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
-    """Map a file; None if it is missing, truncated or of another form."""
+    """Map a file; None if it is missing, damaged or of another form."""
     try:
         found = np.load(file, mmap_mode="r")
-        size = file.stat().st_size
+        status = file.stat()
     except (OSError, ValueError, EOFError):
         return None
     whole = isinstance(found, np.memmap) and found.shape == shape and found.dtype == dtype
-    return found if whole and size == found.offset + found.nbytes else None
+    if not whole or status.st_size != found.offset + found.nbytes + _SUM_BYTES:
+        return None
+    state = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return found if _has_its_sum(file, found.offset, state) else None
+
+
+@cache
+def _has_its_sum(file: Path, start: int, state: tuple[int, ...]) -> bool:
+    """Return whether a file's outputs have the checksum behind them; a process reads a file once in each state."""
+    written = np.memmap(file, np.uint8, "r", start)
+    checksum = zlib.crc32(written[:-_SUM_BYTES].data)
+    return checksum == int.from_bytes(written[-_SUM_BYTES:].tobytes(), "little")
