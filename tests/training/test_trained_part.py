@@ -1,6 +1,5 @@
 """Runs that train the head or the last blocks: every algorithm, annealer and optimizer leaves the rest as it is."""
 
-import gc
 import json
 
 import pytest
@@ -14,7 +13,6 @@ from shiftproof.base.files import read_json
 from shiftproof.models import build_network, freeze_all_but, weights_fingerprint
 from shiftproof.optim import OPTIMIZERS
 from shiftproof.training import train
-from shiftproof.training.trunk_outputs import TrunkOutputs
 from training.killed import train_killed_at
 
 CPU = torch.device("cpu")
@@ -100,21 +98,6 @@ def test_killed_it_ends_as_undisturbed(spec_of, digits, weights, tmp_path):
     train(spec, digits, tmp_path / "killed", device=CPU, weights=weights)
     whole, killed = ({**read_json(tmp_path / run / "result.json", ""), "seconds": None} for run in ("whole", "killed"))
     assert json.dumps(whole) == json.dumps(killed)
-
-
-def test_a_run_that_has_ended_keeps_no_files_of_its_trunk(spec_of, digits, weights, tmp_path, monkeypatch):
-    monkeypatch.setenv("SHIFTPROOF_CACHE", str(tmp_path / "cache"))
-    spec = spec_of("blocks:1", averaging="ema", cache="float32")
-    train(spec, digits, tmp_path / "first", device=CPU, weights=weights)
-    gc.collect()
-    gc.disable()  # else a collection may come in time
-    try:
-        train(spec, digits, tmp_path / "second", device=CPU, weights=weights)
-        left = [found for found in gc.get_objects() if isinstance(found, TrunkOutputs)]
-    finally:
-        gc.enable()
-    assert list((tmp_path / "cache").glob("trunk-*"))
-    assert left == []
 
 
 def test_all_is_the_run_that_it_was_and_another_part_is_another_run(spec_of):

@@ -1,5 +1,6 @@
 """Runs that read what the frozen trunk put out: they end as those that compute it at every step."""
 
+import gc
 import json
 import threading
 
@@ -206,6 +207,20 @@ def _outputs(dtype=torch.float32, facts=("made up",), trained="blocks:2", seen=N
 
     part = cut_network(network)
     return TrunkOutputs(part, facts, [150, 150], dtype, of), part, pictures
+
+
+def test_a_run_that_has_ended_holds_no_file(spec_of, photographs, weights, tmp_path):
+    spec = spec_of(averaging="ema")
+    train(spec, photographs, tmp_path / "first", device=CPU, weights=weights)
+    gc.collect()
+    gc.disable()  # else a collection may come in time
+    try:
+        train(spec, photographs, tmp_path / "second", device=CPU, weights=weights)
+        left = [found for found in gc.get_objects() if isinstance(found, TrunkOutputs)]
+    finally:
+        gc.enable()
+    assert list((tmp_path / "cache").glob("trunk-*"))
+    assert left == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
