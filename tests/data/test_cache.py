@@ -87,7 +87,7 @@ def test_a_new_file_renews_the_cache(image_tree, decoded):
     assert len(open_folder(root, 8).domains[0]) == 4
 
 
-@pytest.mark.parametrize("damage", ["truncated", "longer", "header", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "longer", "header", "bracket", "empty"])
 def test_a_damaged_cache_is_rebuilt(image_tree, decoded, cache_folder, damage):
     root = image_tree(TREE)
     images = open_folder(root, 8).domains[0].inputs.copy()
@@ -97,6 +97,7 @@ def test_a_damaged_cache_is_rebuilt(image_tree, decoded, cache_folder, damage):
         "truncated": content[:-1],
         "longer": content + b"x",
         "header": b"x" * 200 + content[200:],
+        "bracket": content.replace(b"}", b" ", 1),
         "empty": b"",
     }
     file.unlink()  # the first one may still be mapped

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -143,7 +144,7 @@ def _opened(file: Path, shape: tuple[int, ...]) -> CachedImages | None:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - _FINGERPRINT_BYTES))
             fingerprint = stream.read().hex()
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):  # the last two of a damaged header
         return None
     if not isinstance(images, np.memmap) or images.shape != shape or images.dtype != np.uint8:
         return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
+import os
 import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,7 +28,10 @@ LAYOUT = 2
 """Part of every file's name; raise it when the outputs or the files change."""
 _BLOCK = 64  # pictures in a forward pass, always the same, because results depend on it in the last bits
 _REPORT_SECONDS = 5.0
-_SUM_BYTES = 4  # behind the outputs, the CRC-32 of them
+_SUM_BYTES = 4  # the CRC-32 of a file, at its end
+_READ_AT_ONCE = 2**24
+_SOUND: set[tuple[Path, int, int, int]] = set()
+"""States of files that had their checksum: a process reads an unchanged file once."""
 
 Pictures = Callable[[int, NDArray[np.int64], int], Tensor]
 """Returns normalised pictures of a domain for some of its rows and a view, of which 0 is the picture as it is."""
@@ -152,10 +157,9 @@ class TrunkOutputs:
 
     def _make(self, file: Path, shape: tuple[int, ...], domain: int, view: int) -> None:
         self._check_space([(domain, view)])
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
         checksum = 0
         with whole_file(file) as stream:
-            np.lib.format.write_array_header_1_0(stream, header)
+            stream.write(_header(shape, self._dtype))
             for block in self._outputs(domain, view):
                 stream.write(block.data)
                 checksum = zlib.crc32(block.data, checksum)
@@ -191,23 +195,35 @@ def _digest(*facts: object) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
+def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
 def _read(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
     """Map a file; None if it is missing, damaged or of another form."""
+    header = _header(shape, dtype)
     try:
-        found = np.load(file, mmap_mode="r")
-        status = file.stat()
-    except (OSError, ValueError, EOFError):
+        with file.open("rb") as stream:  # once: another process may put a new file in its place
+            if stream.read(len(header)) != header or not _has_its_sum(file, stream):
+                return None
+            return np.memmap(stream, dtype, "r", len(header), shape)
+    except (OSError, ValueError):
         return None
-    whole = isinstance(found, np.memmap) and found.shape == shape and found.dtype == dtype
-    if not whole or status.st_size != found.offset + found.nbytes + _SUM_BYTES:
-        return None
-    state = (status.st_ino, status.st_size, status.st_mtime_ns)
-    return found if _has_its_sum(file, found.offset, state) else None
 
 
-@cache
-def _has_its_sum(file: Path, start: int, state: tuple[int, ...]) -> bool:
-    """Return whether a file's outputs have the checksum behind them; a process reads a file once in each state."""
-    written = np.memmap(file, np.uint8, "r", start)
-    checksum = zlib.crc32(written[:-_SUM_BYTES].data)
-    return checksum == int.from_bytes(written[-_SUM_BYTES:].tobytes(), "little")
+def _has_its_sum(file: Path, stream: BinaryIO) -> bool:
+    """Return whether what follows in a file has its checksum at the end."""
+    status = os.fstat(stream.fileno())
+    state = (file, status.st_ino, status.st_size, status.st_mtime_ns)
+    if state in _SOUND:
+        return True
+    checksum, left = 0, status.st_size - stream.tell() - _SUM_BYTES
+    while block := stream.read(max(0, min(left, _READ_AT_ONCE))):
+        checksum = zlib.crc32(block, checksum)
+        left -= len(block)
+    if stream.read() != checksum.to_bytes(_SUM_BYTES, "little"):
+        return False
+    _SOUND.add(state)
+    return True
