@@ -58,7 +58,7 @@ class Held:
         return self._wait() == b""
 
     def _wait(self):
-        assert select.select([self._end], [], [], 60)[0]
+        assert select.select([self._end], [], [], HANG)[0]
         return os.read(self._end, 100)
 
 
@@ -259,6 +259,26 @@ def test_a_kill_loses_nothing_and_leaves_nothing_running(tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     assert held.ended()
     assert [check["status"] for check in written(tmp_path)["checks"]] == ["done", "running", "not reached"]
+
+
+def test_a_kill_while_a_child_starts_leaves_nothing_running(run, monkeypatch, tmp_path):
+    """Before the driver has a name for it."""
+    held, start_child = Held(tmp_path), subprocess.Popen
+
+    def start_and_kill(*arguments, **options):
+        child = start_child(*arguments, **options)
+        assert held.begun()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_kill)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with pytest.raises(SystemExit):
+            run(shell("endless", held.script))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert held.ended()
 
 
 def planned(sizes):

@@ -43,17 +43,23 @@ def run_child(
         environment: its variables, beside those of this process.
     """
     start, begin = log.seek(0, os.SEEK_END), time.monotonic()
-    child = subprocess.Popen(  # noqa: S603
-        command,
-        cwd=folder,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    held = _HeldSignals()  # one that came now would leave a child that nobody knows
+    try:
+        child = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except BaseException:
+        held.let_go()
+        raise
     status = None
     try:
+        held.let_go()
         with suppress(subprocess.TimeoutExpired):
             status = child.wait(seconds)
     finally:
@@ -64,3 +70,20 @@ def run_child(
     log.seek(start)
     printed = log.read().decode(errors="replace").splitlines()
     return Ended(status, time.monotonic() - begin, [line for line in printed if line.strip()][-20:])
+
+
+class _HeldSignals:
+    """Interrupts and terminations that come from now on have their effect in `let_go`."""
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._handlers = {number: signal.signal(number, self._keep) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _keep(self, number: int, _: object) -> None:
+        self._came.append(number)
+
+    def let_go(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        for number in self._came:
+            signal.raise_signal(number)
