@@ -85,5 +85,5 @@ class _HeldSignals:
     def let_go(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        for number in self._came:
-            signal.raise_signal(number)
+        for came in self._came:
+            signal.raise_signal(came)
