@@ -28,7 +28,7 @@ LAYOUT = 2
 """Part of every file's name; raise it when the outputs or the files change."""
 _BLOCK = 64  # pictures in a forward pass, always the same, because results depend on it in the last bits
 _REPORT_SECONDS = 5.0
-_SUM_BYTES = 4  # the CRC-32 of a file, at its end
+_SUM_BYTES = 4  # the CRC-32 of the outputs, at the end of their file
 _READ_AT_ONCE = 2**24
 _SOUND: set[tuple[Path, int, int, int]] = set()
 """States of files that had their checksum: a process reads an unchanged file once."""
@@ -214,7 +214,7 @@ def _read(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[A
 
 
 def _has_its_sum(file: Path, stream: BinaryIO) -> bool:
-    """Return whether what follows in a file has its checksum at the end."""
+    """Return whether the outputs, which come next in the stream, have their checksum behind them."""
     status = os.fstat(stream.fileno())
     state = (file, status.st_ino, status.st_size, status.st_mtime_ns)
     if state in _SOUND:
